@@ -1,0 +1,34 @@
+# Every target sets up .venv by itself; nothing has to be typed before.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test test-system check docs clean
+.DELETE_ON_ERROR:
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(READY)  ## train a ViT and its differential twin, then compare them (about five minutes on two cores)
+	$(BIN)/python -m diffvit.cli.demo configs
+
+test: $(READY)  ## the whole quick suite, one worker per core
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
+
+test-system: $(READY)  ## long runs, kills, the demo
+	$(BIN)/python -m pytest -q -m 'system and not cuda' --timeout 900
+
+check: $(READY)  ## style, types, import contracts, generated documents
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m diffvit.reporting.readme --check
+
+docs: $(READY)  ## rewrite the README's results from the committed rows
+	$(BIN)/python -m diffvit.reporting.readme
+
+clean:
+	rm -rf .venv build dist src/*.egg-info

@@ -1,0 +1,56 @@
+"""``make demo``: trains a ViT and a Diff-ViT of equal size where the newcomer can watch, then compares them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from diffvit.errors import DiffvitError
+
+
+def free_folder(folder: Path) -> Path:
+    """``folder``, or ``folder-2``, ``folder-3``, ... where that is taken."""
+    number, free = 1, folder
+    while free.exists():
+        number += 1
+        free = folder.with_name(f"{folder.name}-{number}")
+    return free
+
+
+def demo(recipes: Path, out: Path) -> Path:
+    """Train both models by the recipe for the data that is here; returns the report's path.
+
+    Args:
+        recipes: folder with ``demo_cifar10.yaml`` and ``demo_shapes.yaml``.
+        out: folder that gets both run folders and the report.
+    """
+    from diffvit.config import resolve
+    from diffvit.data.sources import resolve_auto
+    from diffvit.reporting.render import compare
+    from diffvit.training.loop import train
+    from diffvit.training.progress import make_progress
+
+    data_dir = os.environ.get("DIFFVIT_DATA")
+    source = resolve_auto(data_dir=Path(data_dir) if data_dir else None)
+    if source == "shapes":
+        print(
+            "CIFAR-10 was not found here and could not be fetched: training on the built-in shapes instead.", flush=True
+        )
+    runs = []
+    for name, attention in (("vit", "softmax"), ("diffvit", "differential")):
+        config = resolve(recipes / f"demo_{source}.yaml", {"model": {"attention": attention}})
+        runs.append(train(config, out=out / name, progress=make_progress(quiet=False)))
+    report = compare(runs, out=out / "report")
+    for row in report.rows:
+        print(f"{row['attention']}: test accuracy {row['test_accuracy']:.1%} in {row['train_seconds']:.0f} s")
+    print(f"Report: {report.path.resolve()}")
+    return report.path
+
+
+if __name__ == "__main__":
+    try:
+        demo(Path(sys.argv[1]), free_folder(Path("runs/demo")))
+    except DiffvitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

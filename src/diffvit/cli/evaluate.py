@@ -1,0 +1,75 @@
+"""``diffvit evaluate`` and ``diffvit predict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from diffvit.cli import show
+from diffvit.cli.options import COMMAND, OUTPUT, PLACE, DataDir, Output, Place, data_dir_of
+
+Run = Annotated[str, Parameter(help="Run folder, model.safetensors, or the name of a packaged model.")]
+Data = Literal["auto", "cifar10", "folder", "shapes"]
+
+
+def evaluate(
+    run: Run,
+    /,
+    *,
+    split: Annotated[Literal["test", "validation", "train"], Parameter(group=COMMAND, help="Which images.")] = "test",
+    data: Annotated[Data | None, Parameter(group=COMMAND, help="Data source; by default the run's own.")] = None,
+    data_dir: DataDir = None,
+    place: Place = PLACE,
+    output: Output = OUTPUT,
+) -> None:
+    """Score a trained model on labelled images: accuracy, top-5, calibration, and each class."""
+    where = place.resolved()
+    data_dir = data_dir_of(data_dir)
+
+    from diffvit.training.evaluate import evaluate as score
+
+    found = score(run, split=split, data=data, data_dir=data_dir, **where)
+    per_class = found["per_class_accuracy"]
+    show.pairs(
+        {
+            "model": run,
+            "images": f"{found['images']:,} ({found['data']}, {split})",
+            "accuracy": show.percent(found["accuracy"]),
+            "top-5": show.percent(found["top5"]),
+            "calibration error": show.percent(found["calibration_error"]),
+            "loss": f"{found['loss']:.4f}",
+            "parameters": f"{found['parameters']:,}",
+            "FLOPs per image": f"{found['flops_per_image']:,}",
+            "images/s": f"{found['images_per_second']:,.0f} ({found['device']}, {found['precision']})",
+        }
+    )
+    show.table(
+        ["class", "accuracy"],
+        [[name, show.percent(value)] for name, value in zip(found["classes"], per_class, strict=True)],
+    )
+    if output.json:
+        show.as_json({key: value for key, value in found.items() if key not in ("labels", "predictions")})
+
+
+def predict(
+    run: Run,
+    images: Annotated[list[Path], Parameter(name="IMAGE", negative="", help="JPEG, PNG, GIF, BMP or WebP files.")],
+    /,
+    *,
+    top: Annotated[int, Parameter(group=COMMAND, help="Classes to name per image.")] = 5,
+    place: Place = PLACE,
+    output: Output = OUTPUT,
+) -> None:
+    """Name what is on images: the likeliest classes with their probabilities."""
+    where = place.resolved()
+
+    from diffvit.training.evaluate import predict as name
+
+    found = name(run, images, top=top, **where)
+    for image in found:
+        rows = [[label, show.percent(chance)] for label, chance in image["top"]]
+        show.table(["class", "probability"], rows, title=image["image"])
+    if output.json:
+        show.as_json({"images": found})

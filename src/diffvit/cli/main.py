@@ -1,0 +1,95 @@
+"""``diffvit``: the verbs, and the one place where a fault becomes one line and an exit code.
+
+A verb's module is imported when the verb is used, and torch only when it is needed: ``--help`` has to be quick.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
+
+from cyclopts import App
+
+from diffvit import __version__
+from diffvit.cli.faults import PIPE_CLOSED, explain, own_warnings
+
+
+class Verb(NamedTuple):
+    """Where a verb lives, and what ``--help`` says of it before it is imported."""
+
+    home: str
+    usage: str
+    help: str
+
+
+VERBS = {
+    "train": Verb(
+        "diffvit.cli.train:train",
+        "[CONFIG.yaml] [OPTIONS]",
+        "Train a model into a run folder, or take up a run that stopped.\n\n"
+        "A flag beats the environment (DIFFVIT_EPOCHS, DIFFVIT_MODEL__DEPTH, ...), which beats the file, which beats "
+        "the default. Ctrl-C saves the state and says how to go on.",
+    ),
+    "evaluate": Verb(
+        "diffvit.cli.evaluate:evaluate",
+        "RUN [OPTIONS]",
+        "Score a trained model on labelled images.\n\nAccuracy, top-5, calibration error, and each class.",
+    ),
+    "predict": Verb("diffvit.cli.evaluate:predict", "RUN IMAGE... [OPTIONS]", "Name what is on images."),
+    "compare": Verb(
+        "diffvit.cli.compare:compare",
+        "RUN... [OPTIONS]",
+        "Put finished runs side by side in one report.\n\nA table here, and a page with curves, lambdas and classes.",
+    ),
+}
+
+
+def build() -> App:
+    """The whole command line, nothing of it imported yet."""
+    app = App(
+        name="diffvit",
+        help="Train, compare and look inside Vision Transformers and Differential Vision Transformers.",
+        version=f"diffvit {__version__}",
+        help_format="plaintext",
+        suppress_keyboard_interrupt=False,
+    )
+    for place, (name, verb) in enumerate(VERBS.items()):
+        usage = f"Usage: diffvit {name} {verb.usage}"
+        app.command(verb.home, name=name, help=verb.help, usage=usage, sort_key=place)
+    app.command("diffvit.cli.data:app", name="data", help="Look at data sets and fetch them.", sort_key=len(VERBS))
+    app.register_install_completion_command(help="Install completion for bash, zsh or fish.")
+    return app
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; the exit code. Faults end as one line on standard error (``--debug`` adds the traceback)."""
+    debug = "--debug" in arguments
+    try:
+        with own_warnings(everything=debug):
+            build()(
+                list(arguments), exit_on_error=False, print_error=False, verbose=False, result_action="return_value"
+            )
+            sys.stdout.flush()
+        return 0
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # rich turns it into an exit of its own
+            return PIPE_CLOSED
+        return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+    except BaseException as error:
+        code, line = explain(error, arguments)
+        if debug:
+            traceback.print_exception(error)
+        if line:
+            print(f"error: {line}", file=sys.stderr)
+        return code
+
+
+def main() -> NoReturn:
+    """The ``diffvit`` command."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

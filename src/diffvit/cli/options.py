@@ -1,0 +1,91 @@
+"""Options that several verbs share, and flags made from the configuration's fields."""
+
+from __future__ import annotations
+
+import types
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypedDict, Union, get_args, get_origin
+
+from cyclopts import Group, Parameter
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from diffvit.config import resolve
+from diffvit.models.presets import PRESETS
+from diffvit.settings import Device, Precision
+
+COMMAND = Group("Options", sort_key=1)
+RUN = Group("The run", sort_key=2)
+
+
+@Parameter(name="*", group=COMMAND)
+@dataclass(frozen=True)
+class Output:
+    """How a command reports."""
+
+    json: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    """Print the result as one JSON object on the last line of standard output."""
+    debug: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    """Show the traceback of an error."""
+
+
+@Parameter(name="*", group=COMMAND)
+@dataclass(frozen=True)
+class Place:
+    """Where a model runs."""
+
+    device: Annotated[Device | None, Parameter(show_default="auto")] = None
+    """Where to run."""
+    precision: Annotated[Precision | None, Parameter(show_default="auto")] = None
+    """auto is what the run itself was scored with, else what this machine is good at."""
+
+    def resolved(self) -> dict[str, str]:
+        """``device`` and ``precision``: flag > environment > default."""
+        config = resolve(None, {name: value for name, value in vars(self).items() if value is not None})
+        return {"device": config.device, "precision": config.precision}
+
+
+DataDir = Annotated[
+    Path | None, Parameter(group=COMMAND, help="Where the data lies; by default what DIFFVIT_DATA says.")
+]
+
+
+def data_dir_of(flag: Path | None) -> Path | None:
+    """The data folder: flag > environment."""
+    return flag or resolve().data_dir
+
+
+OUTPUT, PLACE = Output(), Place()
+
+
+def flags_of(section: type[BaseModel], group: Group = RUN) -> Any:
+    """A TypedDict with a key per field: cyclopts makes a flag of each and hands over only those that were given."""
+    fields: dict[str, Any] = {}
+    for place, (name, field) in enumerate(section.model_fields.items()):
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            part = Group(f"{name.capitalize()} (--{name}.*)", sort_key=3 + place)
+            fields[name] = Annotated[flags_of(inner, part), Parameter(group=part)]
+        else:
+            text, default = _meaning(name, field), _shown(field.default)
+            fields[name] = Annotated[_plain(inner), Parameter(help=text, show_default=default, group=group)]
+    return TypedDict(section.__name__, fields, total=False)  # pyright: ignore[reportArgumentType]
+
+
+def _meaning(name: str, field: FieldInfo) -> str:
+    text = " ".join((field.description or "").split())
+    return f"{text} One of {', '.join(PRESETS)}." if name == "preset" else text
+
+
+def _shown(default: Any) -> str | bool:
+    if default is None:
+        return False
+    return {True: "yes", False: "no"}[default] if isinstance(default, bool) else str(default)
+
+
+def _plain(annotation: Any) -> Any:
+    """``X | None`` as ``X``: a flag that was not given is not there at all."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next(each for each in get_args(annotation) if each is not type(None))
+    return annotation

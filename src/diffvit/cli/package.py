@@ -1,0 +1,152 @@
+"""Put a trained model into the package: ``python -m diffvit.cli.package RUN NAME``.
+
+The matrices that bf16 autocast rounds anyway are stored in bf16, everything else in float32, so that evaluation under
+bf16 autocast stays the same to the bit at about half the size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import yaml
+from torch import Tensor, nn
+
+from diffvit import weights
+from diffvit.errors import DiffvitError, InputError
+from diffvit.models.differential import DifferentialAttention
+from diffvit.reporting import markdown, tables
+from diffvit.reporting.arms import arms
+from diffvit.reporting.rows import RunRecord, read_run
+from diffvit.training.evaluate import evaluate
+from diffvit.training.files import disk_faults, replace, to_json
+from diffvit.training.load import METADATA_KEY, load_with_meta
+from diffvit.training.run_dir import RunDir
+
+LARGEST = 4_000_000  # bytes
+_WHEREABOUTS = ("data_dir", "device", "threads")
+
+
+def package(
+    run: RunDir | Path | str, name: str, folder: Path = weights.FOLDER, *, data_dir: Path | None = None
+) -> Path:
+    """Store a finished run's model under a name that :func:`diffvit.load` takes, with a card and its SHA-256.
+
+    Args:
+        run: the run folder; its test set is read again, by the stored weights.
+        name: what to call the model.
+        folder: where registry.json is.
+        data_dir: where the data lies, if not where the run found it.
+
+    Returns:
+        The stored file.
+
+    Raises:
+        InputError: the run is not finished or not readable, or its model is too large to be packaged.
+        EnvironmentFault: the files cannot be written.
+    """
+    record = read_run(run)
+    assert record.folder is not None
+    model, meta = load_with_meta(record.folder)
+    settings = {key: value for key, value in meta.pop("config").items() if key not in _WHEREABOUTS}
+    facts = {key: value for key, value in meta.items() if key != "file"}
+    facts |= {"model": model.settings, "config": settings, "precision": record.row["precision"]}
+    metadata = {METADATA_KEY: to_json(facts, indent=None).decode().strip()}
+    content = safetensors.torch.save(compact(model), metadata)
+    if len(content) > LARGEST:
+        raise InputError(
+            str(record.folder), f"its model is too large to be packaged ({len(content)} vs {LARGEST} bytes)"
+        )
+    file = folder / f"{name}.safetensors"
+    with disk_faults(file):
+        replace(file, content)
+    found = evaluate(file, data_dir=data_dir, precision=str(record.row["precision"]))
+    entry = {
+        **{"file": file.name, "sha256": weights.sha256_of(file), "card": f"{name}.md"},
+        **{"data": record.row["data"], "test_accuracy": found["accuracy"], "parameters": found["parameters"]},
+    }
+    registry = dict(sorted((weights.registry(folder) | {name: entry}).items()))
+    with disk_faults(folder):
+        replace(folder / f"{name}.md", _card(name, entry, record, found, settings).encode())
+        replace(folder / "registry.json", (json.dumps(registry, indent=2) + "\n").encode())
+    return file
+
+
+def compact(model: nn.Module) -> dict[str, Tensor]:
+    """The state with the weights of linear layers and convolutions in bf16, all else in float32.
+
+    Differential attention multiplies its output projection by the norm's weight before autocast rounds it, so that
+    matrix stays in float32 too.
+    """
+    modules = dict(model.named_modules())
+    layers = {name for name, module in modules.items() if isinstance(module, nn.Linear | nn.Conv2d)}
+    layers -= {f"{name}.proj" for name, module in modules.items() if isinstance(module, DifferentialAttention)}
+    state = {}
+    for name, tensor in model.state_dict().items():
+        owner, _, last = name.rpartition(".")
+        kind = torch.bfloat16 if last == "weight" and owner in layers else torch.float32
+        state[name] = tensor.detach().cpu().to(kind).contiguous()
+    return state
+
+
+def _card(
+    name: str, entry: Mapping[str, Any], record: RunRecord, found: Mapping[str, Any], settings: Mapping[str, Any]
+) -> str:
+    """The model card: what it is, what it scores, how it was made."""
+    row = record.row
+    (arm,) = arms([record])
+    figures = tables.side_by_side([arm])
+    lines = [cells for cells in figures.rows if cells[0] not in ("Test accuracy", "Top-5")]
+    stored = [
+        ["Test accuracy, these weights", tables.accuracy_cell([{**row, "test_accuracy": found["accuracy"]}])],
+        ["Test accuracy, the run", tables.accuracy_cell([row])],
+        ["Top-5, these weights", tables.percent(found["top5"])],
+    ]
+    return (
+        "\n\n".join(
+            [
+                f"# {name}",
+                f"{arm.label}, trained from scratch by diffvit. {found['parameters']:,} parameters, "
+                f"{len(record.classes)} classes: {', '.join(record.classes)}.",
+                markdown.data_line(str(row["data"])),
+                f'```python\nimport diffvit\n\nmodel = diffvit.load("{name}")\n```',
+                f"`diffvit evaluate {name}` repeats the accuracy below.",
+                markdown.table(tables.Table(["", name], stored + lines)),
+                tables.FIGURE_NOTES,
+                "The matrices that bf16 autocast rounds anyway are stored in bf16, everything else in float32: under "
+                "bf16 autocast that changes nothing; in float32 the matrices are the rounded ones.",
+                f"The command that repeats the run:\n\n```\n{tables.command(arm)}\n```",
+                f"Its configuration:\n\n```yaml\n{yaml.safe_dump(dict(settings), sort_keys=False)}```",
+                f"File: `{entry['file']}`, SHA-256 `{entry['sha256']}`. Generated by `python -m diffvit.cli.package`.",
+            ]
+        )
+        + "\n"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m diffvit.cli.package", description="Put a trained model into the package."
+    )
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("name", help="what diffvit.load shall call it")
+    parser.add_argument("--data-dir", type=Path, help="where the data lies")
+    given = parser.parse_args(arguments)
+    try:
+        file = package(given.run, given.name, data_dir=given.data_dir)
+    except DiffvitError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    sys.stdout.write(f"{file} ({file.stat().st_size:,} bytes)\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

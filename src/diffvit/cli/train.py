@@ -1,0 +1,111 @@
+"""``diffvit train``."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from diffvit.cli import show
+from diffvit.cli.demo import free_folder
+from diffvit.cli.options import COMMAND, OUTPUT, Output, flags_of
+from diffvit.config import WHEREABOUTS, Config, differences, resolve
+from diffvit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from diffvit.training.run_dir import RunDir
+
+    Settings = dict[str, Any]
+else:
+    Settings = flags_of(Config)
+
+
+def train(
+    config: Annotated[Path | None, Parameter(help="YAML file with settings; see configs/.")] = None,
+    /,
+    *,
+    out: Annotated[Path | None, Parameter(group=COMMAND, help="Run folder; default runs/DATA-ATTENTION-sSEED.")] = None,
+    resume: Annotated[Path | None, Parameter(group=COMMAND, help="Run folder to take up where it stopped.")] = None,
+    quiet: Annotated[
+        bool, Parameter(group=COMMAND, negative="", show_default=False, help="Show no progress and no summary.")
+    ] = False,
+    output: Output = OUTPUT,
+    settings: Annotated[Settings | None, Parameter(name="*")] = None,
+) -> None:
+    """Train a model into a run folder, or take up a run that stopped."""
+    resolved = resumed(resume, out, config, settings or {}) if resume else resolve(config, settings)
+    place = resume or out or default_folder(resolved)
+
+    from diffvit.training.loop import train as run_training
+    from diffvit.training.progress import make_progress
+
+    run = run_training(resolved, out=place, resume=resume is not None, progress=make_progress(quiet))
+    if int(os.environ.get("RANK", "0")):
+        return  # of many processes the first one reports
+
+    from diffvit.reporting.render import run_report
+
+    report = run_report(run)
+    if not quiet:
+        summary(run, report)
+    if output.json:
+        show.as_json({**run.result, "run": run.path, "report": report})
+
+
+def resumed(run: Path, out: Path | None, file: Path | None, flags: Mapping[str, Any]) -> Config:
+    """The config to take a run up with: its own, but for settings of where and how.
+
+    Raises:
+        ConfigError: flags, environment or file ask for another computation than the run began.
+        InputError: not a run folder.
+    """
+    from diffvit.training.run_dir import RunDir
+
+    if out is not None and out.resolve() != run.resolve():
+        raise ConfigError("--out", f"does not go with --resume ({out} vs {run})", "Give one of the two.")
+    begun = RunDir.open(run).config
+    asked = resolve(file or run / "config.yaml", flags)
+    # The precision is judged as resolved, by the training itself.
+    if found := differences(begun, asked, ignore=WHEREABOUTS | {"precision"}):
+        what = ", ".join(found)
+        hint = "Nothing was changed; give these settings to a new run (--out), or leave them out."
+        raise ConfigError(
+            f"--resume {run}", f"the run began with other settings (began with vs asked for: {what})", hint
+        )
+    return asked
+
+
+def default_folder(config: Config) -> Path:
+    """``runs/DATA-ATTENTION-sSEED``, with ``-2``, ``-3``, ... where that is taken.
+
+    Raises:
+        ConfigError: several processes train together, which could not agree on a free name.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("--out", "is needed when several processes train together", "Give all of them the same one.")
+    return free_folder(Path("runs") / f"{config.data}-{config.model.attention}-s{config.seed}")
+
+
+def summary(run: RunDir, report: Path) -> None:
+    """What came out, where it lies, and what to try next."""
+    result = run.result
+    accuracy = show.percent(result["test_accuracy"])
+    if result["val_accuracy"] is not None:
+        accuracy += f" (validation {show.percent(result['val_accuracy'])})"
+    show.pairs({"test accuracy": accuracy, "run folder": run.path, "report": report, "next": next_command(run)})
+
+
+def next_command(run: RunDir) -> str:
+    """Compare with the finished twin beside this run, or train that twin."""
+    mine = run.config.model.attention
+    twin = "softmax" if mine == "differential" else "differential"
+    name = run.path.name
+    other = run.path.with_name(name.replace(mine, twin) if mine in name else f"{name}-{twin}")
+    if (other / "result.json").is_file():
+        return shlex.join(["diffvit", "compare", str(run.path), str(other)])
+    file = str(run.path / "config.yaml")
+    return shlex.join(["diffvit", "train", file, "--model.attention", twin, "--out", str(other)])

@@ -1,0 +1,228 @@
+"""The only home of configuration: typed, frozen, validated; YAML in, YAML out.
+
+Precedence when a command runs: flag > environment (``DIFFVIT_*``) > file > default. A preset stands just below the
+explicit values of whichever of these names it: one named by a flag beats the file's sizes, one named in the file does
+not. :func:`resolve` is the one place where these meet. Modules never see a config object: builders turn one into plain
+arguments.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import reprlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from diffvit.errors import ConfigError, did_you_mean
+from diffvit.models.presets import PRESETS
+from diffvit.settings import AugmentConfig as AugmentConfig
+from diffvit.settings import Config as Config
+from diffvit.settings import ModelConfig as ModelConfig
+from diffvit.settings import OptimizerConfig as OptimizerConfig
+from diffvit.settings import ScheduleConfig as ScheduleConfig
+from diffvit.settings import ShapesConfig as ShapesConfig
+
+# Settings that say where and how a run happens, not what is computed: they do not enter the hash.
+WHEREABOUTS = frozenset({"data_dir", "device", "threads", "checkpoint_every"})
+_Path = tuple[str, ...]  # of a setting: ("model", "depth")
+
+
+def parse(values: Mapping[str, Any], where: str = "config") -> Config:
+    """Validate nested plain values into a :class:`Config`.
+
+    Raises:
+        ConfigError: an unknown key (with the closest known one), a wrong type or an impossible combination.
+    """
+    _refuse_unknown(Config, values, where, ())
+    return _validate(values, lambda path, _: f"{where}: {'.'.join(path) or 'config'}")
+
+
+def _validate(values: Mapping[str, Any], name: Callable[[_Path, str], str]) -> Config:
+    """The config; ``name`` says what a fault is called, from the path of the setting or section and what is wrong."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        path = tuple(str(part) for part in first["loc"])
+        why = first["msg"].removeprefix("Value error, ")
+        more = error.error_count() - 1
+        found = first["input"]
+        plain = isinstance(found, str | int | float | bool) and repr(found) not in why
+        shown = f" (found {reprlib.repr(found)})" if plain else ""
+        raise ConfigError(name(path, why), why + shown, f"{more} more like it." if more else "") from None
+
+
+def _refuse_unknown(section: type[BaseModel], values: Any, where: str, path: _Path) -> None:
+    if not isinstance(values, Mapping):
+        name = ".".join(path) or "the document"
+        raise ConfigError(where, f"{name} must be a mapping of names to values (found {type(values).__name__})")
+    for key, value in values.items():
+        dotted = ".".join((*path, str(key)))
+        if key not in section.model_fields:
+            suggestion = did_you_mean(str(key), section.model_fields)
+            raise ConfigError(f"{where}: {dotted}", f"unknown key;{suggestion}".rstrip(";"))
+        if inner := _section_of(section, key):
+            _refuse_unknown(inner, value, where, (*path, str(key)))
+
+
+def _section_of(section: type[BaseModel], key: str) -> type[BaseModel] | None:
+    """The section that a field holds; None for a plain setting or an unknown name."""
+    field = section.model_fields.get(key)
+    inner = field.annotation if field else None
+    return inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The plain values of one YAML file.
+
+    Raises:
+        ConfigError: the file is missing, unreadable, not YAML, or not a mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(str(path), "no such config file", "See configs/ for the documented ones.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), f"cannot be read as text ({error.__class__.__name__})") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(str(path), f"is not YAML ({' '.join(str(error).split())})") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(str(path), f"must hold a mapping of names to values (found {type(values).__name__})")
+    return values
+
+
+def from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """``DIFFVIT_EPOCHS=3`` and ``DIFFVIT_MODEL__EMBED_DIM=64`` as nested values; ``DIFFVIT_DATA`` is the data folder.
+
+    Variables that name no setting are left alone: the prefix is shared with other uses.
+
+    Raises:
+        ConfigError: a value is not YAML.
+    """
+    values: dict[str, Any] = {}
+    for name, text in environ.items():
+        if not name.startswith("DIFFVIT_") or not text:
+            continue
+        path = ("data_dir",) if name == "DIFFVIT_DATA" else tuple(name.removeprefix("DIFFVIT_").lower().split("__"))
+        section: type[BaseModel] | None = Config
+        for key in path[:-1]:
+            section = _section_of(section, key) if section else None
+        if section is None or path[-1] not in section.model_fields or _section_of(section, path[-1]):
+            continue
+        inner = values
+        for key in path[:-1]:
+            inner = inner.setdefault(key, {})
+        try:
+            inner[path[-1]] = text if path[-1] == "data_dir" else yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError):
+            raise ConfigError(name, f"cannot be read as a value (found {reprlib.repr(text)})") from None
+    return values
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings as one; later layers win key by key."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+            merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def resolve(
+    file: Path | None = None, flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
+) -> Config:
+    """The config of a command: flag > environment > file > default, a preset just below whatever names it.
+
+    Args:
+        file: a YAML file.
+        flags: nested values given on the command line, explicit ones only.
+        environ: variables; by default the process's.
+
+    Raises:
+        ConfigError: see :func:`parse` and :func:`read_yaml`; the line names the flag, variable or file at fault.
+    """
+    in_file = read_yaml(file) if file else {}
+    if file:
+        _refuse_unknown(Config, in_file, str(file), ())
+    flags = flags or {}
+    _refuse_unknown(Config, flags, "flags", ())
+    from_env = from_environment(os.environ if environ is None else environ)
+    layers = [(f"{file}: ", in_file), ("DIFFVIT_", from_env), ("--", flags)]
+    return _validate(
+        merge(*_with_preset([values for _, values in layers])),
+        lambda path, why: _blame(path, why, layers if file else layers[1:]),
+    )
+
+
+def _with_preset(layers: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The layers, lowest first, with the winning preset's values laid just below the layer that names it."""
+    for place in reversed(range(len(layers))):
+        name = layers[place].get("model", {}).get("preset")
+        if isinstance(name, str) and name in PRESETS:
+            return [*layers[:place], {"model": dict(PRESETS[name].settings)}, *layers[place:]]
+    return layers
+
+
+def _blame(path: _Path, why: str, layers: list[tuple[str, Mapping[str, Any]]]) -> str:
+    """Name the setting at fault as the user wrote it: a flag, else a variable, else the file's key.
+
+    Where two settings of a section do not go together, the highest layer that gives one the message mentions is named.
+    """
+    for kind, values in reversed(layers):
+        found: Any = values
+        for key in path:
+            found = found.get(key) if isinstance(found, Mapping) else None
+        if found is None:
+            continue
+        full = path
+        if isinstance(found, Mapping):
+            named = [key for key in found if key in why]
+            if not named:
+                continue
+            full = (*path, min(named, key=why.index))
+        if kind == "--":
+            return "--" + ".".join(full).replace("_", "-")
+        if kind == "DIFFVIT_":
+            return "DIFFVIT_DATA" if full == ("data_dir",) else "DIFFVIT_" + "__".join(full).upper()
+        return kind + ".".join(full)
+    return f"{layers[0][0]}{'.'.join(path)}" if layers[0][0].endswith(": ") else ".".join(path) or "config"
+
+
+def to_dict(config: BaseModel) -> dict[str, Any]:
+    """Plain JSON values, every setting present."""
+    return config.model_dump(mode="json")
+
+
+def to_yaml(config: BaseModel) -> str:
+    """The resolved config as YAML; feeding it back gives an equal config."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def differences(one: Config, other: Config, *, ignore: frozenset[str] = WHEREABOUTS) -> list[str]:
+    """``["epochs 50 vs 3", "model.depth 9 vs 4"]``: every setting in which two configs differ."""
+
+    def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+        pairs: dict[str, Any] = {}
+        for key, value in values.items():
+            pairs |= flat(value, f"{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        return pairs
+
+    here, there = flat(to_dict(one)), flat(to_dict(other))
+    names = [name for name in here if name not in ignore | {"model.preset"}]
+    return [f"{name} {here[name]} vs {there[name]}" for name in names if here[name] != there[name]]
+
+
+def config_hash(config: Config) -> str:
+    """Twelve hex digits over every setting that changes what is computed."""
+    values = {key: value for key, value in to_dict(config).items() if key not in WHEREABOUTS}
+    values["model"].pop("preset")
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,1 @@
+"""Images in, labelled and fingerprinted; import from the files themselves."""

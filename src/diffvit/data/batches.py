@@ -1,0 +1,63 @@
+"""Pixels to batches: order, channel statistics, normalisation, evaluation batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float32, Int64, UInt8
+from torch import Tensor
+
+from diffvit.data.random_draws import Stream, hash_words
+
+_CHUNK = 1 << 24  # bytes looked at in one go, so that a memory-mapped set never stands in memory whole
+
+
+def epoch_order(seed: int, epoch: int, n: int) -> Int64[Tensor, " n"]:
+    """The order in which one epoch shows its ``n`` samples: a permutation that depends on (seed, epoch, n) alone.
+
+    Sorting independent 64-bit keys gives every permutation the same chance (but for ties, one in about 2**64 / n**2).
+    """
+    keys = hash_words(seed, epoch, torch.arange(n), Stream.ORDER, 1)[:, 0]
+    return torch.argsort(keys, stable=True)
+
+
+def channel_statistics(
+    pixels: UInt8[Tensor, "n chans height width"],
+) -> tuple[Float32[Tensor, " chans"], Float32[Tensor, " chans"]]:
+    """Mean and standard deviation of each channel, in 0 .. 1, from exact integer sums.
+
+    A channel without any variation gets the standard deviation 1, so that dividing by it is harmless.
+    """
+    channels = pixels.shape[1]
+    counts = torch.zeros(channels, 256, dtype=torch.int64)
+    for chunk in pixels.split(max(1, _CHUNK // max(1, pixels[:1].numel()))):
+        for channel in range(channels):
+            counts[channel] += torch.bincount(chunk[:, channel].reshape(-1), minlength=256).cpu()
+    values = torch.arange(256, dtype=torch.float64) / 255
+    share = counts / counts.sum(1, keepdim=True)
+    mean = (share * values).sum(1)
+    std = (share * (values - mean[:, None]) ** 2).sum(1).sqrt()
+    std = torch.where(std > 0, std, torch.ones_like(std))
+    return mean.float(), std.float()
+
+
+def normalise(
+    pixels: UInt8[Tensor, "batch chans height width"], mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor
+) -> Float32[Tensor, "batch chans height width"]:
+    """``(pixels / 255 - mean) / std`` for each channel; mean and standard deviation in 0 .. 1."""
+    offset, scale = (torch.as_tensor(v, dtype=torch.float32, device=pixels.device).view(-1, 1, 1) for v in (mean, std))
+    return pixels.to(torch.float32).sub_(offset * 255).mul_(1 / (scale * 255))
+
+
+def evaluation_batches(
+    pixels: UInt8[Tensor, "n chans height width"],
+    batch_size: int,
+    mean: Sequence[float] | Tensor,
+    std: Sequence[float] | Tensor,
+    device: torch.device | str = "cpu",
+) -> Iterator[Float32[Tensor, "batch chans height width"]]:
+    """Every image once, in order, normalised, on ``device``; the last batch may be smaller."""
+    mean, std = (torch.as_tensor(v, dtype=torch.float32, device=device) for v in (mean, std))
+    for chunk in pixels.split(batch_size):
+        yield normalise(chunk.to(device), mean, std)

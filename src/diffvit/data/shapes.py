@@ -1,0 +1,169 @@
+"""The built-in data set: one of ten shapes per image, among clutter and noise, with the mask of where it is.
+
+Nothing but the outline tells the class: colours, position, size and rotation are drawn independently of it. Every draw
+is a hash of (seed, split, image index), so image i is the same whatever number of images is asked for, and the clutter
+and noise dials change an image without moving its shape.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Int64, UInt8
+from torch import Tensor
+
+from diffvit.data.images import Images, fingerprint
+from diffvit.data.random_draws import hash_uniform, hash_words
+from diffvit.data.shape_outlines import CLUTTER, SHAPES, Outline
+from diffvit.errors import ConfigError
+
+CLASSES = list(SHAPES)
+_SPLITS = {"train": 0, "test": 1}
+# Streams of the draws; each has its own so that a change to one leaves the others as they were.
+_SCENE, _CLUTTER, _NOISE = 1000, 1001, 1002
+_CHUNK = 256  # images drawn at a time: their working arrays stay in the processor's cache
+_RADIUS = (0.32, 0.45)  # of the shape, over the image's side
+_TURN = 1 / 6  # of a full turn: how far a shape may be rotated, from one end to the other
+_PIECE = (0.10, 0.17)  # of a piece of clutter, likewise
+_PIECE_SHARE = 0.0185  # mean share of the image that one piece covers, measured
+
+
+def generate(
+    split: str, count: int, *, size: int = 32, clutter: float = 0.3, noise: float = 0.1, seed: int = 0
+) -> Images:
+    """Draw the first ``count`` images of a split.
+
+    Args:
+        split: train or test; they share no draws.
+        count: number of images; the classes take turns.
+        size: side, pixels.
+        clutter: share of the background that distractors cover, 0 to 1.
+        noise: standard deviation of the pixel noise, of full scale, 0 to 1.
+        seed: of every draw.
+
+    Raises:
+        ConfigError: an unknown split or a dial out of range.
+    """
+    if split not in _SPLITS:
+        raise ConfigError("split", f"no such split of shapes (found {split!r} vs train or test)")
+    if not (0 <= clutter <= 1 and 0 <= noise <= 1 and size >= 16 and count >= 1):
+        found = f"count {count}, size {size}, clutter {clutter}, noise {noise}"
+        raise ConfigError("shapes", f"out of range (found {found} vs count >= 1, size >= 16, clutter and noise 0 to 1)")
+    pixels = torch.empty(count, 3, size, size, dtype=torch.uint8)
+    masks = torch.empty(count, size, size, dtype=torch.bool)
+    for first in range(0, count, _CHUNK):
+        indices = torch.arange(first, min(first + _CHUNK, count))
+        drawn, where = _draw(indices, _SPLITS[split], size, clutter, noise, seed)
+        pixels[first : first + len(indices)] = torch.from_numpy(drawn)
+        masks[first : first + len(indices)] = torch.from_numpy(where)
+    labels = torch.arange(count) % len(CLASSES)
+    name = f"shapes (clutter {clutter:g}, noise {noise:g})"
+    return Images(pixels, labels, CLASSES, name, fingerprint(pixels, labels, CLASSES), masks)
+
+
+def _draw(
+    indices: Int64[Tensor, " n"], split: int, size: int, clutter: float, noise: float, seed: int
+) -> tuple[UInt8[np.ndarray, "n 3 s s"], Bool[np.ndarray, "n s s"]]:
+    scene = hash_uniform(seed, split, indices, _SCENE, 16).numpy()
+    canvas = _background(scene[:, 4:10], size)
+    paper = scene[:, 4:7] * np.float32(0.3)
+    pieces = round(-math.log(1 - 0.95 * clutter) / _PIECE_SHARE)  # overlaps: coverage is 1 - exp(-pieces * share)
+    draws = hash_uniform(seed, split, indices, _CLUTTER, 7 * pieces).numpy().reshape(len(indices), pieces, 7)
+    for piece in range(pieces):
+        _add_piece(canvas, draws[:, piece], CLUTTER[piece % len(CLUTTER)], size)
+    cover = _object_cover(scene[:, :4], indices.numpy() % len(CLASSES), size)
+    inner = _inner(canvas, size)
+    inner += cover[..., None] * (_brighter(paper, scene[:, 10:13])[:, None, None] - inner)
+    image = np.ascontiguousarray(inner.transpose(0, 3, 1, 2)) * np.float32(255)
+    if noise:
+        image += np.float32(noise * 255) * _normal(indices, split, size, seed)
+    return np.rint(image).clip(0, 255).astype(np.uint8), cover >= 0.5
+
+
+def _margin(size: int) -> int:
+    """Pixels around the image that a piece of clutter may reach into."""
+    return math.ceil(_PIECE[1] * size) + 1
+
+
+def _inner(canvas: Float32[np.ndarray, "n outer outer 3"], size: int) -> Float32[np.ndarray, "n s s 3"]:
+    edge = _margin(size)
+    return canvas[:, edge : edge + size, edge : edge + size]
+
+
+def _brighter(paper: Float32[np.ndarray, "n 3"], draws: Float32[np.ndarray, "n 3"]) -> Float32[np.ndarray, "n 3"]:
+    """A random colour that is lighter than ``paper`` in every channel."""
+    return paper + np.float32(0.35) + np.float32(0.35) * draws
+
+
+def _background(draws: Float32[np.ndarray, "n 6"], size: int) -> Float32[np.ndarray, "n outer outer 3"]:
+    """A colour with a slight gradient, on a canvas with a margin."""
+    outer = size + 2 * _margin(size)
+    ramp = np.linspace(-0.5, 0.5, outer, dtype=np.float32)
+    slope = (draws[:, 3:5] - np.float32(0.5)) * np.float32(0.3)
+    shade = slope[:, :1, None] * ramp[None, :, None] + slope[:, 1:, None] * ramp[None, None, :]
+    return draws[:, None, None, :3] * np.float32(0.3) + shade[..., None]
+
+
+def _rotated(
+    draw: Float32[np.ndarray, " n"],
+    x: Float32[np.ndarray, "n 1 w"],
+    y: Float32[np.ndarray, "n h 1"],
+    turn: float = 1.0,
+) -> tuple[Float32[np.ndarray, "n h w"], Float32[np.ndarray, "n h w"]]:
+    angle = (draw.astype(np.float64) - 0.5) * (2 * np.pi * turn)
+    cos, sin = (f(angle).astype(np.float32)[:, None, None] for f in (np.cos, np.sin))
+    return cos * x + sin * y, cos * y - sin * x
+
+
+def _add_piece(
+    canvas: Float32[np.ndarray, "n outer outer 3"],
+    draws: Float32[np.ndarray, "n 7"],
+    outline: Outline,
+    size: int,
+) -> None:
+    """Paint one piece of clutter into every image: in a window around it, since it is small."""
+    n, outer = canvas.shape[:2]
+    edge = _margin(size)
+    radius = (_PIECE[0] + (_PIECE[1] - _PIECE[0]) * draws[:, :1, None]) * np.float32(size)
+    centre = draws[:, 1:3] * np.float32(size)
+    corner = np.floor(centre).astype(np.int64)  # the window's first row and column on the canvas
+    steps = np.arange(2 * edge, dtype=np.float32)
+    offset = (corner - edge - centre + np.float32(0.5)).astype(np.float32)
+    x, y = (offset[:, 0, None] + steps)[:, None, :] / radius, (offset[:, 1, None] + steps)[:, :, None] / radius
+    x, y = _rotated(draws[:, 3], x, y)
+    cover = np.clip(np.float32(0.5) - outline(x, y) * radius, 0, 1)
+    place = np.arange(2 * edge)
+    rows, columns = (corner[:, 1, None] + place)[:, :, None], (corner[:, 0, None] + place)[:, None, :]
+    flat = (np.arange(n)[:, None, None] * outer + rows) * outer + columns
+    pixels = canvas.reshape(-1, 3)
+    under = pixels[flat]
+    pixels[flat] = under + cover[..., None] * (draws[:, None, None, 4:7] * np.float32(0.5) - under)
+
+
+def _object_cover(
+    draws: Float32[np.ndarray, "n 4"], labels: Int64[np.ndarray, " n"], size: int
+) -> Float32[np.ndarray, "n s s"]:
+    """How much of each pixel the shape covers, 0 to 1; it lies whole inside the image."""
+    radius = (_RADIUS[0] + (_RADIUS[1] - _RADIUS[0]) * draws[:, :1, None]) * np.float32(size)
+    centre = radius[:, :, 0] + draws[:, 1:3] * (size - 2 * radius[:, :, 0])
+    grid = np.arange(size, dtype=np.float32) + np.float32(0.5)
+    x, y = (grid - centre[:, :1])[:, None, :] / radius, (grid - centre[:, 1:])[:, :, None] / radius
+    x, y = _rotated(draws[:, 3], x, y, _TURN)
+    cover = np.empty((len(draws), size, size), dtype=np.float32)
+    for label, name in enumerate(CLASSES):
+        mine = labels == label
+        cover[mine] = np.clip(np.float32(0.5) - SHAPES[name](x[mine], y[mine]) * radius[mine], 0, 1)
+    return cover
+
+
+def _normal(indices: Int64[Tensor, " n"], split: int, size: int, seed: int) -> Float32[np.ndarray, "n 3 s s"]:
+    """Nearly normal numbers of mean 0 and variance 1: the sum of four random bytes (Irwin-Hall), two sums a word."""
+    count = 3 * size * size
+    words = hash_words(seed, split, indices, _NOISE, (count + 1) // 2).numpy()
+    every_other = 0x00FF00FF00FF00FF
+    pairs = ((words & every_other) + ((words >> 8) & every_other)).view(np.int16)
+    sums = (pairs[:, 0::2] + pairs[:, 1::2])[:, :count]
+    scale = math.sqrt(4 * (256**2 - 1) / 12)
+    return ((sums - 510) * np.float32(1 / scale)).astype(np.float32).reshape(len(indices), 3, size, size)

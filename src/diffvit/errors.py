@@ -1,0 +1,73 @@
+"""Every error a user can meet: one line that says what, why, what was kept and what to do next.
+
+The exit codes are part of the command line's contract:
+0 done, 2 usage or configuration, 3 bad or missing run, image, data or weights file, 4 environment (disk, memory,
+device, network), 5 non-finite training, 6 someone else holds the run, 130 and 143 stopped by SIGINT and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DiffvitError(Exception):
+    """A fault with one clear line. ``str(error)`` is that line without the leading ``error:``.
+
+    Args:
+        what: the thing at fault, as the user knows it (a key, a path, a flag).
+        why: what is wrong, with what was found against what is allowed.
+        hint: what was kept and what to do next; empty when there is nothing to add.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, why: str, hint: str = "") -> None:
+        self.what, self.why, self.hint = what, why, hint
+        line = f"{what}: {why}".rstrip(".")
+        line += "" if line.endswith("?") else "."
+        super().__init__(" ".join(f"{line} {hint}".split()))
+
+
+class ConfigError(DiffvitError):
+    """Wrong usage or configuration."""
+
+    exit_code = 2
+
+
+class InputError(DiffvitError):
+    """A bad or missing run, image, data or weights file."""
+
+    exit_code = 3
+
+
+class EnvironmentFault(DiffvitError):
+    """The machine cannot do it: disk, memory, device or network."""
+
+    exit_code = 4
+
+
+class NonFiniteError(DiffvitError):
+    """Training met a NaN or an infinity; it stopped before the optimiser step."""
+
+    exit_code = 5
+
+
+class RunBusyError(DiffvitError):
+    """Another process holds the run folder."""
+
+    exit_code = 6
+
+
+class Interrupted(DiffvitError):
+    """A signal stopped the run after its state was saved. ``exit_code`` is 128 + the signal's number."""
+
+    def __init__(self, signal_number: int, what: str, why: str, hint: str = "") -> None:
+        super().__init__(what, why, hint)
+        self.exit_code = 128 + signal_number
+
+
+def did_you_mean(found: str, allowed: Iterable[str]) -> str:
+    """``" did you mean 'epochs'?"`` for the closest allowed name, or an empty string."""
+    close = difflib.get_close_matches(found, list(allowed), n=1, cutoff=0.6)
+    return f" did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,83 @@
+"""The pre-norm encoder block, with stochastic depth; a new attention is one more line in ``ATTENTION``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from diffvit.models.attention import Attention
+from diffvit.models.choice import check_choice
+from diffvit.models.differential import DifferentialAttention
+from diffvit.models.mlp import Mlp
+
+# name -> maker from (dim, num_heads, layer_index, qkv_bias)
+ATTENTION: Mapping[str, Callable[[int, int, int, bool], Attention | DifferentialAttention]] = {
+    "softmax": lambda dim, heads, _, bias: Attention(dim, heads, qkv_bias=bias),
+    "differential": lambda dim, heads, layer, bias: DifferentialAttention(dim, heads, layer_index=layer, qkv_bias=bias),
+}
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (arXiv 1603.09382): in training, drop a sample's residual branch with this chance.
+
+    What is kept is scaled up, so that the expectation stays.
+    """
+
+    def __init__(self, chance: float) -> None:
+        super().__init__()
+        self.chance = chance
+
+    def forward(self, branch: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        """Draw once per sample; outside training, nothing changes."""
+        if not self.training or self.chance == 0.0:
+            return branch
+        kept = torch.rand(len(branch), 1, 1, device=branch.device) >= self.chance
+        return branch * (kept.to(branch.dtype) / (1.0 - self.chance))
+
+
+class Block(nn.Module):
+    """Attention and MLP, each after a LayerNorm and beside an identity (arXiv 2010.11929, equations 2 and 3).
+
+    Args:
+        dim: width of a token.
+        num_heads: heads of the softmax baseline.
+        hidden: width of the MLP's hidden layer.
+        attention: a name in :data:`ATTENTION`.
+        layer_index: depth of the block, counted from 0.
+        qkv_bias: bias on the query, key and value projection.
+        norm_eps: epsilon of the layer norms.
+        drop_path: chance to drop a sample's residual branch.
+
+    Raises:
+        ConfigError: an unknown attention, or one that refuses these sizes.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        hidden: int,
+        *,
+        attention: str,
+        layer_index: int,
+        qkv_bias: bool,
+        norm_eps: float,
+        drop_path: float,
+    ) -> None:
+        super().__init__()
+        check_choice("attention", attention, ATTENTION)
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = ATTENTION[attention](dim, num_heads, layer_index, qkv_bias)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = Mlp(dim, hidden, dim)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(
+        self, x: Float[Tensor, "batch tokens dim"], queries: int | None = None
+    ) -> Float[Tensor, "batch read dim"]:
+        """One step of the encoder; with ``queries``, only for the first so many tokens, which read all of them."""
+        x = x[:, :queries] + self.drop_path(self.attn(self.norm1(x), queries))
+        return x + self.drop_path(self.mlp(self.norm2(x)))

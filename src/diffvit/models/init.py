@@ -1,0 +1,78 @@
+"""How weights start, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from diffvit.models.attention import Attention
+from diffvit.models.choice import check_choice
+from diffvit.models.differential import DifferentialAttention
+
+
+def initialise(model: nn.Module, scheme: str) -> None:
+    """Start the weights of a Vision Transformer by a scheme in :data:`SCHEMES`, drawing from torch's generator.
+
+    Raises:
+        ConfigError: an unknown scheme.
+    """
+    check_choice("init", scheme, SCHEMES)
+    SCHEMES[scheme](model)
+
+
+def trunc_normal(model: nn.Module) -> None:
+    """Linear weights and positions from a normal of deviation 0.02, biases 0, [CLS] near 0, as timm's ViTs start.
+
+    The patch projection keeps a convolution's own start (uniform, by its fan-in), as there; so do norms and lambdas.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for name, parameter in model.named_parameters():
+        if name.startswith("pos_embed"):
+            nn.init.trunc_normal_(parameter, std=0.02)
+        elif name == "cls_token":
+            nn.init.normal_(parameter, std=1e-6)
+
+
+@torch.no_grad()
+def mimetic(model: nn.Module) -> None:
+    """As :func:`trunc_normal`, with attention starting as trained attention looks (arXiv 2305.09828, section 4).
+
+    Per head ``Wq Wk^T = 0.7 Z + 0.7 I``, cut to the head's rank; over all heads ``Wv Wproj = 0.4 Z - 0.4 I``; Z has
+    independent normal entries of variance 1 / dim. Differential attention starts each of its paired maps so.
+    """
+    trunc_normal(model)
+    for module in model.modules():
+        if isinstance(module, Attention | DifferentialAttention):
+            _mimetic_attention(module.qkv.weight, module.proj.weight, module.num_heads)
+
+
+def _mimetic_attention(qkv: Tensor, proj: Tensor, num_heads: int) -> None:
+    """Fill the (3 dim, dim) and (dim, dim) weights of one layer; linear layers hold their matrices transposed."""
+    dim = len(proj)
+    q, k, v = qkv.view(3, dim, dim)
+    rank = dim // num_heads
+    for head in range(num_heads):
+        rows = slice(head * rank, (head + 1) * rank)
+        left, right = _factors(0.7, 0.7, dim, rank)
+        q[rows].copy_(left)
+        k[rows].copy_(right)
+    left, right = _factors(0.4, -0.4, dim, dim)
+    v.copy_(left)
+    proj.copy_(right.T)
+
+
+def _factors(noise: float, identity: float, dim: int, rank: int) -> tuple[Tensor, Tensor]:
+    """Two (rank, dim) matrices with ``left^T right`` the best rank-``rank`` fit of ``noise Z + identity I``."""
+    target = noise * dim**-0.5 * torch.randn(dim, dim, dtype=torch.float64) + identity * torch.eye(dim)
+    u, s, vh = torch.linalg.svd(target)
+    root = s[:rank].sqrt()
+    return (u[:, :rank] * root).T, root[:, None] * vh[:rank]
+
+
+SCHEMES: Mapping[str, Callable[[nn.Module], None]] = {"trunc-normal": trunc_normal, "mimetic": mimetic}

@@ -1,0 +1,26 @@
+"""The two-layer perceptron of an encoder block; also the ``mlp`` head."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Mlp(nn.Module):
+    """``fc2(gelu(fc1(x)))`` with the exact GELU (arXiv 2010.11929, section 3.1).
+
+    Args:
+        dim: width of the input.
+        hidden: width between the two layers.
+        out: width of the output.
+    """
+
+    def __init__(self, dim: int, hidden: int, out: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, out)
+
+    def forward(self, x: Float[Tensor, "*lead dim"]) -> Float[Tensor, "*lead out"]:
+        """Act on the last dimension."""
+        return self.fc2(F.gelu(self.fc1(x)))

@@ -1,0 +1,1 @@
+"""Tables, plots and reports, made from run folders and never from live models."""

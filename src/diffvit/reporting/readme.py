@@ -1,0 +1,123 @@
+"""The README's results, generated from the committed rows: ``python -m diffvit.reporting.readme [--check]``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from diffvit.errors import DiffvitError, InputError
+from diffvit.reporting import markdown, plots, tables
+from diffvit.reporting.arms import arms, statements
+from diffvit.reporting.rows import RunRecord, content_hash, read
+from diffvit.reporting.style import STAMP
+from diffvit.training.files import disk_faults, replace
+
+START, END = "<!-- results:start -->", "<!-- results:end -->"
+ROWS = Path("reports/first-runs")
+PLOT = "curves.png"
+
+
+def readme_block(records: Sequence[RunRecord], folder: Path = ROWS) -> str:
+    """Table and plot of committed records as Markdown; ``folder`` is how the README reaches the plot."""
+    grouped = arms(records)
+    rows = []
+    for arm in grouped:
+        of_arm = [record.row for record in arm.records]
+        first = of_arm[0]
+        cost = (f"{first['parameters']:,}", tables.big(first["flops_per_image"]))
+        time = (tables.duration(first["train_seconds"]), tables.big(first["images_per_second"]))
+        rows.append([arm.label, tables.accuracy_cell(of_arm), tables.percent(first["test_top5"]), *cost, *time])
+    columns = ["", "Test accuracy", "Top-5", "Parameters", "FLOPs per image", "Training time", "Images/s"]
+    parts = [markdown.data_line(name) for name in dict.fromkeys(str(record.row["data"]) for record in records)]
+    parts += [markdown.table(tables.Table(columns, rows)), *statements(grouped)]
+    parts.append(
+        " ".join(
+            [*dict.fromkeys(_circumstances(record) for record in records), tables.INTERVAL_NOTE, tables.FLOPS_NOTE]
+        )
+    )
+    names = ", ".join(arm.label for arm in grouped)
+    parts.append(f"![Loss and accuracy against the epoch: {names}]({(folder / PLOT).as_posix()})")
+    return "\n\n".join(parts)
+
+
+def _circumstances(record: RunRecord) -> str:
+    row = record.row
+    tokens = "the [CLS] token" if row.get("model.pool") == "cls" else "mean pooling"
+    parts = [
+        *(f"{row['epochs']} epochs of {row['train_images']:,} images", tokens, f"seed {row['seed']}", row["precision"]),
+        *(row["hardware"], tables.threads(row), f"torch {row['torch']}", f"diffvit {row['diffvit']}"),
+    ]
+    return ", ".join(str(part) for part in parts if part) + "."
+
+
+def update(readme: Path, folder: Path, *, check: bool = False) -> list[str]:
+    """Bring the README's results and the plot up to date with the committed rows, or only check them.
+
+    Returns:
+        What was out of date, one line each; empty when nothing was.
+
+    Raises:
+        InputError: no rows, no README, or a README without the two markers.
+        EnvironmentFault: a file cannot be written.
+    """
+    records = read(folder)
+    if not records:
+        raise InputError(str(folder), "has no rows.csv with runs", f"Write one: diffvit compare RUN ... --out {folder}")
+    try:
+        old = readme.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(str(readme), f"cannot be read ({error.__class__.__name__})") from None
+    if old.count(START) != 1 or old.count(END) != 1 or old.index(START) > old.index(END):
+        raise InputError(str(readme), f"must hold {START} and then {END}, once each")
+    head, tail = old.split(START)[0], old.split(END)[1]
+    relative = _from(readme, folder)
+    new = f"{head}{START}\n{readme_block(records, relative)}\n{END}{tail}"
+    stamp, plot = content_hash(folder), folder / PLOT
+    stale = [f"{readme}: its results are not those of {folder}"] if new != old else []
+    if stamp_of(plot) != stamp:
+        stale.append(f"{plot}: was not made from the rows beside it")
+    if not check:
+        with disk_faults(readme):
+            replace(readme, new.encode())
+            replace(plot, plots.curves(arms(records), stamp=stamp))
+    return stale
+
+
+def _from(readme: Path, folder: Path) -> Path:
+    """The folder as a link in the README reaches it."""
+    root, target = readme.resolve().parent, folder.resolve()
+    return target.relative_to(root) if target.is_relative_to(root) else target
+
+
+def stamp_of(plot: Path) -> str | None:
+    """Which rows a plot was made from; None where it is missing, damaged or does not say."""
+    try:
+        with Image.open(plot, formats=["PNG"]) as image:
+            return image.info.get(STAMP)
+    except (OSError, UnidentifiedImageError):
+        return None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code: 0, 1 where ``--check`` found something out of date, 3 for bad input."""
+    parser = argparse.ArgumentParser(prog="python -m diffvit.reporting.readme", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when out of date")
+    parser.add_argument("--readme", type=Path, default=Path("README.md"))
+    parser.add_argument("--rows", type=Path, default=ROWS, help="folder with rows.csv and epochs.csv")
+    given = parser.parse_args(arguments)
+    try:
+        stale = update(given.readme, given.rows, check=given.check)
+    except DiffvitError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    for line in stale:
+        sys.stdout.write(f"out of date: {line}. Run: make docs\n" if given.check else f"updated: {line}\n")
+    return 1 if stale and given.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

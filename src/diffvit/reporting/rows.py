@@ -1,0 +1,236 @@
+"""Run folders as rows: one per run, one per epoch, written to and merged with committed CSV files."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diffvit.config import Config, to_dict
+from diffvit.errors import InputError
+from diffvit.training.files import disk_faults, replace
+from diffvit.training.run_dir import RunDir
+
+Row = dict[str, Any]
+
+ROWS_FILE, EPOCHS_FILE = "rows.csv", "epochs.csv"
+RESULT_COLUMNS = (
+    *("run", "config_hash", "seed", "attention", "data"),
+    *("test_accuracy", "val_accuracy", "test_top5", "test_loss", "calibration_error"),
+    *("parameters", "flops_per_image", "images_per_second", "train_seconds", "epochs"),
+    *("device", "precision", "hardware", "cores", "threads", "diffvit", "python", "torch", "commit"),
+    *("fingerprint", "train_images", "validation_images", "test_images"),
+)
+_KEY_COLUMNS = ("run", "config_hash", "seed", "attention", "data")
+# Read back as they stand: "3.11" is a version and "123456789012" a hash, not numbers.
+_TEXT_COLUMNS = {
+    *("run", "config_hash", "attention", "data", "device", "precision", "hardware", "diffvit", "python", "torch"),
+    *("commit", "fingerprint", "source"),
+}
+# Settings that the result columns already hold (as resolved), or that do not change what is computed.
+_NOT_AN_ARM = {"seed", "epochs", "precision", "device", "threads", "data_dir", "checkpoint_every", "model.preset"}
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run as the reports see it.
+
+    Args:
+        row: the columns of :data:`RESULT_COLUMNS`, then the arm's settings with dotted names.
+        epochs: one dict per epoch, as in metrics.jsonl.
+        evaluation: figures per class and per image (evaluation.json); None where the run has none.
+        classes: class names, in the order of the labels; empty where unknown.
+        folder: the run folder; None for a committed row.
+    """
+
+    row: Row
+    epochs: list[Row]
+    evaluation: Row | None = None
+    classes: list[str] = field(default_factory=list)
+    folder: Path | None = None
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What makes a run unique: the hash of its config, and its seed."""
+        return str(self.row["config_hash"]), int(self.row["seed"])
+
+    @property
+    def settings(self) -> Row:
+        """The arm's settings, dotted names to values."""
+        return {name: value for name, value in self.row.items() if name not in RESULT_COLUMNS}
+
+
+def read_run(run: RunDir | Path | str) -> RunRecord:
+    """One finished run folder as a record.
+
+    Raises:
+        InputError: not a run folder, damaged, or not finished.
+    """
+    run = run if isinstance(run, RunDir) else RunDir.open(Path(run))
+    result, environment, config = run.result, run.environment, run.config
+    evaluation = _read_evaluation(run.path)
+    data = environment.get("data", {})
+    row: Row = {**dict.fromkeys(RESULT_COLUMNS), "run": run.path.resolve().name}
+    row |= {name: environment[name] for name in RESULT_COLUMNS if name in environment and name != "data"}
+    row |= {name: result[name] for name in RESULT_COLUMNS if name in result}
+    row |= {"fingerprint": data.get("fingerprint"), "commit": environment.get("commit")}
+    row |= {f"{split}_images": data.get(split) for split in ("train", "validation", "test")}
+    if evaluation and row["calibration_error"] is None:
+        row["calibration_error"] = evaluation.get("calibration_error")
+    return RunRecord(
+        row | arm_settings(config), run.metrics, evaluation, list(environment.get("classes", [])), run.path
+    )
+
+
+def arm_settings(config: Config) -> Row:
+    """Every setting that makes an arm what it is; ``data`` becomes ``source``, for ``data`` is the data's name."""
+    flat = {name: value for name, value in flatten(to_dict(config)).items() if name not in _NOT_AN_ARM}
+    return {"source" if name == "data" else name: value for name, value in flat.items()}
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Row:
+    """Nested mappings as one, with dotted names."""
+    flat: Row = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _read_evaluation(folder: Path) -> Row | None:
+    path = folder / "evaluation.json"
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        values = None
+    if not isinstance(values, dict) or not {"confusion", "per_class_accuracy", "calibration_error"} <= values.keys():
+        hint = f"Write it again with: diffvit evaluate {folder}"
+        raise InputError(str(path), "is not what evaluate writes", hint)
+    return values
+
+
+def epoch_rows(record: RunRecord) -> list[Row]:
+    """The epochs with the run's key columns in front and one column per layer's lambda (``lambda_0``, ...)."""
+    key = {name: record.row[name] for name in _KEY_COLUMNS}
+    rows = []
+    for epoch in record.epochs:
+        lambdas = {f"lambda_{layer}": value for layer, value in enumerate(epoch.get("lambda") or [])}
+        rows.append(key | {name: value for name, value in epoch.items() if name != "lambda"} | lambdas)
+    return rows
+
+
+def write(folder: Path, records: Sequence[RunRecord]) -> str:
+    """Write rows.csv and epochs.csv; returns their :func:`content_hash`.
+
+    Raises:
+        EnvironmentFault: the disk refuses.
+    """
+    with disk_faults(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_csv(folder / ROWS_FILE, [record.row for record in records])
+    write_csv(folder / EPOCHS_FILE, [row for record in records for row in epoch_rows(record)])
+    return content_hash(folder)
+
+
+def read(folder: Path) -> list[RunRecord]:
+    """The records of a folder's rows.csv and epochs.csv; an empty list where there is no rows.csv.
+
+    Raises:
+        InputError: the files are not what :func:`write` writes.
+    """
+    if not (folder / ROWS_FILE).is_file():
+        return []
+    rows = read_csv(folder / ROWS_FILE)
+    epochs = read_csv(folder / EPOCHS_FILE) if (folder / EPOCHS_FILE).is_file() else []
+    missing = [name for name in RESULT_COLUMNS if rows and name not in rows[0]]
+    if missing:
+        raise InputError(str(folder / ROWS_FILE), f"lacks the column {missing[0]}", "Generate it again from its runs.")
+    records = [RunRecord(row, []) for row in rows]
+    owners = {tuple(record.row[name] for name in _KEY_COLUMNS): record.epochs for record in records}
+    for epoch in epochs:
+        owner = owners.get(tuple(epoch.get(name) for name in _KEY_COLUMNS))
+        if owner is not None:
+            owner.append(_unfold(epoch))
+    return records
+
+
+def _unfold(epoch: Row) -> Row:
+    """An epoch as in metrics.jsonl: without the key columns, the lambdas as a list again."""
+    layers = [name for name in epoch if name.startswith("lambda_") and epoch[name] is not None]
+    own = {name: value for name, value in epoch.items() if name not in _KEY_COLUMNS and not name.startswith("lambda_")}
+    return own | {"lambda": [epoch[f"lambda_{layer}"] for layer in range(len(layers))]}
+
+
+def merge(committed: Iterable[RunRecord], new: Iterable[RunRecord]) -> list[RunRecord]:
+    """Committed records, each replaced by a new one of the same config hash and seed; further new ones follow."""
+    merged = {record.key: record for record in committed}
+    extra: list[RunRecord] = []
+    replaced: set[tuple[str, int]] = set()
+    for record in new:
+        if record.key in merged and record.key not in replaced:
+            merged[record.key] = record
+            replaced.add(record.key)
+        else:
+            extra.append(record)
+    return [*merged.values(), *extra]
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Rows as CSV with every column that any of them has; None is an empty cell, numbers keep every digit."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([[_cell(row.get(name)) for name in columns] for row in rows])
+    with disk_faults(path):
+        replace(path, buffer.getvalue().encode())
+
+
+def read_csv(path: Path) -> list[Row]:
+    """Rows of :func:`write_csv`, values typed again.
+
+    Raises:
+        InputError: unreadable, or a line that does not have the header's columns.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = list(csv.reader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(str(path), f"cannot be read as CSV ({error.__class__.__name__})") from None
+    header = lines[0] if lines else []
+    for number, line in enumerate(lines[1:], start=2):
+        if len(line) != len(header):
+            raise InputError(str(path), f"line {number} has {len(line)} cells (vs {len(header)} columns)")
+    return [{name: _value(name, cell) for name, cell in zip(header, line, strict=True)} for line in lines[1:]]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _value(column: str, cell: str) -> Any:
+    if cell == "":
+        return None
+    if column in _TEXT_COLUMNS:
+        return cell
+    try:
+        return json.loads(cell)
+    except ValueError:
+        return cell
+
+
+def content_hash(folder: Path) -> str:
+    """SHA-256 over rows.csv and epochs.csv: what a plot carries to say which rows it was made from."""
+    digest = hashlib.sha256()
+    for name in (ROWS_FILE, EPOCHS_FILE):
+        path = folder / name
+        digest.update(path.read_bytes() if path.is_file() else b"")
+    return digest.hexdigest()

@@ -1,0 +1,201 @@
+"""The words and numbers of a report: side-by-side figures, class by class, what differs, how to repeat a run."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from diffvit.config import Config
+from diffvit.reporting import stats
+from diffvit.reporting.arms import Arm, differences
+from diffvit.reporting.rows import Row, RunRecord, arm_settings
+
+JPEG_NOTE = (
+    "The images are a JPEG re-encoding of CIFAR-10, not the official pixels. "
+    "Figures on them are lower than, and not comparable with, published CIFAR-10 figures."
+)
+SHAPES_NOTE = "The images are shapes drawn by diffvit itself, not photographs: good for a try, not a benchmark."
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a heading per column; the first cell of a row names the row."""
+
+    columns: list[str]
+    rows: list[list[str]]
+
+
+def data_note(name: str) -> str:
+    """The sentence that must stand beside figures on this data; empty where the name says it all."""
+    if name == "CIFAR-10 (JPEG)":
+        return JPEG_NOTE
+    return SHAPES_NOTE if name.startswith("shapes") else ""
+
+
+def percent(value: float | None, digits: int = 2) -> str:
+    """A fraction as percent."""
+    return NONE if value is None else f"{100 * value:.{digits}f}%"
+
+
+def accuracy_cell(rows: Sequence[Row]) -> str:
+    """Test accuracy: of one run with the interval its test images allow, of several with their standard deviation."""
+    values = [row["test_accuracy"] for row in rows if row["test_accuracy"] is not None]
+    if not values:
+        return NONE
+    spread = stats.std(values)
+    if spread is not None:
+        return f"{percent(stats.mean(values))} ± {100 * spread:.2f}"
+    count = rows[0].get("test_images")
+    if not count:
+        return percent(values[0])
+    interval = stats.wilson(round(values[0] * count), int(count))
+    return f"{percent(values[0])} ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
+
+
+def big(value: float | None) -> str:
+    """A count with its thousands, millions or billions."""
+    if value is None:
+        return NONE
+    for factor, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(value) >= factor:
+            return f"{value / factor:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as the two units a reader needs."""
+    if seconds is None:
+        return NONE
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
+
+
+def _plain(value: Any) -> str:
+    return NONE if value is None else f"{value}"
+
+
+def _hardware(row: Row) -> str:
+    parts = [row["hardware"], f"{row['device']}" if row["device"] else None]
+    parts += [threads(row) if row["device"] != "cuda" else None]
+    return ", ".join(str(part) for part in parts if part) or NONE
+
+
+def threads(row: Row) -> str | None:
+    """How many CPU threads a run used, in words."""
+    count = row["threads"]
+    return f"{count} thread{'' if count == 1 else 's'}" if count else None
+
+
+def _commit(row: Row) -> str:
+    """Ten digits, and the ``+`` of a checkout that differed from its commit."""
+    commit = str(row["commit"])
+    return commit[:10] + ("+" if commit.endswith("+") else "")
+
+
+def _versions(row: Row) -> str:
+    parts = [f"{name} {row[name]}" for name in ("diffvit", "torch", "python") if row[name]]
+    return ", ".join(parts + ([f"commit {_commit(row)}"] if row["commit"] else [])) or NONE
+
+
+def _mean(name: str, show: Callable[[float | None], str]) -> Callable[[Sequence[Row]], str]:
+    """A figure's mean over an arm's runs."""
+
+    def cell(rows: Sequence[Row]) -> str:
+        values = [row[name] for row in rows if row[name] is not None]
+        return show(stats.mean(values)) if values else NONE
+
+    return cell
+
+
+def _each(show: Callable[[Row], str]) -> Callable[[Sequence[Row]], str]:
+    """The different values in an arm's runs."""
+    return lambda rows: ", ".join(dict.fromkeys(show(row) for row in rows))
+
+
+_FIGURES: tuple[tuple[str, Callable[[Sequence[Row]], str]], ...] = (
+    ("Test accuracy", accuracy_cell),
+    ("Top-5", _mean("test_top5", percent)),
+    ("Validation accuracy", _mean("val_accuracy", percent)),
+    ("Calibration error", _mean("calibration_error", percent)),
+    ("Test loss (nats)", _mean("test_loss", lambda value: f"{value:.3f}")),
+    ("Parameters", _each(lambda row: NONE if row["parameters"] is None else f"{row['parameters']:,}")),
+    ("FLOPs per image", _each(lambda row: big(row["flops_per_image"]))),
+    ("Training images/s", _mean("images_per_second", big)),
+    ("Training time", _mean("train_seconds", duration)),
+    ("Epochs", _each(lambda row: _plain(row["epochs"]))),
+    ("Seed", _each(lambda row: _plain(row["seed"]))),
+    ("Precision", _each(lambda row: _plain(row["precision"]))),
+    ("Data", _each(lambda row: _plain(row["data"]))),
+    ("Hardware", _each(_hardware)),
+    ("Versions", _each(_versions)),
+)
+INTERVAL_NOTE = (
+    "In brackets: Wilson's 95% interval over the test images, which covers which images were drawn, not the luck of "
+    "training; with several seeds the mean and the standard deviation over them."
+)
+FLOPS_NOTE = "FLOPs: one forward pass of one image, matrix products only, a multiply-add counted as two."
+FIGURE_NOTES = f"{INTERVAL_NOTE} Calibration error: expected, 15 bins. {FLOPS_NOTE}"
+
+
+def side_by_side(grouped: Sequence[Arm]) -> Table:
+    """One column per arm, one line per figure; lines that no arm can fill are left out."""
+    rows = [[name, *(show([record.row for record in arm.records]) for arm in grouped)] for name, show in _FIGURES]
+    return Table(["", *(arm.label for arm in grouped)], [row for row in rows if any(cell != NONE for cell in row[1:])])
+
+
+def class_table(grouped: Sequence[Arm]) -> Table | None:
+    """Accuracy of every class, the mean over an arm's seeds; None unless some run kept its evaluation."""
+    kept = [arm for arm in grouped if arm.confusion]
+    if not kept:
+        return None
+    columns = [arm.class_accuracies for arm in kept]
+    rows = [
+        [name, *(percent(column[index] if index < len(column) else None, 1) for column in columns)]
+        for index, name in enumerate(kept[0].classes)
+    ]
+    return Table(["Class", *(arm.label for arm in kept)], rows)
+
+
+def difference_table(grouped: Sequence[Arm]) -> Table | None:
+    """Settings in which the arms differ; None where there are none."""
+    found = {
+        name: values for name, values in differences([arm.records[0] for arm in grouped]).items() if name != "seed"
+    }
+    if not found:
+        return None
+    rows = [[name, *(_short(value) for value in values)] for name, values in found.items()]
+    return Table(["Setting", *(arm.label for arm in grouped)], rows)
+
+
+def _short(value: object) -> str:
+    text = NONE if value is None else str(value)
+    return text if len(text) <= 24 else f"{text[:12]}..."
+
+
+def command(arm: Arm) -> str:
+    """The ``diffvit train`` commands that repeat an arm's runs: every setting that is not the default, as a flag."""
+    return "\n".join(_train_command(record) for record in arm.records)
+
+
+def _train_command(record: RunRecord) -> str:
+    default = arm_settings(Config()) | {"epochs": Config().epochs, "seed": Config().seed}
+    asked = record.settings | {"epochs": record.row["epochs"], "seed": record.row["seed"]}
+    parts = ["diffvit", "train", "--data", str(asked.pop("source", "cifar10"))]
+    for name, value in asked.items():
+        if value is None or value == default.get(name):
+            continue
+        head, _, last = name.replace("_", "-").rpartition(".")
+        prefix = f"--{head}." if head else "--"
+        if isinstance(value, bool):
+            parts.append(prefix + last if value else f"{prefix}no-{last}")
+        else:
+            parts += [prefix + last, str(value)]
+    if record.row["precision"]:
+        parts += ["--precision", str(record.row["precision"])]
+    return shlex.join([*parts, "--out", f"runs/{record.row['run']}-again"])

@@ -1,0 +1,219 @@
+"""What can be set: the sections of a run's configuration, typed, frozen and validated. Import them from ``config``.
+
+The command line's flags, their meanings and their defaults are made from these fields too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from diffvit.errors import did_you_mean
+from diffvit.models.presets import PRESETS
+
+Attention = Literal["softmax", "differential"]
+PosEmbed = Literal["none", "learned-1d", "learned-2d", "sincos-1d", "sincos-2d"]
+Precision = Literal["auto", "fp32", "bf16"]
+Device = Literal["auto", "cpu", "cuda"]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Below1 = Annotated[float, Field(ge=0.0, lt=1.0)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+AboveZero = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelConfig(_Section):
+    """The Vision Transformer; the fields are :class:`diffvit.VisionTransformer`'s arguments."""
+
+    preset: str | None = None
+    """Name of a preset whose values stand in for whatever is not given here."""
+    image_size: Positive = 32
+    """Side of the square input, pixels."""
+    patch_size: Positive = 4
+    """Side of a square patch, pixels; divides image_size."""
+    in_chans: Positive = 3
+    """Input channels."""
+    num_classes: Positive = 10
+    """Classes the head tells apart."""
+    embed_dim: Positive = 192
+    """Width of a token."""
+    depth: Positive = 9
+    """Number of encoder blocks."""
+    num_heads: Positive = 6
+    """Heads of the softmax baseline; differential attention has half as many, twice as wide."""
+    mlp_ratio: AboveZero = 2.0
+    """Hidden width of the MLP over embed_dim."""
+    attention: Attention = "softmax"
+    """softmax (arXiv 2010.11929) or differential (arXiv 2410.05258)."""
+    pos_embed: PosEmbed = "learned-1d"
+    """Position embedding."""
+    pool: Literal["cls", "mean"] = "cls"
+    """What the head reads: the [CLS] token, or the mean over the patch tokens (then there is no [CLS])."""
+    head: Literal["linear", "mlp"] = "linear"
+    """Classification head."""
+    qkv_bias: bool = True
+    """Bias on the query, key and value projection."""
+    norm_eps: AboveZero = 1e-6
+    """Epsilon of the layer norms."""
+    drop_path: Below1 = 0.0
+    """Stochastic depth: chance to drop the last block's residual branch; rises linearly with depth."""
+    init: Literal["trunc-normal", "mimetic"] = "trunc-normal"
+    """Weight initialisation (mimetic: arXiv 2305.09828)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_preset(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or values.get("preset") is None:
+            return values
+        name = str(values["preset"])
+        if name not in PRESETS:
+            raise ValueError(f"no preset {name!r} (have {', '.join(PRESETS)}).{did_you_mean(name, PRESETS)}")
+        return {**PRESETS[name].settings, **values}
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelConfig:
+        if self.image_size % self.patch_size:
+            raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}")
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"num_heads {self.num_heads} does not divide embed_dim {self.embed_dim}")
+        if self.attention == "differential" and self.num_heads % 2:
+            raise ValueError(
+                f"num_heads {self.num_heads} is odd: differential attention subtracts heads in pairs, "
+                "so it needs an even number"
+            )
+        if self.pos_embed in ("learned-2d", "sincos-1d") and self.embed_dim % 2:
+            raise ValueError(
+                f"embed_dim {self.embed_dim} is odd: pos_embed {self.pos_embed} needs halves of equal width"
+            )
+        if self.pos_embed == "sincos-2d" and self.embed_dim % 4:
+            raise ValueError(
+                f"embed_dim {self.embed_dim} is not a multiple of 4: pos_embed sincos-2d needs quarters of equal width"
+            )
+        return self
+
+
+class AugmentConfig(_Section):
+    """Augmentation of the training images; every draw is per sample; all off by default."""
+
+    flip: bool = False
+    """Mirror left to right, half of the time."""
+    crop: Count = 0
+    """Random crop after reflect-padding this many pixels on every side."""
+    color_jitter: Fraction = 0.0
+    """Largest relative change of brightness, contrast and saturation."""
+    policy: Literal["none", "randaugment", "trivialaugment"] = "none"
+    """Automatic augmentation: RandAugment (arXiv 1909.13719) or TrivialAugment (arXiv 2103.10158)."""
+    policy_ops: Positive = 2
+    """Operations RandAugment applies to an image."""
+    policy_magnitude: Annotated[float, Field(ge=0.0, le=10.0)] = 9.0
+    """RandAugment's strength, 0 to 10."""
+    erasing: Fraction = 0.0
+    """Chance to erase a random rectangle (arXiv 1708.04896)."""
+    mixup: Rate = 0.0
+    """Beta parameter of mixup (arXiv 1710.09412); 0 is off."""
+    cutmix: Rate = 0.0
+    """Beta parameter of CutMix (arXiv 1905.04899); 0 is off. With mixup on too, each sample draws one of the two."""
+    mix_probability: Fraction = 1.0
+    """Chance that a sample is mixed at all when mixup or cutmix is on."""
+
+
+class OptimizerConfig(_Section):
+    """What updates the weights."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """adamw, or muon on the blocks' matrices with AdamW on the rest."""
+    lr: Rate = 1e-3
+    """AdamW's peak learning rate."""
+    muon_lr: Rate = 5e-3
+    """Muon's peak learning rate, scaled to match AdamW's update size."""
+    weight_decay: Rate = 0.05
+    """Decoupled decay of the matrices; norms, biases, positions, tokens and lambdas take none."""
+    beta1: Below1 = 0.9
+    """AdamW's first moment decay."""
+    beta2: Below1 = 0.999
+    """AdamW's second moment decay."""
+    momentum: Below1 = 0.95
+    """Muon's momentum."""
+    grad_clip: Rate = 0.0
+    """Largest global gradient norm; 0 is off."""
+
+
+class ScheduleConfig(_Section):
+    """Learning rate over the run."""
+
+    name: Literal["constant", "linear", "cosine"] = "cosine"
+    """Shape of the fall after the warm-up."""
+    warmup: Fraction = 0.05
+    """Share of the steps that rise linearly from zero."""
+    final: Fraction = 0.0
+    """Last rate over the peak rate."""
+
+
+class ShapesConfig(_Section):
+    """Dials of the built-in procedural data set."""
+
+    size: Annotated[int, Field(ge=16, le=256)] = 32
+    """Side of an image, pixels."""
+    train: Positive = 10_000
+    """Training images."""
+    test: Positive = 2_000
+    """Test images."""
+    clutter: Fraction = 0.3
+    """How much of the background is covered by distractors."""
+    noise: Fraction = 0.1
+    """Standard deviation of the pixel noise, of full scale."""
+    seed: Seed = 0
+    """Seed of the images."""
+
+
+class Config(_Section):
+    """One training run, whole."""
+
+    data: Literal["auto", "cifar10", "folder", "shapes"] = "cifar10"
+    """Data source; auto takes cifar10 where it is found, else shapes."""
+    data_dir: Path | None = None
+    """Where the data lies (for folder: the folder with train/ and test/)."""
+    validation_size: Count = 5_000
+    """Images of the training set kept apart for choices, the same number of each class; 0 trains on all of them."""
+    epochs: Positive = 50
+    """Showings of each training image."""
+    batch_size: Positive = 256
+    """Images in one optimiser step, over all processes."""
+    accumulate: Positive = 1
+    """Micro-batches one step is split into."""
+    label_smoothing: Below1 = 0.0
+    """Share of the target spread over all classes."""
+    ema: Below1 = 0.0
+    """Decay of the weights' moving average, which is then what is evaluated; 0 is off."""
+    seed: Seed = 0
+    """Seed of the weights, the order and the augmentation."""
+    device: Device = "auto"
+    """Where to run."""
+    precision: Precision = "auto"
+    """auto is bf16 autocast where the hardware has bf16 arithmetic, else fp32."""
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    """CPU threads; 0 is all cores this process may use. The count changes the last bits of a result."""
+    compile: bool = False
+    """Compile the training step with torch.compile."""
+    checkpoint_every: Positive = 1
+    """Epochs between checkpoints."""
+    model: ModelConfig = ModelConfig()
+    augment: AugmentConfig = AugmentConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    shapes: ShapesConfig = ShapesConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate {self.accumulate} does not divide batch_size {self.batch_size}")
+        return self

@@ -1,0 +1,137 @@
+"""Checkpoints that are whole or not there: what a resume needs, each file with its SHA-256 in a manifest.
+
+A checkpoint is a folder ``step-00000391``: safetensors files, ``progress.json`` and ``manifest.json``. It is written
+under a temporary name, flushed, renamed, and the parent folder flushed. Nothing in it is a pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from diffvit.errors import InputError
+from diffvit.training.files import flush_folder, to_json, write_flushed
+
+KEPT = 2
+_FORMAT = 1
+_PREFIX, _TEMPORARY = "step-", ".writing-"
+_SMALL = 16 * 2**20  # no manifest or progress file of ours comes near
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint found intact."""
+
+    path: Path
+    step: int
+    progress: dict[str, Any]
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of one of its files, on the CPU; empty where there is no such file."""
+        file = self.path / f"{name}.safetensors"
+        return safetensors.torch.load_file(file) if file.exists() else {}
+
+
+def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], progress: Mapping[str, Any]) -> Path:
+    """Write the checkpoint of ``step`` and drop all but the newest two.
+
+    Args:
+        folder: where the checkpoints lie.
+        step: optimiser steps done.
+        tensors: name of a file (without suffix) to its named tensors.
+        progress: plain JSON values.
+
+    Raises:
+        OSError: the disk refuses; the checkpoints that were there are untouched.
+    """
+    final, temporary = folder / f"{_PREFIX}{step:08d}", folder / f"{_TEMPORARY}{step:08d}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        files = {}
+        for name, content in _contents(tensors, progress):
+            write_flushed(temporary / name, content)
+            files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        write_flushed(temporary / "manifest.json", to_json({"format": _FORMAT, "step": step, "files": files}))
+        flush_folder(temporary)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if final.exists():  # a damaged one that was skipped, now reached again
+        shutil.rmtree(final)
+    temporary.replace(final)
+    flush_folder(folder)
+    _prune(folder, step)
+    return final
+
+
+def _contents(tensors: Mapping[str, Mapping[str, Tensor]], progress: Mapping[str, Any]) -> Any:
+    for name, group in tensors.items():
+        plain = {key: tensor.detach().cpu().contiguous() for key, tensor in group.items()}
+        yield f"{name}.safetensors", safetensors.torch.save(plain)
+    yield "progress.json", to_json(progress)
+
+
+def newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest intact checkpoint; None where none was ever written.
+
+    ``warn`` gets one line for each damaged one that is skipped.
+
+    Raises:
+        InputError: there are checkpoints and every one is damaged.
+    """
+    found = sorted(_steps(folder).items(), reverse=True)
+    for step, path in found:
+        try:
+            return Checkpoint(path, step, _verified_progress(path, step))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = str(error) if isinstance(error, ValueError) else f"its manifest is unreadable ({error})"
+            warn(f"warning: checkpoint {path} is damaged and skipped: {reason}")
+    if found:
+        why = f"none of its {len(found)} checkpoints is intact"
+        raise InputError(str(folder), why, "Start the run again with another --out.")
+    return None
+
+
+def _verified_progress(path: Path, step: int) -> dict[str, Any]:
+    manifest = json.loads(_read_small(path / "manifest.json"))
+    if manifest["format"] != _FORMAT or manifest["step"] != step:
+        raise ValueError(f"its manifest is of another kind (format {manifest['format']}, step {manifest['step']})")
+    for name, entry in manifest["files"].items():
+        file = path / Path(name).name
+        if not file.is_file():
+            raise ValueError(f"{name} is missing")
+        if file.stat().st_size != entry["bytes"]:
+            raise ValueError(f"{name} has the wrong size ({file.stat().st_size} vs {entry['bytes']} bytes)")
+        with file.open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != entry["sha256"]:
+                raise ValueError(f"{name} does not have the SHA-256 of its manifest")
+    if "progress.json" not in manifest["files"]:
+        raise ValueError("progress.json is missing")
+    return json.loads(_read_small(path / "progress.json"))
+
+
+def _read_small(file: Path) -> bytes:
+    if file.stat().st_size > _SMALL:
+        raise ValueError(f"{file.name} is too large ({file.stat().st_size} vs at most {_SMALL} bytes)")
+    return file.read_bytes()
+
+
+def _steps(folder: Path) -> dict[int, Path]:
+    paths = folder.glob(f"{_PREFIX}*") if folder.is_dir() else ()
+    return {int(path.name.removeprefix(_PREFIX)): path for path in paths if path.name[len(_PREFIX) :].isdecimal()}
+
+
+def _prune(folder: Path, step: int) -> None:
+    """Drop what is older than the newest two up to ``step``, and what a kill left half written."""
+    old = sorted(known for known in _steps(folder) if known <= step)[:-KEPT]
+    for path in [*(_steps(folder)[known] for known in old), *folder.glob(f"{_TEMPORARY}*")]:
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,119 @@
+"""What a run runs on: device, precision, threads, and the record of all that for environment.json."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import diffvit
+from diffvit.errors import ConfigError, EnvironmentFault
+
+# A run may only be continued where these are as they were, else its bits would change.
+_BINDING = {
+    "threads": "threads",
+    "torch": "torch version",
+    "diffvit": "diffvit version",
+    "device": "device",
+    "precision": "precision",
+    "processes": "processes",
+}
+
+
+def resolve_device(name: str) -> str:
+    """``auto`` takes CUDA where there is one.
+
+    Raises:
+        EnvironmentFault: CUDA was asked for and is not there.
+    """
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise EnvironmentFault("device cuda", "no CUDA device is usable here", "Give --device cpu or auto.")
+    return "cuda" if name != "cpu" and available else "cpu"
+
+
+def resolve_precision(name: str, device: str) -> str:
+    """``auto`` is bf16 where the hardware multiplies it (AVX512-BF16, AMX, CUDA from capability 8), else fp32."""
+    if name != "auto":
+        return name
+    if device == "cuda":
+        fast = torch.cuda.get_device_capability() >= (8, 0)
+    else:
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if fast else "fp32"
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def hardware(device: str) -> str:
+    """Name of the accelerator or the processor."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def commit() -> str | None:
+    """The source checkout's commit, with ``+`` where files differ from it; None outside a checkout."""
+    root = Path(diffvit.__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        head = subprocess.run(
+            ["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
+        changes = subprocess.run(
+            ["git", "-C", root, "status", "--porcelain", "--untracked-files=no", "--", "src"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.stdout.strip() + ("+" if changes.stdout.strip() else "")
+
+
+def describe(*, device: str, precision: str, threads: int, processes: int) -> dict[str, Any]:
+    """Versions, hardware and settings of this process, for environment.json."""
+    return {
+        "diffvit": diffvit.__version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "hardware": hardware(device),
+        "device": device,
+        "cores": usable_cores(),
+        "threads": threads,
+        "processes": processes,
+        "precision": precision,
+        "commit": commit(),
+    }
+
+
+def refuse_differences(run: Path, settings: Sequence[str], then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Let a run go on only where its bits come out the same.
+
+    Args:
+        run: its folder.
+        settings: what differs between the two configs, in words.
+        then: environment.json as the run began.
+        now: the same of this process.
+
+    Raises:
+        ConfigError: listing everything that differs.
+    """
+    found = list(settings)
+    found += [f"{words} {then[key]} vs {now[key]}" for key, words in _BINDING.items() if then.get(key) != now[key]]
+    old, new = (str(facts.get("data", {}).get("fingerprint")) for facts in (then, now))
+    if old != new:
+        found.append(f"data fingerprint {old[:12]} vs {new[:12]}")
+    if found:
+        hint = "Nothing was changed; resume it as it was started, or start another run with --out."
+        raise ConfigError(str(run), f"cannot go on bit for bit (began with vs now: {'; '.join(found)})", hint)

@@ -1,0 +1,185 @@
+"""A trained model on data it can be scored on, and on single image files."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffvit.config import Config, from_environment, parse, to_dict
+from diffvit.data import sources
+from diffvit.data.images import Images, decode, resize
+from diffvit.errors import ConfigError, InputError, did_you_mean
+from diffvit.training.environment import hardware, resolve_device, resolve_precision
+from diffvit.training.files import disk_faults, replace, to_json
+from diffvit.training.load import load_with_meta
+from diffvit.training.run_dir import RunDir
+from diffvit.training.score import flops_per_image as flops_per_image
+from diffvit.training.score import logits_of
+from diffvit.training.score import score as score
+
+SPLITS = ("test", "validation", "train")
+
+
+def evaluate(
+    run: RunDir | Path | str,
+    *,
+    split: str = "test",
+    data: str | None = None,
+    data_dir: Path | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+) -> dict[str, Any]:
+    """Score a trained model; on its own data the figures are also written into the run folder.
+
+    The file is ``evaluation.json`` for the test set and ``evaluation-SPLIT.json`` for the others.
+
+    Args:
+        run: a run folder, a weights file or a packaged name.
+        split: ``test``, ``validation`` (the images its training set kept apart) or ``train`` (those it learnt from,
+            not augmented).
+        data: another data source than the model's own; its classes must be the model's.
+        data_dir: where the data lies.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        precision: ``fp32``, ``bf16``, or ``auto``: what the run itself was scored with, else what this machine is
+            good at.
+
+    Returns:
+        The figures of :func:`score` with ``run``, ``split``, ``data``, ``fingerprint``, ``classes``, ``parameters``,
+        ``flops_per_image``, ``device``, ``hardware`` and ``precision``.
+
+    Raises:
+        ConfigError: no such split, or the model does not say which data it is for.
+        InputError: the model or the data is missing or damaged, or they do not fit each other.
+    """
+    if split not in SPLITS:
+        raise ConfigError("split", f"{split!r} vs {', '.join(SPLITS)}", did_you_mean(split, SPLITS))
+    device = resolve_device(device)
+    model, meta = load_with_meta(run, device=device)
+    config = _config_of(run, meta)
+    precision = _precision_of(meta, precision, device)
+    images = _images(run, model.settings["image_size"], meta, config, (split, data, data_dir))
+    figures = score(
+        model,
+        images,
+        mean=meta["mean"],
+        std=meta["std"],
+        batch_size=max(500, config.batch_size if config else 0),
+        precision=precision,
+        device=device,
+    )
+    facts = {
+        "run": str(run.path if isinstance(run, RunDir) else run),
+        **{"split": split, "data": images.name, "fingerprint": images.fingerprint, "classes": images.classes},
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "flops_per_image": flops_per_image(model),
+        **{"device": device, "hardware": hardware(device), "precision": precision},
+    }
+    figures = {**facts, **figures}
+    folder = Path(facts["run"])
+    if folder.is_dir() and data is None and images.name == meta["data"]:
+        path = folder / ("evaluation.json" if split == "test" else f"evaluation-{split}.json")
+        with disk_faults(path):
+            replace(path, to_json(figures, indent=None))
+    return figures
+
+
+def _config_of(run: object, meta: Mapping[str, Any]) -> Config | None:
+    try:
+        return None if meta["config"] is None else parse(meta["config"], str(run))
+    except ConfigError as error:
+        raise InputError(error.what, error.why, error.hint) from None
+
+
+def _precision_of(meta: Mapping[str, Any], asked: str, device: str) -> str:
+    """What was asked for; for ``auto`` what the run recorded, so that its figures can be repeated anywhere."""
+    recorded = meta.get("precision")
+    path = Path(meta["file"]).parent
+    if recorded is None and (path / "environment.json").is_file():
+        recorded = RunDir(path).environment.get("precision")
+    return resolve_precision(recorded if asked == "auto" and recorded in ("fp32", "bf16") else asked, device)
+
+
+def _images(
+    run: object,
+    image_size: int,
+    meta: Mapping[str, Any],
+    config: Config | None,
+    wanted: tuple[str, str | None, Path | None],
+) -> Images:
+    """The images to score on, their classes checked against the model's."""
+    split, data, data_dir = wanted
+    source = data or (config.data if config else "auto")
+    if source == "auto" and data is None:
+        known = {"CIFAR-10": "cifar10", "shapes": "shapes" if config else ""}
+        source = next((name for start, name in known.items() if str(meta["data"]).startswith(start)), "")
+    if not source:
+        raise ConfigError(str(run), f"does not say where its data ({meta['data']}) comes from", "Give --data.")
+    size = config.validation_size if config else 0
+    if split == "validation" and not size:
+        why = "has no validation split: it was trained on every training image"
+        raise InputError(str(run), why, "Take --split test or --split train.")
+    place = data_dir or from_environment(os.environ).get("data_dir") or (config.data_dir if config else None)
+    images = sources.load(
+        source,
+        "test" if split == "test" else "train",
+        data_dir=Path(place) if place else None,
+        image_size=image_size,
+        shapes=to_dict(config.shapes) if config else None,
+    )
+    if sorted(images.classes) == sorted(meta["classes"]):
+        images = _in_order(images, meta["classes"])
+    else:
+        why = f"has other classes than the model ({_few(images.classes)} vs {_few(meta['classes'])})"
+        raise InputError(images.name, why, "Take the data the model was trained on.")
+    if split == "test":
+        return images
+    ours, held = sources.validation_split(images.labels, size)
+    return images.select(held if split == "validation" else ours)
+
+
+def _in_order(images: Images, classes: Sequence[str]) -> Images:
+    """The images with their labels counted in this order of the same classes."""
+    place = torch.tensor([classes.index(name) for name in images.classes])
+    return dataclasses.replace(images, labels=place[images.labels], classes=list(classes))
+
+
+def _few(names: Sequence[str]) -> str:
+    return f"{len(names)}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+
+
+def predict(
+    run: RunDir | Path | str,
+    paths: Sequence[Path | str],
+    top: int = 5,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+) -> list[dict[str, Any]]:
+    """What a trained model sees in image files: the centred square, scaled to the model's input.
+
+    Returns:
+        Per image ``{"image": path, "top": [[class name, probability], ...]}``, likeliest first.
+
+    Raises:
+        InputError: the model or an image is missing, damaged or over a limit.
+    """
+    device = resolve_device(device)
+    model, meta = load_with_meta(run, device=device)
+    size = model.settings["image_size"]
+    pixels = [torch.from_numpy(resize(decode(Path(path), name=str(path)), size)) for path in paths]
+    if not pixels:
+        return []
+    precision = _precision_of(meta, precision, device)
+    logits = logits_of(
+        model, torch.stack(pixels), mean=meta["mean"], std=meta["std"], precision=precision, device=device
+    )
+    likeliest = logits.softmax(1).topk(min(max(top, 1), logits.shape[1]), dim=1)
+    return [
+        {"image": str(path), "top": [[meta["classes"][index], float(value)] for value, index in zip(*row, strict=True)]}
+        for path, *row in zip(paths, likeliest.values, likeliest.indices.tolist(), strict=True)
+    ]

@@ -1,0 +1,191 @@
+"""A trained model from a run folder, a weights file or a packaged name; everything is checked before it is believed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from diffvit import weights
+from diffvit.config import ModelConfig
+from diffvit.errors import ConfigError, InputError, did_you_mean
+from diffvit.models.vit import VisionTransformer
+
+if TYPE_CHECKING:
+    from diffvit.training.run_dir import RunDir
+
+MODEL_FILE = "model.safetensors"
+METADATA_KEY = "diffvit"
+_HEADER_LIMIT = 4 * 1024 * 1024  # bytes; a header of ours has about 20 kB
+_HINT = "Give a run folder, a model.safetensors that diffvit wrote, or a packaged name."
+
+
+def load(reference: RunDir | Path | str, *, device: torch.device | str = "cpu") -> VisionTransformer:
+    """A trained model in evaluation mode, float32.
+
+    Args:
+        reference: a run folder (``runs/NAME``), a ``.safetensors`` file, or a packaged name (``cifar10-vit``).
+        device: where the weights go; ``"auto"`` takes CUDA where there is one.
+
+    Raises:
+        InputError: no such model; not a weights file of diffvit; missing, unexpected, misshapen or non-finite weights.
+    """
+    return load_with_meta(reference, device=device)[0]
+
+
+def load_with_meta(
+    reference: RunDir | Path | str, *, device: torch.device | str = "cpu"
+) -> tuple[VisionTransformer, dict[str, Any]]:
+    """As :func:`load`, with what the file says of itself.
+
+    Returns:
+        The model, and a dict with ``classes``, ``mean``, ``std`` (per channel, 0..1), ``data``, ``fingerprint``,
+        ``config`` (nested plain values, or None where unknown) and ``file``.
+    """
+    path = locate(reference)
+    header = read_header(path)
+    settings, meta = _metadata(path, header)
+    _check_shapes(path, header, settings)
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(str(path), f"cannot be read as weights ({' '.join(str(error).split())})", _HINT) from None
+    for name, tensor in state.items():
+        if not bool(tensor.isfinite().all()):
+            raise InputError(str(path), f"{name} holds NaN or infinite values", "Train it again or take another file.")
+    model = _build(settings)
+    model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=True)
+    if str(device) == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device).eval(), {**meta, "config": _config_beside(path) or meta.get("config"), "file": path}
+
+
+def locate(reference: RunDir | Path | str) -> Path:
+    """The weights file a reference means.
+
+    Raises:
+        InputError: nothing there.
+    """
+    place: Path | str = reference if isinstance(reference, Path | str) else reference.path
+    path = Path(place)
+    if path.is_dir():
+        file = path / MODEL_FILE
+        if not file.is_file():
+            why = f"has no {MODEL_FILE}: the run did not finish, or it is not a run folder"
+            raise InputError(str(path), why, f"Finish it with: diffvit train --resume {path}")
+        return file
+    if path.is_file():
+        return path
+    file = weights.packaged(str(place))
+    if file is None:
+        names = weights.names()
+        have = f"packaged: {', '.join(names)}" if names else "none is packaged"
+        raise InputError(str(place), f"no such run, file or packaged model ({have})", did_you_mean(str(place), names))
+    return file
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The JSON header of a safetensors file, its sizes checked against the file's; no tensor is read.
+
+    Raises:
+        InputError: not a safetensors file, cut short, or claiming other sizes than it has.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 10 or length > min(size - 8, _HEADER_LIMIT):
+                raise InputError(str(path), "is not a safetensors file", _HINT)
+            header = json.loads(file.read(length))
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+        shapes_are_lists = all(isinstance(entry["shape"], list) for entry in tensors.values())
+    except OSError as error:
+        raise InputError(str(path), f"cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+        raise InputError(str(path), "is not a safetensors file", _HINT) from None
+    if not shapes_are_lists or end != size - 8 - length:
+        raise InputError(
+            str(path), f"is cut short or damaged ({size - 8 - length} bytes of weights vs {end} announced)"
+        )
+    return header
+
+
+def _metadata(path: Path, header: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Model settings and the rest of the metadata, validated."""
+    try:
+        meta = json.loads(header["__metadata__"][METADATA_KEY])
+        settings = dict(meta.pop("model"))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise InputError(str(path), "says nothing of its model: diffvit did not write it", _HINT) from None
+    try:
+        config = ModelConfig.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"]) or "its settings"
+        why = f"describes an impossible model: {key}: {first['msg'].removeprefix('Value error, ')}"
+        raise InputError(str(path), why) from None
+    channels, classes = config.in_chans, config.num_classes
+    sizes = {"classes": classes, "mean": channels, "std": channels}
+    for key, expected in sizes.items():
+        found = meta.get(key)
+        if not isinstance(found, list) or len(found) != expected:
+            count = len(found) if isinstance(found, list) else "none"
+            raise InputError(str(path), f"its metadata {key} does not fit its model ({count} vs {expected})")
+    numbers = meta["mean"] + meta["std"]
+    if not all(isinstance(x, int | float) and math.isfinite(x) for x in numbers) or min(meta["std"]) <= 0:
+        raise InputError(str(path), "its metadata mean and std are not positive finite numbers")
+    return config.model_dump(exclude={"preset"}), meta
+
+
+def _check_shapes(path: Path, header: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Names and shapes in the header against those of the model that its settings describe; allocates nothing."""
+    found = {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    # Counting blocks first keeps a file that claims a million of them from building a million.
+    blocks = {name.split(".")[1] for name in found if name.startswith("blocks.") and name.count(".") > 1}
+    if len(blocks) != settings["depth"]:
+        raise InputError(
+            str(path), f"its weights do not fit its settings ({len(blocks)} blocks vs {settings['depth']})"
+        )
+    try:
+        with torch.device("meta"):
+            expected = {name: tuple(tensor.shape) for name, tensor in _build(settings).state_dict().items()}
+    except (ConfigError, RuntimeError, ValueError) as error:
+        why = f"describes an impossible model: {' '.join(str(error).split())[:120]}"
+        raise InputError(str(path), why) from None
+    for problem, names in (
+        ("lacks", expected.keys() - found.keys()),
+        ("has the unexpected", found.keys() - expected.keys()),
+    ):
+        if names:
+            first = sorted(names)[0]
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise InputError(str(path), f"its weights do not fit its settings: it {problem} {first}{more}")
+    for name, shape in expected.items():
+        if found[name] != shape:
+            why = f"{name} has the wrong size ({'x'.join(map(str, found[name]))} vs {'x'.join(map(str, shape))})"
+            raise InputError(str(path), why)
+
+
+def _build(settings: Mapping[str, Any]) -> VisionTransformer:
+    """The model with throw-away weights; the caller's random numbers stay as they were."""
+    with torch.random.fork_rng(devices=[]):
+        model = VisionTransformer(**{**settings, "init": "trunc-normal"})
+    model.settings["init"] = settings["init"]
+    return model
+
+
+def _config_beside(path: Path) -> dict[str, Any] | None:
+    """The run's own config.yaml where the weights lie in a run folder."""
+    if path.name != MODEL_FILE or not (path.parent / "config.yaml").is_file():
+        return None
+    from diffvit.config import read_yaml
+
+    return read_yaml(path.parent / "config.yaml")

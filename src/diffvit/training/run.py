@@ -1,0 +1,174 @@
+"""One run from its data to its result: epochs, validation, checkpoints, stopping and going on."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from lightning_fabric import Fabric
+
+from diffvit.config import WHEREABOUTS, Config, differences
+from diffvit.data.images import Images
+from diffvit.errors import Interrupted, NonFiniteError
+from diffvit.training import checkpoint, environment, material, outcome
+from diffvit.training.checkpoint import Checkpoint
+from diffvit.training.files import disk_faults
+from diffvit.training.material import Material
+from diffvit.training.objective import Classification
+from diffvit.training.processes import by_the_first, largest
+from diffvit.training.progress import Progress
+from diffvit.training.run_dir import RunDir
+from diffvit.training.score import score
+from diffvit.training.signals import StopRequest
+from diffvit.training.trainer import NonFiniteStep, Trainer
+
+_SHOWN_EVERY = 0.1  # seconds between updates of the display
+
+
+class Run:
+    """A run in a folder that is held.
+
+    Args:
+        fabric: launched.
+        config: the whole run.
+        facts: what it runs on; gains what is known of the data.
+        folder: where everything goes.
+        progress: where to report.
+    """
+
+    def __init__(
+        self, fabric: Fabric, config: Config, facts: dict[str, Any], folder: RunDir, progress: Progress
+    ) -> None:
+        self.fabric, self.config, self.facts, self.folder, self.progress = fabric, config, facts, folder, progress
+        self._saved: int | None = None  # step of the newest checkpoint
+        self._shown = -math.inf
+
+    def go(self, resume: bool, on_ready: Callable[[RunDir], None] | None) -> None:
+        """From wherever it stands to its result; raises what :func:`diffvit.training.loop.train` raises."""
+        data = material.load(self.config, self.progress.message)
+        self.facts |= outcome.data_facts(data)
+        found = self._open(resume)
+        if found:  # as recorded: the last bits of a mean are not to depend on how it is computed today
+            data = replace(data, mean=self.facts["mean"], std=self.facts["std"])
+        model = material.build_model(self.config.model, self.config.seed)
+        trainer = Trainer(self.fabric, self.config, data, model, Classification())
+        if found:
+            trainer.restore(found)
+            self._saved = found.step
+        position = trainer.position
+        by_the_first(self.fabric, lambda: self.folder.truncate_rows(position.epoch))
+        if on_ready and self.fabric.global_rank == 0:
+            on_ready(self.folder)
+        self.progress.start(trainer.total_steps, self.config.epochs, self._title(trainer))
+        if found:
+            self.progress.message(f"going on after step {found.step}, in epoch {position.epoch + 1}")
+        with StopRequest() as stop:
+            while position.epoch < self.config.epochs:
+                self._epoch(trainer, data, stop)
+            by_the_first(self.fabric, lambda: self._finish(trainer, data))
+
+    def _open(self, resume: bool) -> Checkpoint | None:
+        """Write what a run starts with, or check that it can go on, from the checkpoint returned."""
+        if not resume or not (self.folder.path / "environment.json").exists():
+            by_the_first(self.fabric, self._write_beginning)
+            return None
+        before = self.folder.environment
+        # The precision is compared as resolved, with the environment.
+        settings = differences(self.folder.config, self.config, ignore=WHEREABOUTS | {"precision"})
+        environment.refuse_differences(self.folder.path, settings, before, self.facts)
+        if before["hardware"] != self.facts["hardware"]:
+            self.progress.message(f"note: the run began on {before['hardware']}; the last bits may differ here")
+        self.facts |= {name: before[name] for name in ("mean", "std")}
+        return checkpoint.newest(self.folder.checkpoints, self.progress.message)
+
+    def _write_beginning(self) -> None:
+        self.folder.write_config(self.config)
+        self.folder.write_json("environment.json", self.facts)
+
+    def _title(self, trainer: Trainer) -> str:
+        facts = self.facts
+        count = sum(parameter.numel() for parameter in trainer.parameters)
+        name = "Diff-ViT" if self.config.model.attention == "differential" else "ViT"
+        where = f"{facts['device']}, {facts['precision']}, threads: {facts['threads']}"
+        where += f", processes: {facts['processes']}" if facts["processes"] > 1 else ""
+        return f"{name} of {count:,} parameters, {self.config.epochs} epochs ({where}) into {self.folder.path}"
+
+    def _epoch(self, trainer: Trainer, data: Material, stop: StopRequest) -> None:
+        try:
+            for _ in trainer.steps():
+                self._show(trainer)
+                number = largest(self.fabric, stop.signal)
+                if number and trainer.position.in_epoch < trainer.steps_per_epoch:
+                    self._interrupt(trainer, number)
+        except NonFiniteStep as error:
+            raise self._not_finite(trainer, error) from None
+        row = trainer.finish_epoch()
+        by_the_first(self.fabric, lambda: self._close_epoch(trainer, data, row))
+        self.progress.epoch(row)
+        if number := largest(self.fabric, stop.signal):
+            self._interrupt(trainer, number)
+
+    def _close_epoch(self, trainer: Trainer, data: Material, row: dict[str, Any]) -> None:
+        """Validate, complete and write the epoch's row, then its checkpoint, which counts on the row."""
+        figures = self._score(trainer, data, data.validation) if data.validation else {}
+        row |= {"val_loss": figures.get("loss"), "val_accuracy": figures.get("accuracy")}
+        self.folder.append_row(row)
+        if row["epoch"] % self.config.checkpoint_every == 0 or row["epoch"] == self.config.epochs:
+            self._save(trainer)
+
+    def _show(self, trainer: Trainer) -> None:
+        now = time.monotonic()
+        if now - self._shown >= _SHOWN_EVERY:
+            self._shown = now
+            self.progress.step(trainer.running())
+
+    def _save(self, trainer: Trainer) -> None:
+        step = trainer.position.step
+        if self._saved != step:
+            with disk_faults(self.folder.checkpoints, self.folder.kept):
+                checkpoint.save(self.folder.checkpoints, step, *trainer.state())
+            self._saved = step
+
+    def _interrupt(self, trainer: Trainer, number: int) -> None:
+        by_the_first(self.fabric, lambda: self._save(trainer))
+        by = {2: "Ctrl-C", 15: "SIGTERM"}.get(number, f"signal {number}")
+        why = f"stopped by {by} after step {trainer.position.step} of {trainer.total_steps}"
+        hint = f"Everything is saved; go on with: diffvit train --resume {self.folder.path}"
+        raise Interrupted(number, str(self.folder.path), why, hint)
+
+    def _not_finite(self, trainer: Trainer, error: NonFiniteStep) -> NonFiniteError:
+        kept = "No checkpoint was written yet."
+        if self._saved is not None:
+            kept = f"The checkpoint after step {self._saved} and all rows of finished epochs are kept."
+        rates = "--optimizer.lr" + (" or --optimizer.muon-lr" if "muon" in trainer.optimizers else "")
+        return NonFiniteError(
+            f"{self.folder.path}, step {trainer.position.step + 1}",
+            f"training is no longer finite ({error}); it stopped before the weights were changed",
+            f"{kept} Start another run with a lower {rates}, or with --optimizer.grad-clip 1.",
+        )
+
+    def _score(self, trainer: Trainer, data: Material, images: Images) -> dict[str, Any]:
+        return score(
+            trainer.evaluated,
+            images,
+            mean=data.mean,
+            std=data.std,
+            batch_size=max(500, self.config.batch_size),
+            precision=self.facts["precision"],
+            device=self.fabric.device,
+        )
+
+    def _finish(self, trainer: Trainer, data: Material) -> None:
+        """Score the test set, once, and write the model, the figures and, last of all, the result."""
+        test = material.load_split(self.config, data.source, "test")
+        figures = self._score(trainer, data, test)
+        self.facts["data"]["test"] = len(test)
+        self.folder.write_json("environment.json", self.facts)
+        outcome.write_model(self.folder, trainer.evaluated, self.facts)
+        result = outcome.result(self.config, self.facts, trainer.evaluated, self.folder.metrics, figures)
+        self.folder.write_json("evaluation.json", outcome.evaluation(self.folder, self.facts, result, test, figures))
+        self.folder.write_json("result.json", result)
+        self.progress.message(f"test accuracy {result['test_accuracy']:.2%} ({len(test):,} images of {test.name})")

@@ -1,0 +1,217 @@
+"""The run folder: the only output of training and the only input of reporting. Reading one needs no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from diffvit.config import Config, parse, read_yaml, to_yaml
+from diffvit.errors import ConfigError, InputError, RunBusyError
+from diffvit.training.files import disk_faults, replace, to_json
+
+_LOCK = ".lock"
+# What a run killed before it wrote config.yaml leaves; another may begin there.
+_BEGINNING = {_LOCK, "checkpoints", ".config.yaml.tmp"}
+
+
+class RunDir:
+    """One training run on disk.
+
+    ``config.yaml`` (what was asked), ``environment.json`` (what it ran on), ``metrics.jsonl`` (a row per epoch),
+    ``checkpoints/``, and once finished ``model.safetensors``, ``evaluation.json`` and, last of all, ``result.json``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __repr__(self) -> str:
+        return f"RunDir({str(self.path)!r})"
+
+    @classmethod
+    def create(cls, path: Path | str) -> RunDir:
+        """Make the folder; :meth:`write_config` then makes it a run.
+
+        Raises:
+            InputError: something is there already.
+            EnvironmentFault: the disk refuses.
+        """
+        path = Path(path)
+        if path.exists() and not path.is_dir():
+            raise InputError(str(path), "is a file, not a folder for a run", "Give another --out.")
+        if path.is_dir() and any(entry.name not in _BEGINNING for entry in path.iterdir()):
+            why = "already holds a run" if (path / "config.yaml").exists() else "is not empty"
+            hint = f"Continue it with: diffvit train --resume {path}, or give another --out."
+            raise InputError(str(path), why, hint if "run" in why else "Give another --out.")
+        with disk_faults(path):
+            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path | str) -> RunDir:
+        """An existing run.
+
+        Raises:
+            InputError: no such folder, or nothing in it that says it is a run.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise InputError(str(path), "no such run folder" if not path.exists() else "is a file, not a run folder")
+        if not (path / "config.yaml").is_file():
+            raise InputError(
+                str(path), "is not a run folder (it has no config.yaml)", "Start a run with: diffvit train"
+            )
+        return cls(path)
+
+    @cached_property
+    def config(self) -> Config:
+        """The resolved config.
+
+        Raises:
+            InputError: config.yaml is damaged.
+        """
+        try:
+            return parse(read_yaml(self.path / "config.yaml"), str(self.path / "config.yaml"))
+        except ConfigError as error:
+            raise InputError(error.what, error.why, error.hint) from None
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Versions, hardware, threads, commit, data, classes, channel statistics."""
+        return self._read_json("environment.json")
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The figures of the finished run.
+
+        Raises:
+            InputError: it is not finished.
+        """
+        if not self.finished:
+            hint = f"Finish it with: diffvit train --resume {self.path}"
+            raise InputError(str(self.path), "the run is not finished (no result.json)", hint)
+        return self._read_json("result.json")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is complete: result.json is written last."""
+        return (self.path / "result.json").is_file()
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The epochs' rows, oldest first; a last line cut short by a kill is left out.
+
+        Raises:
+            InputError: a line before the last is damaged.
+        """
+        rows = []
+        lines = self._metric_lines()
+        for number, line in enumerate(lines, 1):
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                if number == len(lines) and not line.endswith(b"\n"):
+                    break
+                raise InputError(str(self._metrics_file), f"line {number} is damaged") from None
+        return rows
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints lie."""
+        return self.path / "checkpoints"
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder; the lock goes with the process, however it ends.
+
+        Raises:
+            RunBusyError: another process holds it.
+            EnvironmentFault: the disk refuses.
+        """
+        with disk_faults(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
+                hint = "Wait for it to end, or give another --out."
+                raise RunBusyError(
+                    str(self.path), f"another process is training here (process {holder})", hint
+                ) from None
+            os.truncate(handle, 0)
+            os.pwrite(handle, str(os.getpid()).encode(), 0)
+            yield
+        finally:
+            os.close(handle)
+
+    def write_config(self, config: Config) -> None:
+        """Write config.yaml, which makes the folder a run."""
+        self._write("config.yaml", to_yaml(config).encode())
+
+    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
+        """Write one of the JSON files whole."""
+        self._write(name, to_json(dict(values)))
+
+    def append_row(self, row: Mapping[str, Any]) -> None:
+        """Add an epoch's row and wait until it is on the disk; on a full disk no part of it stays."""
+        # Unbuffered: closing a buffered file would try once more to write what the disk has just refused.
+        with disk_faults(self._metrics_file, self.kept), self._metrics_file.open("ab", buffering=0) as file:
+            before, rest = file.tell(), memoryview(to_json(dict(row), indent=None))
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+                os.fsync(file.fileno())
+            except OSError:
+                os.truncate(self._metrics_file, before)
+                raise
+
+    def truncate_rows(self, count: int) -> None:
+        """Keep the first ``count`` rows.
+
+        Raises:
+            InputError: there are fewer.
+        """
+        lines = [line for line in self._metric_lines() if line.endswith(b"\n")]
+        if len(lines) < count:
+            why = f"has lost rows ({len(lines)} epochs vs {count} in the checkpoint)"
+            raise InputError(str(self._metrics_file), why, "The checkpoints are intact, but the record is not.")
+        if b"".join(lines[:count]) != b"".join(self._metric_lines()):
+            self._write(self._metrics_file.name, b"".join(lines[:count]))
+
+    @property
+    def kept(self) -> str:
+        """What to tell a user whose run stops because of the machine."""
+        return f"The last checkpoint is kept; make room, then: diffvit train --resume {self.path}"
+
+    @property
+    def _metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def _metric_lines(self) -> list[bytes]:
+        try:
+            return self._metrics_file.read_bytes().splitlines(keepends=True)
+        except FileNotFoundError:
+            return []
+
+    def _write(self, name: str, content: bytes) -> None:
+        with disk_faults(self.path / name, self.kept):
+            replace(self.path / name, content)
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        try:
+            values = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise InputError(str(self.path), f"has no {name}") from None
+        except (OSError, ValueError) as error:
+            raise InputError(str(path), f"cannot be read as JSON ({error.__class__.__name__})") from None
+        if not isinstance(values, dict):
+            raise InputError(str(path), "does not hold a JSON object")
+        return values

@@ -1,0 +1,137 @@
+"""How good a classifier is: one pass over labelled images, every figure from the same logits; and what a pass costs."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffvit.data.batches import evaluation_batches
+from diffvit.data.images import Images
+
+CALIBRATION_BINS = 15
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and weights without gradients inside, as it was afterwards.
+
+    Weights that ask for gradients make torch choose another attention kernel, with other last bits, even where no
+    gradient is taken; a trained model, its average and a loaded one are to give the same figures.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def logits_of(
+    model: nn.Module,
+    pixels: Tensor,
+    *,
+    mean: Sequence[float] | Tensor,
+    std: Sequence[float] | Tensor,
+    batch_size: int = 500,
+    precision: str = "fp32",
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Logits of uint8 images (n, channels, height, width): float32 (n, classes) on the CPU.
+
+    ``precision`` is ``"fp32"`` or ``"bf16"`` (autocast; the logits come back as float32).
+    """
+    device = torch.device(device)
+    parts: list[Tensor] = []
+    with _evaluating(model), torch.inference_mode():
+        for images in evaluation_batches(pixels, batch_size, mean, std, device):
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                parts.append(model(images))
+        # Copying back at the end keeps an accelerator's queue full.
+        return torch.cat([part.float() for part in parts]).cpu()
+
+
+def score(
+    model: nn.Module,
+    images: Images,
+    *,
+    mean: Sequence[float] | Tensor,
+    std: Sequence[float] | Tensor,
+    batch_size: int = 500,
+    precision: str = "fp32",
+    device: torch.device | str = "cpu",
+) -> dict[str, Any]:
+    """Score a classifier on labelled images; plain numbers and lists, ready for JSON.
+
+    Returns:
+        ``loss`` (mean cross-entropy, nats), ``accuracy``, ``top5`` (fractions), ``per_class_accuracy`` (one fraction
+        per class, None for a class without images), ``confusion`` (counts, row = true class, column = predicted
+        class), ``calibration_error`` (expected, a fraction, 15 equal bins of confidence; arXiv 1706.04599, eq. 3),
+        ``images_per_second`` (forward passes with normalisation), ``labels`` and ``predictions`` (class index per
+        image, in order), ``images`` (their number).
+    """
+    start = time.perf_counter()
+    logits = logits_of(
+        model, images.pixels, mean=mean, std=std, batch_size=batch_size, precision=precision, device=device
+    )
+    seconds = time.perf_counter() - start
+    return {**metrics_of(logits, images.labels), "images_per_second": len(images.labels) / seconds}
+
+
+def metrics_of(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """The figures of :func:`score` from logits (n, classes) and labels (n,)."""
+    count, classes = logits.shape
+    labels = labels.to(logits.device).long()
+    predicted = logits.argmax(1)
+    top = logits.topk(min(5, classes), dim=1).indices
+    confusion = torch.bincount(labels * classes + predicted, minlength=classes * classes).view(classes, classes)
+    per_class = [int(row[index]) / int(row.sum()) if int(row.sum()) else None for index, row in enumerate(confusion)]
+    return {
+        "loss": float(F.cross_entropy(logits.double(), labels)),
+        "accuracy": int((predicted == labels).sum()) / count,
+        "top5": int((top == labels[:, None]).any(1).sum()) / count,
+        "per_class_accuracy": per_class,
+        "confusion": confusion.tolist(),
+        "calibration_error": calibration_error(logits, labels),
+        "labels": labels.tolist(),
+        "predictions": predicted.tolist(),
+        "images": count,
+    }
+
+
+def calibration_error(logits: Tensor, labels: Tensor, bins: int = CALIBRATION_BINS) -> float:
+    """Expected calibration error, a fraction: |accuracy - confidence| over equal bins of confidence, weighted by count.
+
+    Source: Guo et al. 2017 (arXiv 1706.04599), equation 3; bins are (0, 1/b], (1/b, 2/b], ...
+    """
+    confidence, predicted = logits.double().softmax(1).max(1)
+    correct = (predicted == labels).double()
+    index = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, index.cpu(), (correct - confidence).cpu())
+    return float(gaps.abs().sum() / max(len(labels), 1))
+
+
+def flops_per_image(model: nn.Module) -> int:
+    """Floating-point operations of one forward pass over one image; a multiply-add counts as two.
+
+    Counted by torch's flop counter over the explicit attention path, so that fused kernels hide nothing: matrix
+    products and convolutions only (softmax, norms, activations and other elementwise work are left out, as is usual).
+    """
+    settings: dict[str, Any] = model.settings  # pyright: ignore[reportAssignmentType]
+    twin = copy.deepcopy(model).cpu().float()
+    image = torch.zeros(1, settings["in_chans"], settings["image_size"], settings["image_size"])
+    with _evaluating(twin), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        twin(image)
+    return int(counter.get_total_flops())

@@ -1,0 +1,213 @@
+"""The steps of one run: forward, backward, check, update; where it stands; what a checkpoint of it holds."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from diffvit.config import Config
+from diffvit.data.batches import epoch_order
+from diffvit.models.vit import VisionTransformer
+from diffvit.training import optimizers
+from diffvit.training.checkpoint import Checkpoint
+from diffvit.training.ema import WeightAverage
+from diffvit.training.material import Material, build_optimizers
+from diffvit.training.objective import Objective
+from diffvit.training.schedule import factor
+
+
+@dataclass
+class Position:
+    """Where a run stands, in plain values.
+
+    ``step`` optimiser steps done in the run, ``epoch`` epochs done, ``in_epoch`` steps done in the present epoch,
+    ``sums`` of the metrics over those, ``seconds`` of training spent on those.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    in_epoch: int = 0
+    seconds: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
+
+
+class NonFiniteStep(ArithmeticError):
+    """The loss or the gradient norm is NaN or infinite; nothing was updated."""
+
+
+class Trainer:
+    """A model in training and everything that changes with it.
+
+    Args:
+        fabric: launched.
+        config: of the run.
+        material: its data.
+        model: fresh weights.
+        objective: what to minimise.
+    """
+
+    def __init__(
+        self, fabric: Fabric, config: Config, material: Material, model: VisionTransformer, objective: Objective
+    ) -> None:
+        self.fabric, self.config, self.objective = fabric, config, objective
+        self.model = model.to(fabric.device).train()
+        self.average = WeightAverage(self.model, config.ema) if config.ema else None
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizers = build_optimizers(config, self.model)
+        # Static shapes: what a batch size compiles to must not depend on which sizes came before a resume.
+        forward: Any = torch.compile(self.model, dynamic=False) if config.compile else self.model
+        self._forward = fabric.setup_module(forward)
+        self.batches = material.augment(config, fabric.device)
+        self.images = len(material.train)
+        self.steps_per_epoch = math.ceil(self.images / config.batch_size)
+        self.total_steps = self.steps_per_epoch * config.epochs
+        self.position = Position()
+
+    @property
+    def evaluated(self) -> VisionTransformer:
+        """The model to evaluate: the average where there is one."""
+        return self.average.model if self.average else self.model  # pyright: ignore[reportReturnType]
+
+    @property
+    def images_seen(self) -> int:
+        """Images shown so far, repeats counted."""
+        return self.position.epoch * self.images + self._seen_in_epoch
+
+    @property
+    def _seen_in_epoch(self) -> int:
+        return min(self.position.in_epoch * self.config.batch_size, self.images)
+
+    def steps(self) -> Iterator[None]:
+        """Run the rest of the present epoch; yields after every optimiser step.
+
+        Raises:
+            NonFiniteStep: before the update.
+        """
+        batches = self._epoch_batches()
+        upcoming = next(batches, None)
+        while upcoming is not None:
+            start = time.perf_counter()
+            figures = self._backward(*upcoming)
+            # Queued before the figures are waited for, so that an accelerator has work meanwhile.
+            upcoming = next(batches, None)
+            self._update(figures)
+            self.position.seconds += time.perf_counter() - start
+            yield
+
+    def finish_epoch(self) -> dict[str, Any]:
+        """Close the epoch; returns its training columns for metrics.jsonl."""
+        position = self.position
+        position.epoch, position.in_epoch = position.epoch + 1, 0
+        sums, seconds = position.sums, position.seconds
+        position.sums, position.seconds = {}, 0.0
+        return {
+            "epoch": position.epoch,
+            "step": position.step,
+            "images_seen": self.images_seen,
+            "train_loss": sums["loss"] / self.images,
+            "train_accuracy": sums["correct"] / self.images if "correct" in sums else None,
+            "lr": optimizers.rate(self.optimizers, "adamw"),
+            "muon_lr": optimizers.rate(self.optimizers, "muon"),
+            "gradient_norm": sums["gradient_norm"] / self.steps_per_epoch,
+            "lambda": self.model.lambdas(),
+            "images_per_second": self.images / seconds,
+            "seconds": seconds,
+        }
+
+    def running(self) -> dict[str, Any]:
+        """Figures of the present epoch so far, for the progress display."""
+        position, seen = self.position, max(1, self._seen_in_epoch)
+        return {
+            "step": position.step,
+            "epoch": position.epoch + 1,
+            "loss": position.sums["loss"] / seen,
+            "accuracy": position.sums["correct"] / seen if "correct" in position.sums else None,
+            "images_per_second": seen / position.seconds if position.seconds else 0.0,
+        }
+
+    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Everything a resume needs: groups of tensors, and plain values."""
+        tensors = {"model": self.model.state_dict(), "optimizer": optimizers.state_tensors(self.optimizers, self.model)}
+        if self.average:
+            tensors["ema"] = self.average.model.state_dict()
+        return tensors, asdict(self.position)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take up where a checkpoint of the same run left off."""
+        self.model.load_state_dict(checkpoint.tensors("model"))
+        optimizers.load_state_tensors(self.optimizers, self.model, checkpoint.tensors("optimizer"))
+        if self.average:
+            self.average.model.load_state_dict(checkpoint.tensors("ema"))
+        self.position = Position(**checkpoint.progress)
+
+    def _epoch_batches(self) -> Iterator[tuple[int, list[tuple[Any, int]]]]:
+        """(images of the whole step, this process's micro-batches with their number of images) from here on."""
+        epoch, size = self.position.epoch, self.config.batch_size
+        world, rank, parts = self.fabric.world_size, self.fabric.global_rank, self.config.accumulate
+        order = epoch_order(self.config.seed, epoch, self.images)
+        for indices in order.split(size)[self.position.in_epoch :]:
+            slices = indices.tensor_split(parts * world)[rank::world]
+            # A process without an image of its own still has to take part in the exchange of gradients.
+            yield (
+                len(indices),
+                [(self.batches(part if len(part) else indices[:1], epoch), len(part)) for part in slices],
+            )
+
+    def _backward(self, total: int, parts: list[tuple[Any, int]]) -> Tensor:
+        """Gradients of the step's mean loss; returns the sums (loss, metrics...) over this process's images."""
+        position = self.position
+        _seed_generators(self.config.seed, position.step, self.fabric.global_rank, self.fabric.device)
+        for parameter in self.parameters:
+            parameter.grad = None
+        sums: Tensor | None = None
+        for number, (batch, count) in enumerate(parts, 1):
+            with self.fabric.no_backward_sync(self._forward, enabled=number < len(parts)):
+                loss, metrics = self.objective.loss(self._forward, batch)
+                self.fabric.backward(loss * ((count > 0) * self.fabric.world_size / total))
+            self._names = ["loss", *metrics]
+            figures = torch.stack([loss.detach().double(), *(value.double() for value in metrics.values())])
+            figures = figures * (count > 0)
+            sums = figures if sums is None else sums + figures
+        assert sums is not None
+        if self.fabric.world_size == 1:
+            return sums
+        return self.fabric.all_reduce(sums, reduce_op="sum")  # pyright: ignore[reportReturnType]  (a tensor gives a tensor)
+
+    def _update(self, sums: Tensor) -> None:
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        norm = get_total_norm(gradients)
+        figures = torch.cat([sums, norm.double().reshape(1)]).tolist()
+        if not all(map(math.isfinite, figures)):
+            raise NonFiniteStep(f"loss {figures[0]}, gradient norm {figures[-1]}")
+        if self.config.optimizer.grad_clip:
+            clip_grads_with_norm_(self.parameters, self.config.optimizer.grad_clip, norm)
+        position, schedule = self.position, self.config.schedule
+        share = factor(
+            position.step, self.total_steps, name=schedule.name, warmup=schedule.warmup, final=schedule.final
+        )
+        optimizers.set_rates(self.optimizers, share)
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+        if self.average:
+            self.average.update(position.step)
+        for name, value in zip([*self._names, "gradient_norm"], figures, strict=True):
+            position.sums[name] = position.sums.get(name, 0.0) + value
+        position.step, position.in_epoch = position.step + 1, position.in_epoch + 1
+
+
+def _seed_generators(seed: int, step: int, rank: int, device: torch.device) -> None:
+    """Set torch's generators from (seed, step, rank), so that no generator state has to be saved."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
+    number = int.from_bytes(digest, "little") >> 1
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(number)

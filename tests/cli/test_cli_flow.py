@@ -1,0 +1,287 @@
+"""A newcomer's session on a tiny model: train twice, evaluate, predict, compare, stop and go on."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from diffvit.cli.main import run
+from diffvit.config import parse
+from diffvit.training.progress import QuietProgress
+from diffvit.training.run_dir import RunDir
+
+Captured = pytest.CaptureFixture[str]
+
+TINY = {
+    "data": "shapes",
+    "validation_size": 20,
+    "epochs": 1,
+    "batch_size": 20,
+    "threads": 1,
+    "precision": "fp32",
+    "model": {"image_size": 16, "patch_size": 8, "embed_dim": 8, "depth": 1, "num_heads": 2},
+    "shapes": {"size": 16, "train": 60, "test": 20},
+}
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tiny.yaml and the finished runs of both models."""
+    folder = tmp_path_factory.mktemp("session")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert run(["train", "tiny.yaml", "--quiet"]) == 0
+        patch.setattr("diffvit.reporting.render.run_report", plain_report)
+        assert run(["train", "tiny.yaml", "--quiet", "--model.attention", "differential", "--out", "runs/twin"]) == 0
+    return folder
+
+
+def plain_report(run: RunDir) -> Path:
+    """Stands in for the real report, which takes a second to draw."""
+    path = run.path / "report.html"
+    path.write_text("a report")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _in_the_session(session: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(session)
+    monkeypatch.setattr("diffvit.reporting.render.run_report", plain_report)
+
+
+def succeeds(command: list[str], capsys: Captured) -> str:
+    """Standard output of a command that must succeed without a word on standard error."""
+    code = run(command)
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert code == 0
+    return out
+
+
+def last_json(out: str) -> dict[str, Any]:
+    return json.loads(out.splitlines()[-1])
+
+
+def test_training_leaves_a_run_with_curves_and_a_report_in_a_folder_named_after_it() -> None:
+    names = {path.name for path in Path("runs/shapes-softmax-s0").iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "model.safetensors", "result.json", "curves.png", "report.html"} <= names
+    assert "data:image/png" in Path("runs/shapes-softmax-s0/report.html").read_text()
+    assert RunDir.open("runs/shapes-softmax-s0").config == parse(TINY)
+    assert RunDir.open("runs/twin").config.model.attention == "differential"
+
+
+def test_training_says_what_came_out_and_what_to_try_next(capsys: Captured) -> None:
+    out = succeeds(["train", "tiny.yaml", "--model.pool", "mean", "--out", "runs/spoken", "--json"], capsys)
+    result = last_json(out)
+    assert result["run"] == "runs/spoken"
+    assert Path(result["report"]).is_file()
+    assert result["test_accuracy"] == RunDir.open("runs/spoken").result["test_accuracy"]
+    for words in ("epoch 1/1", "test accuracy", "run folder     runs/spoken", "report         runs/spoken/report.html"):
+        assert words in out
+    assert "diffvit train runs/spoken/config.yaml --model.attention differential --out runs/spoken-differential" in out
+
+
+def test_quiet_says_nothing_but_json(capsys: Captured) -> None:
+    out = succeeds(["train", "--resume", "runs/twin", "--quiet", "--json"], capsys)
+    assert len(out.splitlines()) == 1
+    assert last_json(out)["attention"] == "differential"
+    assert succeeds(["train", "--resume", "runs/twin", "--quiet"], capsys) == ""
+
+
+def test_a_taken_name_gets_a_number(capsys: Captured) -> None:
+    succeeds(["train", "tiny.yaml", "--seed", "7", "--quiet"], capsys)
+    out = succeeds(["train", "tiny.yaml", "--seed", "7", "--quiet", "--json"], capsys)
+    assert last_json(out)["run"] == "runs/shapes-softmax-s7-2"
+
+
+def test_many_processes_must_be_given_the_folder(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(["train", "tiny.yaml"]) == 2
+    assert capsys.readouterr().err.startswith("error: --out: is needed when several processes train together.")
+
+
+def test_flags_beat_variables_and_variables_beat_the_file(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    monkeypatch.setenv("DIFFVIT_MODEL__DEPTH", "2")
+    monkeypatch.setenv("DIFFVIT_SEED", "5")
+    flags = ["--seed", "3", "--model.no-qkv-bias", "--augment.flip", "--optimizer.name", "muon"]
+    succeeds(["train", "tiny.yaml", *flags, "--out", "runs/layers", "--quiet"], capsys)
+    given = {"seed": 3, "augment": {"flip": True}, "optimizer": {"name": "muon"}}
+    assert RunDir.open("runs/layers").config == parse(
+        {**TINY, **given, "model": {**TINY["model"], "depth": 2, "qkv_bias": False}}
+    )
+
+
+def test_an_existing_run_is_not_overwritten(capsys: Captured) -> None:
+    assert run(["train", "tiny.yaml", "--out", "runs/twin"]) == 3
+    err = capsys.readouterr().err
+    assert err.startswith("error: runs/twin: already holds a run.")
+    assert "diffvit train --resume runs/twin" in err
+
+
+def test_evaluate_shows_the_figures_and_every_class(capsys: Captured) -> None:
+    out = succeeds(["evaluate", "runs/twin", "--json"], capsys)
+    found = last_json(out)
+    assert found["accuracy"] == RunDir.open("runs/twin").result["test_accuracy"]
+    assert {"top5", "calibration_error", "per_class_accuracy", "confusion", "parameters", "flops_per_image"} <= set(
+        found
+    )
+    for word in ("accuracy", "top-5", "calibration error", "images/s", *found["classes"]):
+        assert word in out
+    validation = last_json(succeeds(["evaluate", "runs/twin", "--split", "validation", "--json"], capsys))
+    assert (validation["split"], validation["images"]) == ("validation", 20)
+
+
+def test_predict_names_the_likeliest_classes_of_every_image(capsys: Captured, tmp_path: Path) -> None:
+    files = [tmp_path / "red [1].png", tmp_path / "blue.jpg"]
+    for file, colour in zip(files, ("red", "blue"), strict=True):
+        Image.new("RGB", (40, 30), colour).save(file)
+    out = succeeds(["predict", "runs/twin", *map(str, files), "--json"], capsys)
+    found = last_json(out)["images"]
+    assert [image["image"] for image in found] == [str(file) for file in files]
+    for image in found:
+        chances = [chance for _, chance in image["top"]]
+        assert len(chances) == 5
+        assert chances == sorted(chances, reverse=True)
+    assert "red [1].png" in out
+    assert (
+        len(
+            last_json(succeeds(["predict", "runs/twin", str(files[0]), "--top", "2", "--json"], capsys))["images"][0][
+                "top"
+            ]
+        )
+        == 2
+    )
+
+
+def test_an_image_that_is_none_is_code_3(capsys: Captured, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("not a picture")
+    for name in ("text.png", "missing.png"):
+        assert run(["predict", "runs/twin", str(tmp_path / name)]) == 3
+        err = capsys.readouterr().err
+        assert name in err
+        assert err.count("\n") == 1
+
+
+def test_compare_shows_the_runs_side_by_side_and_writes_a_report(capsys: Captured) -> None:
+    out = succeeds(["compare", "runs/shapes-softmax-s0", "runs/twin", "--out", "compared", "--json"], capsys)
+    found = last_json(out)
+    assert [row["attention"] for row in found["rows"]] == ["softmax", "differential"]
+    assert Path(found["report"]) == Path("compared/report.html")
+    assert Path("compared/report.html").is_file()
+    for word in ("shapes-softmax-s0", "twin", "test accuracy", "parameters", "report  compared/report.html"):
+        assert word in out
+
+
+def test_data_info_counts_and_draws(capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DIFFVIT_SHAPES__TRAIN", "40")
+    monkeypatch.setenv("DIFFVIT_SHAPES__TEST", "20")
+    out = succeeds(["data", "info", "shapes", "--json"], capsys)
+    found = last_json(out)
+    assert found["images"] == {"train": 40, "test": 20}
+    assert found["per_class"] == {"train": [4] * 10, "test": [2] * 10}
+    assert found["size"] == [3, 32, 32]
+    assert len(found["fingerprint"]["train"]) == 64
+    with Image.open(found["contact_sheet"]) as sheet:
+        assert sheet.format == "PNG"
+        assert sheet.height > 10 * 64
+        assert len(sheet.getcolors(1_000_000)) > 100
+    assert run(["data", "info", "shapes", "--sheet", "sheet.jpg"]) == 2
+    assert "sheet.jpg: a contact sheet is a PNG" in capsys.readouterr().err
+
+
+def test_fetching_says_where_the_data_lies_and_why_not(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DIFFVIT_OFFLINE", "1")
+    assert run(["data", "fetch", "cifar10", "--data-dir", str(tmp_path)]) == 4
+    assert capsys.readouterr().err.count("\n") == 1
+
+    def fetched(name: str, folder: Path | None, *, progress: Any) -> Path:
+        for done in (1, 2, 50, 100):
+            progress(done * 10**6, 10**8)
+        assert folder == tmp_path
+        return tmp_path / name
+
+    monkeypatch.setattr("diffvit.data.download.fetch", fetched)
+    monkeypatch.setenv("DIFFVIT_DATA", str(tmp_path))
+    assert run(["data", "fetch", "cifar10", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert last_json(out) == {"name": "cifar10", "folder": str(tmp_path / "cifar10")}
+    assert err.splitlines() == ["cifar10: 1 of 100 MB", "cifar10: 50 of 100 MB", "cifar10: 100 of 100 MB"]
+
+
+class Interrupting(QuietProgress):
+    """Presses Ctrl-C after the first epoch."""
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        if row["epoch"] == 1:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_says_how_to_go_on_and_so_it_goes(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("diffvit.training.progress.make_progress", lambda quiet: Interrupting())
+        assert run(["train", "tiny.yaml", "--epochs", "2", "--out", "runs/stopped"]) == 130
+    err = capsys.readouterr().err
+    assert err.startswith("error: runs/stopped: stopped by Ctrl-C")
+    assert "diffvit train --resume runs/stopped" in err
+    assert err.count("\n") == 1
+
+    assert run(["train", "--resume", "runs/stopped", "--epochs", "3", "--model.depth", "2"]) == 2
+    err = capsys.readouterr().err
+    assert "(began with vs asked for: epochs 2 vs 3, model.depth 1 vs 2)" in err
+    monkeypatch.setenv("DIFFVIT_EPOCHS", "5")
+    assert run(["train", "--resume", "runs/stopped"]) == 2
+    assert "epochs 2 vs 5" in capsys.readouterr().err
+    monkeypatch.delenv("DIFFVIT_EPOCHS")
+
+    same = ["--epochs", "2", "--checkpoint-every", "2", "--out", "runs/stopped", "--device", "cpu"]
+    out = succeeds(["train", "--resume", "runs/stopped", *same, "--json"], capsys)
+    assert last_json(out)["epochs"] == 2
+    assert [row["epoch"] for row in RunDir.open("runs/stopped").metrics] == [1, 2]
+
+
+def test_a_finished_run_is_not_resumed_with_other_settings(capsys: Captured) -> None:
+    assert run(["train", "--resume", "runs/twin", "--epochs", "9"]) == 2
+    assert "epochs 1 vs 9" in capsys.readouterr().err
+    assert run(["train", "tiny.yaml", "--resume", "runs/twin"]) == 2
+    assert "model.attention differential vs softmax" in capsys.readouterr().err
+
+
+def test_a_run_that_someone_else_holds_is_code_6(capsys: Captured) -> None:
+    with RunDir.open("runs/twin").lock():
+        assert run(["train", "--resume", "runs/twin"]) == 6
+    assert capsys.readouterr().err.startswith("error: runs/twin: another process")
+
+
+def test_non_finite_training_is_code_5(capsys: Captured) -> None:
+    flags = ["--optimizer.lr", "1e30", "--schedule.warmup", "0", "--epochs", "3", "--out", "runs/burst", "--quiet"]
+    assert run(["train", "tiny.yaml", *flags]) == 5
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "finite" in err
+
+
+def test_a_full_disk_is_code_4(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "runs/full/x")
+
+    monkeypatch.setattr("diffvit.training.loop.train", full)
+    assert run(["train", "tiny.yaml", "--out", "runs/full"]) == 4
+    assert capsys.readouterr().err == "error: runs/full/x: No space left on device.\n"
+
+
+def test_the_next_command_of_a_run_whose_twin_is_there_compares_them(capsys: Captured) -> None:
+    succeeds(["train", "tiny.yaml", "--out", "runs/pair", "--quiet"], capsys)
+    succeeds(["train", "tiny.yaml", "--model.attention", "differential", "--out", "runs/pair-differential"], capsys)
+    out = succeeds(["train", "--resume", "runs/pair"], capsys)
+    assert "diffvit compare runs/pair runs/pair-differential" in out

@@ -1,0 +1,80 @@
+"""``--help`` is quick, and the installed command behaves as in the other tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMAND = [sys.executable, "-m", "diffvit.cli.main"]
+HEAVY = {"torch", "numpy", "matplotlib", "pyarrow", "lightning_fabric", "PIL", "safetensors", "jinja2", "einops"}
+
+
+def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize(
+    "command", [["--help"], ["train", "--help"], ["data", "info", "--help"], ["--version"]], ids=" ".join
+)
+def test_help_imports_nothing_heavy(command: list[str], tmp_path: Path) -> None:
+    done = run([sys.executable, "-X", "importtime", "-m", "diffvit.cli.main", *command], tmp_path)
+    assert done.returncode == 0
+    imported = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
+    assert "cyclopts" in imported
+    assert imported & HEAVY == set()
+
+
+def test_the_help_of_train_shows_every_setting_with_its_meaning_and_default(tmp_path: Path) -> None:
+    done = run([*COMMAND, "train", "--help"], tmp_path)
+    assert done.stderr == ""
+    text = " ".join(done.stdout.replace("│", " ").split())
+    for words in (
+        "[CONFIG.yaml]",
+        "--epochs INT Showings of each training image. [default: 50]",
+        "--model.attention CHOICE softmax (arXiv 2010.11929) or differential (arXiv 2410.05258).",
+        "[choices: softmax, differential] [default: softmax]",
+        "--augment.flip Mirror left to right, half of the time. --augment.no-flip [default: no]",
+        "One of vit_pico,",
+        "--resume",
+        "--quiet",
+        "--json",
+        "--debug",
+    ):
+        assert words in text
+
+
+@pytest.mark.parametrize("command", [["--help"], ["train", "--help"]], ids=" ".join)
+def test_help_takes_less_than_six_tenths_of_a_second(command: list[str], tmp_path: Path) -> None:
+    # Processor time, not the clock's, and the best of three: the suite shares its cores with other work.
+    seconds = []
+    for _ in range(3):
+        before = os.times()
+        assert run([*COMMAND, *command], tmp_path).returncode == 0
+        after = os.times()
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    assert min(seconds) < 0.6
+
+
+def test_the_command_in_its_own_process_answers_with_a_line_and_a_code(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("not weights\n" * 100)
+    for command, code in ((["train", "--epohs", "3"], 2), (["evaluate", "notes.txt"], 3)):
+        done = run([*COMMAND, *command], tmp_path)
+        assert done.returncode == code
+        assert done.stdout == ""
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [*COMMAND, "train", "--help"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(timeout=60) == 141

@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from diffvit.config import AugmentConfig
+from diffvit.data.augment import Augment, Settings
+from diffvit.data.batches import channel_statistics, normalise
+from diffvit.data.color_ops import brightness, contrast, saturation
+from diffvit.data.random_draws import Stream, hash_uniform
+from diffvit.errors import ConfigError
+
+N, CLASSES, SIZE = 60, 7, (12, 10)
+_generator = torch.Generator().manual_seed(0)
+PIXELS = torch.randint(0, 256, (N, 3, *SIZE), dtype=torch.uint8, generator=_generator)
+LABELS = torch.randint(0, CLASSES, (N,), generator=_generator)
+MEAN, STD = channel_statistics(PIXELS)
+ALL = torch.arange(N)
+
+SINGLE: dict[str, dict[str, Any]] = {
+    "flip": {"flip": True},
+    "crop": {"crop": 3},
+    "color_jitter": {"color_jitter": 0.4},
+    "randaugment": {"policy": "randaugment"},
+    "trivialaugment": {"policy": "trivialaugment"},
+    "erasing": {"erasing": 0.5},
+    "mixup": {"mixup": 0.8},
+    "cutmix": {"cutmix": 1.0},
+    "mixup and cutmix": {"mixup": 0.8, "cutmix": 1.0, "mix_probability": 0.6},
+}
+EVERYTHING = {
+    "flip": True,
+    "crop": 3,
+    "color_jitter": 0.3,
+    "policy": "randaugment",
+    "erasing": 0.3,
+    "mixup": 0.8,
+    "cutmix": 1.0,
+    "mix_probability": 0.7,
+}
+
+
+def make(chosen: dict[str, Any] | None = None, pixels: Tensor = PIXELS, **other: Any) -> Augment:
+    values: dict[str, Any] = {"num_classes": CLASSES, "mean": MEAN, "std": STD, "seed": 5, **other}
+    return Augment(pixels, LABELS, settings=chosen, **values)
+
+
+def one_hot(labels: Tensor) -> Tensor:
+    return torch.eye(CLASSES)[labels]
+
+
+def test_settings_are_the_configs_fields_and_defaults():
+    assert asdict(Settings()) == AugmentConfig().model_dump()
+
+
+def test_all_off_is_the_bare_normalised_image():
+    batch = make()(ALL, 3)
+    assert torch.equal(batch.images, normalise(PIXELS, MEAN, STD))
+    assert torch.equal(batch.targets, one_hot(LABELS))
+    assert torch.equal(batch.labels, LABELS)
+    assert batch.images.dtype == batch.targets.dtype == torch.float32
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    order=st.permutations(range(N)),
+    cuts=st.lists(st.integers(1, N - 1), unique=True, max_size=6),
+    epoch=st.integers(0, 99),
+)
+def test_the_batch_split_and_order_change_nothing(order: Sequence[int], cuts: list[int], epoch: int):
+    augment = make(EVERYTHING, label_smoothing=0.1)
+    whole = augment(ALL, epoch)
+    shuffled = torch.tensor(order)
+    for part in torch.tensor_split(shuffled, sorted(cuts)):
+        batch = augment(part, epoch)
+        for name in ("images", "targets", "labels"):
+            assert torch.equal(getattr(batch, name), getattr(whole, name)[part]), name
+
+
+@pytest.mark.parametrize("name", list(SINGLE))
+def test_a_sample_looks_the_same_again_and_different_in_another_epoch_or_seed(name: str):
+    augment = make(SINGLE[name])
+    first = augment(ALL, 1)
+    augment(ALL.flip(0), 2)
+    assert torch.equal(make(SINGLE[name])(ALL, 1).images, first.images)
+    assert torch.equal(augment(ALL, 1).images, first.images)
+    for other in (augment(ALL, 2), make(SINGLE[name], seed=6)(ALL, 1), make()(ALL, 1)):
+        same = (other.images == first.images).flatten(1).all(1).double().mean()
+        assert float(same) < 0.9
+    assert torch.equal(first.labels, LABELS)
+
+
+@pytest.mark.parametrize("name", list(SINGLE))
+def test_draws_differ_between_samples(name: str):
+    # The same picture and label under every index: what differs comes from the draws.
+    alike = PIXELS[:1].expand(N, -1, -1, -1).contiguous()
+    if name.startswith(("mixup", "cutmix")):
+        alike[N // 2 :] = PIXELS[1]
+    images = make(SINGLE[name], alike)(ALL[: N // 2], 0).images
+    assert len(images.flatten(1).unique(dim=0)) > (1 if name == "flip" else 8)
+
+
+@pytest.mark.parametrize("name", list(SINGLE))
+def test_the_inputs_stay_as_they_are(name: str):
+    pixels, labels, indices = PIXELS.clone(), LABELS.clone(), ALL.clone()
+    make(SINGLE[name], label_smoothing=0.1)(indices, 0)
+    assert torch.equal(pixels, PIXELS)
+    assert torch.equal(labels, LABELS)
+    assert torch.equal(indices, ALL)
+
+
+def coordinates(size: int) -> Tensor:
+    """One image whose channels hold each pixel's row, column and 0."""
+    rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    return torch.stack([rows, columns, torch.zeros_like(rows)]).to(torch.uint8)
+
+
+def test_crops_and_flips_are_drawn_evenly_and_apart():
+    n, size, pad = 20_000, 9, 2
+    pixels = coordinates(size).expand(n, -1, -1, -1)
+    augment = Augment(
+        pixels,
+        torch.zeros(n, dtype=torch.int64),
+        num_classes=1,
+        mean=MEAN,
+        std=STD,
+        seed=0,
+        settings={"flip": True, "crop": pad},
+    )
+    result = augment.pictures(torch.arange(n), 0).long()
+    middle = size // 2
+    down, across = result[:, 0, middle, middle] - middle, result[:, 1, middle, middle] - middle
+    mirrored = (result[:, 1, middle, middle + 1] < result[:, 1, middle, middle]).long()
+    assert int(down.abs().max()) == int(across.abs().max()) == pad
+    counts = torch.bincount((down + pad) * 10 + (across + pad) * 2 + mirrored, minlength=50).double()
+    assert len(counts) == 50
+    assert float(((counts - n / 50) ** 2 / (n / 50)).sum()) < 49 + 5 * 98**0.5
+
+
+def test_switching_one_augmentation_off_leaves_the_others_draws():
+    crop, both = make({"crop": 3}).pictures(ALL, 4), make({"crop": 3, "flip": True}).pictures(ALL, 4)
+    flip = make({"flip": True}).pictures(ALL, 4)
+    unflipped = (flip == PIXELS).flatten(1).all(1)
+    assert 0 < int(unflipped.sum()) < N
+    assert torch.equal(both[unflipped], crop[unflipped])
+    assert not torch.equal(both[~unflipped], crop[~unflipped])
+
+
+def test_colour_jitter_is_brightness_then_contrast_then_saturation():
+    factors = 1 + 0.4 * (2 * hash_uniform(5, 2, ALL, Stream.JITTER, 3) - 1)
+    expected = saturation(contrast(brightness(PIXELS, factors[:, 0]), factors[:, 1]), factors[:, 2])
+    assert torch.equal(make({"color_jitter": 0.4}).pictures(ALL, 2), expected)
+
+
+@pytest.mark.parametrize("chosen", [EVERYTHING, SINGLE["mixup"], SINGLE["cutmix"], SINGLE["mixup and cutmix"]])
+def test_a_mixed_image_is_two_augmented_pictures_and_its_target_says_how_much_of_each(chosen: dict[str, Any]):
+    """Found by search: some partner's own picture of this epoch, with the share that the target names."""
+    augment = make(chosen)
+    batch = augment(ALL, 3)
+    pictures = normalise(augment.pictures(ALL, 3), MEAN, STD)
+    boxes = blends = plain = 0
+    for i in range(N):
+        if torch.equal(batch.images[i], pictures[i]):
+            plain += 1
+            continue
+        own, found = pictures[i], False
+        for j in range(N):
+            other = pictures[j]
+            pasted = (batch.images[i] == other).all(0)
+            kept = (batch.images[i] == own).all(0)
+            difference = (own - other).flatten()
+            share = float((batch.images[i] - other).flatten() @ difference / difference.dot(difference).clamp(min=1e-9))
+            if bool((pasted | kept).all()):
+                share, boxes, found = float((~pasted | kept).double().mean()), boxes + 1, True
+            elif torch.allclose(batch.images[i], share * own + (1 - share) * other, atol=1e-4):
+                blends, found = blends + 1, True
+            if found:
+                expected = share * one_hot(LABELS[i]) + (1 - share) * one_hot(LABELS[j])
+                # Where both pictures agree in a pixel the box's edge cannot be seen.
+                torch.testing.assert_close(batch.targets[i], expected, rtol=0, atol=0.05 if len(chosen) > 3 else 1e-4)
+                break
+        assert found, i
+    assert (boxes > 0) == ("cutmix" in chosen)
+    assert (blends > 0) == ("mixup" in chosen)
+    assert plain >= N * (1 - chosen.get("mix_probability", 1.0)) * 0.4
+
+
+@pytest.mark.parametrize("chosen", [{}, *SINGLE.values(), EVERYTHING])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+def test_targets_are_distributions(chosen: dict[str, Any], smoothing: float):
+    targets = make(chosen, label_smoothing=smoothing)(ALL, 0).targets
+    torch.testing.assert_close(targets.sum(1), torch.ones(N), rtol=0, atol=1e-6)
+    assert float(targets.min()) >= smoothing / CLASSES * (1 - 1e-6)
+
+
+def test_label_smoothing_spreads_its_share_over_all_classes():
+    targets = make(label_smoothing=0.1)(ALL, 0).targets
+    torch.testing.assert_close(targets, 0.9 * one_hot(LABELS) + 0.1 / CLASSES)
+    mixed, plain = make({"mixup": 0.8}, label_smoothing=0.1), make({"mixup": 0.8})
+    torch.testing.assert_close(mixed(ALL, 0).targets, 0.9 * plain(ALL, 0).targets + 0.1 / CLASSES)
+
+
+def test_nothing_is_mixed_at_probability_zero():
+    batch = make({"mixup": 0.8, "cutmix": 1.0, "mix_probability": 0.0})(ALL, 0)
+    assert torch.equal(batch.images, normalise(PIXELS, MEAN, STD))
+    assert torch.equal(batch.targets, one_hot(LABELS))
+
+
+def test_policies_take_their_settings():
+    def pictures(**chosen: Any) -> Tensor:
+        return make({"policy": "randaugment", **chosen}).pictures(ALL, 0)
+
+    assert torch.equal(pictures(), pictures(policy_ops=2, policy_magnitude=9.0))
+    assert not torch.equal(pictures(), pictures(policy_magnitude=3.0))
+    assert not torch.equal(pictures(), pictures(policy_ops=3))
+    assert not torch.equal(pictures(), pictures(policy="trivialaugment"))
+
+
+def test_a_memory_mapped_set_gives_the_same_batches(tmp_path: Path):
+    mapped = np.memmap(tmp_path / "pixels", dtype=np.uint8, mode="w+", shape=tuple(PIXELS.shape))
+    mapped[:] = PIXELS.numpy()
+    indices = torch.tensor([3, 59, 0, 17])
+    ours, theirs = make(EVERYTHING, torch.from_numpy(mapped))(indices, 1), make(EVERYTHING)(indices, 1)
+    assert torch.equal(ours.images, theirs.images)
+    assert torch.equal(ours.targets, theirs.targets)
+
+
+@pytest.mark.parametrize("chosen", [{}, *SINGLE.values(), EVERYTHING])
+def test_a_batch_may_be_one_image_or_none(chosen: dict[str, Any]):
+    assert make(chosen)(ALL[:1], 0).images.shape == (1, 3, *SIZE)
+    assert make(chosen)(ALL[:0], 0).targets.shape == (0, CLASSES)
+
+
+def test_what_cannot_be_is_refused_in_one_line():
+    with pytest.raises(ConfigError, match=r"augment.crop: cannot reflect 10 pixels .* 10 pixels wide \(at most 9\)"):
+        make({"crop": 10})
+    assert make({"crop": 9})(ALL, 0).images.shape == PIXELS.shape
+    with pytest.raises(ConfigError, match=r"augment.policy: no policy 'autoaugment' \(have none, randaugment, tri"):
+        make({"policy": "autoaugment"})
+    with pytest.raises(ConfigError, match=r"model.num_classes: the labels reach from 0 to 6, the classes from 0 to 2"):
+        make(num_classes=3)
+    with pytest.raises(TypeError, match="mixpu"):
+        make({"mixpu": 1.0})
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("chosen", [{}, *SINGLE.values(), EVERYTHING])
+def test_a_gpu_makes_the_same_pictures(chosen: dict[str, Any]):
+    here, there = make(chosen, label_smoothing=0.1), make(chosen, label_smoothing=0.1, device="cuda")
+    assert torch.equal(here.pictures(ALL, 2), there.pictures(ALL, 2).cpu())
+    ours, theirs = here(ALL, 2), there(ALL, 2)
+    torch.testing.assert_close(ours.images, theirs.images.cpu(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours.targets, theirs.targets.cpu(), rtol=1e-6, atol=1e-6)

@@ -1,0 +1,228 @@
+"""CIFAR-10: one content has one order, one fingerprint and one validation split, whatever it is packed in."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cifar10_files import (
+    CLASSES,
+    Split,
+    archive,
+    batch_pickle,
+    batches,
+    binary_members,
+    python_members,
+    records,
+    synthetic,
+    write_folder,
+    write_parquet,
+)
+
+from diffvit.data import cifar10, sources
+from diffvit.data.cache import cache_folder
+from diffvit.data.cifar10_encoded import read_parquet
+from diffvit.errors import InputError
+
+PER_CLASS = {"train": 5, "test": 2}
+Sets = dict[str, Split]
+
+
+def as_parquet(folder: Path, sets: Sets) -> None:
+    for split, data in sets.items():
+        write_parquet(folder, split, data)
+
+
+def as_parquet_in_plain_text(folder: Path, sets: Sets) -> None:
+    as_parquet(folder / "plain_text", sets)
+
+
+def as_python_archive(folder: Path, sets: Sets) -> None:
+    (folder / "cifar-10-python.tar.gz").write_bytes(archive(python_members(sets)))
+
+
+def as_python_folder(folder: Path, sets: Sets) -> None:
+    (folder / "cifar-10-batches-py").mkdir()
+    for split, data in sets.items():
+        for number, (name, part) in enumerate(batches(split, data).items()):
+            (folder / "cifar-10-batches-py" / name).write_bytes(batch_pickle(part, protocol=number % 5))
+
+
+def as_binary_archive(folder: Path, sets: Sets) -> None:
+    (folder / "cifar-10-binary.tar.gz").write_bytes(archive(binary_members(sets)))
+
+
+def as_binary_folder(folder: Path, sets: Sets) -> None:
+    for split, data in sets.items():
+        for name, part in batches(split, data).items():
+            (folder / f"{name}.bin").write_bytes(records(part))
+
+
+def as_image_folder(folder: Path, sets: Sets) -> None:
+    for split, data in sets.items():
+        write_folder(folder, split, data)
+
+
+CONTAINERS: dict[str, tuple[str, Callable[[Path, Sets], None]]] = {
+    "parquet": ("parquet", as_parquet),
+    "parquet in plain_text": ("parquet", as_parquet_in_plain_text),
+    "python archive": ("python", as_python_archive),
+    "python folder": ("python", as_python_folder),
+    "binary archive": ("binary", as_binary_archive),
+    "binary folder": ("binary", as_binary_folder),
+    "image folder": ("folder", as_image_folder),
+}
+
+
+@pytest.fixture(scope="module")
+def sets() -> Sets:
+    return {"train": synthetic(PER_CLASS["train"], 1), "test": synthetic(PER_CLASS["test"], 2)}
+
+
+@pytest.fixture(scope="module")
+def expected(sets: Sets) -> dict[str, tuple[np.ndarray, list[int]]]:
+    """Both splits in the order every container must give: by SHA-256 of the pixels."""
+    sorted_sets = {}
+    for split, (pixels, labels) in sets.items():
+        order = sorted(range(len(labels)), key=lambda row: hashlib.sha256(pixels[row].tobytes()).digest())
+        sorted_sets[split] = (pixels[order], labels[order].tolist())
+    return sorted_sets
+
+
+@pytest.mark.parametrize("inside", ["", "cifar10"])
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_every_container_gives_the_same_images(
+    name: str, inside: str, tmp_path: Path, sets: Sets, expected: dict[str, tuple[np.ndarray, list[int]]]
+) -> None:
+    kind, write = CONTAINERS[name]
+    place = tmp_path / inside
+    place.mkdir(exist_ok=True)
+    write(place, sets)
+    container = cifar10.find(tmp_path)
+    assert container is not None
+    assert container.kind == kind
+    for split in ("train", "test"):
+        images = cifar10.load(container, split, per_class=PER_CLASS[split])
+        assert images.name == "CIFAR-10"
+        assert images.classes == CLASSES
+        assert images.pixels.dtype == torch.uint8
+        assert np.array_equal(images.pixels.numpy(), expected[split][0])
+        assert images.labels.tolist() == expected[split][1]
+
+
+def test_fingerprint_and_validation_split_do_not_know_the_container(tmp_path: Path, sets: Sets) -> None:
+    prints, held = set(), set()
+    shuffled = {split: (pixels[::-1], labels[::-1]) for split, (pixels, labels) in sets.items()}
+    for number, (_, write) in enumerate(CONTAINERS.values()):
+        for order, content in enumerate((sets, shuffled)):
+            place = tmp_path / f"{number}-{order}"
+            place.mkdir()
+            write(place, content)
+            container = cifar10.find(place)
+            assert container is not None
+            images = cifar10.load(container, "train", per_class=PER_CLASS["train"])
+            prints.add(images.fingerprint)
+            held.add(tuple(sources.validation_split(images.labels, 20)[1].tolist()))
+    assert len(prints) == 1
+    assert len(held) == 1
+
+
+def test_jpeg_content_is_named_so(tmp_path: Path, sets: Sets) -> None:
+    write_parquet(tmp_path / "a", "test", sets["test"], "JPEG")
+    write_folder(tmp_path / "b", "test", sets["test"], "JPEG")
+    for place in ("a", "b"):
+        container = cifar10.find(tmp_path / place)
+        assert container is not None
+        assert cifar10.load(container, "test", per_class=2).name == "CIFAR-10 (JPEG)"
+
+
+def test_nothing_is_found_where_nothing_is(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("cifar")
+    assert cifar10.find(tmp_path) is None
+    assert cifar10.find(tmp_path / "missing") is None
+
+
+def kept_files() -> list[Path]:
+    return sorted((cache_folder() / "decoded").iterdir())
+
+
+def test_decoded_pixels_are_kept_and_checked(tmp_path: Path, sets: Sets, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_parquet(tmp_path, "test", sets["test"])
+    container = cifar10.find(tmp_path)
+    assert container is not None
+    first = cifar10.load(container, "test", per_class=2)
+    [kept] = kept_files()
+    decoded = []
+
+    def counting(folder: Path, split: str) -> cifar10.Rows:
+        decoded.append(split)
+        return read_parquet(folder, split)
+
+    monkeypatch.setitem(cifar10.READERS, "parquet", counting)
+    again = cifar10.load(container, "test", per_class=2)
+    assert decoded == []
+    assert again.fingerprint == first.fingerprint
+    assert torch.equal(again.pixels, first.pixels)
+    assert torch.equal(again.labels, first.labels)
+
+    for damage in (lambda b: b[:-1], lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b"", lambda b: b"\xff" * 64):
+        kept.write_bytes(damage(kept.read_bytes()))
+        assert cifar10.load(container, "test", per_class=2).fingerprint == first.fingerprint
+    assert decoded == ["test"] * 4
+
+    pixels, labels = sets["test"]
+    write_parquet(tmp_path, "test", (255 - pixels, labels))
+    assert cifar10.load(container, "test", per_class=2).fingerprint != first.fingerprint
+    assert len(kept_files()) == 2
+    with pytest.raises(InputError, match="found 20 images vs 30"):
+        cifar10.load(container, "test", per_class=3)
+    path.unlink()
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing_else(
+    tmp_path: Path, sets: Sets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
+    write_parquet(tmp_path, "test", sets["test"])
+    container = cifar10.find(tmp_path)
+    assert container is not None
+    assert len(cifar10.load(container, "test", per_class=2)) == 20
+    assert blocked.read_text() == "in the way"
+
+
+@pytest.mark.cifar10
+@pytest.mark.parametrize(
+    ("split", "digest"),
+    [
+        ("train", "bd98cdb37ac5797f306aee02241e0cb6919b914cd05c8b0867d7b69551122347"),
+        ("test", "4a95dbec0105c740563431b5446a564be66c245e23c20c93d5b99069e6b6ed9f"),
+    ],
+)
+def test_real_cifar10_decodes_to_its_published_sum(cifar10_dir: Path, split: str, digest: str) -> None:
+    container = cifar10.find(cifar10_dir)
+    assert container is not None
+    assert container.kind == "parquet"
+    rows = read_parquet(container.path, split)
+    found = hashlib.sha256(rows.pixels.tobytes())
+    found.update(rows.labels.tobytes())
+    assert found.hexdigest() == digest
+    assert rows.lossy
+    ordered = rows.sorted()
+    assert np.bincount(ordered.labels).tolist() == [cifar10.PER_CLASS[split]] * 10
+    hashes = [hashlib.sha256(image.tobytes()).digest() for image in ordered.pixels[:200]]
+    assert hashes == sorted(hashes)
+
+
+@pytest.mark.cifar10
+def test_real_cifar10_through_the_front_door(cifar10_dir: Path) -> None:
+    assert sources.resolve_auto(cifar10_dir) == "cifar10"
+    images = sources.load("auto", "test", data_dir=cifar10_dir, image_size=32)
+    assert images.name == "CIFAR-10 (JPEG)"
+    assert images.pixels.shape == (10_000, 3, 32, 32)
+    assert images.labels.bincount().tolist() == [1000] * 10

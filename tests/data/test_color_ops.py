@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageEnhance, ImageOps
+from torch import Tensor
+
+from diffvit.data import color_ops
+
+Picture = Image.Image
+
+
+def to_pil(pixels: Tensor) -> Picture:
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+
+def from_pil(picture: Picture) -> Tensor:
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def pictures(seed: int, size: tuple[int, int] = (13, 17)) -> Tensor:
+    """Noise, a ramp, two values, one value, a narrow band, a skewed histogram, and channels that differ."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randint(0, 256, (3, *size), generator=generator)
+    ramp = torch.arange(size[0] * size[1]).view(1, *size).expand(3, -1, -1) % 256
+    value = int(torch.randint(0, 256, (), generator=generator))
+    band = torch.randint(100, 110, (3, *size), generator=generator)
+    skewed = (torch.rand(3, *size, generator=generator) ** 6 * 255).long()
+    mixed = torch.stack([noise[0], band[1], torch.full(size, value)])
+    kinds = [noise, ramp, torch.where(noise < 128, 7, 240), torch.full((3, *size), value), band, skewed, mixed]
+    return torch.stack(kinds).to(torch.uint8)
+
+
+ENHANCERS = {
+    "brightness": (color_ops.brightness, ImageEnhance.Brightness),
+    "contrast": (color_ops.contrast, ImageEnhance.Contrast),
+    "saturation": (color_ops.saturation, ImageEnhance.Color),
+    "sharpness": (color_ops.sharpness, ImageEnhance.Sharpness),
+}
+seeds = st.integers(0, 1000)
+quick = settings(deadline=None, max_examples=15)
+
+
+@pytest.mark.parametrize("name", list(ENHANCERS))
+@quick
+@given(seed=seeds, data=st.data())
+def test_enhancers_equal_pillow(name: str, seed: int, data: st.DataObject):
+    ours, theirs = ENHANCERS[name]
+    pixels = pictures(seed)
+    factors = data.draw(st.lists(st.floats(0, 2, width=32), min_size=len(pixels), max_size=len(pixels)))
+    expected = [from_pil(theirs(to_pil(p)).enhance(f)) for p, f in zip(pixels, factors, strict=True)]
+    result = ours(pixels, torch.tensor(factors))
+    assert result.dtype == torch.uint8
+    assert torch.equal(result, torch.stack(expected))
+
+
+@pytest.mark.parametrize("name", list(ENHANCERS))
+def test_factor_one_changes_nothing(name: str):
+    pixels = pictures(0)
+    assert torch.equal(ENHANCERS[name][0](pixels, torch.ones(len(pixels))), pixels)
+
+
+@quick
+@given(seed=seeds)
+def test_grey_equals_pillow(seed: int):
+    pixels = pictures(seed)
+    expected = [torch.from_numpy(np.array(to_pil(p).convert("L")))[None] for p in pixels]
+    assert torch.equal(color_ops.grey(pixels), torch.stack(expected))
+
+
+def test_grey_of_every_corner_of_the_cube():
+    corners = torch.cartesian_prod(*[torch.tensor([0, 1, 127, 128, 254, 255])] * 3).to(torch.uint8).T[None, :, :, None]
+    expected = np.array(to_pil(corners[0]).convert("L"))
+    assert torch.equal(color_ops.grey(corners)[0, 0], torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_posterize_equals_pillow(bits: int):
+    pixels = pictures(bits)
+    expected = torch.stack([from_pil(ImageOps.posterize(to_pil(p), bits)) for p in pixels])
+    assert torch.equal(color_ops.posterize(pixels, torch.full((len(pixels),), bits, dtype=torch.uint8)), expected)
+
+
+@quick
+@given(seed=seeds, threshold=st.integers(0, 256))
+def test_solarize_equals_pillow(seed: int, threshold: int):
+    pixels = pictures(seed)
+    expected = torch.stack([from_pil(ImageOps.solarize(to_pil(p), threshold)) for p in pixels])
+    assert torch.equal(color_ops.solarize(pixels, torch.full((len(pixels),), threshold)), expected)
+
+
+@quick
+@given(seed=seeds, size=st.tuples(st.integers(1, 40), st.integers(1, 40)))
+def test_equalize_equals_pillow(seed: int, size: tuple[int, int]):
+    pixels = pictures(seed, size)
+    expected = torch.stack([from_pil(ImageOps.equalize(to_pil(p))) for p in pixels])
+    assert torch.equal(color_ops.equalize(pixels), expected)
+
+
+@quick
+@given(seed=seeds)
+def test_autocontrast_is_pillows_to_the_last_bit_of_its_floats(seed: int):
+    pixels = pictures(seed)
+    result = color_ops.autocontrast(pixels)
+    expected = torch.stack([from_pil(ImageOps.autocontrast(to_pil(p))) for p in pixels])
+    # Pillow works in floats, whose error can cut a whole number to the one below it.
+    assert int((result.int() - expected.int()).abs().max()) <= 1
+    for channel, before in zip(result.flatten(0, 1), pixels.flatten(0, 1), strict=True):
+        values = sorted(set(before.flatten().tolist()))
+        low, high = values[0], values[-1]
+        exact = before if low == high else (before.long() - low) * 255 // (high - low)
+        assert torch.equal(channel.long(), exact.long())
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (3, 3)])
+def test_tiny_images(size: tuple[int, int]):
+    pixels = pictures(0, size)
+    factors = torch.full((len(pixels),), 0.3)
+    for name, (ours, theirs) in ENHANCERS.items():
+        expected = torch.stack([from_pil(theirs(to_pil(p)).enhance(factors[0].item())) for p in pixels])
+        assert torch.equal(ours(pixels, factors), expected), name
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        partial(color_ops.brightness, factor=torch.linspace(0.1, 1.9, 7)),
+        partial(color_ops.contrast, factor=torch.linspace(0.1, 1.9, 7)),
+        partial(color_ops.saturation, factor=torch.linspace(0.1, 1.9, 7)),
+        partial(color_ops.sharpness, factor=torch.linspace(0.1, 1.9, 7)),
+        partial(color_ops.posterize, bits=torch.arange(1, 8, dtype=torch.uint8)),
+        partial(color_ops.solarize, threshold=torch.arange(0, 257, 40)),
+        color_ops.autocontrast,
+        color_ops.equalize,
+    ],
+)
+def test_each_image_has_its_own_strength_and_statistics(change: Callable[..., Tensor]):
+    pixels = pictures(4)
+    before = pixels.clone()
+    whole = change(pixels)
+    assert torch.equal(pixels, before)
+    for i in range(len(pixels)):
+        own = {name: value[i : i + 1] for name, value in getattr(change, "keywords", {}).items()}
+        function = getattr(change, "func", change)
+        assert torch.equal(function(pixels[i : i + 1], **own)[0], whole[i])

@@ -1,0 +1,162 @@
+"""Downloads: only what was asked for, only whole, only over https; without a network one clear line, soon."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import socket
+import urllib.error
+from collections.abc import Callable
+from email.message import Message
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from diffvit.data import download
+from diffvit.data.cache import cache_folder
+from diffvit.data.download import RemoteFile, fetch, open_https
+from diffvit.errors import ConfigError, EnvironmentFault
+
+FIRST, SECOND, OTHER = b"first" * 1000, b"second" * 100_000, b"archive" * 5000
+URLS = {
+    "https://a.test/d/first.bin": FIRST,
+    "https://a.test/d/second.bin": SECOND,
+    "https://b.test/other.tar.gz": OTHER,
+}
+Answer = Callable[[str, float], BinaryIO]
+
+
+@pytest.fixture(autouse=True)
+def _two_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [RemoteFile(url, len(data), hashlib.sha256(data).hexdigest()) for url, data in URLS.items()]
+    monkeypatch.setattr(download, "SOURCES", {"cifar10": ((files[0], files[1]), (files[2],))})
+
+
+class Host:
+    """Answers from memory and keeps count; ``changes`` maps part of a URL to other bytes or to an error."""
+
+    def __init__(self, **changes: bytes | Exception) -> None:
+        self.changes, self.asked = changes, list[str]()
+
+    def __call__(self, url: str, timeout: float) -> BinaryIO:
+        self.asked.append(url)
+        answer = next((value for part, value in self.changes.items() if part in url), URLS[url])
+        if isinstance(answer, Exception):
+            raise answer
+        return io.BytesIO(answer)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_first_source_is_taken_whole(tmp_path: Path) -> None:
+    host, steps = Host(), list[tuple[int, int]]()
+    folder = fetch("cifar10", tmp_path, opener=host, progress=lambda done, total: steps.append((done, total)))
+    assert folder == tmp_path / "cifar10"
+    assert names(tmp_path) == ["first.bin", "second.bin"]
+    assert (folder / "second.bin").read_bytes() == SECOND
+    assert len(host.asked) == 2
+    assert steps[-1] == (len(FIRST) + len(SECOND), len(FIRST) + len(SECOND))
+    assert steps == sorted(steps)
+
+
+def test_what_is_there_is_checked_and_not_fetched_again(tmp_path: Path) -> None:
+    folder = fetch("cifar10", tmp_path, opener=Host())
+    again = Host()
+    assert fetch("cifar10", tmp_path, opener=again) == folder
+    assert again.asked == []
+    (folder / "first.bin").write_bytes(FIRST[:-1] + b"?")
+    fetch("cifar10", tmp_path, opener=again)
+    assert len(again.asked) == 2
+    assert (folder / "first.bin").read_bytes() == FIRST
+
+
+def test_the_default_place_is_the_cache() -> None:
+    assert fetch("cifar10", opener=Host()) == cache_folder() / "cifar10"
+
+
+BAD_ANSWERS: dict[str, bytes | Exception] = {
+    "cut": SECOND[:-1],
+    "long": SECOND + b"x",
+    "changed": SECOND[:-1] + b"?",
+    "empty": b"",
+    "no name": urllib.error.URLError("name not known"),
+    "slow": TimeoutError("timed out"),
+    "reset": ConnectionResetError("reset"),
+    "not there": urllib.error.HTTPError("https://a.test", 404, "Not Found", Message(), None),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_ANSWERS)
+def test_the_second_source_stands_in(fault: str, tmp_path: Path) -> None:
+    host = Host(second=BAD_ANSWERS[fault])
+    fetch("cifar10", tmp_path, opener=host)
+    assert names(tmp_path) == ["other.tar.gz"]  # nothing of the set that did not become whole
+
+
+@pytest.mark.parametrize("fault", BAD_ANSWERS)
+def test_without_any_source_nothing_is_kept(fault: str, tmp_path: Path) -> None:
+    host = Host(second=BAD_ANSWERS[fault], other=OTHER[:-1])
+    with pytest.raises(EnvironmentFault, match=r"a\.test: .*; b\.test: .*DIFFVIT_DATA") as caught:
+        fetch("cifar10", tmp_path, opener=host)
+    assert "\n" not in str(caught.value)
+    assert names(tmp_path) == []
+
+
+def test_a_deadline_ends_a_slow_download(tmp_path: Path) -> None:
+    host = Host()
+    with pytest.raises(EnvironmentFault, match="too slow"):
+        fetch("cifar10", tmp_path, opener=host, deadline=0.0)
+    assert len(host.asked) == 1
+    assert names(tmp_path) == []
+
+
+def test_offline_means_nothing_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host()
+    monkeypatch.setenv("DIFFVIT_OFFLINE", "1")
+    with pytest.raises(EnvironmentFault, match="DIFFVIT_OFFLINE"):
+        fetch("cifar10", tmp_path, opener=host)
+    assert host.asked == []
+    monkeypatch.setenv("DIFFVIT_OFFLINE", "0")
+    fetch("cifar10", tmp_path, opener=host)
+    monkeypatch.setenv("DIFFVIT_OFFLINE", "1")
+    assert fetch("cifar10", tmp_path, opener=host) == tmp_path / "cifar10"
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "cifar10").write_text("in the way")
+    with pytest.raises(EnvironmentFault, match="cannot be fetched"):
+        fetch("cifar10", tmp_path, opener=Host())
+    assert (tmp_path / "cifar10").read_text() == "in the way"
+
+
+def test_unknown_data_sets(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'cifar10'"):
+        fetch("cifar100", tmp_path, opener=Host())
+
+
+@pytest.mark.parametrize("url", ["http://a.test/x", "file:///etc/passwd", "ftp://a.test/x"])
+def test_only_https_is_opened(url: str) -> None:
+    with pytest.raises(urllib.error.URLError, match="https"):
+        open_https(url, 1.0)
+
+
+def test_a_host_that_does_not_speak_is_given_up_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"https://127.0.0.1:{silent.getsockname()[1]}/first.bin"
+        file = RemoteFile(address, 1, "0" * 64)
+        monkeypatch.setattr(download, "SOURCES", {"cifar10": ((file,),)})
+        with pytest.raises(EnvironmentFault, match=r"127\.0\.0\.1:\d+: .*timed out"):
+            fetch("cifar10", tmp_path, timeout=0.2)
+
+
+def test_redirects_may_not_leave_https() -> None:
+    handler = download._HttpsOnly()
+    request = urllib.request.Request("https://a.test/x")
+    with pytest.raises(urllib.error.URLError, match="away from https"):
+        handler.redirect_request(request, None, 302, "Found", Message(), "http://a.test/x")
+    followed = handler.redirect_request(request, None, 302, "Found", Message(), "https://b.test/y")
+    assert followed is not None
+    assert followed.full_url == "https://b.test/y"

@@ -1,0 +1,166 @@
+"""The decoder: right pixels from every kind of picture, one clear refusal for everything else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pictures import encoded, picture
+from PIL import Image
+
+from diffvit.data.images import Images, decode, fingerprint, is_lossy, resize
+
+
+@pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("BMP", {}), ("WEBP", {"lossless": True})])
+def test_lossless_formats_give_back_the_pixels(kind: str, options: dict[str, object]) -> None:
+    pixels = picture()
+    found = decode(encoded(Image.fromarray(pixels), kind, **options), name="x")
+    assert found.shape == (3, 6, 9)
+    assert np.array_equal(found.transpose(1, 2, 0), pixels)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1))
+def test_any_png_comes_back_whole(height: int, width: int, seed: int) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    assert np.array_equal(decode(encoded(Image.fromarray(pixels), "PNG"), name="x").transpose(1, 2, 0), pixels)
+
+
+def test_grey_and_one_bit_images_become_rgb() -> None:
+    grey = picture()[..., 0]
+    assert np.array_equal(decode(encoded(Image.fromarray(grey), "PNG"), name="x"), np.stack([grey] * 3))
+    black_and_white = Image.fromarray(grey > 127)
+    expected = np.where(grey > 127, 255, 0)
+    assert np.array_equal(decode(encoded(black_and_white, "PNG"), name="x"), np.stack([expected] * 3))
+
+
+def test_16_bit_grey_is_scaled_by_its_range() -> None:
+    values = np.array([[0, 256, 257, 32896, 65535]], dtype=np.uint16)
+    found = decode(encoded(Image.fromarray(values), "PNG"), name="x")
+    assert found[0].tolist() == [[0, 1, 1, 128, 255]]
+    assert np.array_equal(found[0], found[2])
+
+
+def test_transparency_shows_white() -> None:
+    pixels = np.zeros((1, 3, 4), dtype=np.uint8)
+    pixels[0, :, 0] = 200
+    pixels[0, :, 3] = (0, 255, 51)
+    found = decode(encoded(Image.fromarray(pixels, "RGBA"), "PNG"), name="x")
+    assert found[:, 0, 0].tolist() == [255, 255, 255]
+    assert found[:, 0, 1].tolist() == [200, 0, 0]
+    assert np.abs(found[:, 0, 2].astype(int) - [244, 204, 204]).max() <= 1
+
+
+def test_palette_with_transparent_entries() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((1, 0), 1)
+    found = decode(encoded(image, "PNG", transparency=bytes([0, 255])), name="x")
+    assert found[:, 0, 0].tolist() == [255, 255, 255]
+    assert found[:, 0, 1].tolist() == [40, 50, 60]
+
+
+def test_grey_with_alpha() -> None:
+    found = decode(encoded(Image.new("LA", (2, 2), (7, 255)), "PNG"), name="x")
+    assert np.array_equal(found, np.full((3, 2, 2), 7))
+
+
+@pytest.mark.parametrize(("ink", "colour"), [((0, 0, 0, 0), (255, 255, 255)), ((0, 255, 255, 0), (255, 0, 0))])
+def test_cmyk_jpeg(ink: tuple[int, ...], colour: tuple[int, ...]) -> None:
+    found = decode(encoded(Image.new("CMYK", (8, 8), ink), "JPEG", quality=95), name="x")
+    assert np.abs(found[:, 4, 4].astype(int) - colour).max() <= 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
+    upright = np.zeros((16, 24, 3), dtype=np.uint8)
+    upright[:8, :8] = 255  # white top left, on its own
+    undo = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: np.rot90(a, 1),
+        7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+        8: lambda a: np.rot90(a, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(undo(upright)))
+    options = {"quality": 95} if kind == "JPEG" else {"lossless": True} if kind == "WEBP" else {}
+    found = decode(encoded(stored, kind, exif=exif.tobytes(), **options), name="x")
+    assert found.shape == (3, 16, 24)
+    assert np.abs(found.transpose(1, 2, 0).astype(int) - upright).max() <= 12
+
+
+def test_broken_exif_leaves_the_image_as_it_lies() -> None:
+    pixels = picture()
+    found = decode(encoded(Image.fromarray(pixels), "PNG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff nonsense"), name="x")
+    assert np.array_equal(found.transpose(1, 2, 0), pixels)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+def test_first_frame_of_an_animation(kind: str) -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue", "lime")]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], duration=10, **options)
+    assert np.array_equal(decode(data, name="x")[:, 0, 0], [255, 0, 0])
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 20_000), (20_000, 1), (1, 1)])
+def test_extreme_proportions_decode_and_resize(width: int, height: int) -> None:
+    found = decode(encoded(Image.new("RGB", (width, height), "teal"), "PNG"), name="x")
+    assert found.shape == (3, height, width)
+    assert np.array_equal(resize(found, 32), np.broadcast_to(np.array([0, 128, 128])[:, None, None], (3, 32, 32)))
+
+
+def test_lossy_means_jpeg() -> None:
+    image = Image.new("RGB", (4, 4))
+    assert is_lossy(encoded(image, "JPEG"))
+    assert not is_lossy(encoded(image, "PNG"))
+
+
+def test_resize_takes_the_centred_square() -> None:
+    pixels = np.zeros((3, 10, 30), dtype=np.uint8)
+    pixels[:, :, 10:20] = 90
+    assert np.array_equal(resize(pixels, 10), np.full((3, 10, 10), 90))
+    assert resize(pixels, 5)[:, :, 1:4].min() == 90
+    same = picture(32, 32).transpose(2, 0, 1)
+    assert np.array_equal(resize(same, 32), same)
+
+
+def small() -> Images:
+    pixels = torch.arange(4 * 3 * 2 * 2, dtype=torch.uint8).view(4, 3, 2, 2)
+    labels = torch.tensor([0, 1, 1, 0])
+    return Images(pixels, labels, ["a", "b"], "small", fingerprint(pixels, labels, ["a", "b"]), pixels[:, 0] > 20)
+
+
+def test_select_keeps_images_labels_and_masks_together() -> None:
+    images = small()
+    some = images.select(torch.tensor([3, 1]))
+    assert len(some) == 2
+    assert torch.equal(some.pixels, images.pixels[[3, 1]])
+    assert some.labels.tolist() == [0, 1]
+    assert images.masks is not None
+    assert some.masks is not None
+    assert torch.equal(some.masks, images.masks[[3, 1]])
+    assert some.fingerprint != images.fingerprint
+    assert some.fingerprint == images.select([3, 1]).fingerprint
+    assert len(images.select([])) == 0
+
+
+def test_the_fingerprint_sees_pixels_labels_order_and_classes() -> None:
+    images = small()
+    prints = {
+        images.fingerprint,
+        fingerprint(images.pixels ^ 1, images.labels, images.classes),
+        fingerprint(images.pixels, 1 - images.labels, images.classes),
+        fingerprint(images.pixels.flip(0), images.labels, images.classes),
+        fingerprint(images.pixels, images.labels, ["a", "c"]),
+        fingerprint(images.pixels.view(4, 3, 1, 4), images.labels, images.classes),
+    }
+    assert len(prints) == 6

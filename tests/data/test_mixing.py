@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffvit.data.mixing import Erasing, Mix, Mixing
+
+N = 4000
+
+
+def rectangle(mask: Tensor) -> tuple[int, int]:
+    """Rows and columns of the rectangle that a (height, width) mask is; fails when it is not one."""
+    rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+    if not len(rows):
+        return 0, 0
+    box = mask[int(rows[0]) : int(rows[-1]) + 1, int(columns[0]) : int(columns[-1]) + 1]
+    assert bool(box.all())
+    return box.shape[0], box.shape[1]
+
+
+def erase(pixels: Tensor, probability: float, epoch: int = 0) -> Tensor:
+    return Erasing(probability)(pixels, 0, epoch, torch.arange(len(pixels)))
+
+
+def draw(mixing: Mixing, indices: Tensor | None = None, epoch: int = 0, size: tuple[int, int] = (32, 32)) -> Mix:
+    return mixing.draw(0, epoch, torch.arange(N) if indices is None else indices, 10, size)
+
+
+# A value that noise has with chance 1 in 256 per byte: three equal ones mark an untouched pixel almost surely.
+BLANK = torch.full((N, 3, 32, 32), 77, dtype=torch.uint8)
+
+
+def erased_boxes() -> tuple[Tensor, Tensor]:
+    mask = (erase(BLANK, 1.0) != 77).any(1)
+    shapes = []
+    for one in mask:
+        rows, columns = one.any(1).nonzero()[:, 0], one.any(0).nonzero()[:, 0]
+        shapes.append((rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1))
+    return torch.tensor(shapes).double().unbind(1)
+
+
+def test_erased_areas_and_aspects_are_the_papers():
+    height, width = erased_boxes()
+    area = height * width / 1024
+    assert 0.01 < float(area.min()) < 0.03
+    assert 0.38 < float(area.max()) < 0.43
+    assert float(area.mean()) == pytest.approx(0.21, abs=0.01)
+    share_below = [float((area < edge).double().mean()) for edge in (0.115, 0.21, 0.305)]
+    assert share_below == pytest.approx([0.25, 0.5, 0.75], abs=0.04)
+    aspect = (height / width).log() / math.log(1 / 0.3)
+    assert float(aspect.mean().abs()) < 0.03
+    assert float(aspect.abs().max()) < 1.3  # whole pixels round small boxes
+    assert float((aspect.abs() < 0.5).double().mean()) == pytest.approx(0.5, abs=0.06)
+
+
+def test_erasing_writes_noise_and_leaves_the_rest():
+    result = erase(BLANK, 1.0)
+    touched = result[(result != 77).any(1, keepdim=True).expand_as(result)].double()
+    assert float(touched.mean()) == pytest.approx(127.5, abs=0.5)
+    assert float(touched.std()) == pytest.approx(73.9, abs=0.5)
+    assert bool((BLANK == 77).all())
+    assert not torch.equal(result, erase(BLANK, 1.0, epoch=1))
+
+
+def test_erasing_reaches_every_pixel():
+    share = (erase(BLANK, 1.0) != 77).any(1).double().mean(0)
+    assert float(share[0, 0]) > 0
+    assert float((share - share.flip(0)).abs().max()) < 0.06
+    assert float((share - share.flip(1)).abs().max()) < 0.06
+
+
+def test_erasing_hits_the_asked_share_of_images():
+    untouched = (erase(BLANK, 0.25) == 77).flatten(1).all(1)
+    assert float(untouched.double().mean()) == pytest.approx(0.75, abs=0.03)
+    assert torch.equal(erase(BLANK, 0.0), BLANK)
+
+
+def test_whether_to_erase_says_nothing_about_the_area():
+    touched = (erase(BLANK, 0.2) != 77).any(1).double().mean((1, 2))
+    assert float(touched[touched > 0].mean()) == pytest.approx(0.21, abs=0.02)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 50), (50, 5)])
+def test_erasing_fits_any_image(size: tuple[int, int]):
+    pixels = torch.full((200, 3, *size), 77, dtype=torch.uint8)
+    area = (erase(pixels, 1.0) != 77).any(1).double().mean((1, 2))
+    assert float(area.max()) <= 0.5 or size[0] * size[1] < 10
+
+
+def test_mixup_draws_one_lambda_for_image_and_target():
+    mix = draw(Mixing(0.8, 0.0, 1.0))
+    assert torch.equal(mix.rows, torch.arange(N))
+    assert torch.equal(mix.weight.flatten(), mix.share)
+    assert float(mix.share.double().mean()) == pytest.approx(0.5, abs=0.03)
+    assert float(mix.share.double().var()) == pytest.approx(1 / (4 * 2.6), rel=0.06)
+
+
+def test_cutmix_takes_the_share_that_is_left():
+    size = (12, 20)
+    mix = draw(Mixing(0.0, 1.0, 1.0), size=size)
+    assert mix.weight.shape == (N, 1, *size)
+    assert set(mix.weight.unique().tolist()) == {0.0, 1.0}
+    torch.testing.assert_close(mix.share, mix.weight.mean((1, 2, 3)))
+    for weight in mix.weight[:300, 0]:
+        rectangle(weight == 0)
+
+
+def test_cutmix_boxes_have_the_images_shape_and_lie_anywhere():
+    mix = draw(Mixing(0.0, 1.0, 1.0), size=(32, 64))
+    pasted = 1 - mix.weight[:, 0].double()
+    # For sides s = sqrt(1 - lambda) and a uniform centre, s - s**2 / 4 of each axis is covered on average;
+    # over a uniform lambda the mean of its square is 1/2 - 1/5 + 1/48.
+    assert float(pasted.mean()) == pytest.approx(1 / 2 - 1 / 5 + 1 / 48, abs=0.012)
+    whole = 0
+    for one in pasted[:500]:
+        rows, columns = rectangle(one > 0)
+        inside = not (one[0].any() or one[-1].any() or one[:, 0].any() or one[:, -1].any())
+        if inside and rows:
+            whole += 1
+            assert abs(2 * rows - columns) <= 2
+    assert whole > 50
+    cover = pasted.mean(0)
+    assert float((cover - cover.flip(0)).abs().max()) < 0.06
+    assert float((cover - cover.flip(1)).abs().max()) < 0.06
+
+
+def test_mixup_and_cutmix_share_the_images():
+    mix = draw(Mixing(0.8, 1.0, 1.0))
+    boxed = ((mix.weight == 0) | (mix.weight == 1)).flatten(1).all(1)
+    assert float(boxed.double().mean()) == pytest.approx(0.5, abs=0.03)
+    torch.testing.assert_close(mix.share, mix.weight.mean((1, 2, 3)))
+
+
+def test_only_the_asked_share_is_mixed():
+    mix = draw(Mixing(0.8, 0.0, 0.3))
+    assert len(mix.rows) / N == pytest.approx(0.3, abs=0.03)
+    assert len(mix.rows) == len(mix.partners) == len(mix.weight) == len(mix.share)
+    assert float(mix.share.double().mean()) == pytest.approx(0.5, abs=0.05)
+    assert float(mix.partners.double().mean()) == pytest.approx(4.5, abs=0.4)
+
+
+def test_partners_come_from_the_whole_set_alike_and_change_with_the_epoch():
+    mixing = Mixing(0.8, 1.0, 1.0)
+    partners = draw(mixing).partners
+    counts = torch.bincount(partners, minlength=10).double()
+    assert len(counts) == 10
+    assert float(((counts - N / 10) ** 2 / (N / 10)).sum()) < 9 + 5 * math.sqrt(18)
+    assert float((partners == draw(mixing, epoch=1).partners).double().mean()) == pytest.approx(0.1, abs=0.03)
+
+
+def test_draws_follow_the_sample_not_its_place():
+    mixing = Mixing(0.8, 1.0, 0.5)
+    indices = torch.arange(N).flip(0)
+    here, there = draw(mixing), draw(mixing, indices)
+    assert torch.equal(N - 1 - there.rows.flip(0), here.rows)
+    for name in ("partners", "weight", "share"):
+        assert torch.equal(getattr(there, name).flip(0), getattr(here, name)), name

@@ -1,0 +1,158 @@
+"""Shapes: one image per (seed, split, index), with a true mask, and nothing but the outline tells the class."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from diffvit.data.shape_outlines import CLUTTER, SHAPES
+from diffvit.data.shapes import CLASSES, generate
+from diffvit.errors import ConfigError
+
+
+def test_what_comes_back() -> None:
+    images = generate("train", 25)
+    assert images.pixels.shape == (25, 3, 32, 32)
+    assert images.pixels.dtype == torch.uint8
+    assert images.masks is not None
+    assert images.masks.shape == (25, 32, 32)
+    assert images.labels.tolist() == [index % 10 for index in range(25)]
+    assert len(set(images.classes)) == 10
+    assert images.name == "shapes (clutter 0.3, noise 0.1)"
+
+
+def test_an_image_depends_on_seed_split_and_index_alone() -> None:
+    few, many = generate("train", 7), generate("train", 300)  # 300 crosses the generator's chunks
+    assert torch.equal(few.pixels, many.pixels[:7])
+    assert few.masks is not None
+    assert many.masks is not None
+    assert torch.equal(few.masks, many.masks[:7])
+    assert generate("train", 300).fingerprint == many.fingerprint
+    others = [generate("test", 7), generate("train", 7, seed=1), generate("train", 7, seed=-1)]
+    for other in others:
+        assert all(not torch.equal(a, b) for a, b in zip(other.pixels, few.pixels, strict=True))
+    assert len({images.fingerprint for images in (few, many, *others)}) == 5
+
+
+def test_no_two_images_are_alike() -> None:
+    pixels = torch.cat([generate("train", 200).pixels, generate("test", 200).pixels])
+    assert len({image.numpy().tobytes() for image in pixels}) == 400
+
+
+def test_the_dials_change_the_image_and_not_the_shape() -> None:
+    plain = generate("train", 20, clutter=0.0, noise=0.0)
+    for clutter, noise in ((0.5, 0.0), (0.0, 0.2), (1.0, 1.0)):
+        other = generate("train", 20, clutter=clutter, noise=noise)
+        assert plain.masks is not None
+        assert other.masks is not None
+        assert torch.equal(other.masks, plain.masks)
+        assert not torch.equal(other.pixels, plain.pixels)
+        assert other.name == f"shapes (clutter {clutter:g}, noise {noise:g})"
+
+
+def test_without_noise_the_clutter_leaves_the_object_alone() -> None:
+    plain, cluttered = (generate("train", 60, clutter=clutter, noise=0.0) for clutter in (0.0, 0.8))
+    assert plain.masks is not None
+    inside = torch.nn.functional.max_pool2d((~plain.masks).float()[:, None], 3, 1, 1)[:, 0] == 0
+    inside = inside[:, None].expand(-1, 3, -1, -1)
+    assert inside.sum() > 1000
+    assert torch.equal(plain.pixels[inside], cluttered.pixels[inside])
+
+
+@pytest.mark.parametrize("clutter", [0.0, 0.3, 0.8])
+def test_the_clutter_dial_is_the_covered_share_of_the_background(clutter: float) -> None:
+    plain, cluttered = (generate("train", 200, clutter=value, noise=0.0) for value in (0.0, clutter))
+    assert plain.masks is not None
+    background = torch.nn.functional.max_pool2d(plain.masks.float()[:, None], 3, 1, 1)[:, 0] == 0
+    changed = (plain.pixels.int() - cluttered.pixels.int()).abs().amax(1) > 6
+    assert abs(changed[background].float().mean().item() - clutter) < 0.06
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.1])
+def test_the_noise_dial_is_a_standard_deviation(noise: float) -> None:
+    plain, noisy = (generate("train", 100, clutter=0.0, noise=value) for value in (0.0, noise))
+    off_the_ends = (plain.pixels > 90) & (plain.pixels < 165)
+    difference = (noisy.pixels.float() - plain.pixels.float())[off_the_ends] / 255
+    assert abs(difference.mean().item()) < 0.002
+    assert abs(difference.std().item() / noise - 1) < 0.03
+    within = (difference.abs() < noise + 0.5 / 255).float().mean().item()  # pixels are whole steps of 1 / 255
+    assert abs(within - 0.69) < 0.03  # a normal distribution has 0.683 within one standard deviation
+
+
+@pytest.mark.parametrize("size", [16, 33, 64])
+def test_the_mask_is_the_object_whatever_the_size(size: int) -> None:
+    images = generate("train", 60, size=size, clutter=0.0, noise=0.0)
+    assert images.masks is not None
+    assert images.pixels.shape[-1] == size
+    share = images.masks.float().mean((1, 2))
+    assert share.min() > 0.05
+    assert share.max() < 0.7
+    for pixels, mask in zip(images.pixels.float().sum(1), images.masks, strict=True):
+        assert pixels[mask].min() > pixels[~mask].max() - 150  # the object is lighter than its background
+        assert pixels[mask].mean() > pixels[~mask].mean() + 60
+
+
+def test_colours_do_not_tell_the_class() -> None:
+    images = generate("train", 1000, clutter=0.0, noise=0.0)
+    assert images.masks is not None
+    masks = images.masks[:, None].float()
+    paper = images.pixels[:, :, 0, 0].float()
+    ink = (images.pixels * masks).sum((2, 3)) / masks.sum((2, 3))
+    for value in (*paper.T, *ink.T):
+        means = torch.stack([value[images.labels == label].mean() for label in range(10)])
+        assert (means - value.mean()).abs().max() < 0.4 * value.std()
+
+
+def test_the_object_is_anywhere_in_the_image() -> None:
+    images = generate("train", 1000, size=32)
+    assert images.masks is not None
+    circles = images.masks[images.labels == 0].float()
+    centre = (circles.sum(1) * torch.arange(32)).sum(1) / circles.sum((1, 2))
+    assert centre.min() < 13
+    assert centre.max() > 18
+    assert abs(centre.mean().item() - 15.5) < 1
+
+
+def test_every_outline_is_whole_inside_the_unit_circle_and_unlike_the_others() -> None:
+    line = np.linspace(-1.2, 1.2, 121, dtype=np.float32)
+    x, y = np.broadcast_arrays(line[None, None, :], line[None, :, None])
+    drawn = {name: (outline(x, y) < 0)[0] for name, outline in SHAPES.items()}
+    outside = (x * x + y * y)[0] > 1.03
+    for name, inside in drawn.items():
+        assert not inside[outside].any(), name
+        assert 0.1 < inside.mean() < 0.6, name
+    names = list(drawn)
+    for first in range(10):
+        for second in range(first):
+            a, b = drawn[names[first]], drawn[names[second]]
+            assert (a & b).sum() / (a | b).sum() < 0.9, (names[first], names[second])
+
+
+def test_clutter_is_smaller_than_any_shape() -> None:
+    line = np.linspace(-1.2, 1.2, 121, dtype=np.float32)
+    x, y = np.broadcast_arrays(line[None, None, :], line[None, :, None])
+    for outline in CLUTTER:
+        inside = outline(x, y)[0] < 0
+        assert 0 < inside.mean() < 0.35
+        assert not inside[0].any()
+        assert not inside[:, 0].any()
+
+
+@pytest.mark.parametrize(
+    "dials", [{"clutter": 1.1}, {"clutter": -0.1}, {"noise": 2.0}, {"noise": float("nan")}, {"size": 8}]
+)
+def test_dials_out_of_range(dials: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="out of range"):
+        generate("train", 10, **dials)  # pyright: ignore[reportArgumentType]
+
+
+def test_unknown_split_and_no_images() -> None:
+    with pytest.raises(ConfigError, match="no such split"):
+        generate("validation", 10)
+    with pytest.raises(ConfigError, match="out of range"):
+        generate("train", 0)
+
+
+def test_classes_are_the_outlines() -> None:
+    assert list(SHAPES) == CLASSES

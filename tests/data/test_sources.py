@@ -1,0 +1,173 @@
+"""The one door to the data: who is looked at in which order, what is said when nothing is there, and the splits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cifar10_files import synthetic, write_parquet
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffvit.data import cifar10, shapes, sources
+from diffvit.data.cache import cache_folder
+from diffvit.errors import ConfigError, EnvironmentFault, InputError
+
+SETS = {"train": synthetic(5, 1), "test": synthetic(2, 2)}
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFFVIT_OFFLINE", "1")
+    monkeypatch.setattr(cifar10, "PER_CLASS", {"train": 5, "test": 2})
+
+
+def put_cifar10(folder: Path, *, lighter: bool = False) -> None:
+    for split, (pixels, labels) in SETS.items():
+        write_parquet(folder, split, (pixels // 2 if lighter else pixels, labels))
+
+
+def load(source: str, data_dir: Path | None, **more: Any) -> sources.Images:
+    return sources.load(source, "test", data_dir=data_dir, image_size=32, **more)
+
+
+def test_the_named_folder_goes_before_the_cache_and_its_subfolder_before_itself(tmp_path: Path) -> None:
+    put_cifar10(cache_folder() / "cifar10")
+    from_cache = load("cifar10", None).fingerprint
+    put_cifar10(tmp_path, lighter=True)
+    from_folder = load("cifar10", tmp_path).fingerprint
+    assert from_folder != from_cache
+    put_cifar10(tmp_path / "cifar10")
+    assert load("cifar10", tmp_path).fingerprint == from_cache
+    assert load("auto", tmp_path).fingerprint == from_cache
+
+
+def test_a_named_folder_without_cifar10_says_what_was_looked_for(tmp_path: Path) -> None:
+    put_cifar10(cache_folder() / "cifar10")
+    with pytest.raises(
+        InputError, match=r"holds no CIFAR-10 .*train-\*\.parquet.*diffvit data fetch cifar10"
+    ) as caught:
+        load("cifar10", tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["auto", "cifar10", "folder"])
+def test_a_named_folder_that_does_not_exist(source: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such"):
+        load(source, tmp_path / "nothing")
+
+
+def test_auto_falls_back_to_shapes(tmp_path: Path) -> None:
+    for data_dir in (None, tmp_path):
+        assert sources.resolve_auto(data_dir) == "shapes"
+        assert load("auto", data_dir, shapes={"test": 20}).name.startswith("shapes")
+
+
+def test_auto_takes_cifar10_from_the_cache(tmp_path: Path) -> None:
+    put_cifar10(cache_folder() / "cifar10")
+    for data_dir in (None, tmp_path):
+        assert sources.resolve_auto(data_dir) == "cifar10"
+        assert load("auto", data_dir).name == "CIFAR-10"
+
+
+def test_auto_does_not_hide_damaged_data(tmp_path: Path) -> None:
+    (tmp_path / "test-00000-of-00001.parquet").write_bytes(b"x")
+    with pytest.raises(InputError, match="cannot be read as Parquet"):
+        load("auto", tmp_path)
+
+
+def test_cifar10_without_data_or_network() -> None:
+    said: list[str] = []
+    with pytest.raises(EnvironmentFault, match="not in the cache"):
+        load("cifar10", None, announce=said.append)
+    assert len(said) == 1
+
+
+def test_cifar10_is_fetched_when_it_is_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def fetch(name: str, **settings: Any) -> Path:
+        asked.append(settings)
+        put_cifar10(cache_folder() / name)
+        return cache_folder() / name
+
+    monkeypatch.setattr(sources, "fetch", fetch)
+    assert sources.resolve_auto(None) == "cifar10"
+    assert load("cifar10", None).name == "CIFAR-10"
+    assert len(asked) == 1
+    assert asked[0]["timeout"] <= 5  # auto must not wait for a network that is not there
+    assert asked[0]["deadline"] <= 60
+
+
+def test_other_sizes_are_resized(tmp_path: Path) -> None:
+    put_cifar10(tmp_path)
+    large = sources.load("cifar10", "test", data_dir=tmp_path, image_size=64)
+    assert large.pixels.shape == (20, 3, 64, 64)
+    assert large.labels.tolist() == load("cifar10", tmp_path).labels.tolist()
+    assert large.fingerprint != load("cifar10", tmp_path).fingerprint
+    drawn = sources.load("shapes", "test", data_dir=None, image_size=16, shapes={"test": 30})
+    plain = load("shapes", None, shapes={"test": 30})
+    assert drawn.masks is not None
+    assert plain.masks is not None
+    assert drawn.masks.shape == (30, 16, 16)
+    assert abs(drawn.masks.float().mean() - plain.masks.float().mean()) < 0.02
+
+
+def test_shapes_take_their_dials() -> None:
+    dials = {"size": 32, "train": 30, "test": 20, "clutter": 0, "noise": 0.25, "seed": 3}
+    images = load("shapes", None, shapes=dials)
+    assert images.name == "shapes (clutter 0, noise 0.25)"
+    assert images.fingerprint == shapes.generate("test", 20, clutter=0.0, noise=0.25, seed=3).fingerprint
+    assert len(sources.load("shapes", "train", data_dir=None, image_size=32, shapes=dials)) == 30
+    with pytest.raises(ConfigError, match=r"shapes\.cluter"):
+        load("shapes", None, shapes={"cluter": 0.2})
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'cifar10'"):
+        load("cifar", None)
+    with pytest.raises(ConfigError, match="no such split"):
+        sources.load("shapes", "val", data_dir=None, image_size=32)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=300), st.integers(0, 60), st.integers(0, 3))
+def test_validation_is_balanced_and_takes_every_image_once(labels: list[int], size: int, seed: int) -> None:
+    names = torch.tensor(labels)
+    counts = np.bincount(labels)
+    try:
+        train, validation = sources.validation_split(names, size, seed)
+    except InputError:
+        assert size // np.count_nonzero(counts) + 1 >= counts[counts > 0].min()
+        return
+    assert len(validation) == size
+    assert sorted(train.tolist() + validation.tolist()) == list(range(len(labels)))
+    assert train.tolist() == sorted(train.tolist())
+    assert validation.tolist() == sorted(validation.tolist())
+    held = np.bincount(np.array(labels)[validation.numpy()], minlength=len(counts))[counts > 0]
+    assert held.max() - held.min() <= 1
+
+
+def test_validation_is_fixed_whatever_the_random_state() -> None:
+    labels = torch.arange(1000) % 10
+    torch.manual_seed(0)
+    first = sources.validation_split(labels, 100)[1]
+    torch.manual_seed(1)
+    np.random.default_rng(0).random()
+    assert torch.equal(sources.validation_split(labels, 100)[1], first)
+    assert not torch.equal(sources.validation_split(labels, 100, seed=1)[1], first)
+    assert first[:8].tolist() == FIRST_HELD_OUT
+
+
+# Written down once: results of different versions are comparable only while this does not change.
+FIRST_HELD_OUT = [8, 13, 24, 32, 54, 57, 65, 70]
+
+
+def test_validation_may_not_take_a_whole_class() -> None:
+    with pytest.raises(InputError, match="leaves nothing to train on of class 1"):
+        sources.validation_split(torch.tensor([0] * 50 + [1] * 5), 10)
+    train, validation = sources.validation_split(torch.tensor([0, 0, 1]), 0)
+    assert (len(train), len(validation)) == (3, 0)

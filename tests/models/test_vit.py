@@ -1,0 +1,240 @@
+"""The whole model: shapes, invariances, what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import diffvit
+from diffvit.errors import ConfigError, InputError
+from diffvit.models.block import Block, DropPath
+from diffvit.models.presets import PRESETS
+from diffvit.models.vit import VisionTransformer, create_model
+
+SMALL: dict[str, Any] = {"image_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 4}
+POSITIONS = ("none", "learned-1d", "learned-2d", "sincos-1d", "sincos-2d")
+
+
+def small(**overrides: Any) -> VisionTransformer:
+    torch.manual_seed(0)
+    return VisionTransformer(**{**SMALL, **overrides}).eval()
+
+
+def lively(model: VisionTransformer) -> VisionTransformer:
+    """In float64, with weights large enough that every part of the model shows in the logits."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" not in name and "lambda" not in name:
+                parameter.normal_(std=0.3)
+    return model.double()
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    attention=st.sampled_from(["softmax", "differential"]),
+    pos_embed=st.sampled_from(POSITIONS),
+    pool=st.sampled_from(["cls", "mean"]),
+    head=st.sampled_from(["linear", "mlp"]),
+    patch_size=st.sampled_from([1, 2, 4]),
+    side=st.integers(1, 3),
+    width=st.sampled_from([2, 6]),
+    pairs=st.integers(1, 2),
+    depth=st.integers(1, 3),
+    in_chans=st.sampled_from([1, 3]),
+    batch=st.integers(1, 3),
+)
+def test_any_combination(
+    attention: str,
+    pos_embed: str,
+    pool: str,
+    head: str,
+    patch_size: int,
+    side: int,
+    width: int,
+    pairs: int,
+    depth: int,
+    in_chans: int,
+    batch: int,
+) -> None:
+    model = VisionTransformer(
+        image_size=side * patch_size,
+        patch_size=patch_size,
+        in_chans=in_chans,
+        num_classes=7,
+        embed_dim=2 * pairs * width,
+        depth=depth,
+        num_heads=2 * pairs,
+        attention=attention,
+        pos_embed=pos_embed,
+        pool=pool,
+        head=head,
+    )
+    images = torch.randn(batch, in_chans, side * patch_size, side * patch_size)
+    tokens = side * side + (pool == "cls")
+    logits = model(images)
+    assert logits.shape == (batch, 7)
+    assert logits.isfinite().all()
+    assert model.grid == (side, side)
+    assert model.tokens(images).shape == (batch, tokens, 2 * pairs * width)
+    layers = model.attention_maps(images)
+    heads = pairs if attention == "differential" else 2 * pairs
+    assert [layer.effective.shape for layer in layers] == [(batch, heads, tokens, tokens)] * depth
+    assert len(model.lambdas()) == (depth if attention == "differential" else 0)
+    logits.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def shuffle_patches(images: Tensor, side: int) -> Tensor:
+    patches = images.unflatten(3, (-1, side)).unflatten(2, (-1, side)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+    patches = patches[:, torch.randperm(patches.shape[1], generator=torch.Generator().manual_seed(1))]
+    grid = images.shape[2] // side
+    return patches.unflatten(1, (grid, grid)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+
+
+@pytest.mark.parametrize("attention", ["softmax", "differential"])
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+@pytest.mark.parametrize("pos_embed", POSITIONS)
+def test_only_positions_tell_where_a_patch_is(attention: str, pool: str, pos_embed: str) -> None:
+    model = lively(small(attention=attention, pool=pool, pos_embed=pos_embed))
+    images = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    moved = shuffle_patches(images, 4)
+    assert not torch.equal(images, moved)
+    change = (model(images) - model(moved)).abs().max()
+    assert change < 1e-10 if pos_embed == "none" else change > 1e-3
+
+
+@pytest.mark.parametrize("attention", ["softmax", "differential"])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_answering_for_the_class_token_alone_changes_nothing(attention: str, depth: int) -> None:
+    model = lively(small(attention=attention, depth=depth))
+    images = torch.randn(3, 3, 16, 16, dtype=torch.float64)
+    every_token = model.norm(model.blocks(model.tokens(images)))
+    expected = model.head(every_token[:, 0])
+    assert (model(images) - expected).abs().max() < 1e-10
+    wanted = torch.autograd.grad(expected.square().sum(), list(model.parameters()))
+    got = torch.autograd.grad(model(images).square().sum(), list(model.parameters()))
+    assert all(torch.allclose(g, w, atol=1e-9) for g, w in zip(got, wanted, strict=True))
+
+
+def test_mean_pooling_has_no_class_token() -> None:
+    model = lively(small(pool="mean"))
+    images = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    assert model.cls_token is None
+    expected = model.head(model.norm(model.blocks(model.tokens(images))).mean(1))
+    assert torch.allclose(model(images), expected, atol=1e-12)
+
+
+def test_class_token_comes_first_and_patches_row_by_row() -> None:
+    model = lively(small(pos_embed="none"))
+    assert model.cls_token is not None
+    images = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    tokens = model.tokens(images)
+    assert torch.equal(tokens[:, 0], model.cls_token[0].expand(2, -1))
+    corner = model.patch_embed.proj(images[:, :, 4:8, 8:12]).flatten(1)  # row 1, column 2 of 4
+    assert torch.allclose(tokens[:, 1 + 1 * 4 + 2], corner, atol=1e-12)
+
+
+@pytest.mark.parametrize("attention", ["softmax", "differential"])
+def test_attention_maps_are_each_blocks_own(attention: str) -> None:
+    model = lively(small(attention=attention, depth=3))
+    images = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    layers = model.attention_maps(images)
+    x = model.tokens(images)
+    for block, layer in zip(model.blocks, layers, strict=True):
+        assert isinstance(block, Block)
+        expected = block.attn.maps(block.norm1(x))
+        assert torch.equal(layer.effective, expected.effective)
+        x = block(x)
+    lambdas = [0.0 if layer.lam is None else layer.lam.item() for layer in layers]
+    assert lambdas == (model.lambdas() or [0.0] * 3)
+    for layer, lam in zip(layers, lambdas, strict=True):
+        assert (layer.effective.sum(-1) - (1 - lam)).abs().max() < 1e-12
+
+
+def test_autocast_gives_bf16_logits_close_to_float32() -> None:
+    for attention in ("softmax", "differential"):
+        model, images = small(attention=attention), torch.randn(4, 3, 16, 16)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits, tokens = model(images), model.blocks(model.tokens(images))
+        assert tokens.dtype == torch.float32  # the residual stream
+        assert logits.dtype == torch.bfloat16
+        assert (logits - model(images)).abs().max() < 0.02
+
+
+def test_without_classes_it_gives_the_pooled_features() -> None:
+    assert small(num_classes=0)(torch.randn(2, 3, 16, 16)).shape == (2, 32)
+
+
+def test_settings_rebuild_the_model() -> None:
+    model = small(attention="differential", pos_embed="learned-2d", head="mlp", drop_path=0.1)
+    twin = VisionTransformer(**model.settings)
+    assert twin.settings == model.settings
+    twin.load_state_dict(model.state_dict())
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(twin.eval()(images), model(images))
+
+
+def test_stochastic_depth_rises_with_depth_and_rests_in_evaluation() -> None:
+    model = small(depth=5, drop_path=0.4)
+    chances = [module.chance for module in model.modules() if isinstance(module, DropPath)]
+    assert chances == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
+    images = torch.randn(8, 3, 16, 16)
+    assert torch.equal(model(images), model(images))
+    model.train()
+    assert not torch.equal(model(images), model(images))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        ({"patch_size": 5}, "patch_size: 5 does not divide image_size 16."),
+        ({"num_heads": 5}, "num_heads: 5 does not divide embed_dim 32."),
+        ({"num_heads": 1, "attention": "differential"}, "num_heads: 1 is odd: differential attention subtracts"),
+        ({"attention": "diferential"}, "attention: no attention 'diferential' (have softmax, differential). Did you"),
+        ({"pos_embed": "rope-2d"}, "pos_embed: no pos_embed 'rope-2d' (have none, learned-1d, learned-2d, sincos-1d,"),
+        ({"pos_embed": "sincos-2d", "embed_dim": 30, "num_heads": 2}, "embed_dim: 30 is not a multiple of 4: sincos-2"),
+        ({"pos_embed": "learned-2d", "embed_dim": 15, "num_heads": 3}, "embed_dim: 15 is not a multiple of 2: learned"),
+        ({"pool": "max"}, "pool: no pool 'max' (have cls, mean)."),
+        ({"head": "liner"}, "head: no head 'liner' (have linear, mlp). Did you mean 'linear'?"),
+        ({"init": "xavier"}, "init: no init 'xavier' (have trunc-normal, mimetic)."),
+        ({"depth": 0}, "depth: must be at least 1 (found 0)."),
+        ({"embed_dim": -32}, "embed_dim: must be at least 1 (found -32)."),
+        ({"num_classes": -1}, "num_classes: must be at least 0 (found -1)."),
+        ({"mlp_ratio": 0.01}, "mlp_ratio: leaves no hidden width (found 0.01)."),
+        ({"drop_path": 1.0}, "drop_path: must be from 0 to below 1 (found 1.0)."),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(overrides: dict[str, Any], line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        small(**overrides)
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 32, 32), (2, 1, 16, 16), (2, 3, 16, 12)])
+def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    found = "x".join(map(str, shape[1:]))
+    with pytest.raises(InputError, match=rf"images: have another shape than the model \({found} vs 3x16x16\)"):
+        small()(torch.randn(shape))
+
+
+def test_create_model_takes_a_preset_and_overrides() -> None:
+    model = create_model("vit_pico", attention="differential", depth=2)
+    assert model.settings["embed_dim"] == PRESETS["vit_pico"].settings["embed_dim"]
+    assert model.settings["depth"] == 2
+    assert len(model.lambdas()) == 2
+    assert diffvit.create_model is create_model
+
+
+def test_create_model_says_what_it_does_not_know() -> None:
+    with pytest.raises(
+        ConfigError, match=r"preset: no preset 'vit_tinny' \(have vit_pico, .* Did you mean 'vit_tiny'\?"
+    ):
+        create_model("vit_tinny")
+    with pytest.raises(ConfigError, match=r"atention: no such model setting\. Did you mean 'attention'\?"):
+        create_model("vit_pico", atention="softmax")

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from diffvit import Report
+from diffvit.reporting.readme import END, START, main, readme_block, stamp_of
+from diffvit.reporting.rows import content_hash, read, read_run, write
+
+MakeRun = Callable[..., Path]
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def project(make_run: MakeRun, tmp_path: Path) -> list[str]:
+    """A README with markers and committed rows beside it; gives the command's arguments."""
+    folder = tmp_path / "reports" / "first-runs"
+    write(folder, [read_run(make_run("a")), read_run(make_run("b", attention="differential", accuracy=0.82))])
+    (tmp_path / "README.md").write_text(f"# Title\n\n{START}\nold\n{END}\n\nThe rest.\n")
+    return ["--readme", str(tmp_path / "README.md"), "--rows", str(folder)]
+
+
+def test_the_command_writes_what_check_accepts(
+    project: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main([*project, "--check"]) == 1
+    assert "README.md: its results are not those" in capsys.readouterr().out
+    assert main(project) == 0
+    assert main([*project, "--check"]) == 0
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith(f"# Title\n\n{START}\n**Data: CIFAR-10 (JPEG).** The images are a JPEG re-encoding")
+    assert text.endswith(f"{END}\n\nThe rest.\n")
+    assert "| ViT | 80.00% (73.9 to 85.0) | 98.00% | 811,018 | 115 M | 1 h 30 min |" in text
+    assert "one seed: no winner is named" in text
+    assert "](reports/first-runs/curves.png)" in text
+
+
+def test_a_changed_row_an_edited_readme_and_an_old_plot_are_found(project: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "reports" / "first-runs"
+    main(project)
+    readme = (tmp_path / "README.md").read_text()
+    (tmp_path / "README.md").write_text(readme.replace("80.00%", "88.00%"))
+    assert main([*project, "--check"]) == 1
+    main(project)
+    assert (tmp_path / "README.md").read_text() == readme
+    rows = (folder / "epochs.csv").read_text()
+    (folder / "epochs.csv").write_text(rows.replace("480.5", "481.5"))
+    assert main([*project, "--check"]) == 1
+    main(project)
+    (folder / "curves.png").write_bytes(b"not a picture")
+    assert main([*project, "--check"]) == 1
+    (folder / "curves.png").unlink()
+    assert main([*project, "--check"]) == 1
+    main(project)
+    assert main([*project, "--check"]) == 0
+
+
+def test_check_changes_nothing(project: list[str], tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    main([*project, "--check"])
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_missing_rows_or_markers_are_bad_input(
+    project: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "README.md").write_text("no markers")
+    assert main(project) == 3
+    assert "must hold <!-- results:start -->" in capsys.readouterr().err
+    assert main(["--readme", str(tmp_path / "README.md"), "--rows", str(tmp_path)]) == 3
+    assert "has no rows.csv with runs" in capsys.readouterr().err
+
+
+def test_committed_rows_give_the_block_of_the_runs_themselves(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = [make_run("a"), make_run("b", seed=1)]
+    write(tmp_path / "out", [read_run(run) for run in runs])
+    block = readme_block(read(tmp_path / "out"))
+    assert block == readme_block([read_run(run) for run in runs])
+    assert "80.00% ± 0.00" in block
+
+
+def test_a_comparisons_plot_is_already_up_to_date(pair_report: Report) -> None:
+    assert stamp_of(pair_report.folder / "curves.png") == content_hash(pair_report.folder)

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffvit.errors import InputError
+from diffvit.reporting.rows import RESULT_COLUMNS, content_hash, merge, read, read_csv, read_run, write, write_csv
+
+MakeRun = Callable[..., Path]
+
+
+def test_a_run_becomes_a_row_with_results_environment_and_settings(make_run: MakeRun) -> None:
+    record = read_run(make_run("a", attention="differential", seed=3))
+    row = record.row
+    assert list(row)[: len(RESULT_COLUMNS)] == list(RESULT_COLUMNS)
+    assert (row["run"], row["seed"], row["data"], row["test_accuracy"]) == ("a", 3, "CIFAR-10 (JPEG)", 0.8)
+    assert (row["hardware"], row["python"], row["test_images"]) == ("Some CPU | 9", "3.11", 200)
+    assert row["calibration_error"] == 0.034
+    assert record.settings["model.embed_dim"] == 32
+    assert record.settings["source"] == "cifar10"
+    assert "data_dir" not in record.settings
+    assert [len(epoch["lambda"]) for epoch in record.epochs] == [3, 3, 3]
+
+
+def test_what_is_written_is_read_back_equal(make_run: MakeRun, tmp_path: Path) -> None:
+    records = [read_run(make_run("a")), read_run(make_run("b", attention="differential", validated=False))]
+    stamp = write(tmp_path / "out", records)
+    again = read(tmp_path / "out")
+    assert [record.row for record in again] == [record.row for record in records]
+    assert [record.epochs for record in again] == [record.epochs for record in records]
+    assert write(tmp_path / "again", again) == stamp == content_hash(tmp_path / "out")
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {
+                "commit": st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0"), min_size=1),
+                "config_hash": st.from_regex(r"[0-9a-f]{12}", fullmatch=True),
+                "test_loss": st.none() | st.floats(allow_nan=False),
+                "seed": st.integers(),
+                "augment.flip": st.booleans(),
+            }
+        ),
+        min_size=1,
+    )
+)
+def test_csv_keeps_every_value_and_its_type(tmp_path_factory: pytest.TempPathFactory, rows: list[dict]) -> None:
+    path = tmp_path_factory.mktemp("csv") / "rows.csv"
+    write_csv(path, rows)
+    assert read_csv(path) == rows
+
+
+def test_a_new_run_replaces_the_committed_one_of_the_same_key(make_run: MakeRun, tmp_path: Path) -> None:
+    old = [read_run(make_run("a", accuracy=0.7)), read_run(make_run("b", attention="differential"))]
+    write(tmp_path / "out", old)
+    new = [read_run(make_run("a2", accuracy=0.75)), read_run(make_run("c", seed=1))]
+    merged = merge(read(tmp_path / "out"), new)
+    assert [record.row["run"] for record in merged] == ["a2", "b", "c"]
+    assert merged[0].row["test_accuracy"] == 0.75
+
+
+def test_a_folder_without_rows_has_none(tmp_path: Path) -> None:
+    assert read(tmp_path) == []
+
+
+def test_faults_are_one_clear_line(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run("a")
+    for text in ("[1", "[1]", '{"confusion": []}'):
+        (run / "evaluation.json").write_text(text)
+        with pytest.raises(InputError, match=r"evaluation\.json: is not what evaluate writes\. .*diffvit evaluate"):
+            read_run(run)
+    (run / "result.json").unlink()
+    with pytest.raises(InputError, match="not finished"):
+        read_run(run)
+    with pytest.raises(InputError, match="no such run"):
+        read_run(tmp_path / "nowhere")
+    (tmp_path / "rows.csv").write_text("run,seed\na,1,2\n")
+    with pytest.raises(InputError, match=r"line 2 has 3 cells \(vs 2 columns\)"):
+        read(tmp_path)
+    (tmp_path / "rows.csv").write_text("run,seed\na,1\n")
+    with pytest.raises(InputError, match="lacks the column config_hash"):
+        read(tmp_path)
+    (tmp_path / "rows.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="cannot be read as CSV"):
+        read(tmp_path)
+
+
+def test_an_evaluation_from_before_may_lack_the_calibration(make_run: MakeRun) -> None:
+    run = make_run("a", evaluated=False)
+    assert read_run(run).evaluation is None
+    assert read_run(run).row["calibration_error"] is None
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {"calibration_error": 0.02}))
+    assert read_run(run).row["calibration_error"] == 0.02

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import math
+import statistics
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffvit.reporting.stats import (
+    mean,
+    normal_quantile,
+    paired_difference,
+    paired_images,
+    std,
+    t_quantile,
+    wilson,
+)
+
+
+# Printed tables of Student's t, two-sided 95% and 99%.
+@pytest.mark.parametrize(
+    ("degrees", "q975", "q995"),
+    [
+        (1, 12.706, 63.657),
+        (2, 4.303, 9.925),
+        (3, 3.182, 5.841),
+        (4, 2.776, 4.604),
+        (9, 2.262, 3.250),
+        (30, 2.042, 2.750),
+    ],
+)
+def test_t_quantiles_are_the_printed_ones(degrees: int, q975: float, q995: float) -> None:
+    assert t_quantile(0.975, degrees) == pytest.approx(q975, abs=6e-4)
+    assert t_quantile(0.995, degrees) == pytest.approx(q995, abs=6e-4)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.floats(0.001, 0.999), st.integers(1, 200))
+def test_quantiles_are_symmetric_and_t_has_the_wider_tails(probability: float, degrees: int) -> None:
+    assert t_quantile(probability, degrees) == pytest.approx(-t_quantile(1 - probability, degrees), abs=1e-6)
+    normal = statistics.NormalDist().inv_cdf(probability)
+    assert normal_quantile(probability) == pytest.approx(normal, abs=1e-9)
+    assert abs(t_quantile(probability, degrees)) >= abs(normal) - 1e-9
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.0, -0.5, math.nan])
+def test_a_quantile_needs_a_probability(probability: float) -> None:
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        t_quantile(probability, 3)
+
+
+def test_wilson_is_newcombes_published_example() -> None:
+    found = wilson(81, 263)  # Newcombe 1998, table I, method 3: 0.2553 to 0.3662
+    assert (round(found.low, 4), round(found.high, 4)) == (0.2553, 0.3662)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 20_000), st.data())
+def test_wilson_holds_the_share_and_stays_a_share(count: int, data: st.DataObject) -> None:
+    found = wilson(data.draw(st.integers(0, count)), count)
+    assert -1e-12 <= found.low <= found.estimate <= found.high <= 1 + 1e-12
+
+
+def test_paired_difference_by_hand() -> None:
+    found = paired_difference([0.82, 0.84, 0.83], [0.80, 0.81, 0.82])  # differences 2, 3, 1: mean 2, sd 1
+    assert found.estimate == pytest.approx(0.02)
+    assert found.high - found.estimate == pytest.approx(4.3027 * 0.01 / math.sqrt(3), rel=1e-4)
+    assert not found.excludes_zero
+    assert paired_difference([0.82, 0.84, 0.83], [0.80, 0.82, 0.8101]).excludes_zero
+
+
+def test_pairs_must_match_and_be_two() -> None:
+    with pytest.raises(ValueError, match="two pairs"):
+        paired_difference([0.5], [0.4])
+    with pytest.raises(ValueError, match="zip"):
+        paired_difference([0.5, 0.6], [0.4])
+
+
+def test_paired_images_count_only_the_disagreements() -> None:
+    first = [True] * 80 + [True] * 12 + [False] * 8
+    second = [True] * 80 + [False] * 12 + [True] * 8
+    found = paired_images(first, second)
+    assert found.estimate == pytest.approx(0.04)
+    assert found.low < 0 < found.high
+    b, c, n = 12.5, 8.5, 102
+    half = 1.959964 * math.sqrt(b + c - (b - c) ** 2 / n) / n
+    assert found.high == pytest.approx((b - c) / n + half, abs=1e-6)
+    assert paired_images([True] * 100, [False] * 40 + [True] * 60).excludes_zero
+
+
+def test_mean_and_standard_deviation() -> None:
+    values = [0.1, 0.4, 0.35, 0.8]
+    assert mean(values) == pytest.approx(statistics.mean(values))
+    assert std(values) == pytest.approx(statistics.stdev(values))
+    assert std([0.5]) is None

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import diffvit
+from diffvit.config import parse
+from diffvit.errors import ConfigError, InputError
+from diffvit.training.evaluate import evaluate, predict
+
+SETTINGS: dict[str, Any] = {
+    **{"data": "shapes", "epochs": 1, "batch_size": 50, "validation_size": 50, "device": "cpu", "precision": "fp32"},
+    **{"shapes": {"size": 16, "train": 200, "test": 100}, "threads": 1},
+    "model": {"image_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one small epoch on the built-in shapes."""
+    out = tmp_path_factory.mktemp("evaluate") / "run"
+    diffvit.train(parse(SETTINGS), out=out)
+    return out
+
+
+def test_it_repeats_what_the_run_found(run: Path) -> None:
+    result = json.loads((run / "result.json").read_text())
+    found = evaluate(run, device="cpu")
+    assert found["accuracy"] == result["test_accuracy"]
+    assert found["loss"] == result["test_loss"]
+    assert (found["split"], found["precision"], found["images"]) == ("test", "fp32", 100)
+    assert found["parameters"] == result["parameters"]
+    assert found["flops_per_image"] == result["flops_per_image"]
+    written = json.loads((run / "evaluation.json").read_text())
+    assert written["confusion"] == found["confusion"]
+    assert written["classes"] == found["classes"]
+
+
+def test_the_splits_are_those_of_the_run(run: Path) -> None:
+    validation, train = (evaluate(run, split=split, device="cpu") for split in ("validation", "train"))
+    assert (validation["images"], train["images"]) == (50, 150)
+    assert validation["accuracy"] == json.loads((run / "result.json").read_text())["val_accuracy"]
+    assert json.loads((run / "evaluation-validation.json").read_text())["split"] == "validation"
+    assert json.loads((run / "evaluation.json").read_text()).get("split", "test") == "test"
+
+
+def _folder(root: Path, classes: list[str]) -> None:
+    for index, name in enumerate(classes):
+        for split in ("train", "test"):
+            (root / split / name).mkdir(parents=True)
+            Image.new("RGB", (20, 16), (20 * index, 90, 40)).save(root / split / name / "0.png")
+
+
+def test_a_weights_file_needs_to_be_told_its_data(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "m.safetensors"
+    file.write_bytes((run / "model.safetensors").read_bytes())
+    with pytest.raises(ConfigError, match=r"does not say where its data \(shapes .*\) comes from\. Give --data"):
+        evaluate(file, device="cpu")
+    with pytest.raises(InputError, match="has no validation split"):
+        evaluate(file, data="folder", split="validation", device="cpu")
+    _folder(tmp_path / "data", json.loads((run / "environment.json").read_text())["classes"])
+    found = evaluate(file, data="folder", data_dir=tmp_path / "data", device="cpu")
+    assert sorted(found["labels"]) == list(range(10))
+    assert [found["classes"][label] for label in found["labels"]] == sorted(found["classes"])
+    assert not (tmp_path / "evaluation.json").exists()
+
+
+def test_other_data_leaves_the_runs_own_figures_alone(run: Path, tmp_path: Path) -> None:
+    before = (run / "evaluation.json").read_bytes()
+    _folder(tmp_path / "few", ["cat", "dog"])
+    with pytest.raises(InputError, match=r"has other classes than the model \(2: cat, dog vs 10: "):
+        evaluate(run, data="folder", data_dir=tmp_path / "few", device="cpu")
+    _folder(tmp_path / "ten", json.loads((run / "environment.json").read_text())["classes"])
+    assert evaluate(run, data="folder", data_dir=tmp_path / "ten", device="cpu")["images"] == 10
+    assert (run / "evaluation.json").read_bytes() == before
+
+
+def test_an_unknown_split_is_a_usage_error(run: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'tset' vs test, validation, train\. did you mean 'test'\?"):
+        evaluate(run, split="tset")
+
+
+def test_predict_names_the_likeliest_classes(run: Path, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    Image.fromarray(pixels).resize((40, 30)).save(tmp_path / "b.png")
+    found = predict(run, [tmp_path / "a.png", str(tmp_path / "b.png")], top=3, device="cpu")
+    assert [each["image"] for each in found] == [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+    assert [len(each["top"]) for each in found] == [3, 3]
+    environment = json.loads((run / "environment.json").read_text())
+    mean, std = (torch.tensor(environment[key]).view(3, 1, 1) for key in ("mean", "std"))
+    images = (torch.from_numpy(pixels).permute(2, 0, 1) / 255 - mean) / std
+    with torch.inference_mode():
+        chances = diffvit.load(run)(images[None]).softmax(1)[0]
+    best = int(chances.argmax())
+    assert found[0]["top"][0][0] == environment["classes"][best]
+    assert found[0]["top"][0][1] == pytest.approx(float(chances[best]), rel=1e-4)
+    assert len(predict(run, [tmp_path / "a.png"], top=99, device="cpu")[0]["top"]) == 10
+    assert predict(run, [], device="cpu") == []
+
+
+def test_predict_refuses_what_is_no_image(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("not an image")
+    with pytest.raises(InputError, match="is not an image"):
+        predict(run, [tmp_path / "a.png"], device="cpu")

@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import diffvit
+from diffvit import VisionTransformer, weights
+from diffvit.errors import InputError
+from diffvit.training.load import load_with_meta
+
+SMALL = {"image_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 4}
+Change = Callable[[dict[str, Any], dict[str, torch.Tensor]], None]
+
+
+def _write(path: Path, change: Change | None = None, **options: Any) -> VisionTransformer:
+    torch.manual_seed(0)
+    model = VisionTransformer(**{**SMALL, **options})
+    meta = {
+        **{"model": dict(model.settings), "classes": [str(index) for index in range(10)], "data": "noise"},
+        **{"mean": [0.5] * 3, "std": [0.25] * 3, "fingerprint": "00"},
+    }
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    if change:
+        change(meta, state)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    safetensors.torch.save_file(state, path, {"diffvit": json.dumps(meta)})
+    return model
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"attention": "differential"}, {"pos_embed": "sincos-2d", "pool": "mean"}, {"init": "mimetic", "head": "mlp"}],
+)
+def test_a_file_gives_the_model_back(tmp_path: Path, options: dict[str, Any]) -> None:
+    model = _write(tmp_path / "m.safetensors", **options)
+    state = torch.random.get_rng_state()
+    found = diffvit.load(tmp_path / "m.safetensors")
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not found.training
+    assert found.settings == model.settings
+    images = torch.randn(2, 3, 16, 16)
+    with torch.inference_mode():
+        assert torch.equal(found(images), model.eval()(images))
+
+
+def test_a_run_folder_and_its_config(tmp_path: Path) -> None:
+    _write(tmp_path / "run" / "model.safetensors")
+    (tmp_path / "run" / "config.yaml").write_text("epochs: 3\n")
+    _, meta = load_with_meta(str(tmp_path / "run"))
+    assert meta["config"] == {"epochs": 3}
+    assert meta["file"] == tmp_path / "run" / "model.safetensors"
+    assert (meta["mean"], meta["data"], len(meta["classes"])) == ([0.5] * 3, "noise", 10)
+
+
+def test_weights_in_bf16_come_back_as_float32(tmp_path: Path) -> None:
+    def halve(_: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
+        state["head.weight"] = state["head.weight"].bfloat16()
+
+    _write(tmp_path / "m.safetensors", halve)
+    assert {parameter.dtype for parameter in diffvit.load(tmp_path / "m.safetensors").parameters()} == {torch.float32}
+
+
+def test_a_packaged_name_is_checked_against_its_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(tmp_path / "small.safetensors")
+    entry = {
+        "file": "small.safetensors",
+        "sha256": weights.sha256_of(tmp_path / "small.safetensors"),
+        "card": "small.md",
+    }
+    (tmp_path / "registry.json").write_text(json.dumps({"small": entry}))
+    monkeypatch.setattr(weights.packaged, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(weights.registry, "__defaults__", (tmp_path,))
+    assert weights.names() == ["small"]
+    assert diffvit.load("small").settings["embed_dim"] == 32
+    with pytest.raises(
+        InputError, match=r"no such run, file or packaged model \(packaged: small\)\. did you mean 'small'\?"
+    ):
+        diffvit.load("smal")
+    data = bytearray((tmp_path / "small.safetensors").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "small.safetensors").write_bytes(data)
+    with pytest.raises(InputError, match=r"packaged model small: small\.safetensors is damaged"):
+        diffvit.load("small")
+    (tmp_path / "small.safetensors").unlink()
+    with pytest.raises(InputError, match=r"its file small\.safetensors is missing"):
+        diffvit.load("small")
+
+
+def _nan(meta: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
+    state["norm.weight"][3] = float("nan")
+
+
+def _missing(meta: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
+    del state["norm.weight"], state["norm.bias"]
+
+
+def _unexpected(meta: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
+    state["_orig_mod.norm.weight"] = torch.zeros(2)
+
+
+def _misshapen(meta: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
+    state["head.weight"] = torch.zeros(10, 31)
+
+
+def _too_deep(meta: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
+    meta["model"]["depth"] = 1_000_000_000
+
+
+def _too_wide(meta: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
+    meta["model"]["embed_dim"] = 2**62
+
+
+def _odd_heads(meta: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
+    meta["model"] |= {"embed_dim": 40, "num_heads": 5, "attention": "differential"}
+
+
+def _unknown_setting(meta: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
+    meta["model"]["registers"] = 4
+
+
+def _few_classes(meta: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
+    meta["classes"] = meta["classes"][:9]
+
+
+def _no_mean(meta: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
+    del meta["mean"]
+
+
+def _zero_std(meta: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
+    meta["std"] = [0.2, 0.0, 0.2]
+
+
+def _no_model(meta: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
+    del meta["model"]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (_nan, "norm.weight holds NaN or infinite values"),
+        (_missing, "it lacks norm.bias and 1 more"),
+        (_unexpected, "it has the unexpected _orig_mod.norm.weight"),
+        (_misshapen, "head.weight has the wrong size (10x31 vs 10x32)"),
+        (_too_deep, "(2 blocks vs 1000000000)"),
+        (_too_wide, "describes an impossible model"),
+        (_odd_heads, "describes an impossible model"),
+        (_unknown_setting, "describes an impossible model: registers"),
+        (_few_classes, "its metadata classes does not fit its model (9 vs 10)"),
+        (_no_mean, "its metadata mean does not fit its model (none vs 3)"),
+        (_zero_std, "mean and std are not positive finite numbers"),
+        (_no_model, "says nothing of its model"),
+    ],
+)
+def test_what_does_not_fit_is_named_in_one_line(tmp_path: Path, change: Change, why: str) -> None:
+    _write(tmp_path / "m.safetensors", change)
+    with pytest.raises(InputError) as caught:
+        diffvit.load(tmp_path / "m.safetensors")
+    assert why in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{tmp_path / 'm.safetensors'}: ")
+
+
+def _header(text: bytes, size: int | None = None) -> bytes:
+    return struct.pack("<Q", len(text) if size is None else size) + text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"epochs: 3\nthis is a text file that poses as a checkpoint\n",
+        b"\x80\x02}q\x00.",
+        _header(b"{}", 2**63),
+        _header(b"[1, 2]"),
+        _header(b'{"a": 3}'),
+        _header(b'{"a": {"dtype": "F32", "shape": "x", "data_offsets": [0, 0]}}'),
+        _header(b'{"a": {"dtype": "F32", "shape": [1000000, 1000000], "data_offsets": [0, 4000000000000]}}'),
+        _header(b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}'),
+        _header(b"[" * 5000),
+    ],
+)
+def test_other_files_are_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"is not a safetensors file|is cut short") as caught:
+        diffvit.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_things_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no such run, file or packaged model"):
+        diffvit.load(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"has no model\.safetensors.*diffvit train --resume"):
+        diffvit.load(tmp_path)
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_cut_or_changed_header_is_an_input_error_or_the_same_model(tmp_path: Path, data: st.DataObject) -> None:
+    path = tmp_path / "m.safetensors"
+    model = _write(path)
+    content = bytearray(path.read_bytes())
+    length = 8 + int.from_bytes(content[:8], "little")
+    if data.draw(st.booleans()):
+        content = content[: data.draw(st.integers(0, len(content) - 1))]
+    else:
+        content[data.draw(st.integers(0, length - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    with contextlib.suppress(InputError):
+        assert diffvit.load(path).state_dict().keys() == model.state_dict().keys()

@@ -1,0 +1,432 @@
+"""Training into a run folder, stopping it, and going on as if nothing had happened."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import diffvit
+from diffvit.config import config_hash, parse
+from diffvit.data import sources
+from diffvit.errors import ConfigError, EnvironmentFault, InputError, Interrupted, NonFiniteError, RunBusyError
+from diffvit.training.loop import train
+from diffvit.training.progress import QuietProgress
+from diffvit.training.run_dir import RunDir
+
+TIMING = ("seconds", "images_per_second", "train_seconds")
+
+
+def config(**changes):
+    """Everything on, as small as it gets: 3 steps an epoch, the last with fewer images."""
+    values = {
+        "data": "shapes",
+        "shapes": {"train": 50, "test": 20, "size": 16},
+        "validation_size": 10,
+        "epochs": 3,
+        "batch_size": 16,
+        "ema": 0.9,
+        "threads": 1,
+        "precision": "fp32",
+        "label_smoothing": 0.1,
+        "model": {"image_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "drop_path": 0.2},
+        "augment": {"flip": True, "crop": 2, "mixup": 0.2, "cutmix": 1.0, "erasing": 0.3, "policy": "randaugment"},
+        "optimizer": {"name": "muon", "grad_clip": 1.0},
+    }
+    values["model"] |= changes.pop("model", {})
+    return parse({**values, **changes})
+
+
+class Recorder(QuietProgress):
+    """Keeps what it is told, and acts at a step of the run."""
+
+    def __init__(self, at=None, action=None):
+        self.lines, self.steps, self.epochs, self.started, self.closed = [], [], [], None, False
+        self.at, self.action = at, action
+
+    def start(self, total_steps, epochs, title):
+        self.started = (total_steps, epochs, title)
+
+    def step(self, values):
+        self.steps.append(values)
+        if self.at is not None and values["step"] >= self.at:
+            self.at = None
+            self.action()
+
+    def epoch(self, row):
+        self.epochs.append(row)
+
+    def message(self, text):
+        self.lines.append(text)
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.fixture(autouse=True)
+def _every_step_is_shown(monkeypatch):
+    monkeypatch.setattr("diffvit.training.run._SHOWN_EVERY", 0.0)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return train(config(), out=tmp_path_factory.mktemp("whole") / "run")
+
+
+def without_timing(values):
+    return {key: value for key, value in values.items() if key not in TIMING}
+
+
+def everything(run):
+    """All that a run computed, without timing and whereabouts."""
+    newest = max(run.checkpoints.glob("step-*"))
+    tensors = {file.name: file.read_bytes() for file in newest.iterdir()}
+    evaluation = json.loads((run.path / "evaluation.json").read_text())
+    return {
+        "checkpoint": tensors,
+        "model": (run.path / "model.safetensors").read_bytes(),
+        "rows": [without_timing(row) for row in run.metrics],
+        "result": without_timing(run.result),
+        "evaluation": {key: value for key, value in without_timing(evaluation).items() if key != "run"},
+    }
+
+
+def test_what_a_run_leaves(finished):
+    assert sorted(path.name for path in finished.path.iterdir()) == [
+        ".lock",
+        "checkpoints",
+        "config.yaml",
+        "environment.json",
+        "evaluation.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "result.json",
+    ]
+    assert finished.config == config()
+    rows = finished.metrics
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert [row["step"] for row in rows] == [3, 6, 9]
+    assert [row["images_seen"] for row in rows] == [40, 80, 120]
+    assert all(0 <= row["val_accuracy"] <= 1 and row["val_loss"] > 0 for row in rows)
+    assert all(row["train_loss"] > 0 and row["gradient_norm"] > 0 and row["lr"] < row["muon_lr"] for row in rows)
+    assert rows[0]["lambda"] == []
+    assert sorted(path.name for path in finished.checkpoints.iterdir()) == ["step-00000006", "step-00000009"]
+
+
+def test_the_record_of_what_it_ran_on(finished):
+    facts = finished.environment
+    assert (facts["threads"], facts["processes"], facts["precision"], facts["device"]) == (1, 1, "fp32", "cpu")
+    assert {key: facts["data"][key] for key in ("train", "validation", "test")} == {
+        "train": 40,
+        "validation": 10,
+        "test": 20,
+    }
+    assert len(facts["classes"]) == 10
+    assert len(facts["mean"]) == len(facts["std"]) == 3
+    assert facts["torch"] == torch.__version__
+
+
+def test_the_result(finished):
+    result = finished.result
+    model = diffvit.load(finished.path)
+    assert result["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert result["config_hash"] == config_hash(config())
+    assert (result["epochs"], result["seed"], result["attention"]) == (3, 0, "softmax")
+    assert result["val_accuracy"] == finished.metrics[-1]["val_accuracy"]
+    assert result["flops_per_image"] > 0
+    assert result["train_seconds"] == pytest.approx(sum(row["seconds"] for row in finished.metrics))
+    assert result["images_per_second"] == pytest.approx(120 / result["train_seconds"])
+
+
+def test_evaluating_the_run_repeats_its_figures(finished, tmp_path):
+    run = RunDir(shutil.copytree(finished.path, tmp_path / "run"))  # evaluating writes into the folder
+    written = json.loads((run.path / "evaluation.json").read_text())
+    again = diffvit.evaluate(run)
+    assert without_timing({**again, "run": written["run"]}) == without_timing(written)
+    assert again["accuracy"] == run.result["test_accuracy"]
+    assert again["loss"] == run.result["test_loss"]
+
+
+def test_the_model_is_the_average_where_there_is_one(finished):
+    newest = max(finished.checkpoints.iterdir())
+    saved, average = load_file(finished.path / "model.safetensors"), load_file(newest / "ema.safetensors")
+    weights = load_file(newest / "model.safetensors")
+    assert all(torch.equal(saved[name], average[name]) for name in average)
+    assert not torch.equal(saved["head.weight"], weights["head.weight"])
+
+
+def test_the_same_config_gives_the_same_bits_and_another_seed_does_not(finished, tmp_path):
+    again = train(config(), out=tmp_path / "again")
+    assert everything(again) == everything(finished)
+    other = train(config(seed=1), out=tmp_path / "other")
+    assert everything(other)["rows"] != everything(finished)["rows"]
+
+
+@pytest.mark.parametrize("at", [2, 3, 9])
+def test_a_run_stopped_by_a_signal_goes_on_bit_for_bit(finished, tmp_path, at):
+    number = signal.SIGTERM if at % 2 else signal.SIGINT
+    progress = Recorder(at, lambda: os.kill(os.getpid(), number))
+    with pytest.raises(Interrupted, match=rf"after step {at} of 9.*--resume {tmp_path}/run") as caught:
+        train(config(), out=tmp_path / "run", progress=progress)
+    assert caught.value.exit_code == 128 + number
+    assert progress.closed
+    assert progress.steps[-1]["step"] == at
+    progress = Recorder()
+    run = train(config(), out=tmp_path / "run", resume=True, progress=progress)
+    assert any(f"after step {at}" in line for line in progress.lines)
+    assert everything(run) == everything(finished)
+
+
+def test_stopping_at_every_step(finished, tmp_path):
+    out, resume = tmp_path / "run", False
+    for at in range(1, 10):
+        with pytest.raises(Interrupted):
+            train(config(), out=out, resume=resume, progress=Recorder(at, lambda: os.kill(os.getpid(), 15)))
+        resume = True
+    assert everything(train(config(), out=out, resume=True)) == everything(finished)
+
+
+class Crash(BaseException):
+    """Stands for a process that is suddenly gone."""
+
+
+def crash():
+    raise Crash
+
+
+def test_a_crash_goes_on_from_the_last_checkpoint(finished, tmp_path):
+    with pytest.raises(Crash):
+        train(config(), out=tmp_path / "run", progress=Recorder(5, crash))
+    run = train(config(), out=tmp_path / "run", resume=True)
+    assert everything(run) == everything(finished)
+
+
+def test_rows_later_than_the_checkpoint_are_written_again(finished, tmp_path):
+    rare = config(checkpoint_every=2)
+    with pytest.raises(Crash):
+        train(rare, out=tmp_path / "run", progress=Recorder(4, crash))
+    assert len(RunDir.open(tmp_path / "run").metrics) == 1
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+    run = train(rare, out=tmp_path / "run", resume=True)
+    assert [row["epoch"] for row in run.metrics] == [1, 2, 3]
+    assert everything(run) == everything(finished)
+
+
+def test_a_damaged_checkpoint_is_skipped_and_said(finished, tmp_path):
+    with pytest.raises(Crash):
+        train(config(), out=tmp_path / "run", progress=Recorder(7, crash))
+    damaged = tmp_path / "run" / "checkpoints" / "step-00000006" / "optimizer.safetensors"
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    progress = Recorder()
+    run = train(config(), out=tmp_path / "run", resume=True, progress=progress)
+    assert any(line.startswith("warning: ") and "step-00000006" in line for line in progress.lines)
+    assert any("after step 3" in line for line in progress.lines)
+    assert everything(run) == everything(finished)
+
+
+def test_a_kill_in_the_final_evaluation(finished, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("diffvit.training.outcome.write_model", lambda *_: crash())
+        with pytest.raises(Crash):
+            train(config(), out=tmp_path / "run")
+    assert not RunDir.open(tmp_path / "run").finished
+    assert everything(train(config(), out=tmp_path / "run", resume=True)) == everything(finished)
+
+
+def test_a_complete_run_says_so(finished, monkeypatch):
+    before = everything(finished)
+    monkeypatch.setattr(sources, "load", crash)
+    progress = Recorder()
+    run = train(config(), out=finished.path, resume=True, progress=progress)
+    assert run.path == finished.path
+    assert progress.lines == [f"{finished.path} is complete: nothing to do"]
+    assert everything(run) == before
+
+
+def interrupted(tmp_path):
+    with pytest.raises(Interrupted):
+        train(config(), out=tmp_path / "run", progress=Recorder(4, lambda: os.kill(os.getpid(), 15)))
+    return tmp_path / "run"
+
+
+def test_a_resume_with_anything_else_is_refused_in_one_line(tmp_path):
+    out = interrupted(tmp_path)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+    other = config(epochs=4, threads=2, precision="bf16", shapes={"train": 50, "test": 20, "size": 16, "seed": 1})
+    with pytest.raises(ConfigError) as caught:
+        train(other, out=out, resume=True)
+    line = str(caught.value)
+    for difference in (
+        "epochs 3 vs 4",
+        "threads 1 vs 2",
+        "precision fp32 vs bf16",
+        "shapes.seed 0 vs 1",
+        "fingerprint",
+    ):
+        assert difference in line
+    assert "\n" not in line
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def test_a_resume_under_another_torch_or_on_other_data_is_refused(tmp_path):
+    out = interrupted(tmp_path)
+    facts = RunDir(out).environment
+    for changed, why in [
+        ({"torch": "2.0.0"}, "torch version 2.0.0 vs"),
+        ({"data": {**facts["data"], "fingerprint": "0" * 64}}, "data fingerprint 000000000000 vs"),
+        ({"processes": 2}, "processes 2 vs 1"),
+    ]:
+        RunDir(out).write_json("environment.json", {**facts, **changed})
+        with pytest.raises(ConfigError, match=why):
+            train(config(), out=out, resume=True)
+    RunDir(out).write_json("environment.json", {**facts, "hardware": "another machine"})
+    progress = Recorder()
+    train(config(checkpoint_every=3), out=out, resume=True, progress=progress)
+    assert any("another machine" in line for line in progress.lines)
+
+
+def test_a_resume_keeps_the_recorded_channel_statistics(tmp_path):
+    out = interrupted(tmp_path)
+    facts = RunDir(out).environment
+    recorded = [value + 1e-6 for value in facts["mean"]]
+    RunDir(out).write_json("environment.json", {**facts, "mean": recorded})
+    run = train(config(), out=out, resume=True)
+    assert run.environment["mean"] == recorded
+    assert json.loads((run.path / "evaluation.json").read_text())["accuracy"] == diffvit.evaluate(run)["accuracy"]
+
+
+def test_folders_that_cannot_be_trained_into(finished, tmp_path):
+    with pytest.raises(InputError, match=r"already holds a run.*--resume"):
+        train(config(), out=finished.path)
+    with pytest.raises(InputError, match="no such run folder"):
+        train(config(), out=tmp_path / "none", resume=True)
+    assert not (tmp_path / "none").exists()
+    with RunDir(tmp_path / "busy").lock(), pytest.raises(RunBusyError):
+        train(config(), out=tmp_path / "busy")
+
+
+def test_a_run_that_is_going_on_is_busy(tmp_path):
+    def second(run):
+        with pytest.raises(RunBusyError):
+            train(config(), out=run.path, resume=True)
+
+    train(config(epochs=1), out=tmp_path / "run", on_ready=second)
+
+
+def test_a_rate_too_high_stops_before_the_weights_are_spoilt(tmp_path):
+    wild = config(optimizer={"name": "adamw", "lr": 1e37}, schedule={"warmup": 0.0})
+    with pytest.raises(NonFiniteError, match=r"step \d+: training is no longer finite.*--optimizer.lr") as caught:
+        train(wild, out=tmp_path / "run")
+    assert caught.value.exit_code == 5
+    assert not RunDir.open(tmp_path / "run").finished
+
+
+def test_a_full_disk_damages_nothing(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    with pytest.raises(Crash):
+        train(config(), out=out, progress=Recorder(7, crash))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(EnvironmentFault, match=r"no space left on device.*--resume"):
+            train(config(), out=out, resume=True)
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert train(config(), out=out, resume=True).finished
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_no_memory_is_one_clear_line(tmp_path, error):
+    def fail():
+        raise error
+
+    with pytest.raises(EnvironmentFault, match=r"memory: is used up.*--accumulate") as caught:
+        train(config(), out=tmp_path / "run", progress=Recorder(1, fail))
+    assert caught.value.exit_code == 4
+
+
+def test_other_faults_stay_what_they_are(tmp_path):
+    def fail():
+        raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match="something else"):
+        train(config(), out=tmp_path / "run", progress=Recorder(1, fail))
+
+
+def test_without_validation_its_columns_are_null(tmp_path):
+    run = train(config(validation_size=0, epochs=1), out=tmp_path / "run")
+    row = run.metrics[0]
+    assert (row["val_loss"], row["val_accuracy"], run.result["val_accuracy"]) == (None, None, None)
+    assert (row["images_seen"], row["step"]) == (50, 4)
+    assert run.environment["data"]["validation"] == 0
+
+
+def test_differential_attention_records_its_lambdas(tmp_path):
+    run = train(config(epochs=1, ema=0.0, model={"attention": "differential"}), out=tmp_path / "run")
+    assert run.metrics[0]["lambda"] == pytest.approx([0.2, 0.3555], abs=0.2)
+    assert run.result["attention"] == "differential"
+    assert diffvit.load(run.path).lambdas() == run.metrics[0]["lambda"]
+
+
+def test_the_first_lines_name_the_data(tmp_path):
+    progress = Recorder()
+    train(config(epochs=1), out=tmp_path / "run", progress=progress)
+    assert progress.lines[0].startswith("data: shapes")
+    assert "40 to train, 10 to validate" in progress.lines[0]
+    assert progress.started is not None
+    assert progress.started[:2] == (3, 1)
+    assert "ViT of" in progress.started[2]
+    assert progress.closed
+
+
+def test_data_that_fell_back_is_the_very_first_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "resolve_auto", lambda *_, **__: "shapes")
+    progress = Recorder()
+    run = train(config(data="auto", epochs=1), out=tmp_path / "run", progress=progress)
+    assert "CIFAR-10 was not found" in progress.lines[0]
+    assert "shapes" in progress.lines[0]
+    assert run.result["data"].startswith("shapes")
+
+
+def test_a_model_with_other_classes_than_the_data(tmp_path):
+    with pytest.raises(ConfigError, match=r"7 vs 10 classes.*--model.num-classes 10"):
+        train(config(model={"num_classes": 7}), out=tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"1 vs 3 channels.*--model.in-chans 3"):
+        train(config(model={"in_chans": 1}), out=tmp_path / "run2")
+
+
+def test_the_thread_count_is_given_back(tmp_path):
+    before, seen = torch.get_num_threads(), []
+
+    def look(_):
+        seen.append(torch.get_num_threads())
+        raise Crash
+
+    with pytest.raises(Crash):
+        train(config(threads=2), out=tmp_path / "run", on_ready=look)
+    assert seen == [2]
+    assert torch.get_num_threads() == before
+
+
+def test_the_default_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = train(config(epochs=1, seed=5))
+    assert run.path.parent.name == "runs"
+    assert run.path.name == f"shapes-softmax-{config_hash(config(epochs=1, seed=5))}-s5"

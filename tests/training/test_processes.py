@@ -1,0 +1,97 @@
+"""Many processes train as one."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from diffvit.config import parse, to_yaml
+from diffvit.errors import DiffvitError, InputError
+from diffvit.training.loop import train
+from diffvit.training.processes import by_the_first, largest, launch
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from diffvit.config import resolve
+from diffvit.errors import DiffvitError
+from diffvit.training.loop import train
+file, *outs = sys.argv[1:]
+for out in outs:
+    try:
+        train(resolve(Path(file)), out=out)
+    except DiffvitError as error:
+        print(json.dumps([error.exit_code, str(error)]))
+"""
+
+
+def config():
+    return parse(
+        {
+            "data": "shapes",
+            "shapes": {"train": 51, "test": 20, "size": 16},
+            "validation_size": 10,
+            "epochs": 2,
+            "batch_size": 20,  # the last step of an epoch has one image: none for the second process
+            "accumulate": 2,
+            "ema": 0.9,
+            "threads": 1,
+            "precision": "fp32",
+            "model": {"image_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2},
+            "augment": {"flip": True, "crop": 2, "cutmix": 1.0},
+            "optimizer": {"name": "muon", "grad_clip": 1.0},
+        }
+    )
+
+
+def together(arguments: list[str], count: int = 2) -> list[str]:
+    """Run the script in processes that know of each other; returns what each printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    running = []
+    for rank in range(count):
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+        environ = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        environ |= {name: str(value) for name, value in ranks.items()}
+        command = [sys.executable, "-c", SCRIPT, *arguments]
+        running.append(
+            subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+    ended = [process.communicate(timeout=240) for process in running]
+    assert [process.returncode for process in running] == [0] * count, "\n".join(error for _, error in ended)
+    return [output for output, _ in ended]
+
+
+def test_two_processes_give_the_losses_of_one(tmp_path: Path):
+    one = train(config(), out=tmp_path / "one")
+    (tmp_path / "config.yaml").write_text(to_yaml(config()))
+    taken = str(one.path)
+    outputs = together([str(tmp_path / "config.yaml"), str(tmp_path / "two"), taken])
+    # The second folder is taken: both processes hear it from the first, and none is left waiting.
+    assert [json.loads(output)[0] for output in outputs] == [3, 3]
+    assert all("already holds a run" in output for output in outputs)
+    two = type(one).open(tmp_path / "two")
+    assert two.environment["processes"] == 2
+    for alone, shared in zip(one.metrics, two.metrics, strict=True):
+        for key in ("train_loss", "val_loss", "gradient_norm"):
+            assert shared[key] == pytest.approx(alone[key], rel=1e-4)
+        for key in ("epoch", "step", "images_seen", "train_accuracy", "lr", "muon_lr"):
+            assert shared[key] == pytest.approx(alone[key])
+    assert two.result["test_loss"] == pytest.approx(one.result["test_loss"], rel=1e-4)
+
+
+def test_one_process_decides_alone():
+    fabric = launch("cpu", "fp32")
+    assert by_the_first(fabric, lambda: 7) == 7
+    assert largest(fabric, 15) == 15
+
+    def refuse() -> None:
+        raise InputError("this", "is wrong")
+
+    with pytest.raises(DiffvitError, match="this: is wrong"):
+        by_the_first(fabric, refuse)

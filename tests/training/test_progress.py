@@ -1,0 +1,84 @@
+"""What a training shows."""
+
+import io
+import re
+
+from rich.console import Console
+
+from diffvit.training.progress import PlainProgress, QuietProgress, RichProgress, make_progress
+
+STEP = {"step": 5, "epoch": 1, "loss": 2.25, "accuracy": 0.125, "images_per_second": 431.2}
+ROW = {
+    "epoch": 1,
+    "step": 10,
+    "train_loss": 2.0,
+    "train_accuracy": 0.25,
+    "val_loss": 1.5,
+    "val_accuracy": 0.5,
+    "images_per_second": 400.0,
+    "seconds": 12.3,
+}
+
+
+def play(progress):
+    progress.message("data: something [with brackets]")
+    progress.start(20, 2, "a title")
+    progress.step(STEP)
+    progress.epoch(ROW)
+    progress.step({**STEP, "step": 15, "epoch": 2})
+    progress.epoch({**ROW, "epoch": 2, "step": 20, "val_loss": None, "val_accuracy": None})
+    progress.close()
+    progress.close()
+
+
+def test_plain_lines():
+    stream = io.StringIO()
+    play(PlainProgress(stream, interval=0.0))
+    assert stream.getvalue().splitlines() == [
+        "data: something [with brackets]",
+        "a title",
+        "epoch 1/2 step 5/20 loss 2.250 accuracy 12.5% 431 images/s",
+        "epoch 1/2 loss 2.000 accuracy 25.0% 400 images/s | 12 s | validation loss 1.500 accuracy 50.0%",
+        "epoch 2/2 step 15/20 loss 2.250 accuracy 12.5% 431 images/s",
+        "epoch 2/2 loss 2.000 accuracy 25.0% 400 images/s | 12 s",
+    ]
+
+
+def test_plain_lines_within_an_epoch_keep_their_distance():
+    stream = io.StringIO()
+    play(PlainProgress(stream, interval=3600.0))
+    assert "step" not in stream.getvalue()
+
+
+def test_the_live_display_shows_figures_and_leaves_the_epochs():
+    stream = io.StringIO()
+    play(RichProgress(Console(file=stream, force_terminal=True, width=140, color_system=None)))
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue())
+    for shown in ("data: something [with brackets]", "a title", "validation loss 1.500", "left", "20/20"):
+        assert shown in text
+    assert text.count("epoch 1/2 loss 2.000") == 1
+
+
+def test_a_narrow_terminal_does_not_break_it():
+    stream = io.StringIO()
+    play(RichProgress(Console(file=stream, force_terminal=True, width=20, color_system=None)))
+    assert "epoch 2/2" in stream.getvalue()
+
+
+def test_an_objective_without_accuracy():
+    stream = io.StringIO()
+    progress = PlainProgress(stream, interval=0.0)
+    progress.step({**STEP, "accuracy": None})
+    progress.epoch({**ROW, "train_accuracy": None})
+    assert "loss 2.250 431 images/s" in stream.getvalue()
+
+
+def test_quiet_shows_nothing(capsys):
+    play(QuietProgress())
+    play(make_progress(quiet=True))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_off_a_terminal_come_plain_lines(capsys):
+    play(make_progress())
+    assert capsys.readouterr().out.startswith("data: something [with brackets]\na title\n")

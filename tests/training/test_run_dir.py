@@ -1,0 +1,157 @@
+"""Run folders."""
+
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+
+from diffvit.config import Config, parse
+from diffvit.errors import EnvironmentFault, InputError, RunBusyError
+from diffvit.training.run_dir import RunDir
+
+
+def begun(path, config=None):
+    run = RunDir.create(path)
+    run.write_config(config or Config())
+    return run
+
+
+def test_reading_one_needs_no_torch():
+    code = "import sys, diffvit.training.run_dir; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_config_round_trip(tmp_path):
+    config = parse({"epochs": 3, "model": {"attention": "differential"}, "data_dir": str(tmp_path)})
+    begun(tmp_path / "run", config)
+    assert RunDir.open(tmp_path / "run").config == config
+
+
+def test_create_takes_an_empty_folder_and_one_that_only_was_locked(tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert RunDir.create(tmp_path / "empty").checkpoints.is_dir()
+    with RunDir(tmp_path / "locked").lock():
+        RunDir.create(tmp_path / "locked")
+
+
+def test_create_takes_what_a_run_killed_in_its_first_moment_left(tmp_path, monkeypatch):
+    def kill(handle):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", kill)
+        with pytest.raises(KeyboardInterrupt), RunDir(tmp_path / "run").lock():
+            begun(tmp_path / "run")
+    with pytest.raises(InputError, match=r"no config\.yaml"):
+        RunDir.open(tmp_path / "run")
+    begun(tmp_path / "run")
+    assert RunDir.open(tmp_path / "run").config == Config()
+
+
+def test_create_refuses_what_is_there(tmp_path):
+    begun(tmp_path / "run")
+    with pytest.raises(InputError, match=r"already holds a run.*--resume"):
+        RunDir.create(tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("dear to somebody")
+    with pytest.raises(InputError, match="not empty"):
+        RunDir.create(tmp_path / "other")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file"):
+        RunDir.create(tmp_path / "file")
+    with pytest.raises(EnvironmentFault):
+        RunDir.create(tmp_path / "file" / "below")
+
+
+def test_open_refuses_what_is_no_run(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path, why in [(tmp_path, "no config.yaml"), (tmp_path / "none", "no such"), (tmp_path / "file", "is a file")]:
+        with pytest.raises(InputError, match=why):
+            RunDir.open(path)
+
+
+def test_damaged_files_are_input_errors(tmp_path):
+    run = begun(tmp_path / "run")
+    (run.path / "config.yaml").write_text("epochs: many")
+    with pytest.raises(InputError, match="epochs"):
+        _ = RunDir.open(run.path).config
+    with pytest.raises(InputError, match=r"no environment\.json"):
+        _ = run.environment
+    (run.path / "environment.json").write_text("{")
+    with pytest.raises(InputError, match="cannot be read as JSON"):
+        _ = run.environment
+    (run.path / "environment.json").write_text("[]")
+    with pytest.raises(InputError, match="JSON object"):
+        _ = run.environment
+
+
+def test_result_of_an_unfinished_run(tmp_path):
+    run = begun(tmp_path / "run")
+    assert not run.finished
+    with pytest.raises(InputError, match=r"not finished.*--resume"):
+        _ = run.result
+    run.write_json("result.json", {"test_accuracy": 0.5})
+    assert run.finished
+    assert run.result == {"test_accuracy": 0.5}
+
+
+def test_rows(tmp_path):
+    run = begun(tmp_path / "run")
+    assert run.metrics == []
+    rows = [{"epoch": epoch, "train_loss": 1 / epoch} for epoch in (1, 2, 3)]
+    for row in rows:
+        run.append_row(row)
+    assert run.metrics == rows
+    run.truncate_rows(3)
+    assert run.metrics == rows
+    run.truncate_rows(1)
+    assert run.metrics == rows[:1]
+    run.truncate_rows(0)
+    assert run.metrics == []
+
+
+def test_a_row_cut_short_by_a_kill(tmp_path):
+    run = begun(tmp_path / "run")
+    run.append_row({"epoch": 1})
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 2, "train')
+    assert run.metrics == [{"epoch": 1}]
+    run.truncate_rows(1)
+    run.append_row({"epoch": 2})
+    assert run.metrics == [{"epoch": 1}, {"epoch": 2}]
+
+
+def test_damaged_and_lost_rows(tmp_path):
+    run = begun(tmp_path / "run")
+    (run.path / "metrics.jsonl").write_text('{"epoch": 1}\nnonsense\n{"epoch": 3}\n')
+    with pytest.raises(InputError, match="line 2 is damaged"):
+        _ = run.metrics
+    with pytest.raises(InputError, match=r"lost rows \(3 epochs vs 4"):
+        run.truncate_rows(4)
+
+
+def test_a_full_disk_leaves_no_half_row(tmp_path, monkeypatch):
+    run = begun(tmp_path / "run")
+    run.append_row({"epoch": 1})
+    real = os.fsync
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(EnvironmentFault, match=r"no space left.*--resume"):
+        run.append_row({"epoch": 2})
+    monkeypatch.setattr(os, "fsync", real)
+    run.append_row({"epoch": 2})
+    assert (run.path / "metrics.jsonl").read_text() == '{"epoch": 1}\n{"epoch": 2}\n'
+
+
+def test_the_lock_keeps_a_second_one_out(tmp_path):
+    with RunDir(tmp_path / "run").lock():
+        with pytest.raises(RunBusyError, match=f"process {os.getpid()}") as caught, RunDir(tmp_path / "run").lock():
+            pass
+        assert caught.value.exit_code == 6
+    with RunDir(tmp_path / "run").lock():
+        pass

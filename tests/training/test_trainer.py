@@ -1,0 +1,173 @@
+"""The steps of a run."""
+
+import math
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+
+from diffvit.config import parse
+from diffvit.data import shapes
+from diffvit.training import material
+from diffvit.training.material import Material
+from diffvit.training.objective import Classification
+from diffvit.training.trainer import NonFiniteStep, Trainer
+
+
+def config(**changes):
+    values = {
+        "data": "shapes",
+        "batch_size": 8,
+        "epochs": 2,
+        "model": {"image_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2},
+        "optimizer": {"name": "muon"},
+    }
+    values["model"] |= changes.pop("model", {})
+    return parse({**values, **changes})
+
+
+def trainer(config, objective=None, images=30, std=0.25):
+    fabric = Fabric(accelerator="cpu", devices=1, precision="32-true")
+    data = Material("shapes", shapes.generate("train", images, size=16), None, [0.5] * 3, [std] * 3, "")
+    model = material.build_model(config.model, config.seed)
+    return Trainer(fabric, config, data, model, objective or Classification())
+
+
+def weights(trained):
+    return {name: value.detach().clone() for name, value in trained.model.state_dict().items()}
+
+
+class Watching(Classification):
+    """Remembers the images it saw."""
+
+    def __init__(self):
+        self.batches = []
+
+    def loss(self, model, batch):
+        self.batches.append(batch.images)
+        return super().loss(model, batch)
+
+
+def test_an_epoch_shows_each_image_once_in_another_order_each_time():
+    watching = Watching()
+    trained = trainer(config(), watching)
+    orders = []
+    for _ in range(2):
+        watching.batches.clear()
+        assert sum(1 for _ in trained.steps()) == 4
+        trained.finish_epoch()
+        assert [len(images) for images in watching.batches] == [8, 8, 8, 6]
+        orders.append(torch.cat(watching.batches).flatten(1))
+    assert not torch.equal(*orders)
+    first, second = (order[torch.argsort(order.double().sum(1))] for order in orders)
+    assert torch.equal(first, second)
+    assert len(first.unique(dim=0)) == 30
+    assert (trained.position.epoch, trained.position.step, trained.images_seen) == (2, 8, 60)
+
+
+def test_the_loss_is_the_mean_over_the_images():
+    watching = Watching()
+    trained = trainer(config(optimizer={"name": "adamw", "lr": 0.0}), watching)
+    for _ in trained.steps():
+        pass
+    row = trained.finish_epoch()
+    images = torch.cat(watching.batches)
+    assert len(images) == 30
+    labels = trained.batches.labels[_order(trained)]
+    logits = trained.model(images)
+    assert row["train_loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert row["train_accuracy"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+
+
+def _order(trained):
+    from diffvit.data.batches import epoch_order
+
+    return epoch_order(trained.config.seed, 0, trained.images)
+
+
+@pytest.mark.parametrize("parts", [2, 4, 8])
+def test_accumulating_gives_the_same_gradients(parts):
+    whole, split = trainer(config()), trainer(config(accumulate=parts))
+    for trained in (whole, split):
+        next(trained.steps())
+    for one, other in zip(whole.parameters, split.parameters, strict=True):
+        torch.testing.assert_close(other.grad, one.grad, atol=1e-6, rtol=1e-4)
+    for name, value in whole.position.sums.items():
+        assert split.position.sums[name] == pytest.approx(value, rel=1e-5)
+
+
+def test_more_parts_than_images_are_left():
+    trained = trainer(config(accumulate=8), images=9)  # the last step has one image for eight parts
+    assert sum(1 for _ in trained.steps()) == 2
+    assert math.isfinite(trained.finish_epoch()["train_loss"])
+
+
+def test_a_non_finite_loss_changes_nothing():
+    trained = trainer(config(ema=0.9), std=1e-40)  # images become infinite
+    before, average = weights(trained), trained.evaluated.state_dict()
+    average = {name: value.clone() for name, value in average.items()}
+    with pytest.raises(NonFiniteStep, match="nan"):
+        next(trained.steps())
+    assert all(torch.equal(weights(trained)[name], value) for name, value in before.items())
+    assert all(torch.equal(trained.evaluated.state_dict()[name], value) for name, value in average.items())
+    assert all(not optimizer.state for optimizer in trained.optimizers.values())
+    assert trained.position.step == 0
+
+
+class Poisoned(Classification):
+    """A finite loss whose gradient is not."""
+
+    def loss(self, model, batch):
+        total, metrics = super().loss(model, batch)
+        return total + (model.module.head.weight * 0.0).sqrt().sum(), metrics
+
+
+def test_a_non_finite_gradient_of_a_finite_loss_changes_nothing():
+    trained = trainer(config(), Poisoned())
+    before = weights(trained)
+    with pytest.raises(NonFiniteStep, match="gradient norm nan"):
+        next(trained.steps())
+    assert all(torch.equal(weights(trained)[name], value) for name, value in before.items())
+
+
+def test_clipping_bounds_the_step_and_not_the_recorded_norm():
+    free = trainer(config(optimizer={"name": "adamw"}))
+    clipped = trainer(config(optimizer={"name": "adamw", "grad_clip": 1e-3}))
+    for trained in (free, clipped):
+        next(trained.steps())
+    assert free.position.sums["gradient_norm"] == clipped.position.sums["gradient_norm"] > 1e-3
+    norm = torch.cat([parameter.grad.flatten() for parameter in clipped.parameters]).norm().item()
+    assert norm == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_stochastic_depth_depends_on_seed_and_step_and_not_on_the_generator():
+    def loss_of_a_step(seed, draws):
+        trained = trainer(config(seed=0, model={"drop_path": 0.5}))
+        trained.config = trained.config.model_copy(update={"seed": seed})
+        torch.rand(draws)
+        next(trained.steps())
+        return trained.position.sums["loss"]
+
+    assert loss_of_a_step(0, 0) == loss_of_a_step(0, 100)
+    # The order and the augmentation keep their own seed here, so that only the depth differs.
+    plain = trainer(config(seed=0))
+    next(plain.steps())
+    assert loss_of_a_step(0, 0) != plain.position.sums["loss"]
+
+
+def test_running_figures():
+    trained = trainer(config())
+    for _ in trained.steps():
+        running = trained.running()
+    assert running["step"] == 4
+    assert running["epoch"] == 1
+    row = trained.finish_epoch()
+    assert running["loss"] == row["train_loss"]
+    assert running["accuracy"] == row["train_accuracy"]
+
+
+def test_the_average_is_what_is_evaluated():
+    assert trainer(config()).evaluated is not None
+    plain, averaged = trainer(config()), trainer(config(ema=0.9))
+    assert plain.evaluated is plain.model
+    assert averaged.evaluated is not averaged.model
