@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,19 +54,34 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in real]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The DIFFVIT_ variables that the suite was started with, hidden from every fixture and test; and a cache to spare.
+
+    For the whole session, because a fixture of module scope is made before any fixture of function scope.
+    """
+    given = {name: value for name, value in os.environ.items() if name.startswith("DIFFVIT_")}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in given:
+            patch.delenv(name)
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield given
+
+
 @pytest.fixture(scope="session")
-def cifar10_dir() -> Path:
+def cifar10_dir(_outside: dict[str, str]) -> Path:
     """The folder that DIFFVIT_DATA names; only tests marked cifar10 may ask for it."""
-    return Path(os.environ["DIFFVIT_DATA"])
+    return Path(_outside["DIFFVIT_DATA"])
 
 
 @pytest.fixture(autouse=True)
 def _private_environment(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+    _outside: dict[str, str],
 ) -> None:
-    """No test sees the user's cache or settings; only tests marked cifar10 see where the real data is."""
-    real = request.node.get_closest_marker("cifar10") is not None
-    for name in [name for name in os.environ if name.startswith("DIFFVIT_")]:
-        if not (real and name == "DIFFVIT_DATA"):
-            monkeypatch.delenv(name)
+    """A cache of its own for each test; only tests marked cifar10 see where the real data is."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    if request.node.get_closest_marker("cifar10") is not None:
+        monkeypatch.setenv("DIFFVIT_DATA", _outside["DIFFVIT_DATA"])
