@@ -26,9 +26,11 @@ check: $(READY)  ## style, types, import contracts, generated documents
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m diffvit.reporting.readme --check
+	$(BIN)/python -m diffvit.reporting.expected --check
 
-docs: $(READY)  ## rewrite the README's results from the committed rows
+docs: $(READY)  ## rewrite the README's results and the recipes' promises from the committed rows
 	$(BIN)/python -m diffvit.reporting.readme
+	$(BIN)/python -m diffvit.reporting.expected
 
 clean:
 	rm -rf .venv build dist src/*.egg-info

@@ -16,7 +16,7 @@ from diffvit.config import Config, parse, to_yaml
 from diffvit.training.run_dir import RunDir
 
 pytestmark = pytest.mark.system
-TIMING = ("seconds", "images_per_second", "train_seconds")
+TIMING = ("seconds", "images_per_second", "train_seconds", "data_seconds", "compile_seconds")
 
 # One process that trains: from the start where nothing is, else from where the run stands. It writes "ready" before
 # the first step. KILL_AT_FLUSH=n: it kills itself just before it flushes for the n-th time, between two files.

@@ -18,7 +18,7 @@ from diffvit.training.loop import train
 from diffvit.training.progress import QuietProgress
 from diffvit.training.run_dir import RunDir
 
-TIMING = ("seconds", "images_per_second", "train_seconds")
+TIMING = ("seconds", "images_per_second", "train_seconds", "data_seconds", "compile_seconds")
 
 
 def config(**changes):

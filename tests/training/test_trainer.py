@@ -130,6 +130,65 @@ def test_a_non_finite_gradient_of_a_finite_loss_changes_nothing():
     assert all(torch.equal(weights(trained)[name], value) for name, value in before.items())
 
 
+@pytest.fixture
+def _looks_seldom(monkeypatch):
+    """As on an accelerator: the figures are looked at every third step."""
+    monkeypatch.setattr("diffvit.training.trainer._READ_EVERY", {"cpu": 3})
+
+
+def test_looking_seldom_gives_the_same_weights_and_sums(monkeypatch):
+    often = trainer(config(ema=0.9))
+    monkeypatch.setattr("diffvit.training.trainer._READ_EVERY", {"cpu": 3})
+    seldom = trainer(config(ema=0.9))
+    rows = []
+    for trained in (often, seldom):
+        for _ in trained.steps():
+            pass
+        rows.append(trained.finish_epoch())
+    assert all(torch.equal(weights(often)[name], value) for name, value in weights(seldom).items())
+    for name in ("train_loss", "train_accuracy", "gradient_norm"):
+        assert rows[1][name] == pytest.approx(rows[0][name], rel=1e-12)
+
+
+@pytest.mark.usefixtures("_looks_seldom")
+def test_looking_seldom_stops_before_anything_is_saved_and_at_the_end_of_an_epoch():
+    trained = trainer(config())
+    steps = trained.steps()
+    next(steps)
+    trained.batches.mean = torch.full((3,), math.nan)
+    next(steps)  # its figures are still on the device; the batch of this step was made before
+    next(steps)
+    with pytest.raises(NonFiniteStep, match="nan"):
+        trained.state()
+    again = trainer(config())
+    steps = again.steps()
+    next(steps)
+    again.batches.mean = torch.full((3,), math.nan)
+    with pytest.raises(NonFiniteStep, match="nan"):
+        list(steps)
+    assert again.position.epoch == 0
+
+
+def test_warming_up_shows_the_compiler_every_batch_size_and_changes_nothing(monkeypatch):
+    seen = []
+
+    def compiler(model, **settings):
+        model.register_forward_pre_hook(lambda _, images: seen.append(len(images[0])))
+        return model
+
+    plain = trainer(config())
+    assert plain.warm_up() == 0.0
+    monkeypatch.setattr(torch, "compile", compiler)
+    compiled = trainer(config(compile=True))
+    assert compiled.warm_up() > 0.0
+    assert seen == [8, 6]
+    for trained in (plain, compiled):
+        for _ in trained.steps():
+            pass
+    assert all(torch.equal(weights(plain)[name], value) for name, value in weights(compiled).items())
+    assert plain.finish_epoch()["train_loss"] == compiled.finish_epoch()["train_loss"]
+
+
 def test_clipping_bounds_the_step_and_not_the_recorded_norm():
     free = trainer(config(optimizer={"name": "adamw"}))
     clipped = trainer(config(optimizer={"name": "adamw", "grad_clip": 1e-3}))

@@ -23,9 +23,11 @@ RESULT_COLUMNS = (
     *("run", "config_hash", "seed", "attention", "data"),
     *("test_accuracy", "val_accuracy", "test_top5", "test_loss", "calibration_error"),
     *("parameters", "flops_per_image", "images_per_second", "train_seconds", "epochs"),
+    *("data_seconds", "compile_seconds"),
     *("device", "precision", "hardware", "cores", "threads", "diffvit", "python", "torch", "commit"),
     *("fingerprint", "train_images", "validation_images", "test_images"),
 )
+_YOUNGER_COLUMNS = {"data_seconds", "compile_seconds"}  # which rows of diffvit 0.1.0 lack
 _KEY_COLUMNS = ("run", "config_hash", "seed", "attention", "data")
 # Read back as they stand: "3.11" is a version and "123456789012" a hash, not numbers.
 _TEXT_COLUMNS = {
@@ -148,6 +150,7 @@ def read(folder: Path) -> list[RunRecord]:
         return []
     rows = read_csv(folder / ROWS_FILE)
     epochs = read_csv(folder / EPOCHS_FILE) if (folder / EPOCHS_FILE).is_file() else []
+    rows = [_with_younger_columns(row) for row in rows]
     missing = [name for name in RESULT_COLUMNS if rows and name not in rows[0]]
     if missing:
         raise InputError(str(folder / ROWS_FILE), f"lacks the column {missing[0]}", "Generate it again from its runs.")
@@ -158,6 +161,11 @@ def read(folder: Path) -> list[RunRecord]:
         if owner is not None:
             owner.append(_unfold(epoch))
     return records
+
+
+def _with_younger_columns(row: Row) -> Row:
+    first = {name: row.get(name) for name in RESULT_COLUMNS if name in row or name in _YOUNGER_COLUMNS}
+    return first | row
 
 
 def _unfold(epoch: Row) -> Row:

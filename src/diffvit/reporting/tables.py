@@ -128,6 +128,8 @@ _FIGURES: tuple[tuple[str, Callable[[Sequence[Row]], str]], ...] = (
     ("FLOPs per image", _each(lambda row: big(row["flops_per_image"]))),
     ("Training images/s", _mean("images_per_second", big)),
     ("Training time", _mean("train_seconds", duration)),
+    ("Beside it: loading the data", _mean("data_seconds", duration)),
+    ("Beside it: compiling", _mean("compile_seconds", lambda seconds: duration(seconds) if seconds else NONE)),
     ("Epochs", _each(lambda row: _plain(row["epochs"]))),
     ("Seed", _each(lambda row: _plain(row["seed"]))),
     ("Precision", _each(lambda row: _plain(row["precision"]))),

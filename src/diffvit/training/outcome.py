@@ -72,7 +72,7 @@ def result(
 
     Args:
         config: of the run.
-        facts: the content of environment.json.
+        facts: the content of environment.json, and the seconds that loading the data and compiling took.
         model: the model that was scored.
         rows: of metrics.jsonl.
         figures: of the test set, from :func:`diffvit.training.score.score`.
@@ -86,6 +86,8 @@ def result(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "flops_per_image": flops_per_image(model),
         "train_seconds": seconds,
+        "data_seconds": facts["data_seconds"],
+        "compile_seconds": facts["compile_seconds"],
         "images_per_second": rows[-1]["images_seen"] / seconds,
         "epochs": config.epochs,
         "seed": config.seed,

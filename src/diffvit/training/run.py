@@ -45,10 +45,13 @@ class Run:
         self.fabric, self.config, self.facts, self.folder, self.progress = fabric, config, facts, folder, progress
         self._saved: int | None = None  # step of the newest checkpoint
         self._shown = -math.inf
+        self.aside: dict[str, float] = {}  # seconds beside the training's own
 
     def go(self, resume: bool, on_ready: Callable[[RunDir], None] | None) -> None:
         """From wherever it stands to its result; raises what :func:`diffvit.training.loop.train` raises."""
+        start = time.perf_counter()
         data = material.load(self.config, self.progress.message)
+        self.aside["data_seconds"] = time.perf_counter() - start
         self.facts |= outcome.data_facts(data)
         found = self._open(resume)
         if found:  # as recorded: the last bits of a mean are not to depend on how it is computed today
@@ -66,6 +69,7 @@ class Run:
         if found:
             self.progress.message(f"going on after step {found.step}, in epoch {position.epoch + 1}")
         with StopRequest() as stop:
+            self.aside["compile_seconds"] = trainer.warm_up()
             while position.epoch < self.config.epochs:
                 self._epoch(trainer, data, stop)
             by_the_first(self.fabric, lambda: self._finish(trainer, data))
@@ -146,7 +150,7 @@ class Run:
         rates = "--optimizer.lr" + (" or --optimizer.muon-lr" if "muon" in trainer.optimizers else "")
         return NonFiniteError(
             f"{self.folder.path}, step {trainer.position.step + 1}",
-            f"training is no longer finite ({error}); it stopped before the weights were changed",
+            f"training is no longer finite ({error}); it stopped, and nothing that came of it was saved",
             f"{kept} Start another run with a lower {rates}, or with --optimizer.grad-clip 1.",
         )
 
@@ -168,7 +172,7 @@ class Run:
         self.facts["data"]["test"] = len(test)
         self.folder.write_json("environment.json", self.facts)
         outcome.write_model(self.folder, trainer.evaluated, self.facts)
-        result = outcome.result(self.config, self.facts, trainer.evaluated, self.folder.metrics, figures)
+        result = outcome.result(self.config, self.facts | self.aside, trainer.evaluated, self.folder.metrics, figures)
         self.folder.write_json("evaluation.json", outcome.evaluation(self.folder, self.facts, result, test, figures))
         self.folder.write_json("result.json", result)
         self.progress.message(f"test accuracy {result['test_accuracy']:.2%} ({len(test):,} images of {test.name})")

@@ -40,8 +40,15 @@ class Position:
     sums: dict[str, float] = field(default_factory=dict)
 
 
+# Optimiser steps between two looks at the figures. A look waits for an accelerator, which would then run dry.
+_READ_EVERY = {"cpu": 1, "cuda": 32}
+
+
 class NonFiniteStep(ArithmeticError):
-    """The loss or the gradient norm is NaN or infinite; nothing was updated."""
+    """The loss or the gradient norm is NaN or infinite; nothing that came of it is in a checkpoint.
+
+    On a CPU it is raised before the update; elsewhere up to 31 steps later, and always before anything is saved.
+    """
 
 
 class Trainer:
@@ -64,8 +71,12 @@ class Trainer:
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizers = build_optimizers(config, self.model)
         # Static shapes: what a batch size compiles to must not depend on which sizes came before a resume.
-        forward: Any = torch.compile(self.model, dynamic=False) if config.compile else self.model
+        # "reduce-overhead" records CUDA graphs: a small model's step is bound by the launches of its kernels.
+        mode = "reduce-overhead" if fabric.device.type == "cuda" else None
+        forward: Any = torch.compile(self.model, dynamic=False, mode=mode) if config.compile else self.model
         self._forward = fabric.setup_module(forward)
+        self._pending: Tensor | None = None  # figures of the steps since the last look, on the device
+        self._read_every = _READ_EVERY.get(fabric.device.type, 1)
         self.batches = material.augment(config, fabric.device)
         self.images = len(material.train)
         self.steps_per_epoch = math.ceil(self.images / config.batch_size)
@@ -90,7 +101,7 @@ class Trainer:
         """Run the rest of the present epoch; yields after every optimiser step.
 
         Raises:
-            NonFiniteStep: before the update.
+            NonFiniteStep: see there.
         """
         batches = self._epoch_batches()
         upcoming = next(batches, None)
@@ -100,8 +111,26 @@ class Trainer:
             # Queued before the figures are waited for, so that an accelerator has work meanwhile.
             upcoming = next(batches, None)
             self._update(figures)
+            if upcoming is None:
+                self._read()  # within the epoch's time, which so ends when its last step has
             self.position.seconds += time.perf_counter() - start
             yield
+
+    def warm_up(self) -> float:
+        """Have the compiler see every size of batch, and forget what came out; returns the seconds it took.
+
+        Nothing the run computes depends on it. Without ``compile`` there is nothing to do.
+        """
+        if not self.config.compile:
+            return 0.0
+        start = time.perf_counter()
+        pieces = torch.arange(self.images).split(self.config.batch_size)
+        for indices in {len(piece): piece for piece in (pieces[0], pieces[-1])}.values():
+            for _ in range(3 if self._read_every > 1 else 1):  # CUDA graphs are recorded on the second pass
+                self._backward(*self._share(indices, epoch=0)).tolist()
+        for parameter in self.parameters:
+            parameter.grad = None
+        return time.perf_counter() - start
 
     def finish_epoch(self) -> dict[str, Any]:
         """Close the epoch; returns its training columns for metrics.jsonl."""
@@ -125,6 +154,7 @@ class Trainer:
 
     def running(self) -> dict[str, Any]:
         """Figures of the present epoch so far, for the progress display."""
+        self._read()
         position, seen = self.position, max(1, self._seen_in_epoch)
         return {
             "step": position.step,
@@ -135,7 +165,12 @@ class Trainer:
         }
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """Everything a resume needs: groups of tensors, and plain values."""
+        """Everything a resume needs: groups of tensors, and plain values.
+
+        Raises:
+            NonFiniteStep: a step since the last look was not finite.
+        """
+        self._read()
         tensors = {"model": self.model.state_dict(), "optimizer": optimizers.state_tensors(self.optimizers, self.model)}
         if self.average:
             tensors["ema"] = self.average.model.state_dict()
@@ -151,16 +186,17 @@ class Trainer:
 
     def _epoch_batches(self) -> Iterator[tuple[int, list[tuple[Any, int]]]]:
         """(images of the whole step, this process's micro-batches with their number of images) from here on."""
-        epoch, size = self.position.epoch, self.config.batch_size
-        world, rank, parts = self.fabric.world_size, self.fabric.global_rank, self.config.accumulate
+        epoch = self.position.epoch
         order = epoch_order(self.config.seed, epoch, self.images)
-        for indices in order.split(size)[self.position.in_epoch :]:
-            slices = indices.tensor_split(parts * world)[rank::world]
-            # A process without an image of its own still has to take part in the exchange of gradients.
-            yield (
-                len(indices),
-                [(self.batches(part if len(part) else indices[:1], epoch), len(part)) for part in slices],
-            )
+        for indices in order.split(self.config.batch_size)[self.position.in_epoch :]:
+            yield self._share(indices, epoch)
+
+    def _share(self, indices: Tensor, epoch: int) -> tuple[int, list[tuple[Any, int]]]:
+        world, rank = self.fabric.world_size, self.fabric.global_rank
+        slices = indices.tensor_split(self.config.accumulate * world)[rank::world]
+        # A process without an image of its own still has to take part in the exchange of gradients.
+        parts = [(self.batches(part if len(part) else indices[:1], epoch), len(part)) for part in slices]
+        return len(indices), parts
 
     def _backward(self, total: int, parts: list[tuple[Any, int]]) -> Tensor:
         """Gradients of the step's mean loss; returns the sums (loss, metrics...) over this process's images."""
@@ -185,9 +221,10 @@ class Trainer:
     def _update(self, sums: Tensor) -> None:
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         norm = get_total_norm(gradients)
-        figures = torch.cat([sums, norm.double().reshape(1)]).tolist()
-        if not all(map(math.isfinite, figures)):
-            raise NonFiniteStep(f"loss {figures[0]}, gradient norm {figures[-1]}")
+        figures = torch.cat([sums, norm.double().reshape(1)])
+        self._pending = figures if self._pending is None else self._pending + figures
+        if self.position.step % self._read_every == 0:
+            self._read()
         if self.config.optimizer.grad_clip:
             clip_grads_with_norm_(self.parameters, self.config.optimizer.grad_clip, norm)
         position, schedule = self.position, self.config.schedule
@@ -199,9 +236,18 @@ class Trainer:
             optimizer.step()
         if self.average:
             self.average.update(position.step)
-        for name, value in zip([*self._names, "gradient_norm"], figures, strict=True):
-            position.sums[name] = position.sums.get(name, 0.0) + value
         position.step, position.in_epoch = position.step + 1, position.in_epoch + 1
+
+    def _read(self) -> None:
+        """Add the pending figures to the epoch's sums; one that is not finite leaves its trace in their sum."""
+        if self._pending is None:
+            return
+        figures, self._pending = self._pending.tolist(), None
+        if not all(map(math.isfinite, figures)):
+            raise NonFiniteStep(f"loss {figures[0]}, gradient norm {figures[-1]}")
+        sums = self.position.sums
+        for name, value in zip([*self._names, "gradient_norm"], figures, strict=True):
+            sums[name] = sums.get(name, 0.0) + value
 
 
 def _seed_generators(seed: int, step: int, rank: int, device: torch.device) -> None:

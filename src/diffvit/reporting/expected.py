@@ -1,0 +1,115 @@
+"""What the recipes promise, from the committed rows: ``python -m diffvit.reporting.expected [--check]``.
+
+A recipe under ``configs/`` begins with a comment whose ``Expected:`` line is written here: accuracy and time of the
+committed runs that have exactly its settings, or ``not yet run``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffvit.config import Config, parse, read_yaml
+from diffvit.errors import DiffvitError, InputError
+from diffvit.reporting import stats, tables
+from diffvit.reporting.rows import ROWS_FILE, Row, RunRecord, arm_settings, read
+from diffvit.training.files import disk_faults, replace
+
+MARK = "# Expected:"
+
+
+def update(configs: Path, reports: Path, *, check: bool = False) -> list[str]:
+    """Bring the recipes' comments up to date with the committed rows, or only check them.
+
+    Args:
+        configs: folder of recipes, ``*.yaml``.
+        reports: folder of studies, each with a rows.csv.
+        check: write nothing.
+
+    Returns:
+        What was out of date, one line each; empty when nothing was.
+
+    Raises:
+        InputError: a recipe whose first comment lacks the command or the one line that begins with ``# Expected:``.
+        ConfigError: a recipe that is not a valid configuration.
+        EnvironmentFault: a file cannot be written.
+    """
+    studies = {path.parent.name: read(path.parent) for path in sorted(reports.glob(f"*/{ROWS_FILE}"))}
+    stale = []
+    for path in sorted(configs.glob("*.yaml")):
+        old = path.read_text(encoding="utf-8")
+        new = _with_line(path, old, _line(parse(read_yaml(path), str(path)), studies))
+        if new != old:
+            stale.append(f"{path}: its first comment is not what the committed rows say")
+            if not check:
+                with disk_faults(path):
+                    replace(path, new.encode())
+    return stale
+
+
+def _with_line(path: Path, text: str, line: str) -> str:
+    comment = []
+    for each in text.splitlines():
+        if not each.startswith("#"):
+            break
+        comment.append(each)
+    places = [number for number, each in enumerate(comment) if each.startswith(MARK)]
+    if len(places) != 1 or not any(path.name in each or "make demo" in each for each in comment):
+        hint = f"Begin it with its command and a line '{MARK}', which make docs fills in."
+        raise InputError(str(path), f"its first comment must name its command and hold '{MARK}' once", hint)
+    lines = text.splitlines(keepends=True)
+    lines[places[0]] = f"{line}\n"
+    return "".join(lines)
+
+
+def _line(config: Config, studies: dict[str, list[RunRecord]]) -> str:
+    """The study with most runs of these settings speaks for the recipe."""
+    found = {
+        name: [record.row for record in records if _is_run_of(record, config)] for name, records in studies.items()
+    }
+    name = max(found, key=lambda each: len(found[each]), default=None)
+    if name is None or not found[name]:
+        return f"{MARK} not yet run"
+    rows = found[name]
+    accuracies, times = ([float(row[column]) for row in rows] for column in ("test_accuracy", "train_seconds"))
+    seeds = f"{len(rows)} seeds, mean" if len(rows) > 1 else "one seed"
+    return (
+        f"{MARK} {tables.percent(stats.mean(accuracies), 1)} of {rows[0]['data']}'s test set in "
+        f"{tables.duration(stats.mean(times))} of training ({seeds}; {_where(rows[0])}; reports/{name})"
+    )
+
+
+def _where(row: Row) -> str:
+    threads = tables.threads(row) if row["device"] == "cpu" else None
+    return ", ".join(str(part) for part in (row["hardware"], threads, row["precision"]) if part)
+
+
+def _is_run_of(record: RunRecord, config: Config) -> bool:
+    """Whether a run had the recipe's settings; a setting that the row's diffvit did not know yet had its default."""
+    default = arm_settings(Config())
+    asked = arm_settings(config)
+    had = {name: default.get(name) if record.row.get(name) is None else record.row[name] for name in asked}
+    return record.row["epochs"] == config.epochs and all(str(had[name]) == str(asked[name]) for name in asked)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code: 0, 1 where ``--check`` found something out of date, 2 or 3 for bad input."""
+    parser = argparse.ArgumentParser(prog="python -m diffvit.reporting.expected", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when out of date")
+    parser.add_argument("--configs", type=Path, default=Path("configs"))
+    parser.add_argument("--reports", type=Path, default=Path("reports"))
+    given = parser.parse_args(arguments)
+    try:
+        stale = update(given.configs, given.reports, check=given.check)
+    except DiffvitError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    for line in stale:
+        sys.stdout.write(f"out of date: {line}. Run: make docs\n" if given.check else f"updated: {line}\n")
+    return 1 if stale and given.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""The recipes' promises against the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from diffvit.reporting.expected import main, update
+from diffvit.reporting.rows import read, read_run, write, write_csv
+
+ROOT = Path(__file__).parents[2]
+RECIPE = """# diffvit train configs/small.yaml --out runs/small
+# Expected: whatever
+# More words.
+epochs: 3
+model: {embed_dim: 32, depth: 3, num_heads: 4}
+augment: {flip: true}  # a comment that stays
+"""
+
+
+@pytest.fixture
+def project(make_run: Callable[..., Path], tmp_path: Path) -> Path:
+    """A recipe, and two studies with runs of it, one and two."""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "small.yaml").write_text(RECIPE)
+    runs = [read_run(make_run(f"s{seed}", seed=seed, accuracy=0.8 + 0.01 * seed)) for seed in (0, 2)]
+    write(tmp_path / "reports" / "two", runs)
+    write(tmp_path / "reports" / "one", [read_run(make_run("other", accuracy=0.1))])
+    return tmp_path
+
+
+def refresh(project: Path, *options: str) -> int:
+    return main(["--configs", str(project / "configs"), "--reports", str(project / "reports"), *options])
+
+
+def test_the_project_keeps_its_own_promises() -> None:
+    assert update(ROOT / "configs", ROOT / "reports", check=True) == []
+
+
+def test_the_line_says_what_the_study_with_most_runs_holds(project: Path, capsys: pytest.CaptureFixture) -> None:
+    assert refresh(project, "--check") == 1
+    assert "small.yaml: its first comment is not what the committed rows say. Run: make docs" in capsys.readouterr().out
+    assert (project / "configs" / "small.yaml").read_text() == RECIPE
+    assert refresh(project) == 0
+    line = (
+        "# Expected: 81.0% of CIFAR-10 (JPEG)'s test set in 1 h 30 min of training "
+        "(2 seeds, mean; Some CPU | 9, 2 threads, bf16; reports/two)"
+    )
+    assert (project / "configs" / "small.yaml").read_text() == RECIPE.replace("# Expected: whatever", line)
+    assert refresh(project, "--check") == 0
+
+
+@pytest.mark.parametrize("change", ["epochs: 4", "label_smoothing: 0.1", "optimizer: {lr: 0.01}"])
+def test_runs_of_other_settings_do_not_count(project: Path, change: str) -> None:
+    text = RECIPE.replace("epochs: 3", change if change.startswith("epochs") else f"epochs: 3\n{change}")
+    (project / "configs" / "small.yaml").write_text(text)
+    refresh(project)
+    assert "# Expected: not yet run\n" in (project / "configs" / "small.yaml").read_text()
+
+
+def test_a_setting_younger_than_the_row_had_its_default(project: Path) -> None:
+    rows = [record.row for record in read(project / "reports" / "two")]
+    write_csv(project / "reports" / "two" / "rows.csv", [{k: v for k, v in row.items() if k != "ema"} for row in rows])
+    refresh(project)
+    assert "2 seeds, mean" in (project / "configs" / "small.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "what"),
+    [
+        (RECIPE.replace("# Expected: whatever\n", ""), 3, "must name its command"),
+        (RECIPE.replace("configs/small.yaml", "configs/another"), 3, "must name its command"),
+        (RECIPE + "epohs: 3\n", 2, "unknown key; did you mean 'epochs'"),
+    ],
+)
+def test_a_recipe_out_of_order_is_named(
+    project: Path, text: str, code: int, what: str, capsys: pytest.CaptureFixture
+) -> None:
+    (project / "configs" / "small.yaml").write_text(text)
+    assert refresh(project) == code
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "small.yaml" in error
+    assert what in error
