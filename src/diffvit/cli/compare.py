@@ -16,12 +16,15 @@ def compare(
     /,
     *,
     out: Annotated[Path | None, Parameter(group=COMMAND, help="Report folder; default compare-A-B beside A.")] = None,
+    committed: Annotated[
+        Path | None, Parameter(group=COMMAND, help="Folder whose rows.csv and epochs.csv take part, as runs made before.")
+    ] = None,
     output: Output = OUTPUT,
 ) -> None:
     """Put finished runs side by side: a table here, and a report with curves, lambdas and classes."""
     from diffvit.reporting.render import compare as render
 
-    report = render(runs, out=out)
+    report = render(runs, out=out, committed=committed)
     show.table(["figure", *(str(row["run"]) for row in report.rows)], figures(report.rows))
     show.line(f"report  {report.path}")
     if output.json:

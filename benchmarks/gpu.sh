@@ -1,0 +1,132 @@
+#!/usr/bin/env bash
+# Everything that needs a CUDA device, in order of worth, within the minutes given.
+#
+#   bash benchmarks/gpu.sh MINUTES      stop after so many minutes; what is done is kept, run it again to go on
+#   bash benchmarks/gpu.sh --dry-run    every step on the CPU, with tiny settings, into a temporary folder
+#
+# Reads DIFFVIT_DATA. Writes OUT/reports and OUT/runs (OUT: the project's root unless set). Skips what reports/ holds already.
+# PYTHON: the interpreter (.venv/bin/python where there is one, else python3). Nothing has to be installed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+root=$PWD
+PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
+export PYTHONPATH="$root/src${PYTHONPATH:+:$PYTHONPATH}"
+
+usage() { echo "error: usage: bash benchmarks/gpu.sh MINUTES | --dry-run" >&2; exit 2; }
+[ $# -eq 1 ] || usage
+dry=false
+case "$1" in
+  --dry-run) dry=true minutes=60 ;;
+  '' | *[!0-9]*) usage ;;
+  *) minutes=$1 ;;
+esac
+
+seeds="0 1 2"
+bench=()
+tiny=()
+if $dry; then
+  OUT=$(mktemp -d) && trap 'rm -rf "$OUT"' EXIT
+  seeds="0 1"
+  unset DIFFVIT_DATA
+  # A variable beats the recipe's file, so every step runs as it is written, only small. No figure of it is kept.
+  export DIFFVIT_DEVICE=cpu DIFFVIT_EPOCHS=2 DIFFVIT_BATCH_SIZE=32 DIFFVIT_VALIDATION_SIZE=0 DIFFVIT_COMPILE=false
+  export DIFFVIT_MODEL__EMBED_DIM=16 DIFFVIT_MODEL__DEPTH=2 DIFFVIT_MODEL__NUM_HEADS=2 DIFFVIT_THREADS=1
+  export DIFFVIT_SHAPES__TRAIN=200 DIFFVIT_SHAPES__TEST=40
+  tiny=(--data shapes)
+  bench=(--device cpu --embed-dim 32 --depth 1 --num-heads 2 --batch-size 2 --rounds 1 --steps 1)
+elif ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+  echo "error: CUDA device: none found. Nothing was run; try every step on the CPU with --dry-run." >&2
+  exit 4
+fi
+OUT=${OUT:-$root}
+deadline=$((SECONDS + minutes * 60))
+left_undone=()
+
+# spend NAME COMMAND...: run it within what is left of the time; a training stopped by that saves its state.
+spend() {
+  local name=$1 left=$((deadline - SECONDS)) code=0
+  shift
+  if [ "$left" -lt 20 ]; then left_undone+=("$name"); return 1; fi
+  echo "== $name (${left} s left)"
+  [ "$1" = diffvit ] && set -- "$PYTHON" -m diffvit.cli.main "${@:2}"
+  timeout --signal=TERM --kill-after=60 "$left" "$@" || code=$?
+  [ "$code" -eq 0 ] && return 0
+  left_undone+=("$name (exit code $code)")
+  return 1
+}
+
+# held STUDY RUN: whether a committed or a new row tells of that run.
+held() {
+  local file
+  for file in "$root/reports/$1/rows.csv" "$OUT/reports/$1/rows.csv"; do
+    if ! $dry || [ "$file" = "$OUT/reports/$1/rows.csv" ]; then
+      [ -f "$file" ] && cut -d, -f1 "$file" | grep -qx "$2" && return 0
+    fi
+  done
+  return 1
+}
+
+# train STUDY CONFIG SEED: one run, taken up where it stopped.
+train() {
+  local study=$1 config=$2 seed=$3 name
+  name="$config-s$seed"
+  local folder="$OUT/runs/$name"
+  held "$study" "$name" && { echo "== $name: in reports/$study already"; return 0; }
+  [ -f "$folder/result.json" ] && return 0
+  local start=(train "configs/$config.yaml" --seed "$seed" --out "$folder" "${tiny[@]}")
+  [ -f "$folder/environment.json" ] && start=(train --resume "$folder" "${tiny[@]}")
+  spend "$name" diffvit "${start[@]}"
+}
+
+# study NAME CONFIG...: the recipes with each seed, then one report of all that is finished.
+study() {
+  local name=$1 config seed folder finished=()
+  shift
+  for seed in $seeds; do
+    for config in "$@"; do train "$name" "$config" "$seed" || true; done
+  done
+  for config in "$@"; do
+    for seed in $seeds; do
+      [ -f "$OUT/runs/$config-s$seed/result.json" ] && finished+=("$OUT/runs/$config-s$seed")
+    done
+  done
+  [ ${#finished[@]} -eq 0 ] && return 0
+  local before=()
+  # Rows of earlier calls take part.
+  for folder in "$OUT" "$root"; do
+    if [ -f "$folder/reports/$name/rows.csv" ] && ! $dry; then before=(--committed "$folder/reports/$name"); break; fi
+  done
+  spend "report $name" diffvit compare "${finished[@]}" --out "$OUT/reports/$name" "${before[@]}" || true
+}
+
+# exact_resume: a run stopped half-way and taken up against one left alone, bit for bit, with deterministic kernels.
+exact_resume() {
+  local folder="$OUT/reports/gpu-resume" runs="$OUT/runs/resume"
+  [ -f "$root/reports/gpu-resume/result.json" ] && ! $dry && { echo "== exact resume: in reports/ already"; return 0; }
+  mkdir -p "$folder"
+  $dry && export DIFFVIT_EPOCHS=60 # long enough to be stopped in the middle
+  spend "exact resume" env CUBLAS_WORKSPACE_CONFIG=:4096:8 "$PYTHON" benchmarks/exact_resume.py \
+    configs/cifar10_80_gpu.yaml --runs "$runs" --out "$folder/result.json" "${tiny[@]}" || true
+}
+
+benchmark() {
+  local kind=$1
+  shift
+  [ -f "$root/reports/speed-cuda/$kind.json" ] && ! $dry && { echo "== bench $kind: in reports/ already"; return 0; }
+  spend "bench $kind" diffvit bench "$kind" --out "$OUT/reports/speed-cuda" "$@" || true
+}
+
+study gpu-50-epochs cifar10_vit cifar10_diffvit
+study gpu-time-to-80 cifar10_80_gpu
+study gpu-time-to-85 cifar10_85_gpu
+benchmark train --compiled "${bench[@]}"
+benchmark inference --compiled "${bench[@]}"
+benchmark attention "${bench[@]}"
+exact_resume
+
+if [ ${#left_undone[@]} -gt 0 ]; then
+  printf 'not done: %s\n' "${left_undone[@]}"
+  echo "Run it again to go on; runs and reports so far are in $OUT."
+  $dry && exit 1
+fi
+echo "finished"
