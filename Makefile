@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-system check docs clean
+.PHONY: demo test test-system check docs bench clean
 .DELETE_ON_ERROR:
 
 $(READY): pyproject.toml constraints.txt
@@ -27,10 +27,17 @@ check: $(READY)  ## style, types, import contracts, generated documents
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m diffvit.reporting.readme --check
 	$(BIN)/python -m diffvit.reporting.expected --check
+	$(BIN)/python -m diffvit.benchmarks.report --check
 
-docs: $(READY)  ## rewrite the README's results and the recipes' promises from the committed rows
+docs: $(READY)  ## rewrite the README's results, the recipes' promises and the speed report from the committed figures
 	$(BIN)/python -m diffvit.reporting.readme
 	$(BIN)/python -m diffvit.reporting.expected
+	$(BIN)/python -m diffvit.benchmarks.report
+
+bench: $(READY)  ## speed beside timm, vit-pytorch and transformers (under ten minutes on two idle cores)
+	$(BIN)/diffvit bench train
+	$(BIN)/diffvit bench inference --no-memory
+	$(BIN)/diffvit bench attention
 
 clean:
 	rm -rf .venv build dist src/*.egg-info

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,32 +15,12 @@ install_import_hook("diffvit.data", "beartype.beartype")
 
 import torch  # noqa: E402  (the hook must stand before the first import of the package)
 
+from diffvit.benchmarks.peers import import_torchvision  # noqa: E402
+
 torch.set_num_threads(1)  # the suite runs one worker per core
 
 
-def _import_torchvision() -> None:
-    """Import torchvision also where its compiled operators belong to another build of torch.
-
-    PyPI's torchvision is built for CUDA; beside a CPU build of torch its operators do not load and the import fails on
-    the first of them. timm needs only its Python parts, which work once the operators' names exist.
-    """
-    try:
-        import torchvision
-    except RuntimeError as error:
-        if "torchvision::nms does not exist" not in str(error):
-            raise
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _KEEP_ALIVE.append(library)
-        import torchvision
-    assert torchvision.__version__
-
-
-_KEEP_ALIVE: list[object] = []  # a torch library's definitions end with the object
-_import_torchvision()
+import_torchvision()  # the tests import timm directly
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

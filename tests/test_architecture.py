@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-EXTRAS = ("torchvision", "timm", "open_clip", "gradio", "scipy")
+EXTRAS = ("torchvision", "timm", "vit_pytorch", "transformers", "open_clip", "gradio", "scipy")
 
 # In its own process: this one has imported timm already. The finder stands before all others.
 BLOCKED = f"""
@@ -48,7 +48,7 @@ import diffvit
 assert set(sys.modules) & {"torch", "numpy", "pydantic", "matplotlib"} == set()
 import diffvit.config
 assert set(sys.modules) & {"torch", "numpy", "matplotlib"} == set()
-import diffvit.training.run_dir, diffvit.reporting.render
+import diffvit.training.run_dir, diffvit.reporting.render, diffvit.benchmarks.report
 assert "torch" not in sys.modules
 """
 

@@ -59,6 +59,9 @@ def build() -> App:
         usage = f"Usage: diffvit {name} {verb.usage}"
         app.command(verb.home, name=name, help=verb.help, usage=usage, sort_key=place)
     app.command("diffvit.cli.data:app", name="data", help="Look at data sets and fetch them.", sort_key=len(VERBS))
+    app.command(
+        "diffvit.cli.bench:app", name="bench", help="Measure speed beside other libraries.", sort_key=len(VERBS) + 1
+    )
     app.register_install_completion_command(help="Install completion for bash, zsh or fish.")
     return app
 

@@ -1,0 +1,208 @@
+"""Whole models beside each other: training steps and inference, images per second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffvit.benchmarks.hardware import better, facts, peak_rate, product_rates, shapes_of, waiter
+from diffvit.benchmarks.memory import peak_memory
+from diffvit.benchmarks.peers import build, models_of, parameters_of
+from diffvit.benchmarks.rounds import Progress, Spread, measure, ratio, spread
+from diffvit.benchmarks.settings import (
+    DIFFERENTIAL,
+    SOFTMAX,
+    TIMM_DIFFERENTIAL,
+    Choice,
+    Rounds,
+    Sizes,
+)
+from diffvit.benchmarks.steps import LEARNING_RATE, STEPS, WEIGHT_DECAY, batch_of, forward_flops
+from diffvit.errors import EnvironmentFault
+from diffvit.training.environment import resolve_precision, usable_cores
+from diffvit.training.memory import keep_freed_memory
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One model in one dtype, eager or compiled."""
+
+    model: str
+    dtype: str
+    compiled: bool
+
+    @property
+    def name(self) -> str:
+        """How it is called in the result."""
+        return f"{self.model} {self.dtype}{' compiled' if self.compiled else ''}"
+
+
+def run(
+    kind: str,
+    sizes: Sizes,
+    how: Rounds,
+    choice: Choice,
+    *,
+    device: str,
+    threads: int = 0,
+    memory: bool = True,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure ``train`` or ``inference``.
+
+    Args:
+        kind: a name in :data:`STEPS`.
+        sizes: of the models and the batch.
+        how: rounds, steps and warm-up.
+        choice: peers, dtypes, compiled or not.
+        device: ``cpu`` or ``cuda``.
+        threads: CPU threads; 0 is all cores this process may use.
+        memory: also measure each arm's peak memory, in processes of their own, after the timing.
+        progress: told after each round.
+
+    Returns:
+        ``benchmark``, ``settings``, ``environment``, ``products`` (FLOP/s of matrix products), ``arms`` and ``rows``
+        (ratios), ready for JSON.
+
+    Raises:
+        ConfigError: sizes that do not go together.
+        EnvironmentFault: a peer is not there, or torch.compile does not work.
+    """
+    threads = prepare(threads)
+    environment = facts(device, threads)  # before: the load average is to be that of others
+    make, passes = STEPS[kind]
+    names = models_of(choice.peers)
+    arms = [
+        Arm(name, dtype, compiled)
+        for compiled in ([False, True] if choice.compiled else [False])
+        for dtype in choice.dtypes
+        for name in names
+    ]
+    facts_of = {name: _facts_of(build(name, sizes), sizes) for name in names}
+    batch = batch_of(sizes, device)
+    steps: dict[str, Callable[[], object]] = {}
+    for arm in arms:
+        model = build(arm.model, sizes).to(device)
+        steps[arm.name] = make(_compiled(model) if arm.compiled else model, *batch, arm.dtype)
+    products = partial(product_rates, shapes_of(sizes, device), choice.dtypes, device)
+    before = products()
+    for name, step in steps.items():
+        _try(name, step)
+    seconds = measure(steps, how, wait=waiter(device), progress=progress)
+    rates = better(before, products())
+    steps.clear()  # the processes that measure memory need theirs
+    found = [
+        {
+            **{"model": arm.model, "dtype": arm.dtype, "compiled": arm.compiled},
+            **_figures(
+                seconds[arm.name], sizes, passes * facts_of[arm.model]["flops_per_image"], peak_rate(rates, arm.dtype)
+            ),
+            **facts_of[arm.model],
+            "peak_memory": peak_memory(kind, arm.model, arm.dtype, sizes, device, threads)
+            if memory and not arm.compiled
+            else None,
+            "seconds": seconds[arm.name],
+        }
+        for arm in arms
+    ]
+    return {
+        "benchmark": kind,
+        "settings": {
+            **asdict(sizes),
+            **asdict(how),
+            **asdict(choice),
+            "optimizer": _OPTIMIZER if kind == "train" else None,
+        },
+        "environment": environment,
+        "products": rates,
+        "arms": found,
+        "rows": list(rows_of(seconds, arms, resolve_precision("auto", device))),
+    }
+
+
+_OPTIMIZER = f"AdamW, fused, lr {LEARNING_RATE}, weight decay {WEIGHT_DECAY}"
+
+
+def prepare(threads: int) -> int:
+    """Set the process up for measuring; the number of threads."""
+    keep_freed_memory()
+    threads = threads or usable_cores()
+    torch.set_num_threads(threads)
+    return threads
+
+
+def _facts_of(model: nn.Module, sizes: Sizes) -> dict[str, int]:
+    return {"parameters": parameters_of(model), "flops_per_image": forward_flops(model, sizes)}
+
+
+def _compiled(model: nn.Module) -> nn.Module:
+    """Compiled for itself: other models' code does not count against torch's limit of recompilations."""
+    made: Any = torch.compile(model)
+    return made
+
+
+def _try(name: str, step: Callable[[], object]) -> None:
+    """The first step, untimed: it compiles, allocates and picks kernels."""
+    try:
+        step()
+    except Exception as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        why = f"cannot be compiled here ({str(error).strip().splitlines()[0]})"
+        raise EnvironmentFault(name, why, "Leave out --compiled.") from error
+
+
+def _figures(seconds: Sequence[float], sizes: Sizes, flops: int, rate: float | None) -> dict[str, float | None]:
+    """Images per second with their interval, and the share of the machine's matrix-product rate."""
+    median, low, high = spread([sizes.batch_size / each for each in seconds])
+    return {
+        "images_per_second": median,
+        "low": low,
+        "high": high,
+        "mfu": flops * median / rate if rate else None,
+    }
+
+
+def rows_of(seconds: Mapping[str, Sequence[float]], arms: Sequence[Arm], auto: str) -> Iterator[dict[str, Any]]:
+    """The ratios: each of ours against its rivals, within each round.
+
+    Args:
+        seconds: per step, per arm and round.
+        arms: what was measured.
+        auto: the dtype that ``--precision auto`` takes here.
+
+    Returns:
+        Rows with ``ours``, ``peer``, ``dtype``, ``ours_dtype``, ``peer_dtype``, ``compiled``, ``quantity``, ``ratio``,
+        ``low``, ``high``. ``quantity`` is ``speed`` (above 1, ours is faster), or ``step time`` where differential is
+        put over softmax (above 1, differential is slower). ``dtype`` is ``auto`` for what users get: ours in the dtype
+        it chooses itself, the peer in float32.
+    """
+    have = {arm.name for arm in arms}
+    for compiled in dict.fromkeys(arm.compiled for arm in arms):
+        for label, mine, theirs in (("auto", auto, "fp32"), ("bf16", "bf16", "bf16"), ("fp32", "fp32", "fp32")):
+            for ours, peer in _pairs(arms):
+                if peer == SOFTMAX and label == "auto":
+                    continue
+                our_arm, peer_arm = Arm(ours, mine, compiled).name, Arm(peer, theirs, compiled).name
+                if not {our_arm, peer_arm} <= have:
+                    continue
+                over = (our_arm, peer_arm) if peer == SOFTMAX else (peer_arm, our_arm)
+                found: Spread = ratio(*(seconds[name] for name in over))
+                yield {
+                    **{"ours": ours, "peer": peer, "dtype": label, "ours_dtype": mine, "peer_dtype": theirs},
+                    **{"compiled": compiled, "quantity": "step time" if peer == SOFTMAX else "speed"},
+                    **{"ratio": found.median, "low": found.low, "high": found.high},
+                }
+
+
+def _pairs(arms: Sequence[Arm]) -> list[tuple[str, str]]:
+    peers = [name for name in dict.fromkeys(arm.model for arm in arms) if name not in (SOFTMAX, DIFFERENTIAL)]
+    return [
+        *((DIFFERENTIAL if peer == TIMM_DIFFERENTIAL else SOFTMAX, peer) for peer in peers),
+        (DIFFERENTIAL, SOFTMAX),
+    ]

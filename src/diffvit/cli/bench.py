@@ -1,0 +1,146 @@
+"""``diffvit bench train``, ``inference`` and ``attention``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, Group, Parameter
+
+from diffvit.benchmarks.settings import DTYPES, FOLDER, PEERS, TOKENS, WIDTHS, Choice, Grid, Rounds, Sizes, peers_of
+from diffvit.cli import show
+from diffvit.cli.options import COMMAND, OUTPUT, Output
+from diffvit.config import resolve
+from diffvit.settings import Device
+
+app = App(name="bench", help_format="plaintext")
+MODEL = Group("Model and batch, the same for all", sort_key=2)
+
+
+@Parameter(name="*", group=COMMAND)
+@dataclass(frozen=True)
+class Run:
+    """How a benchmark runs, whatever it measures."""
+
+    precision: Literal["both", "fp32", "bf16"] = "both"
+    """bf16 is by autocast."""
+    steps: int = 1
+    """Steps in a turn."""
+    warmup: int = 1
+    """Rounds thrown away first."""
+    device: Annotated[Device | None, Parameter(show_default="auto")] = None
+    """Where to run."""
+    threads: Annotated[int | None, Parameter(show_default="0")] = None
+    """CPU threads; 0 is all usable cores."""
+    out: Path = FOLDER
+    """Folder for the JSON, the plots and report.md."""
+    quiet: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    """Show no progress."""
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """What precision names."""
+        return DTYPES if self.precision == "both" else (self.precision,)
+
+    def place(self) -> dict[str, Any]:
+        """Device and threads for a benchmark's ``run``: flag > environment > default. Imports torch."""
+        given = {name: getattr(self, name) for name in ("device", "threads") if getattr(self, name) is not None}
+        config = resolve(None, given)
+
+        from diffvit.training.environment import resolve_device
+
+        return {"device": resolve_device(config.device), "threads": config.threads, "progress": self._progress}
+
+    def _progress(self, done: int, total: int) -> None:
+        if not self.quiet:
+            print(f"{done} of {total}", file=sys.stderr, flush=True)
+
+
+@Parameter(name="*", group=COMMAND)
+@dataclass(frozen=True)
+class Compared:
+    """Whom whole models are compared with."""
+
+    peers: str = ",".join(PEERS)
+    """Libraries to measure beside ours, with commas; or none."""
+    compiled: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    """Measure all under torch.compile too."""
+    memory: Annotated[bool, Parameter(show_default="yes")] = True
+    """Measure peak memory after the timing."""
+
+
+Count = Annotated[int, Parameter(group=COMMAND, help="Rounds that count; in each everyone has a turn.")]
+Model = Annotated[Sizes, Parameter(name="*", group=MODEL)]
+SIZES, RUN, COMPARED = Sizes(), Run(), Compared()
+
+
+@app.command
+def train(
+    *, rounds: Count = 10, compared: Compared = COMPARED, run: Run = RUN, model: Model = SIZES, output: Output = OUTPUT
+) -> None:
+    """Whole training steps: forward, cross-entropy, backward, AdamW."""
+    _models("train", model, rounds, compared, run, output)
+
+
+@app.command
+def inference(
+    *, rounds: Count = 10, compared: Compared = COMPARED, run: Run = RUN, model: Model = SIZES, output: Output = OUTPUT
+) -> None:
+    """Forward passes alone, in evaluation mode."""
+    _models("inference", model, rounds, compared, run, output)
+
+
+@app.command
+def attention(
+    *,
+    rounds: Count = 5,
+    peers: Annotated[Literal["timm", "none"], Parameter(group=COMMAND, help="Measure timm's layer too.")] = "timm",
+    tokens: Annotated[tuple[int, ...], Parameter(group=COMMAND, negative="", help="Numbers of tokens.")] = TOKENS,
+    widths: Annotated[tuple[int, ...], Parameter(group=COMMAND, negative="", help="Widths of a token.")] = WIDTHS,
+    tokens_per_step: Annotated[int, Parameter(group=COMMAND, help="Tokens in a step, about.")] = 8192,
+    run: Run = RUN,
+    output: Output = OUTPUT,
+) -> None:
+    """The attention layer alone: every way to compute it."""
+    grid, how = Grid(tokens, widths, tokens_per_step), Rounds(rounds, run.steps, run.warmup)
+    choice, place = Choice(peers_of(peers), run.dtypes), run.place()
+
+    from diffvit.benchmarks.attention import run as measure
+    from diffvit.benchmarks.plots import shown_width
+    from diffvit.benchmarks.words import layer_ratios
+
+    result = measure(grid, how, choice, **place)
+    shown = layer_ratios(result, shown_width(result))
+    show.table(shown.columns, shown.rows)
+    _keep(result, run.out, output)
+
+
+def _models(kind: str, model: Sizes, rounds: int, compared: Compared, run: Run, output: Output) -> None:
+    """Measure, print the two tables, write the files."""
+    how = Rounds(rounds, run.steps, run.warmup)
+    choice, place = Choice(peers_of(compared.peers), run.dtypes, compared.compiled), run.place()
+
+    from diffvit.benchmarks.throughput import run as measure
+    from diffvit.benchmarks.words import model_table, ratio_table, unequal
+
+    result = measure(kind, model, how, choice, **place, memory=compared.memory)
+    for shown in (model_table(result), ratio_table(result)):
+        if shown.rows:
+            show.table(shown.columns, shown.rows)
+    for line in unequal(result):
+        show.line(line.replace("*", ""))
+    _keep(result, run.out, output)
+
+
+def _keep(result: dict[str, Any], out: Path, output: Output) -> None:
+    """Write the result and the report, and say where."""
+    from diffvit.benchmarks.report import REPORT, update
+    from diffvit.benchmarks.results import write
+
+    write(result, out)
+    update(out)
+    show.line(f"report  {out / REPORT}")
+    if output.json:
+        show.as_json({**result, "report": out / REPORT})
