@@ -47,12 +47,12 @@ def _needs(library: str) -> Iterator[None]:
     """Imports of a peer inside; one that fails is one clear line.
 
     Raises:
-        EnvironmentFault: the library is not there.
+        EnvironmentFault: the library is not there, or does not work here.
     """
     try:
         import_torchvision()
         yield
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:
         why = f"cannot be imported ({' '.join(str(error).split())})"
         hint = "Install the peers with pip install 'diffvit[bench]', or choose among them with --peers."
         raise EnvironmentFault(library, why, hint) from error

@@ -8,6 +8,7 @@ from matplotlib.ticker import FixedLocator, NullFormatter, ScalarFormatter
 
 from diffvit.benchmarks.results import Result, stamp
 from diffvit.benchmarks.settings import FAMILIES
+from diffvit.benchmarks.words import counted
 from diffvit.reporting.style import LIGHT, Theme, colour, dress, figure, to_png
 
 TITLES = {"train": "Training steps", "inference": "Inference"}
@@ -33,7 +34,7 @@ def throughput(result: Result, *, theme: Theme = LIGHT) -> bytes:
     title = (
         f"{TITLES[result['benchmark']]}: ViT {how['embed_dim']} wide, {how['depth']} blocks, batch {how['batch_size']}"
     )
-    x = f"images per second ({of['hardware']}, {of['threads']} threads)"
+    x = f"images per second ({of['hardware']}, {counted(of['threads'], 'thread')})"
     dress(axes, theme, title=title, x=x, y="")
     names = [f"{model}{', compiled' if compiled else ''}" for model, compiled in models]
     axes.set_yticks([-place for place in range(len(models))], names)
@@ -65,7 +66,7 @@ def attention(result: Result, *, theme: Theme = LIGHT) -> bytes:
         dress(axes, theme, title=f"Attention layer, {width} wide, {dtype}", x="tokens per image", y=y)
         axes.set_xticks(range(len(tokens)), [str(count) for count in tokens])
         axes.set_yscale("log")
-        _plain_log(axes)
+    _plain_log(panels[0])
     _legend(made, theme, panels[0], [(shade, style, route) for route, (shade, style) in lines.items()])
     return to_png(made, stamp(result))
 
@@ -86,7 +87,7 @@ def _lines(routes: list[str], theme: Theme) -> dict[str, tuple[str, Any]]:
 
 
 def _plain_log(axes: Any) -> None:
-    """Times in plain figures: 1, 2, 5, 10, ..."""
+    """Times in plain figures, 1, 2, 5, 10, ...; for all panels, which share the axis."""
     low, high = axes.get_ylim()
     ticks = [factor * 10.0**power for power in range(-3, 5) for factor in (1, 2, 5)]
     axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
@@ -104,7 +105,12 @@ def _legend(made: Any, theme: Theme, axes: Any, entries: list[tuple[str, Any, st
         for shade, style, label in entries
     ]
     legend = made.legend(
-        handles=handles, fontsize=10.5, frameon=False, loc="outside lower center", ncols=min(4, len(entries))
+        handles=handles,
+        fontsize=10.5,
+        frameon=False,
+        handlelength=3.2,
+        loc="outside lower center",
+        ncols=min(4, len(entries)),
     )
     for text in legend.get_texts():
         text.set_color(theme.ink)

@@ -28,8 +28,8 @@ SPEED_NOTE = (
 )
 MODEL_NOTE = (
     "FLOPs: one forward pass of one image, matrix products only, a multiply-add counted as two; each model's own. MFU, "
-    "model FLOPs utilisation: FLOPs of a step (training: three forward passes) per second, over the rate of the fastest "
-    "matrix product of the same dtype in the same run."
+    "model FLOPs utilisation: FLOPs of a step (training: three forward passes) per second, over the rate of the "
+    "fastest matrix product of the same dtype in the same run."
 )
 LAYER_NOTE = (
     "The layer with its projections, heads 32 wide. `diffvit` and `diffvit differential` are the layers as they choose "

@@ -90,13 +90,20 @@ def products(result: Result) -> str:
 def circumstances(result: Result) -> str:
     """Hardware, versions, date and how often."""
     of, how = result["environment"], result["settings"]
+    often = f"{counted(how['rounds'], 'round')} of {counted(how['steps'], 'step')} after {how['warmup']} to warm up"
     parts = [
-        *(of["hardware"], of["device"], f"{of['threads']} of {of['cores']} threads", f"torch {of['torch']}"),
+        *(of["hardware"], of["device"], f"{counted(of['threads'], 'thread')} ({of['cores']} cores)"),
+        f"torch {of['torch']}",
         *(f"{name} {of[name]}" for name in PEERS if name in how["peers"]),
-        *(f"diffvit {of['diffvit']}", of["date"], f"{how['rounds']} rounds of {how['steps']} after {how['warmup']}"),
+        *(f"diffvit {of['diffvit']}", of["date"], often),
     ]
     load = "" if of.get("load") is None else f" Load average before the run: {of['load']:.1f}."
     return ", ".join(parts) + "." + load
+
+
+def counted(number: int, what: str) -> str:
+    """``1 round``, ``2 rounds``."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def model_line(result: Result) -> str:

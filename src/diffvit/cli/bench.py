@@ -96,7 +96,9 @@ def inference(
 def attention(
     *,
     rounds: Count = 5,
-    peers: Annotated[Literal["timm", "none"], Parameter(group=COMMAND, help="Measure timm's layer too.")] = "timm",
+    peers: Annotated[
+        str, Parameter(group=COMMAND, help="Whose layers beside ours; only timm has any. Or none.")
+    ] = "timm",
     tokens: Annotated[tuple[int, ...], Parameter(group=COMMAND, negative="", help="Numbers of tokens.")] = TOKENS,
     widths: Annotated[tuple[int, ...], Parameter(group=COMMAND, negative="", help="Widths of a token.")] = WIDTHS,
     tokens_per_step: Annotated[int, Parameter(group=COMMAND, help="Tokens in a step, about.")] = 8192,
