@@ -18,7 +18,9 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "command", [["--help"], ["train", "--help"], ["data", "info", "--help"], ["--version"]], ids=" ".join
+    "command",
+    [["--help"], ["train", "--help"], ["data", "info", "--help"], ["bench", "train", "--help"], ["--version"]],
+    ids=" ".join,
 )
 def test_help_imports_nothing_heavy(command: list[str], tmp_path: Path) -> None:
     done = run([sys.executable, "-X", "importtime", "-m", "diffvit.cli.main", *command], tmp_path)

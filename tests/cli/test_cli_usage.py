@@ -44,7 +44,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "nothing like it": (["train", "--qqqqqqqq"], "--qqqqqqqq: unknown option. See"),
     "misspelt verb": (
         ["trian"],
-        "trian: unknown command (have train, evaluate, predict, compare, data); did you mean 'train'?",
+        "trian: unknown command (have train, evaluate, predict, compare, data, bench); did you mean 'train'?",
     ),
     "misspelt inner verb": (["data", "inf"], "inf: unknown command (have info, fetch); did you mean 'info'?"),
     "odd heads": (["train", *DIFFERENTIAL_ODD], "--model.num-heads: num_heads 5 is odd: differential attention"),
@@ -156,9 +156,10 @@ def test_help_and_version_answer_on_standard_output(capsys: Captured) -> None:
     assert run(["--version"]) == 0
     assert capsys.readouterr().out == f"diffvit {__version__}\n"
     for command, words in {
-        (): ["train", "evaluate", "predict", "compare", "data"],
-        ("--help",): ["train", "evaluate", "predict", "compare", "data"],
+        (): ["train", "evaluate", "predict", "compare", "data", "bench"],
+        ("--help",): ["train", "evaluate", "predict", "compare", "data", "bench"],
         ("data",): ["info", "fetch"],
+        ("bench",): ["train", "inference", "attention"],
         ("evaluate", "--help"): ["RUN", "--split", "--data", "--json", "--debug"],
         ("predict", "--help"): ["IMAGE...", "--top", "[default: 5]"],
         ("compare", "--help"): ["RUN...", "--out"],

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+
+from diffvit.benchmarks.rounds import measure, order, ratio, spread
+from diffvit.benchmarks.settings import PEERS, Choice, Grid, Rounds, Sizes, peers_of
+from diffvit.errors import ConfigError
+
+
+class Clock:
+    """A clock that moves only when an arm runs; each arm takes what it is given for its n-th step."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.log: list[str] = []
+
+    def arm(self, name: str, durations: list[float]) -> Callable[[], None]:
+        waiting = iter(durations)
+
+        def step() -> None:
+            self.log.append(name)
+            self.now += next(waiting)
+
+        return step
+
+
+def test_every_arm_has_its_turn_in_every_round_and_the_order_moves() -> None:
+    clock = Clock()
+    arms = {name: clock.arm(name, [1.0] * 20) for name in "abc"}
+    told = []
+    measure(
+        arms,
+        Rounds(rounds=5, steps=2, warmup=1),
+        clock=lambda: clock.now,
+        progress=lambda done, total: told.append((done, total)),
+    )
+    turns = [clock.log[start : start + 6] for start in range(0, 36, 6)]
+    assert len(clock.log) == 36
+    for turn in turns:  # two steps in a row, each arm once
+        assert turn[::2] == turn[1::2]
+        assert sorted(turn[::2]) == ["a", "b", "c"]
+    assert ["".join(turn[::2]) for turn in turns] == ["abc", "cba", "bca", "acb", "cab", "bac"]
+    assert told == [(done, 6) for done in range(1, 7)]
+
+
+def test_over_a_full_turn_everyone_has_been_everywhere_equally_often() -> None:
+    names = ["a", "b", "c", "d"]
+    places = {name: [order(names, turn).index(name) for turn in range(8)] for name in names}
+    assert all(sorted(found) == [0, 0, 1, 1, 2, 2, 3, 3] for found in places.values())
+
+
+def test_warm_up_is_thrown_away_and_times_are_per_step() -> None:
+    clock = Clock()
+    waits: list[float] = []
+    arms = {"ours": clock.arm("ours", [9, 9, 1, 3, 2, 2]), "theirs": clock.arm("theirs", [7, 7, 4, 4, 8, 4])}
+    how = Rounds(rounds=2, steps=2, warmup=1)
+    seconds = measure(arms, how, clock=lambda: clock.now, wait=lambda: waits.append(clock.now))
+    assert seconds == {"ours": [2.0, 2.0], "theirs": [4.0, 6.0]}
+    assert len(waits) == 2 * 2 * 3  # before and after each turn
+    assert ratio(seconds["theirs"], seconds["ours"]) == (2.5, 2.0, 3.0)
+
+
+def test_the_ratio_is_taken_within_each_round() -> None:
+    # The machine is three times as slow in the second round; the ratio does not notice.
+    assert ratio([2.0, 6.0, 2.0], [1.0, 3.0, 1.0]) == (2.0, 2.0, 2.0)
+    with pytest.raises(ValueError, match="shorter"):
+        ratio([1.0, 2.0], [1.0])
+
+
+@pytest.mark.parametrize("count", range(1, 41))
+def test_the_interval_holds_the_median_with_95_percent_and_is_the_narrowest_that_does(count: int) -> None:
+    found = spread([float(value) for value in range(1, count + 1)])
+    k = int(found.low)
+    assert found.high == count + 1 - k
+    assert found.median == (count + 1) / 2
+
+    def coverage(rank: int) -> float:
+        return 1 - 2 * sum(math.comb(count, hits) for hits in range(rank)) / 2**count
+
+    if count >= 6:
+        assert coverage(k) >= 0.95
+        assert coverage(k + 1) < 0.95
+    else:
+        assert k == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (lambda: Rounds(rounds=0), "--rounds: must be at least 1 (found 0)."),
+        (lambda: Rounds(rounds=1, steps=0), "--steps: must be at least 1 (found 0)."),
+        (lambda: Rounds(rounds=1, warmup=-1), "--warmup: must be at least 0 (found -1)."),
+        (lambda: Sizes(batch_size=0), "--batch-size: must be at least 1 (found 0)."),
+        (lambda: Grid(tokens=()), "--tokens: must be at least 1 (found 0)."),
+        (lambda: Grid(widths=(96,)), "--widths: must be multiples of 64, two heads (found 96)."),
+        (lambda: peers_of("timm,vit-pytroch"), "did you mean 'vit-pytorch'?"),
+        (lambda: peers_of(""), "--peers: no such peer ('' vs timm, vit-pytorch, transformers, or none)."),
+    ],
+)
+def test_settings_that_measure_nothing_are_refused(make: Callable[[], object], line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert line in str(caught.value)
+
+
+def test_peers_are_names_in_a_fixed_order() -> None:
+    assert peers_of("transformers, timm") == ("timm", "transformers")
+    assert peers_of("none") == ()
+    assert Choice().peers == PEERS
+
+
+def test_the_batch_keeps_the_tokens_about_constant() -> None:
+    grid = Grid()
+    assert [grid.batch(tokens) for tokens in (16, 64, 65, 256, 257)] == [512, 128, 126, 32, 32]
+    assert Grid(tokens_per_step=8).batch(16) == 1

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import subprocess
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from diffvit.benchmarks import hardware, memory, throughput
+from diffvit.benchmarks.peers import build, parameters_of
+from diffvit.benchmarks.settings import Choice, Rounds, Sizes
+from diffvit.benchmarks.steps import STEPS, batch_of, inference_step, train_step
+from diffvit.benchmarks.throughput import Arm, rows_of
+from diffvit.errors import EnvironmentFault
+
+TINY = Sizes(embed_dim=24, depth=1, num_heads=2, image_size=16, batch_size=2)
+
+
+def test_ratios_against_a_hand_computation() -> None:
+    times = {
+        "diffvit fp32": [2.0, 4.0],
+        "diffvit bf16": [1.0, 2.0],
+        "diffvit differential fp32": [3.0, 5.0],
+        "diffvit differential bf16": [1.5, 2.0],
+        "timm fp32": [4.0, 4.0],
+        "timm bf16": [3.0, 2.0],
+        "timm differential fp32": [6.0, 5.0],
+        "timm differential bf16": [3.0, 6.0],
+    }
+    arms = [Arm(name.rpartition(" ")[0], name.rpartition(" ")[2], False) for name in times]
+    rows = list(rows_of(times, arms, "bf16"))
+    assert [
+        (row["ours"], row["peer"], row["dtype"], row["quantity"], row["ratio"], row["low"], row["high"]) for row in rows
+    ] == [
+        ("diffvit", "timm", "auto", "speed", 3.0, 2.0, 4.0),  # 4/1, 4/2
+        ("diffvit differential", "timm differential", "auto", "speed", 3.25, 2.5, 4.0),  # 6/1.5, 5/2
+        ("diffvit", "timm", "bf16", "speed", 2.0, 1.0, 3.0),
+        ("diffvit differential", "timm differential", "bf16", "speed", 2.5, 2.0, 3.0),
+        ("diffvit differential", "diffvit", "bf16", "step time", 1.25, 1.0, 1.5),  # ours over ours: 1.5/1, 2/2
+        ("diffvit", "timm", "fp32", "speed", 1.5, 1.0, 2.0),
+        ("diffvit differential", "timm differential", "fp32", "speed", 1.5, 1.0, 2.0),
+        ("diffvit differential", "diffvit", "fp32", "step time", 1.375, 1.25, 1.5),
+    ]
+    assert {(row["ours_dtype"], row["peer_dtype"]) for row in rows if row["dtype"] == "auto"} == {("bf16", "fp32")}
+
+
+def test_compiled_arms_are_compared_with_compiled_ones() -> None:
+    arms = [Arm(model, "fp32", compiled) for compiled in (False, True) for model in ("diffvit", "vit-pytorch")]
+    times = {arm.name: [2.0 if arm.compiled else 6.0, 2.0 if arm.model == "diffvit" else 3.0] for arm in arms}
+    rows = list(rows_of(times, arms, "fp32"))
+    assert [(row["dtype"], row["compiled"]) for row in rows] == [
+        *(("auto", False), ("fp32", False), ("auto", True), ("fp32", True))
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_training_step_is_autograd_and_adamw(dtype: str) -> None:
+    images, labels = batch_of(TINY, "cpu")
+    ours, plain = build("diffvit", TINY), build("diffvit", TINY)
+    step = train_step(ours, images, labels, dtype)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3, weight_decay=0.05, fused=True)
+    for _ in range(2):
+        step()
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
+            logits = plain(images)
+        nn.CrossEntropyLoss()(logits.float(), labels).backward()
+        optimizer.step()
+    assert ours.training
+    assert all(parameter.grad is None for parameter in ours.parameters())
+    for mine, theirs in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_inference_is_the_forward_pass_and_changes_nothing() -> None:
+    images, labels = batch_of(TINY, "cpu")
+    model = build("diffvit", TINY)
+    expected = model(images).detach()
+    found: Any = inference_step(model, images, labels, "fp32")()
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert found.is_inference()
+    assert not model.training
+    half: Any = inference_step(model, images, labels, "bf16")()
+    assert half.dtype == torch.bfloat16
+
+
+def test_the_batch_is_always_the_same() -> None:
+    for first, second in zip(batch_of(TINY, "cpu"), batch_of(TINY, "cpu"), strict=True):
+        assert torch.equal(first, second)
+    assert batch_of(TINY, "cpu")[0].shape == (2, 3, 16, 16)
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_a_whole_run(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(hardware.LARGE, "cpu", 64)
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(throughput, "peak_memory", lambda *given: asked.append(given) or 1000)
+    rounds: list[int] = []
+    how, choice = Rounds(2, 1, 1), Choice(peers=("vit-pytorch",))
+    found = throughput.run(
+        kind, TINY, how, choice, device="cpu", threads=1, progress=lambda done, total: rounds.append(done)
+    )
+    assert rounds == [1, 2, 3]
+    assert found["benchmark"] == kind
+    models = ["diffvit", "diffvit differential", "vit-pytorch"]
+    assert [(arm["model"], arm["dtype"]) for arm in found["arms"]] == [
+        (model, dtype) for dtype in ("fp32", "bf16") for model in models
+    ]
+    assert [given[:3] for given in asked] == [(kind, arm["model"], arm["dtype"]) for arm in found["arms"]]
+    for arm in found["arms"]:
+        assert len(arm["seconds"]) == 2
+        rates = [2 / seconds for seconds in arm["seconds"]]
+        assert arm["images_per_second"] == pytest.approx(sum(rates) / 2)
+        assert (arm["low"], arm["high"]) == pytest.approx((min(rates), max(rates)))
+        assert arm["parameters"] == parameters_of(build(arm["model"], TINY))
+        passes = 3 if kind == "train" else 1
+        best = max(product["best"] for product in found["products"] if product["dtype"] == arm["dtype"])
+        assert arm["mfu"] == pytest.approx(passes * arm["flops_per_image"] * arm["images_per_second"] / best)
+        assert arm["peak_memory"] == 1000
+    environment = found["environment"]
+    assert environment["threads"] == 1
+    assert {"torch", "timm", "vit-pytorch", "transformers", "diffvit", "hardware", "cores", "date", "load"} <= set(
+        environment
+    )
+    assert {(row["ours"], row["peer"]) for row in found["rows"]} == {
+        ("diffvit", "vit-pytorch"),
+        ("diffvit differential", "diffvit"),
+    }
+
+
+def test_product_rates_are_the_work_over_the_time() -> None:
+    ticks = iter(range(100))  # a second between any two readings
+    found = hardware.product_rates([(2, 3, 4), (8, 8, 8)], ["fp32"], "cpu", repeats=2, clock=lambda: float(next(ticks)))
+    assert [(row["rows"], row["inner"], row["columns"], row["best"]) for row in found] == [
+        (2, 3, 4, 48.0),
+        (8, 8, 8, 1024.0),
+    ]
+    later = [{**row, "best": 500.0} for row in found]
+    assert [row["best"] for row in hardware.better(found, later)] == [500.0, 1024.0]
+    assert hardware.peak_rate(found, "fp32") == 1024.0
+    assert hardware.peak_rate(found, "bf16") is None
+
+
+def test_the_products_are_those_of_the_model() -> None:
+    shapes = hardware.shapes_of(Sizes(), "cpu")
+    assert shapes == [(8320, 192, 576), (8320, 192, 384), (8320, 384, 192), (2048, 2048, 2048)]
+
+
+def test_peak_memory_of_a_process_of_its_own() -> None:
+    sizes = Sizes(embed_dim=256, depth=8, num_heads=4, image_size=16, batch_size=2)
+    found = memory.peak_memory("train", "diffvit", "fp32", sizes, "cpu", 1)
+    weights = 4 * parameters_of(build("diffvit", sizes))
+    if found is not None:  # /proc tells it
+        assert 4 * weights < found < 20 * weights  # weights, gradients and two moments at least
+
+
+def test_a_failed_measurement_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = subprocess.CompletedProcess([], 1, "", "Traceback\nRuntimeError: broken\n")
+    monkeypatch.setattr(memory.subprocess, "run", lambda *_, **__: failed)
+    monkeypatch.setattr(memory, "_STATUS", memory.Path(__file__))
+    with pytest.raises(EnvironmentFault, match=r"memory of timm: cannot be measured \(RuntimeError: broken\)"):
+        memory.peak_memory("train", "timm", "fp32", TINY, "cpu", 1)
