@@ -114,5 +114,5 @@ def test_peers_are_names_in_a_fixed_order() -> None:
 
 def test_the_batch_keeps_the_tokens_about_constant() -> None:
     grid = Grid()
-    assert [grid.batch(tokens) for tokens in (16, 64, 65, 256, 257)] == [512, 128, 126, 32, 32]
+    assert [grid.batch(tokens) for tokens in (16, 64, 65, 256, 257)] == [256, 64, 63, 16, 16]
     assert Grid(tokens_per_step=8).batch(16) == 1

@@ -129,6 +129,20 @@ def test_a_whole_run(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
+def test_a_compiler_that_fails_is_one_line_and_other_faults_pass() -> None:
+    def fail(error: Exception) -> None:
+        raise error
+
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    broken = BackendCompilerFailed(lambda: None, RuntimeError("no C++ compiler"), None)
+    with pytest.raises(EnvironmentFault, match="diffvit fp32 compiled: cannot be compiled here") as caught:
+        throughput._try("diffvit fp32 compiled", lambda: fail(broken))
+    assert "Leave out --compiled." in str(caught.value)
+    with pytest.raises(ValueError, match="other"):
+        throughput._try("diffvit fp32", lambda: fail(ValueError("other")))
+
+
 def test_product_rates_are_the_work_over_the_time() -> None:
     ticks = iter(range(100))  # a second between any two readings
     found = hardware.product_rates([(2, 3, 4), (8, 8, 8)], ["fp32"], "cpu", repeats=2, clock=lambda: float(next(ticks)))

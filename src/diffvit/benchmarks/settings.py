@@ -84,7 +84,7 @@ class Grid:
 
     tokens: tuple[int, ...] = TOKENS
     widths: tuple[int, ...] = WIDTHS
-    tokens_per_step: int = 8192
+    tokens_per_step: int = 4096
 
     def __post_init__(self) -> None:
         at_least_one(tokens_per_step=self.tokens_per_step, tokens=min(self.tokens, default=0))

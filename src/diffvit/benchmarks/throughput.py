@@ -141,7 +141,7 @@ def _facts_of(model: nn.Module, sizes: Sizes) -> dict[str, int]:
 
 
 def _compiled(model: nn.Module) -> nn.Module:
-    """Compiled for itself: other models' code does not count against torch's limit of recompilations."""
+    """As users compile a model: torch's defaults."""
     made: Any = torch.compile(model)
     return made
 

@@ -28,8 +28,6 @@ class Run:
     """bf16 is by autocast."""
     steps: int = 1
     """Steps in a turn."""
-    warmup: int = 1
-    """Rounds thrown away first."""
     device: Annotated[Device | None, Parameter(show_default="auto")] = None
     """Where to run."""
     threads: Annotated[int | None, Parameter(show_default="0")] = None
@@ -72,30 +70,44 @@ class Compared:
 
 
 Count = Annotated[int, Parameter(group=COMMAND, help="Rounds that count; in each everyone has a turn.")]
+Warmup = Annotated[int, Parameter(group=COMMAND, help="Rounds thrown away, after a first step that never counts.")]
 Model = Annotated[Sizes, Parameter(name="*", group=MODEL)]
 SIZES, RUN, COMPARED = Sizes(), Run(), Compared()
 
 
 @app.command
 def train(
-    *, rounds: Count = 10, compared: Compared = COMPARED, run: Run = RUN, model: Model = SIZES, output: Output = OUTPUT
+    *,
+    rounds: Count = 10,
+    warmup: Warmup = 1,
+    compared: Compared = COMPARED,
+    run: Run = RUN,
+    model: Model = SIZES,
+    output: Output = OUTPUT,
 ) -> None:
     """Whole training steps: forward, cross-entropy, backward, AdamW."""
-    _models("train", model, rounds, compared, run, output)
+    _models("train", model, rounds, warmup, compared, run, output)
 
 
 @app.command
 def inference(
-    *, rounds: Count = 10, compared: Compared = COMPARED, run: Run = RUN, model: Model = SIZES, output: Output = OUTPUT
+    *,
+    rounds: Count = 10,
+    warmup: Warmup = 1,
+    compared: Compared = COMPARED,
+    run: Run = RUN,
+    model: Model = SIZES,
+    output: Output = OUTPUT,
 ) -> None:
     """Forward passes alone, in evaluation mode."""
-    _models("inference", model, rounds, compared, run, output)
+    _models("inference", model, rounds, warmup, compared, run, output)
 
 
 @app.command
 def attention(
     *,
-    rounds: Count = 5,
+    rounds: Count = 6,
+    warmup: Warmup = 0,
     peers: Annotated[
         str, Parameter(group=COMMAND, help="Whose layers beside ours; only timm has any. Or none.")
     ] = "timm",
@@ -106,7 +118,7 @@ def attention(
     output: Output = OUTPUT,
 ) -> None:
     """The attention layer alone: every way to compute it."""
-    grid, how = Grid(tokens, widths, tokens_per_step), Rounds(rounds, run.steps, run.warmup)
+    grid, how = Grid(tokens, widths, tokens_per_step), Rounds(rounds, run.steps, warmup)
     choice, place = Choice(peers_of(peers), run.dtypes), run.place()
 
     from diffvit.benchmarks.attention import run as measure
@@ -119,9 +131,9 @@ def attention(
     _keep(result, run.out, output)
 
 
-def _models(kind: str, model: Sizes, rounds: int, compared: Compared, run: Run, output: Output) -> None:
+def _models(kind: str, model: Sizes, rounds: int, warmup: int, compared: Compared, run: Run, output: Output) -> None:
     """Measure, print the two tables, write the files."""
-    how = Rounds(rounds, run.steps, run.warmup)
+    how = Rounds(rounds, run.steps, warmup)
     choice, place = Choice(peers_of(compared.peers), run.dtypes, compared.compiled), run.place()
 
     from diffvit.benchmarks.throughput import run as measure
