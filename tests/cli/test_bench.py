@@ -37,7 +37,7 @@ def test_train_measures_every_library_and_writes_the_report(tmp_path: Path, caps
         assert {"ours", "peer", "dtype", "compiled", "ratio", "low", "high"} <= set(row)
         assert 0 < row["low"] <= row["ratio"] <= row["high"]
     assert len(found["arms"]) == 12
-    assert "images/s, bf16" in out
+    assert "images/s bf16" in out
     written = json.loads((tmp_path / "reports" / "speed" / "train.json").read_text())
     assert written == {key: value for key, value in found.items() if key != "report"}
     assert Path(found["report"]).read_text().startswith("# Speed")
@@ -47,7 +47,7 @@ def test_train_measures_every_library_and_writes_the_report(tmp_path: Path, caps
 def test_inference_and_attention_go_into_the_same_report(tmp_path: Path, capsys: Captured) -> None:
     few = ["--precision", "fp32", "--peers", "none", "--out", "out", "--quiet"]
     assert run(["bench", "inference", *TINY, *QUICK, *few, "--no-memory"]) == 0
-    small = ["--tokens", "4", "--tokens", "5", "--widths", "64", "--tokens-per-step", "8"]
+    small = ["--tokens", "4,5", "--widths", "64", "--tokens-per-step", "8"]
     assert run(["bench", "attention", *QUICK, *few, *small, "--json"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
@@ -65,10 +65,13 @@ def test_inference_and_attention_go_into_the_same_report(tmp_path: Path, capsys:
         (["train", "--rounds", "0"], "--rounds: must be at least 1 (found 0)."),
         (["inference", "--steps", "0"], "--steps: must be at least 1 (found 0)."),
         (["train", "--batch-size", "0"], "--batch-size: must be at least 1 (found 0)."),
+        (["train", "--num-classes", "0"], "--num-classes: must be at least 1 (found 0)."),
         (["train", "--precision", "fp16"], "(fp16 vs both, fp32, bf16)"),
         (["train", "--threads", "-1"], "--threads: "),
         (["train", *QUICK, "--embed-dim", "24", "--num-heads", "5"], "num_heads: 5 does not divide embed_dim 24."),
         (["attention", "--widths", "100"], "--widths: must be multiples of 64"),
+        (["attention", "--tokens", "16;64"], "--tokens: must be whole numbers with commas (found '16;64')."),
+        (["attention", "--tokens", "0"], "--tokens: must be at least 1 (found 0)."),
         (["atention"], "did you mean 'attention'?"),
     ],
 )
@@ -89,6 +92,15 @@ def test_a_missing_library_is_one_line_and_code_4(capsys: Captured, monkeypatch:
     assert err.startswith("error: vit-pytorch: cannot be imported (")
     assert "pip install 'diffvit[bench]'" in err
     assert err.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_measuring(tmp_path: Path, capsys: Captured) -> None:
+    (tmp_path / "taken").write_text("a file")
+    assert run(["bench", "train", *TINY, *QUICK, "--out", "taken/speed"]) == 4
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: taken/speed: is no folder (")
+    assert err.endswith("Nothing was measured; give another --out.\n")
 
 
 def test_without_cuda_asking_for_it_is_code_4(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:

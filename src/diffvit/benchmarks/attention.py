@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from diffvit.benchmarks.hardware import facts, waiter
+from diffvit.benchmarks.hardware import facts, prepare, waiter
 from diffvit.benchmarks.peers import timm_differential_layer
 from diffvit.benchmarks.rounds import Progress, measure, ratio, spread
 from diffvit.benchmarks.settings import (
@@ -26,7 +26,6 @@ from diffvit.benchmarks.settings import (
     Grid,
     Rounds,
 )
-from diffvit.benchmarks.throughput import prepare
 from diffvit.models.attention import Attention
 from diffvit.models.differential import DifferentialAttention
 

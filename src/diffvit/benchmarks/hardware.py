@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from diffvit.benchmarks.peers import versions
 from diffvit.benchmarks.settings import Sizes
-from diffvit.training.environment import describe
+from diffvit.training.environment import describe, usable_cores
+from diffvit.training.memory import keep_freed_memory
 
 TORCH_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LARGE = {"cpu": 2048, "cuda": 8192}  # side of the square product
@@ -27,6 +28,14 @@ def facts(device: str, threads: int) -> dict[str, Any]:
     del found["precision"], found["processes"]
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     return {**found, **versions(), "date": datetime.now(UTC).date().isoformat(), "load": load}
+
+
+def prepare(threads: int) -> int:
+    """Set the process up for measuring; the number of threads."""
+    keep_freed_memory()
+    threads = threads or usable_cores()
+    torch.set_num_threads(threads)
+    return threads
 
 
 def waiter(device: str) -> Callable[[], None]:

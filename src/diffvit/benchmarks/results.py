@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffvit.errors import InputError
+from diffvit.errors import EnvironmentFault, InputError
 from diffvit.training.files import disk_faults, replace, to_json
 
 BENCHMARKS = ("train", "inference", "attention")
 Result = dict[str, Any]
+
+
+def refuse_folder(folder: Path) -> None:
+    """Say before measuring, not after, that a folder cannot be written to.
+
+    Raises:
+        EnvironmentFault: it is a file, or there is no permission.
+    """
+    place = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        why = "cannot be written to" if place.is_dir() else f"is no folder ({place} is a file)"
+        raise EnvironmentFault(str(folder), why, "Nothing was measured; give another --out.")
 
 
 def write(result: Mapping[str, Any], folder: Path) -> Path:

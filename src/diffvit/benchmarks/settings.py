@@ -44,7 +44,7 @@ class Sizes:
     """Images in one step."""
 
     def __post_init__(self) -> None:
-        at_least_one(batch_size=self.batch_size)
+        at_least_one(**{name: value for name, value in vars(self).items() if isinstance(value, int)})
 
 
 @dataclass(frozen=True)
@@ -122,3 +122,15 @@ def peers_of(text: str) -> tuple[str, ...]:
             why = f"no such peer ({name!r} vs {', '.join(PEERS)}, or none);{did_you_mean(name, PEERS)}"
             raise ConfigError("--peers", why.rstrip(";"))
     return tuple(name for name in PEERS if name in names)
+
+
+def numbers_of(flag: str, text: str) -> tuple[int, ...]:
+    """``"16,64"`` as numbers, each once.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    try:
+        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        raise ConfigError(flag, f"must be whole numbers with commas (found {text!r})") from None

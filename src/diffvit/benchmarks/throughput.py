@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffvit.benchmarks.hardware import better, facts, peak_rate, product_rates, shapes_of, waiter
+from diffvit.benchmarks.hardware import better, facts, peak_rate, prepare, product_rates, shapes_of, waiter
 from diffvit.benchmarks.memory import peak_memory
 from diffvit.benchmarks.peers import build, models_of, parameters_of
 from diffvit.benchmarks.rounds import Progress, Spread, measure, ratio, spread
@@ -24,8 +24,7 @@ from diffvit.benchmarks.settings import (
 )
 from diffvit.benchmarks.steps import LEARNING_RATE, STEPS, WEIGHT_DECAY, batch_of, forward_flops
 from diffvit.errors import EnvironmentFault
-from diffvit.training.environment import resolve_precision, usable_cores
-from diffvit.training.memory import keep_freed_memory
+from diffvit.training.environment import resolve_precision
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,12 @@ class Arm:
     def name(self) -> str:
         """How it is called in the result."""
         return f"{self.model} {self.dtype}{' compiled' if self.compiled else ''}"
+
+
+def arms_of(names: Sequence[str], choice: Choice) -> list[Arm]:
+    """Every model in every dtype, eager and then, where asked for, compiled."""
+    ways = [False, True] if choice.compiled else [False]
+    return [Arm(name, dtype, compiled) for compiled in ways for dtype in choice.dtypes for name in names]
 
 
 def run(
@@ -77,12 +82,7 @@ def run(
     environment = facts(device, threads)  # before: the load average is to be that of others
     make, passes = STEPS[kind]
     names = models_of(choice.peers)
-    arms = [
-        Arm(name, dtype, compiled)
-        for compiled in ([False, True] if choice.compiled else [False])
-        for dtype in choice.dtypes
-        for name in names
-    ]
+    arms = arms_of(names, choice)
     facts_of = {name: _facts_of(build(name, sizes), sizes) for name in names}
     batch = batch_of(sizes, device)
     steps: dict[str, Callable[[], object]] = {}
@@ -98,18 +98,17 @@ def run(
     steps.clear()  # the processes that measure memory need theirs
     found = [
         {
-            **{"model": arm.model, "dtype": arm.dtype, "compiled": arm.compiled},
-            **_figures(
-                seconds[arm.name], sizes, passes * facts_of[arm.model]["flops_per_image"], peak_rate(rates, arm.dtype)
-            ),
+            **asdict(arm),
+            **_figures(seconds[arm.name], sizes, passes * facts_of[arm.model]["flops_per_image"], rates, arm.dtype),
             **facts_of[arm.model],
-            "peak_memory": peak_memory(kind, arm.model, arm.dtype, sizes, device, threads)
-            if memory and not arm.compiled
-            else None,
+            "peak_memory": None,
             "seconds": seconds[arm.name],
         }
         for arm in arms
     ]
+    for row in found if memory else ():
+        if not row["compiled"]:
+            row["peak_memory"] = peak_memory(kind, row["model"], row["dtype"], sizes, device, threads)
     return {
         "benchmark": kind,
         "settings": {
@@ -126,14 +125,6 @@ def run(
 
 
 _OPTIMIZER = f"AdamW, fused, lr {LEARNING_RATE}, weight decay {WEIGHT_DECAY}"
-
-
-def prepare(threads: int) -> int:
-    """Set the process up for measuring; the number of threads."""
-    keep_freed_memory()
-    threads = threads or usable_cores()
-    torch.set_num_threads(threads)
-    return threads
 
 
 def _facts_of(model: nn.Module, sizes: Sizes) -> dict[str, int]:
@@ -157,15 +148,13 @@ def _try(name: str, step: Callable[[], object]) -> None:
         raise EnvironmentFault(name, why, "Leave out --compiled.") from error
 
 
-def _figures(seconds: Sequence[float], sizes: Sizes, flops: int, rate: float | None) -> dict[str, float | None]:
+def _figures(
+    seconds: Sequence[float], sizes: Sizes, flops: int, rates: Sequence[dict[str, Any]], dtype: str
+) -> dict[str, float | None]:
     """Images per second with their interval, and the share of the machine's matrix-product rate."""
     median, low, high = spread([sizes.batch_size / each for each in seconds])
-    return {
-        "images_per_second": median,
-        "low": low,
-        "high": high,
-        "mfu": flops * median / rate if rate else None,
-    }
+    rate = peak_rate(rates, dtype)
+    return {"images_per_second": median, "low": low, "high": high, "mfu": flops * median / rate if rate else None}
 
 
 def rows_of(seconds: Mapping[str, Sequence[float]], arms: Sequence[Arm], auto: str) -> Iterator[dict[str, Any]]:

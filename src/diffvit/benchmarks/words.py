@@ -13,8 +13,8 @@ LABELS = {"auto": "as users get it", "bf16": "both bf16", "fp32": "both fp32"}
 MIB = 2**20
 UNEQUAL = 0.01  # relative difference in parameters from which on it is said
 MEMORY_NOTE = (
-    "Peak memory: each model in a process of its own, not while timing. On a CPU the growth of the resident set's peak "
-    "over the bare libraries (weights, gradients, optimiser, activations, kernels' scratch); on CUDA "
+    "MiB: peak memory, each model in a process of its own, not while timing. On a CPU the growth of the resident set's "
+    "peak over the bare libraries (weights, gradients, optimiser, activations, kernels' scratch); on CUDA "
     "`max_memory_allocated`."
 )
 
@@ -42,25 +42,29 @@ def ratio_cell(row: Mapping[str, Any]) -> str:
     return f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
 
 
-def model_table(result: Result) -> Table:
-    """Each model in a row: size, speed, use of the machine, memory."""
+def model_table(result: Result, *, intervals: bool = True) -> Table:
+    """Each model in a row: size, speed (with its interval, or alone), use of the machine, memory."""
     dtypes = list(dict.fromkeys(arm["dtype"] for arm in result["arms"]))
     models = dict.fromkeys((arm["model"], arm["compiled"]) for arm in result["arms"])
     arms = {(arm["model"], arm["compiled"], arm["dtype"]): arm for arm in result["arms"]}
     shown = {
-        "images/s": lambda arm: f"{arm['images_per_second']:,.0f} ({arm['low']:,.0f} to {arm['high']:,.0f})",
+        "images/s": lambda arm: f"{arm['images_per_second']:,.0f}" + (_interval(arm) if intervals else ""),
         "MFU": lambda arm: NONE if arm["mfu"] is None else f"{100 * arm['mfu']:.0f}%",
-        "peak MiB": lambda arm: NONE if arm["peak_memory"] is None else f"{arm['peak_memory'] / MIB:,.0f}",
+        "MiB": lambda arm: NONE if arm["peak_memory"] is None else f"{arm['peak_memory'] / MIB:,.0f}",
     }
     if all(arm["peak_memory"] is None for arm in result["arms"]):
-        del shown["peak MiB"]
+        del shown["MiB"]
     rows = []
     for model, compiled in models:
         of_model = [arms[model, compiled, dtype] for dtype in dtypes]
         size = (f"{of_model[0]['parameters']:,}", big(of_model[0]["flops_per_image"]))
         figures = [form(arm) for form in shown.values() for arm in of_model]
         rows.append([f"{model}{', compiled' if compiled else ''}", *size, *figures])
-    return Table(["Model", "Parameters", "FLOPs", *(f"{name}, {dtype}" for name in shown for dtype in dtypes)], rows)
+    return Table(["Model", "Parameters", "FLOPs", *(f"{name} {dtype}" for name in shown for dtype in dtypes)], rows)
+
+
+def _interval(arm: Mapping[str, Any]) -> str:
+    return f" ({arm['low']:,.0f} to {arm['high']:,.0f})"
 
 
 def unequal(result: Result) -> list[str]:

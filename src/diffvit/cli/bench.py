@@ -9,13 +9,27 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Group, Parameter
 
-from diffvit.benchmarks.settings import DTYPES, FOLDER, PEERS, TOKENS, WIDTHS, Choice, Grid, Rounds, Sizes, peers_of
+from diffvit.benchmarks.results import refuse_folder
+from diffvit.benchmarks.settings import (
+    DTYPES,
+    FOLDER,
+    PEERS,
+    TOKENS,
+    WIDTHS,
+    Choice,
+    Grid,
+    Rounds,
+    Sizes,
+    numbers_of,
+    peers_of,
+)
 from diffvit.cli import show
 from diffvit.cli.options import COMMAND, OUTPUT, Output
 from diffvit.config import resolve
 from diffvit.settings import Device
 
 app = App(name="bench", help_format="plaintext")
+ALL_TOKENS, ALL_WIDTHS = (",".join(map(str, numbers)) for numbers in (TOKENS, WIDTHS))
 MODEL = Group("Model and batch, the same for all", sort_key=2)
 
 
@@ -43,7 +57,12 @@ class Run:
         return DTYPES if self.precision == "both" else (self.precision,)
 
     def place(self) -> dict[str, Any]:
-        """Device and threads for a benchmark's ``run``: flag > environment > default. Imports torch."""
+        """Device and threads for a benchmark's ``run``: flag > environment > default. Imports torch.
+
+        Raises:
+            EnvironmentFault: the device is not there, or the results could not be written.
+        """
+        refuse_folder(self.out)
         given = {name: getattr(self, name) for name in ("device", "threads") if getattr(self, name) is not None}
         config = resolve(None, given)
 
@@ -111,14 +130,17 @@ def attention(
     peers: Annotated[
         str, Parameter(group=COMMAND, help="Whose layers beside ours; only timm has any. Or none.")
     ] = "timm",
-    tokens: Annotated[tuple[int, ...], Parameter(group=COMMAND, negative="", help="Numbers of tokens.")] = TOKENS,
-    widths: Annotated[tuple[int, ...], Parameter(group=COMMAND, negative="", help="Widths of a token.")] = WIDTHS,
-    tokens_per_step: Annotated[int, Parameter(group=COMMAND, help="Tokens in a step, about.")] = 8192,
+    tokens: Annotated[str, Parameter(group=COMMAND, help="Numbers of tokens, with commas.")] = ALL_TOKENS,
+    widths: Annotated[str, Parameter(group=COMMAND, help="Widths of a token, with commas.")] = ALL_WIDTHS,
+    tokens_per_step: Annotated[int, Parameter(group=COMMAND, help="Tokens in a step, about.")] = 4096,
     run: Run = RUN,
     output: Output = OUTPUT,
 ) -> None:
     """The attention layer alone: every way to compute it."""
-    grid, how = Grid(tokens, widths, tokens_per_step), Rounds(rounds, run.steps, warmup)
+    grid, how = (
+        Grid(numbers_of("--tokens", tokens), numbers_of("--widths", widths), tokens_per_step),
+        Rounds(rounds, run.steps, warmup),
+    )
     choice, place = Choice(peers_of(peers), run.dtypes), run.place()
 
     from diffvit.benchmarks.attention import run as measure
@@ -140,7 +162,7 @@ def _models(kind: str, model: Sizes, rounds: int, warmup: int, compared: Compare
     from diffvit.benchmarks.words import model_table, ratio_table, unequal
 
     result = measure(kind, model, how, choice, **place, memory=compared.memory)
-    for shown in (model_table(result), ratio_table(result)):
+    for shown in (model_table(result, intervals=False), ratio_table(result)):
         if shown.rows:
             show.table(shown.columns, shown.rows)
     for line in unequal(result):
