@@ -124,6 +124,17 @@ def test_check_finds_what_is_stale_and_changes_nothing(folder: Path, capsys: pyt
     assert main([*command, "--check"]) == 1
 
 
+def test_every_folder_of_results_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["--check"]) == 0
+    for name in ("speed", "speed-cuda"):
+        results.write(layers(), tmp_path / "reports" / name)
+    assert main([]) == 0
+    assert main(["--check"]) == 0
+    (tmp_path / "reports" / "speed-cuda" / "attention.png").unlink()
+    assert main(["--check"]) == 1
+
+
 def test_nothing_measured_yet_is_in_order_but_a_report_without_results_is_not(tmp_path: Path) -> None:
     assert update(tmp_path / "nowhere", check=True) == []
     (tmp_path / "report.md").write_text("# Speed\n")

@@ -101,10 +101,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0, 1 where ``--check`` found something out of date, 3 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m diffvit.benchmarks.report", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when out of date")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="folder with the JSON files")
+    every = f"folder with the JSON files; default {FOLDER} and every {FOLDER}-*"
+    parser.add_argument("--folder", type=Path, help=every)
     given = parser.parse_args(arguments)
     try:
-        stale = update(given.folder, check=given.check)
+        folders = [given.folder] if given.folder else [FOLDER, *sorted(FOLDER.parent.glob(f"{FOLDER.name}-*"))]
+        stale = [line for folder in folders for line in update(folder, check=given.check)]
     except DiffvitError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
