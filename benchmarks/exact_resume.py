@@ -23,7 +23,12 @@ from diffvit.training.run_dir import RunDir
 
 TIMES = ("seconds", "images_per_second")
 # Deterministic algorithms are a setting of torch, so the command line is started from a line that sets it.
-START = "import sys, torch; torch.use_deterministic_algorithms(True); from diffvit.cli.main import main; sys.exit(main())"
+START = """
+import sys, torch
+from diffvit.cli.main import main
+torch.use_deterministic_algorithms(True)
+sys.exit(main())
+"""
 
 
 def start(*arguments: str | Path) -> subprocess.Popen[bytes]:

@@ -17,7 +17,8 @@ def compare(
     *,
     out: Annotated[Path | None, Parameter(group=COMMAND, help="Report folder; default compare-A-B beside A.")] = None,
     committed: Annotated[
-        Path | None, Parameter(group=COMMAND, help="Folder whose rows.csv and epochs.csv take part, as runs made before.")
+        Path | None,
+        Parameter(group=COMMAND, help="Folder with rows.csv and epochs.csv of earlier runs, to take part too."),
     ] = None,
     output: Output = OUTPUT,
 ) -> None:
