@@ -180,6 +180,12 @@ def test_compare_shows_the_runs_side_by_side_and_writes_a_report(capsys: Capture
         assert word in out
 
 
+def test_compare_takes_earlier_runs_from_a_committed_folder(capsys: Captured) -> None:
+    succeeds(["compare", "runs/shapes-softmax-s0", "--out", "earlier"], capsys)
+    out = succeeds(["compare", "runs/twin", "--committed", "earlier", "--out", "together", "--json"], capsys)
+    assert [row["run"] for row in last_json(out)["rows"]] == ["shapes-softmax-s0", "twin"]
+
+
 def test_data_info_counts_and_draws(capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DIFFVIT_SHAPES__TRAIN", "40")
