@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffvit.errors import ConfigError
+from diffvit.models.rope import Rope2d
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,13 @@ class Attention(nn.Module):
         dim: width of a token.
         num_heads: heads, of width ``dim / num_heads``.
         qkv_bias: bias on the query, key and value projection.
+        rope: turns queries and keys by their positions, before the product; None for no rotary positions.
 
     Raises:
         ConfigError: ``num_heads`` does not divide ``dim``.
     """
 
-    def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool = True) -> None:
+    def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool = True, rope: Rope2d | None = None) -> None:
         super().__init__()
         if dim % num_heads:
             raise ConfigError("num_heads", f"{num_heads} does not divide embed_dim {dim}")
@@ -98,6 +100,7 @@ class Attention(nn.Module):
         self.head_dim = dim // num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
+        self.rope = rope
 
     def forward(
         self, x: Float[Tensor, "batch tokens dim"], queries: int | None = None
@@ -124,6 +127,8 @@ class Attention(nn.Module):
         q, k, v = (
             part.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2) for part in project(self.qkv, x, queries)
         )
+        if self.rope is not None:
+            q, k = self.rope(q), self.rope(k)
         return q, k, v
 
     def _explicit(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

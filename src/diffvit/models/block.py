@@ -12,11 +12,14 @@ from diffvit.models.attention import Attention
 from diffvit.models.choice import check_choice
 from diffvit.models.differential import DifferentialAttention
 from diffvit.models.mlp import Mlp
+from diffvit.models.rope import Rope2d
 
-# name -> maker from (dim, num_heads, layer_index, qkv_bias)
-ATTENTION: Mapping[str, Callable[[int, int, int, bool], Attention | DifferentialAttention]] = {
-    "softmax": lambda dim, heads, _, bias: Attention(dim, heads, qkv_bias=bias),
-    "differential": lambda dim, heads, layer, bias: DifferentialAttention(dim, heads, layer_index=layer, qkv_bias=bias),
+# name -> maker from (dim, num_heads, layer_index, qkv_bias, rope)
+ATTENTION: Mapping[str, Callable[[int, int, int, bool, Rope2d | None], Attention | DifferentialAttention]] = {
+    "softmax": lambda dim, heads, _, bias, rope: Attention(dim, heads, qkv_bias=bias, rope=rope),
+    "differential": lambda dim, heads, layer, bias, rope: DifferentialAttention(
+        dim, heads, layer_index=layer, qkv_bias=bias, rope=rope
+    ),
 }
 
 
@@ -50,6 +53,7 @@ class Block(nn.Module):
         qkv_bias: bias on the query, key and value projection.
         norm_eps: epsilon of the layer norms.
         drop_path: chance to drop a sample's residual branch.
+        rope: rotary positions of the attention, if any.
 
     Raises:
         ConfigError: an unknown attention, or one that refuses these sizes.
@@ -66,11 +70,12 @@ class Block(nn.Module):
         qkv_bias: bool,
         norm_eps: float,
         drop_path: float,
+        rope: Rope2d | None = None,
     ) -> None:
         super().__init__()
         check_choice("attention", attention, ATTENTION)
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.attn = ATTENTION[attention](dim, num_heads, layer_index, qkv_bias)
+        self.attn = ATTENTION[attention](dim, num_heads, layer_index, qkv_bias, rope)
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = Mlp(dim, hidden, dim)
         self.drop_path = DropPath(drop_path)

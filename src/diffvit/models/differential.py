@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from diffvit.errors import ConfigError
 from diffvit.models.attention import AttentionMaps, maps_of, project, softmax_map
+from diffvit.models.rope import Rope2d
 
 
 def lambda_init(layer_index: int) -> float:
@@ -30,12 +31,15 @@ class DifferentialAttention(nn.Module):
         num_heads: heads of the softmax baseline, of width ``dim / num_heads``; even.
         layer_index: depth of the layer, counted from 0; it sets ``lambda_init``.
         qkv_bias: bias on the query, key and value projection.
+        rope: turns queries and keys by their positions, before the product; None for no rotary positions.
 
     Raises:
         ConfigError: ``num_heads`` is odd or does not divide ``dim``.
     """
 
-    def __init__(self, dim: int, num_heads: int, *, layer_index: int, qkv_bias: bool = True) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, *, layer_index: int, qkv_bias: bool = True, rope: Rope2d | None = None
+    ) -> None:
         super().__init__()
         if dim % num_heads:
             raise ConfigError("num_heads", f"{num_heads} does not divide embed_dim {dim}")
@@ -54,6 +58,7 @@ class DifferentialAttention(nn.Module):
         for vector in (self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2):
             nn.init.normal_(vector, std=0.1)
         self.sub_norm = nn.RMSNorm(2 * self.head_dim, eps=1e-5)
+        self.rope = rope
 
     def lam(self) -> Float[Tensor, ""]:
         """Lambda, one scalar for the layer's heads (equation 2), in float32 or wider whatever autocast says."""
@@ -107,4 +112,6 @@ class DifferentialAttention(nn.Module):
         q = q.unflatten(2, pairs).permute(3, 0, 2, 1, 4)
         k = k.unflatten(2, pairs).permute(3, 0, 2, 1, 4)
         v = v.unflatten(2, (self.num_heads // 2, 2 * self.head_dim)).transpose(1, 2)
+        if self.rope is not None:
+            q, k = self.rope(q), self.rope(k)
         return q.unbind(0), k.unbind(0), v

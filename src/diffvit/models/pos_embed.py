@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diffvit.errors import ConfigError
 from diffvit.models.choice import check_choice
 
-KINDS = ("none", "learned-1d", "learned-2d", "sincos-1d", "sincos-2d")
+KINDS = ("none", "learned-1d", "learned-2d", "sincos-1d", "sincos-2d", "rope-2d")
 _PARTS = {"learned-2d": (2, "halves"), "sincos-1d": (2, "halves"), "sincos-2d": (4, "quarters")}
 
 
@@ -40,7 +40,7 @@ def attach(model: nn.Module, kind: str, grid: tuple[int, int], dim: int, prefix:
 
     ``learned-1d``: parameter ``pos_embed`` (1, tokens, dim). ``learned-2d``: ``pos_embed_rows`` (rows, dim / 2),
     ``pos_embed_cols`` (columns, dim / 2) and, with a [CLS] token, ``pos_embed_cls`` (1, dim). ``sincos-*``: buffer
-    ``pos_embed``, saved with the weights. ``none``: nothing.
+    ``pos_embed``, saved with the weights. ``none`` and ``rope-2d`` (whose positions act inside the attention): nothing.
 
     Args:
         model: the module that adds the embedding.
@@ -63,7 +63,7 @@ def attach(model: nn.Module, kind: str, grid: tuple[int, int], dim: int, prefix:
         model.register_parameter("pos_embed_cols", nn.Parameter(torch.empty(grid[1], dim // 2)))
         if prefix:
             model.register_parameter("pos_embed_cls", nn.Parameter(torch.empty(prefix, dim)))
-    elif kind != "none":
+    elif kind.startswith("sincos"):
         model.register_buffer("pos_embed", sincos_table(kind, grid, dim, prefix))
 
 

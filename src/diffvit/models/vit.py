@@ -20,6 +20,7 @@ from diffvit.models.init import initialise
 from diffvit.models.mlp import Mlp
 from diffvit.models.patch_embed import PatchEmbed
 from diffvit.models.presets import PRESETS
+from diffvit.models.rope import Rope2d
 
 
 class VisionTransformer(nn.Module):
@@ -38,7 +39,8 @@ class VisionTransformer(nn.Module):
         num_heads: heads of the softmax baseline; even for differential attention.
         mlp_ratio: hidden width of the MLP over ``embed_dim``.
         attention: ``softmax`` or ``differential``.
-        pos_embed: ``none``, ``learned-1d``, ``learned-2d``, ``sincos-1d`` or ``sincos-2d``.
+        pos_embed: ``none``, ``learned-1d``, ``learned-2d``, ``sincos-1d``, ``sincos-2d``, added to the tokens, or
+            ``rope-2d``, which turns queries and keys (:class:`diffvit.models.rope.Rope2d`).
         pool: ``cls`` (a [CLS] token) or ``mean`` (over the patches; no [CLS] token).
         head: ``linear``, or ``mlp`` with one hidden layer of width ``embed_dim``.
         qkv_bias: bias on the query, key and value projections.
@@ -80,7 +82,9 @@ class VisionTransformer(nn.Module):
         self.patch_embed = PatchEmbed(image_size, patch_size, in_chans, embed_dim)
         self.grid: tuple[int, int] = self.patch_embed.grid
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim)) if pool == "cls" else None
-        positions.attach(self, pos_embed, self.grid, embed_dim, prefix=int(pool == "cls"))
+        prefix = int(pool == "cls")
+        positions.attach(self, pos_embed, self.grid, embed_dim, prefix)
+        rope = Rope2d(self.grid, embed_dim // num_heads, prefix) if pos_embed == "rope-2d" else None
         self.blocks = nn.Sequential(
             *(
                 Block(
@@ -92,6 +96,7 @@ class VisionTransformer(nn.Module):
                     qkv_bias=qkv_bias,
                     norm_eps=norm_eps,
                     drop_path=drop_path * layer / max(depth - 1, 1),
+                    rope=rope,
                 )
                 for layer in range(depth)
             )
