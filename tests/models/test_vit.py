@@ -196,7 +196,7 @@ def test_stochastic_depth_rises_with_depth_and_rests_in_evaluation() -> None:
         ({"num_heads": 5}, "num_heads: 5 does not divide embed_dim 32."),
         ({"num_heads": 1, "attention": "differential"}, "num_heads: 1 is odd: differential attention subtracts"),
         ({"attention": "diferential"}, "attention: no attention 'diferential' (have softmax, differential). Did you"),
-        ({"pos_embed": "rope-2d"}, "pos_embed: no pos_embed 'rope-2d' (have none, learned-1d, learned-2d, sincos-1d,"),
+        ({"pos_embed": "alibi"}, "pos_embed: no pos_embed 'alibi' (have none, learned-1d, learned-2d, sincos-1d,"),
         ({"pos_embed": "sincos-2d", "embed_dim": 30, "num_heads": 2}, "embed_dim: 30 is not a multiple of 4: sincos-2"),
         ({"pos_embed": "learned-2d", "embed_dim": 15, "num_heads": 3}, "embed_dim: 15 is not a multiple of 2: learned"),
         ({"pool": "max"}, "pool: no pool 'max' (have cls, mean)."),

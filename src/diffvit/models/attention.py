@@ -46,16 +46,17 @@ def explicit_is_faster(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def project(
-    qkv: nn.Linear, x: Float[Tensor, "batch tokens dim"], queries: int | None
+    qkv: nn.Linear, x: Float[Tensor, "batch tokens dim"], queries: int | None, rope: Rope2d | None
 ) -> tuple[Float[Tensor, "batch read dim"], Float[Tensor, "batch tokens dim"], Float[Tensor, "batch tokens dim"]]:
     """Queries, keys and values of all heads; with ``queries``, only the first so many tokens ask."""
     if queries is None:
         q, k, v = qkv(x).chunk(3, dim=2)
-        return q, k, v
-    dim = x.shape[2]
-    q_bias, kv_bias = (None, None) if qkv.bias is None else (qkv.bias[:dim], qkv.bias[dim:])
-    k, v = F.linear(x, qkv.weight[dim:], kv_bias).chunk(2, dim=2)
-    return F.linear(x[:, :queries], qkv.weight[:dim], q_bias), k, v
+    else:
+        dim = x.shape[2]
+        q_bias, kv_bias = (None, None) if qkv.bias is None else (qkv.bias[:dim], qkv.bias[dim:])
+        k, v = F.linear(x, qkv.weight[dim:], kv_bias).chunk(2, dim=2)
+        q = F.linear(x[:, :queries], qkv.weight[:dim], q_bias)
+    return (q, k, v) if rope is None else (rope(q), rope(k), v)
 
 
 def softmax_map(
@@ -124,11 +125,8 @@ class Attention(nn.Module):
 
     def _heads(self, x: Tensor, queries: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values: (batch, heads, tokens, head_dim) each."""
-        q, k, v = (
-            part.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2) for part in project(self.qkv, x, queries)
-        )
-        if self.rope is not None:
-            q, k = self.rope(q), self.rope(k)
+        parts = project(self.qkv, x, queries, self.rope)
+        q, k, v = (part.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2) for part in parts)
         return q, k, v
 
     def _explicit(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -107,11 +107,9 @@ class DifferentialAttention(nn.Module):
 
     def _heads(self, x: Tensor, queries: int | None = None) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
         """Two queries and two keys (batch, num_heads / 2, tokens, head_dim), and a value twice as wide."""
-        q, k, v = project(self.qkv, x, queries)
+        q, k, v = project(self.qkv, x, queries, self.rope)
         pairs = (self.num_heads // 2, 2, self.head_dim)
         q = q.unflatten(2, pairs).permute(3, 0, 2, 1, 4)
         k = k.unflatten(2, pairs).permute(3, 0, 2, 1, 4)
         v = v.unflatten(2, (self.num_heads // 2, 2 * self.head_dim)).transpose(1, 2)
-        if self.rope is not None:
-            q, k = self.rope(q), self.rope(k)
         return q.unbind(0), k.unbind(0), v

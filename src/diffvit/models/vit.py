@@ -84,7 +84,7 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim)) if pool == "cls" else None
         prefix = int(pool == "cls")
         positions.attach(self, pos_embed, self.grid, embed_dim, prefix)
-        rope = Rope2d(self.grid, embed_dim // num_heads, prefix) if pos_embed == "rope-2d" else None
+        rope = Rope2d(self.grid, num_heads, embed_dim // num_heads, prefix) if pos_embed == "rope-2d" else None
         self.blocks = nn.Sequential(
             *(
                 Block(
