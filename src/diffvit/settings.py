@@ -15,7 +15,10 @@ from diffvit.errors import did_you_mean
 from diffvit.models.presets import PRESETS
 
 Attention = Literal["softmax", "differential"]
-PosEmbed = Literal["none", "learned-1d", "learned-2d", "sincos-1d", "sincos-2d", "rope-2d"]
+PosEmbed = Literal[
+    "none", "learned-1d", "learned-2d", "sincos-1d", "sincos-2d", "rope-2d",
+    "learned-1d+rope-2d", "learned-2d+rope-2d", "sincos-1d+rope-2d", "sincos-2d+rope-2d",
+]  # fmt: skip
 Precision = Literal["auto", "fp32", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -55,7 +58,7 @@ class ModelConfig(_Section):
     attention: Attention = "softmax"
     """softmax (arXiv 2010.11929) or differential (arXiv 2410.05258)."""
     pos_embed: PosEmbed = "learned-1d"
-    """Position embedding: added to the tokens, or (rope-2d, arXiv 2403.13298) a turn of queries and keys."""
+    """Positions: added to the tokens, or (rope-2d, arXiv 2403.13298) turning queries and keys, or both."""
     pool: Literal["cls", "mean"] = "cls"
     """What the head reads: the [CLS] token, or the mean over the patch tokens (then there is no [CLS])."""
     head: Literal["linear", "mlp"] = "linear"
@@ -90,15 +93,15 @@ class ModelConfig(_Section):
                 f"num_heads {self.num_heads} is odd: differential attention subtracts heads in pairs, "
                 "so it needs an even number"
             )
-        if self.pos_embed in ("learned-2d", "sincos-1d") and self.embed_dim % 2:
+        if self.pos_embed.startswith(("learned-2d", "sincos-1d")) and self.embed_dim % 2:
             raise ValueError(
                 f"embed_dim {self.embed_dim} is odd: pos_embed {self.pos_embed} needs halves of equal width"
             )
-        if self.pos_embed == "sincos-2d" and self.embed_dim % 4:
+        if self.pos_embed.startswith("sincos-2d") and self.embed_dim % 4:
             raise ValueError(
                 f"embed_dim {self.embed_dim} is not a multiple of 4: pos_embed sincos-2d needs quarters of equal width"
             )
-        if self.pos_embed == "rope-2d" and self.embed_dim // self.num_heads % 4:
+        if self.pos_embed.endswith("rope-2d") and self.embed_dim // self.num_heads % 4:
             raise ValueError(
                 f"num_heads {self.num_heads} leaves heads {self.embed_dim // self.num_heads} wide: "
                 "pos_embed rope-2d needs a multiple of 4"

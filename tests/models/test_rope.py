@@ -77,6 +77,18 @@ def test_tokens_before_the_patches_stay_and_fewer_tokens_are_the_first() -> None
     assert torch.equal(rope(x[:, :4]), rope(x)[:, :4])
 
 
+@pytest.mark.parametrize("added", ["learned-1d", "learned-2d", "sincos-1d", "sincos-2d"])
+def test_it_goes_with_what_is_added(added: str) -> None:
+    sizes = {"embed_dim": 32, "depth": 2, "num_heads": 4, "image_size": 16}
+    torch.manual_seed(0)
+    both = VisionTransformer(**sizes, pos_embed=f"{added}+rope-2d").eval()
+    alone = VisionTransformer(**sizes, pos_embed=added).eval()
+    alone.load_state_dict(both.state_dict())
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(both.tokens(images), alone.tokens(images))
+    assert (both(images) - alone(images)).abs().max() > 1e-6
+
+
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 @pytest.mark.parametrize("attention", ["softmax", "differential"])
 def test_a_model_with_it(attention: str, pool: str) -> None:

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from diffvit.errors import ConfigError
 from diffvit.models.choice import check_choice
 
-KINDS = ("none", "learned-1d", "learned-2d", "sincos-1d", "sincos-2d", "rope-2d")
+ADDED = ("none", "learned-1d", "learned-2d", "sincos-1d", "sincos-2d")
+ROPE = "rope-2d"
+KINDS = (*ADDED, ROPE, *(f"{kind}+{ROPE}" for kind in ADDED[1:]))
 _PARTS = {"learned-2d": (2, "halves"), "sincos-1d": (2, "halves"), "sincos-2d": (4, "quarters")}
 
 
@@ -40,7 +42,8 @@ def attach(model: nn.Module, kind: str, grid: tuple[int, int], dim: int, prefix:
 
     ``learned-1d``: parameter ``pos_embed`` (1, tokens, dim). ``learned-2d``: ``pos_embed_rows`` (rows, dim / 2),
     ``pos_embed_cols`` (columns, dim / 2) and, with a [CLS] token, ``pos_embed_cls`` (1, dim). ``sincos-*``: buffer
-    ``pos_embed``, saved with the weights. ``none`` and ``rope-2d`` (whose positions act inside the attention): nothing.
+    ``pos_embed``, saved with the weights. ``none``: nothing; nor for ``rope-2d``, alone or after a ``+``, whose positions
+    act inside the attention (:mod:`diffvit.models.rope`).
 
     Args:
         model: the module that adds the embedding.
@@ -53,6 +56,7 @@ def attach(model: nn.Module, kind: str, grid: tuple[int, int], dim: int, prefix:
         ConfigError: an unknown kind, or a width that does not split as it must.
     """
     check_choice("pos_embed", kind, KINDS)
+    kind = kind.removesuffix(f"+{ROPE}")
     parts, words = _PARTS.get(kind, (1, ""))
     if dim % parts:
         raise ConfigError("embed_dim", f"{dim} is not a multiple of {parts}: {kind} needs {words} of equal width")

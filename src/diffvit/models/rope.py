@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from diffvit.errors import ConfigError
 
-BASE = 100.0  # arXiv 2403.13298, section 3.1: a tenth of the root of what language models take, for grids are short
+BASE = 100.0  # arXiv 2403.13298, section 3.1: the square root of what language models take, for grids are short
 
 
 class Rope2d(nn.Module):

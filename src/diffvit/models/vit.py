@@ -39,8 +39,9 @@ class VisionTransformer(nn.Module):
         num_heads: heads of the softmax baseline; even for differential attention.
         mlp_ratio: hidden width of the MLP over ``embed_dim``.
         attention: ``softmax`` or ``differential``.
-        pos_embed: ``none``, ``learned-1d``, ``learned-2d``, ``sincos-1d``, ``sincos-2d``, added to the tokens, or
-            ``rope-2d``, which turns queries and keys (:class:`diffvit.models.rope.Rope2d`).
+        pos_embed: ``none``, ``learned-1d``, ``learned-2d``, ``sincos-1d`` or ``sincos-2d``, added to the tokens;
+            ``rope-2d``, which turns queries and keys (:class:`diffvit.models.rope.Rope2d`); or both, as in
+            ``sincos-2d+rope-2d``.
         pool: ``cls`` (a [CLS] token) or ``mean`` (over the patches; no [CLS] token).
         head: ``linear``, or ``mlp`` with one hidden layer of width ``embed_dim``.
         qkv_bias: bias on the query, key and value projections.
@@ -84,7 +85,9 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim)) if pool == "cls" else None
         prefix = int(pool == "cls")
         positions.attach(self, pos_embed, self.grid, embed_dim, prefix)
-        rope = Rope2d(self.grid, num_heads, embed_dim // num_heads, prefix) if pos_embed == "rope-2d" else None
+        rope = (
+            Rope2d(self.grid, num_heads, embed_dim // num_heads, prefix) if pos_embed.endswith(positions.ROPE) else None
+        )
         self.blocks = nn.Sequential(
             *(
                 Block(
