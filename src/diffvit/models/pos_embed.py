@@ -42,8 +42,8 @@ def attach(model: nn.Module, kind: str, grid: tuple[int, int], dim: int, prefix:
 
     ``learned-1d``: parameter ``pos_embed`` (1, tokens, dim). ``learned-2d``: ``pos_embed_rows`` (rows, dim / 2),
     ``pos_embed_cols`` (columns, dim / 2) and, with a [CLS] token, ``pos_embed_cls`` (1, dim). ``sincos-*``: buffer
-    ``pos_embed``, saved with the weights. ``none``: nothing; nor for ``rope-2d``, alone or after a ``+``, whose positions
-    act inside the attention (:mod:`diffvit.models.rope`).
+    ``pos_embed``, saved with the weights. ``none``: nothing; nor for ``rope-2d``, alone or after a ``+``, whose
+    positions act inside the attention (:mod:`diffvit.models.rope`).
 
     Args:
         model: the module that adds the embedding.
