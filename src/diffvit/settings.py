@@ -151,6 +151,8 @@ class OptimizerConfig(_Section):
     """AdamW's second moment decay."""
     momentum: Below1 = 0.95
     """Muon's momentum."""
+    split_qkv: bool = False
+    """Muon makes each layer's query, key and value matrices orthogonal apart, not as one."""
     grad_clip: Rate = 0.0
     """Largest global gradient norm; 0 is off."""
 
@@ -200,6 +202,8 @@ class Config(_Section):
     """Micro-batches one step is split into."""
     label_smoothing: Below1 = 0.0
     """Share of the target spread over all classes."""
+    whiten: bool = False
+    """Start the patch projection as a whitening of the training images' patches."""
     ema: Below1 = 0.0
     """Decay of the weights' moving average, which is then what is evaluated; 0 is off."""
     seed: Seed = 0

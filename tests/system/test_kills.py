@@ -56,17 +56,18 @@ def config(**changes: object) -> Config:
             "batch_size": 32,
             "accumulate": 2,
             "ema": 0.95,
+            "whiten": True,
             "threads": 1,
             "label_smoothing": 0.1,
             "model": {
                 **{"image_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2},
-                **{"attention": "differential", "drop_path": 0.2},
+                **{"attention": "differential", "drop_path": 0.2, "pos_embed": "sincos-2d+rope-2d"},
             },
             "augment": {
                 **{"flip": True, "crop": 2, "color_jitter": 0.2, "policy": "randaugment", "erasing": 0.3},
                 **{"mixup": 0.2, "cutmix": 1.0},
             },
-            "optimizer": {"name": "muon", "grad_clip": 1.0},
+            "optimizer": {"name": "muon", "split_qkv": True, "grad_clip": 1.0},
             **changes,
         }
     )

@@ -66,6 +66,22 @@ def test_muon_step_has_the_size_of_adamws():
     assert root_mean_square == pytest.approx(0.2, rel=0.2)  # arXiv 2502.16982: AdamW's is 0.2 to 0.4
 
 
+def test_split_queries_keys_and_values_are_orthogonal_apart():
+    spread = []
+    for split in (False, True):
+        model = small(embed_dim=32, num_heads=2)
+        weight = model.blocks[0].attn.qkv.weight
+        before = weight.detach().clone()
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+        built = optimizers.build(model, name="muon", **{**SETTINGS, "weight_decay": 0.0}, split_qkv=split)
+        assert len(held_by(model, built["muon"])) == 8
+        built["muon"].step()
+        values = torch.linalg.svdvals((weight - before).detach()[:32])
+        spread.append((values.max() / values.min()).item())
+    assert spread[1] < 2 < spread[0]
+
+
 def test_rates_follow_the_peak():
     built = optimizers.build(small(), name="muon", **SETTINGS)
     optimizers.set_rates(built, 0.25)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffvit.models.attention import Attention
 from diffvit.models.choice import check_choice
 from diffvit.models.differential import DifferentialAttention
+from diffvit.models.patch_embed import PatchEmbed
 
 
 def initialise(model: nn.Module, scheme: str) -> None:
@@ -74,5 +76,34 @@ def _factors(noise: float, identity: float, dim: int, rank: int) -> tuple[Tensor
     root = s[:rank].sqrt()
     return (u[:, :rank] * root).T, root[:, None] * vh[:rank]
 
+
+@torch.no_grad()
+def whiten(patch_embed: PatchEmbed, images: Float[Tensor, "n chans height width"], seed: int) -> None:
+    """Start the patch projection as a whitening: for images like these, equal and uncorrelated outputs.
+
+    Neighbouring pixels are so alike that most of a patch lies in a few directions; the others would be learnt late.
+    With the patches' covariance ``E diag(l) E^T``, ``W = Q diag(l + 0.01 mean(l))^(-1/2) E^T``; Q has random
+    orthonormal columns. The bias is 0. Where the width is less than a patch's values, the largest directions are kept.
+    For convolutions the idea is of arXiv 2404.00498, section 3.2.
+
+    Args:
+        patch_embed: what to start; keeps its device and dtype.
+        images: normalised; some thousands are enough.
+        seed: of Q.
+    """
+    patches = patch_embed.patches(images).flatten(0, 1).double().cpu()
+    values, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
+    weight = patch_embed.proj.weight
+    kept = min(len(weight), len(values))
+    values, directions = values[-kept:], directions[:, -kept:]
+    drawn = torch.randn(len(weight), kept, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    spread = torch.linalg.qr(drawn).Q
+    scale = (values + _FLOOR * values.mean()).rsqrt()
+    weight.copy_((spread * scale @ directions.T).view_as(weight))
+    if patch_embed.proj.bias is not None:
+        patch_embed.proj.bias.zero_()
+
+
+_FLOOR = 0.01  # of the mean variance: directions that hold less are mostly noise, and are not blown up
 
 SCHEMES: Mapping[str, Callable[[nn.Module], None]] = {"trunc-normal": trunc_normal, "mimetic": mimetic}

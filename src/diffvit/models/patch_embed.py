@@ -38,11 +38,14 @@ class PatchEmbed(nn.Module):
         Raises:
             InputError: the images have another size or another number of channels than the model.
         """
+        return nn.functional.linear(self.patches(images), self.proj.weight.flatten(1), self.proj.bias)
+
+    def patches(self, images: Float[Tensor, "batch chans height width"]) -> Float[Tensor, "batch patches values"]:
+        """The patches as rows of chans * patch_size^2 values; raises what :meth:`forward` raises."""
         expected = (self.in_chans, self.image_size, self.image_size)
         if images.shape[1:] != expected:
             found = "x".join(map(str, images.shape[1:]))
             raise InputError("images", f"have another shape than the model ({found} vs {'x'.join(map(str, expected))})")
         (rows, columns), side = self.grid, self.patch_size
         patches = images.unflatten(3, (columns, side)).unflatten(2, (rows, side)).permute(0, 2, 4, 1, 3, 5)
-        patches = patches.flatten(3).flatten(1, 2)
-        return nn.functional.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+        return patches.flatten(3).flatten(1, 2)

@@ -12,11 +12,14 @@ from torch.optim import Optimizer
 from diffvit.config import Config, ModelConfig, to_dict
 from diffvit.data import sources
 from diffvit.data.augment import Augment
-from diffvit.data.batches import channel_statistics
+from diffvit.data.batches import channel_statistics, normalise
 from diffvit.data.images import Images
 from diffvit.errors import ConfigError
+from diffvit.models.init import whiten
 from diffvit.models.vit import VisionTransformer
 from diffvit.training import optimizers
+
+_WHITENED_ON = 4096  # images
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,15 @@ def build_model(config: ModelConfig, seed: int) -> VisionTransformer:
     return VisionTransformer(**config.model_dump(exclude={"preset"}))
 
 
+def fresh_model(config: Config, material: Material) -> VisionTransformer:
+    """The model as a run starts it: :func:`build_model`, whitened for the run's images where the config says so."""
+    model = build_model(config.model, config.seed)
+    if config.whiten:
+        images = normalise(material.train.pixels[:_WHITENED_ON], material.mean, material.std)
+        whiten(model.patch_embed, images, config.seed)
+    return model
+
+
 def build_optimizers(config: Config, model: nn.Module) -> dict[str, Optimizer]:
     """See :func:`diffvit.training.optimizers.build`."""
     settings = config.optimizer
@@ -119,4 +131,5 @@ def build_optimizers(config: Config, model: nn.Module) -> dict[str, Optimizer]:
         weight_decay=settings.weight_decay,
         betas=(settings.beta1, settings.beta2),
         momentum=settings.momentum,
+        split_qkv=settings.split_qkv,
     )

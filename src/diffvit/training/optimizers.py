@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
+
+from diffvit.training.muon import BatchedMuon
 
 MATRICES_BESIDE_THE_BLOCKS = ("patch_embed.proj.weight", "head.")
 
@@ -28,28 +30,29 @@ def build(
     weight_decay: float,
     betas: tuple[float, float],
     momentum: float,
+    split_qkv: bool = False,
 ) -> dict[str, Optimizer]:
     """The optimisers of a model, by name; together they hold every parameter once.
 
     ``muon`` gives the blocks' matrices to Muon (Jordan et al. 2024), its step scaled to the size of AdamW's
-    (arXiv 2502.16982, section 2.2), and the rest to AdamW (arXiv 1711.05101). Every group carries ``peak``, the rate
-    that :func:`set_rates` scales.
+    (arXiv 2502.16982, section 2.2), and the rest to AdamW (arXiv 1711.05101). With ``split_qkv``, queries, keys and
+    values of a layer are three matrices to it. Every group carries ``peak``, the rate that :func:`set_rates` scales.
     """
-    groups: dict[str, list[Tensor]] = {"muon": [], "decayed": [], "plain": []}
+    groups: dict[str, list[Tensor]] = {"muon": [], "qkv": [], "decayed": [], "plain": []}
     for key, parameter in model.named_parameters():
         matrix = is_matrix(key, parameter)
         by_muon = name == "muon" and matrix and key.startswith("blocks.") and parameter.ndim == 2
-        groups["muon" if by_muon else "decayed" if matrix else "plain"].append(parameter)
+        muon = "qkv" if split_qkv and key.endswith(".qkv.weight") else "muon"
+        groups[muon if by_muon else "decayed" if matrix else "plain"].append(parameter)
     adamw_groups = [
         {"params": groups["decayed"], "weight_decay": weight_decay},
         {"params": groups["plain"], "weight_decay": 0.0},
     ]
     adamw_groups = [group for group in adamw_groups if group["params"]]
     optimizers: dict[str, Optimizer] = {"adamw": AdamW(adamw_groups, lr=lr, betas=betas, fused=True)}
-    if groups["muon"]:
-        optimizers["muon"] = Muon(
-            groups["muon"], lr=muon_lr, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
+    muon_groups = [{"params": groups["muon"]}, {"params": groups["qkv"], "split": 3}]
+    if muon_groups := [group for group in muon_groups if group["params"]]:
+        optimizers["muon"] = BatchedMuon(muon_groups, lr=muon_lr, momentum=momentum, weight_decay=weight_decay)
     for optimizer in optimizers.values():
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]

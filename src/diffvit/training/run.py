@@ -56,7 +56,7 @@ class Run:
         found = self._open(resume)
         if found:  # as recorded: the last bits of a mean are not to depend on how it is computed today
             data = replace(data, mean=self.facts["mean"], std=self.facts["std"])
-        model = material.build_model(self.config.model, self.config.seed)
+        model = material.fresh_model(self.config, data)
         trainer = Trainer(self.fabric, self.config, data, model, Classification())
         if found:
             trainer.restore(found)
