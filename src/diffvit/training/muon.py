@@ -1,4 +1,8 @@
-"""Muon with the Newton-Schulz iterations of equal shapes in one batch: many small matrices cost few calls."""
+"""Muon with the Newton-Schulz iterations of equal shapes in one batch.
+
+One by one, the small matrices of a ViT take a tenth of a training step on two CPU cores (128 wide, 4 blocks, batch 128);
+in batches less than half of that. On an accelerator they would be hundreds of calls.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +21,12 @@ _SMALLEST = 1e-7  # norm
 
 def orthogonalise(matrices: Float[Tensor, "batch rows columns"]) -> Float[Tensor, "batch rows columns"]:
     """Each matrix with its singular values brought near 1 (0.7 to 1.2), in bfloat16; rows <= columns is cheapest."""
+    a, b, c = _QUINTIC
     x = matrices.bfloat16()
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=_SMALLEST)
-    if x.device.type == "cpu":  # has no calls to save, and multiplies one matrix faster than a batch
-        return torch.stack([_iterate(matrix, torch.addmm) for matrix in x])
-    return _iterate(x, torch.baddbmm)
-
-
-def _iterate(x: Tensor, add_product: Callable[..., Tensor]) -> Tensor:
-    a, b, c = _QUINTIC
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
-        x = add_product(x, add_product(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
 
 
