@@ -1,7 +1,7 @@
 """Muon with the Newton-Schulz iterations of equal shapes in one batch.
 
-One by one, the small matrices of a ViT take a tenth of a training step on two CPU cores (128 wide, 4 blocks, batch 128);
-in batches less than half of that. On an accelerator they would be hundreds of calls.
+One by one, the small matrices of a ViT take a tenth of a training step on two CPU cores (128 wide, 4 blocks, batch
+128); in batches, half of that. On an accelerator they would be hundreds of calls.
 """
 
 from __future__ import annotations
