@@ -125,9 +125,10 @@ benchmark inference --compiled "${bench[@]}"
 benchmark attention "${layer[@]}"
 exact_resume
 
-if [ ${#left_undone[@]} -gt 0 ]; then
+if [ ${#left_undone[@]} -eq 0 ]; then
+  echo "finished"
+else
   printf 'not done: %s\n' "${left_undone[@]}"
   echo "Run it again to go on; runs and reports so far are in $OUT."
-  $dry && exit 1
+  exit 1
 fi
-echo "finished"
