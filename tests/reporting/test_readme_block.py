@@ -19,7 +19,7 @@ def project(make_run: MakeRun, tmp_path: Path) -> list[str]:
     folder = tmp_path / "reports" / "first-runs"
     write(folder, [read_run(make_run("a")), read_run(make_run("b", attention="differential", accuracy=0.82))])
     (tmp_path / "README.md").write_text(f"# Title\n\n{START}\nold\n{END}\n\nThe rest.\n")
-    return ["--readme", str(tmp_path / "README.md"), "--rows", str(folder)]
+    return ["--readme", str(tmp_path / "README.md"), "--rows", str(folder), "--quick", str(tmp_path / "none")]
 
 
 def test_the_command_writes_what_check_accepts(
@@ -35,6 +35,21 @@ def test_the_command_writes_what_check_accepts(
     assert "| ViT | 80.00% (73.9 to 85.0) | 98.00% | 811,018 | 115 M | 1 h 30 min |" in text
     assert "one seed: no winner is named" in text
     assert "](reports/first-runs/curves.png)" in text
+
+
+def test_the_quick_recipe_gets_a_sentence_from_its_rows(
+    project: list[str], tmp_path: Path, make_run: MakeRun, capsys: Capture
+) -> None:
+    quick = tmp_path / "reports" / "quick"
+    write(quick, [read_run(make_run(f"q{seed}", seed=seed, accuracy=0.8 + 0.01 * seed)) for seed in range(3)])
+    assert main([*project, "--quick", str(quick)]) == 0
+    text = (tmp_path / "README.md").read_text()
+    expected = (
+        "reaches 81.00% ± 1.00 in 1 h 30 min of training (3 seeds, mean and standard deviation; CIFAR-10 (JPEG), "
+    )
+    assert f"[cifar10_80_cpu.yaml](configs/cifar10_80_cpu.yaml) {expected}" in text
+    assert main([*project, "--quick", str(quick), "--check"]) == 0
+    assert main([*project, "--quick", str(tmp_path / "none"), "--check"]) == 1
 
 
 def test_a_changed_row_an_edited_readme_and_an_old_plot_are_found(project: list[str], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from diffvit.errors import DiffvitError, InputError
-from diffvit.reporting import markdown, plots, tables
+from diffvit.reporting import markdown, plots, stats, tables
 from diffvit.reporting.arms import arms, statements
 from diffvit.reporting.rows import RunRecord, content_hash, read
 from diffvit.reporting.style import STAMP
@@ -18,11 +18,15 @@ from diffvit.training.files import disk_faults, replace
 
 START, END = "<!-- results:start -->", "<!-- results:end -->"
 ROWS = Path("reports/first-runs")
+QUICK_ROWS, QUICK_RECIPE = Path("reports/cifar10-80-cpu"), "configs/cifar10_80_cpu.yaml"
 PLOT = "curves.png"
 
 
-def readme_block(records: Sequence[RunRecord], folder: Path = ROWS) -> str:
-    """Table and plot of committed records as Markdown; ``folder`` is how the README reaches the plot."""
+def readme_block(records: Sequence[RunRecord], folder: Path = ROWS, quick: Sequence[RunRecord] = ()) -> str:
+    """Table and plot of committed records as Markdown; ``folder`` is how the README reaches the plot.
+
+    ``quick`` are the runs of :data:`QUICK_RECIPE`, which get a sentence.
+    """
     grouped = arms(records)
     rows = []
     for arm in grouped:
@@ -34,6 +38,7 @@ def readme_block(records: Sequence[RunRecord], folder: Path = ROWS) -> str:
     columns = ["", "Test accuracy", "Top-5", "Parameters", "FLOPs per image", "Training time", "Images/s"]
     parts = [markdown.data_line(name) for name in dict.fromkeys(str(record.row["data"]) for record in records)]
     parts += [markdown.table(tables.Table(columns, rows)), *statements(grouped)]
+    parts += [_quick(arm.records) for arm in arms(quick)]
     parts.append(
         " ".join(
             [*dict.fromkeys(_circumstances(record) for record in records), tables.INTERVAL_NOTE, tables.FLOPS_NOTE]
@@ -42,6 +47,20 @@ def readme_block(records: Sequence[RunRecord], folder: Path = ROWS) -> str:
     names = ", ".join(arm.label for arm in grouped)
     parts.append(f"![Loss and accuracy against the epoch: {names}]({(folder / PLOT).as_posix()})")
     return "\n\n".join(parts)
+
+
+def _quick(records: Sequence[RunRecord]) -> str:
+    rows = [record.row for record in records]
+    first = rows[0]
+    time = tables.duration(stats.mean([row["train_seconds"] for row in rows]))
+    seeds = f"{len(rows)} seeds, mean and standard deviation" if len(rows) > 1 else "one seed"
+    tokens = "the [CLS] token" if first.get("model.pool") == "cls" else "mean pooling"
+    where = ", ".join(str(part) for part in (first["hardware"], tables.threads(first), first["precision"]) if part)
+    recipe = f"[{Path(QUICK_RECIPE).name}]({QUICK_RECIPE})"
+    return (
+        f"**In a hurry:** {recipe} reaches {tables.accuracy_cell(rows)} in {time} of training "
+        f"({seeds}; {first['data']}, {first['epochs']} epochs, {tokens}, {where})."
+    )
 
 
 def _circumstances(record: RunRecord) -> str:
@@ -54,8 +73,14 @@ def _circumstances(record: RunRecord) -> str:
     return ", ".join(str(part) for part in parts if part) + "."
 
 
-def update(readme: Path, folder: Path, *, check: bool = False) -> list[str]:
+def update(readme: Path, folder: Path, quick: Path | None = None, *, check: bool = False) -> list[str]:
     """Bring the README's results and the plot up to date with the committed rows, or only check them.
+
+    Args:
+        readme: the file with the two markers.
+        folder: rows behind the table and the plot.
+        quick: rows of :data:`QUICK_RECIPE`, if there are any.
+        check: write nothing.
 
     Returns:
         What was out of date, one line each; empty when nothing was.
@@ -75,7 +100,7 @@ def update(readme: Path, folder: Path, *, check: bool = False) -> list[str]:
         raise InputError(str(readme), f"must hold {START} and then {END}, once each")
     head, tail = old.split(START)[0], old.split(END)[1]
     relative = _from(readme, folder)
-    new = f"{head}{START}\n{readme_block(records, relative)}\n{END}{tail}"
+    new = f"{head}{START}\n{readme_block(records, relative, read(quick) if quick else ())}\n{END}{tail}"
     stamp, plot = content_hash(folder), folder / PLOT
     stale = [f"{readme}: its results are not those of {folder}"] if new != old else []
     if stamp_of(plot) != stamp:
@@ -108,9 +133,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when out of date")
     parser.add_argument("--readme", type=Path, default=Path("README.md"))
     parser.add_argument("--rows", type=Path, default=ROWS, help="folder with rows.csv and epochs.csv")
+    parser.add_argument("--quick", type=Path, default=QUICK_ROWS, help="the same of the quick recipe's runs")
     given = parser.parse_args(arguments)
     try:
-        stale = update(given.readme, given.rows, check=given.check)
+        stale = update(given.readme, given.rows, given.quick, check=given.check)
     except DiffvitError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
