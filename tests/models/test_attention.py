@@ -107,10 +107,32 @@ def test_under_autocast_maps_are_float32_and_paths_agree() -> None:
     assert (slow - exact).abs().max() < 0.02
 
 
-def test_the_explicit_path_is_for_half_precision_on_a_cpu() -> None:
-    assert explicit_is_faster(torch.device("cpu"), torch.bfloat16)
-    assert not explicit_is_faster(torch.device("cpu"), torch.float32)
-    assert not explicit_is_faster(torch.device("cuda"), torch.bfloat16)
+def test_the_explicit_path_is_for_half_precision_and_short_sequences_on_a_cpu() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert explicit_is_faster(cpu, torch.bfloat16, 257)
+    assert explicit_is_faster(cpu, torch.float32, 65)
+    assert not explicit_is_faster(cpu, torch.float32, 256)
+    assert not explicit_is_faster(cuda, torch.bfloat16, 65)
+
+
+@pytest.mark.parametrize("queries", [None, 1, 7])
+def test_the_fused_path_gives_the_explicit_ones_values_and_gradients(
+    queries: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fused, calls = torch.nn.functional.scaled_dot_product_attention, []
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda *qkv: calls.append(1) or fused(*qkv)
+    )
+    layer, results = make(12, 3), []
+    for path in (layer.forward, layer.attend):
+        x = torch.randn(2, 130, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        layer.zero_grad()
+        out = path(x, queries)
+        out.square().sum().backward()
+        results.append([out, x.grad, *(parameter.grad.clone() for parameter in layer.parameters())])
+    assert calls == [1]
+    for one, other in zip(*results, strict=True):
+        assert torch.allclose(one, other, atol=1e-10)
 
 
 def test_a_width_that_does_not_split_is_refused() -> None:
