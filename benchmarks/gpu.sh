@@ -26,6 +26,7 @@ bench=() layer=() tiny=()
 if $dry; then
   OUT=$(mktemp -d) && trap 'rm -rf "$OUT"' EXIT
   seeds="0 1"
+  export TMPDIR=$OUT # what the compiler keeps goes too
   unset DIFFVIT_DATA
   # A variable beats the recipe's file, so every step runs as it is written, only small. No figure of it is kept.
   export DIFFVIT_DEVICE=cpu DIFFVIT_EPOCHS=2 DIFFVIT_BATCH_SIZE=32 DIFFVIT_VALIDATION_SIZE=0 DIFFVIT_COMPILE=false
