@@ -17,7 +17,7 @@ from diffvit.reporting.style import STAMP
 from diffvit.training.files import disk_faults, replace
 
 START, END = "<!-- results:start -->", "<!-- results:end -->"
-ROWS = Path("reports/first-runs")
+ROWS = Path("reports/cifar10-50-cpu")
 QUICK_ROWS, QUICK_RECIPE = Path("reports/cifar10-80-cpu"), "configs/cifar10_80_cpu.yaml"
 PLOT = "curves.png"
 

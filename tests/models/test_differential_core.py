@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from diffvit.models.differential import DifferentialAttention
+from diffvit.models.differential_core import DifferentialCore
+from diffvit.models.rope import Rope2d
+
+EPS = 1e-5
+
+
+def _naive(q: Tensor, k: Tensor, v: Tensor, lam: Tensor, heads: int) -> Tensor:
+    """The paper's equations 1 and 3 without weight and constant, head by head and image by image."""
+    width = q.shape[2] // heads
+    images = []
+    for image in range(len(q)):
+        of_heads = []
+        for head in range(heads // 2):
+            maps = []
+            for half in (0, 1):
+                part = slice((2 * head + half) * width, (2 * head + half + 1) * width)
+                maps.append((q[image][:, part] @ k[image][:, part].T / math.sqrt(width)).softmax(dim=1))
+            read = (maps[0] - lam * maps[1]) @ v[image][:, 2 * head * width : (2 * head + 2) * width]
+            of_heads.append(read / (read.square().mean(dim=1, keepdim=True) + EPS).sqrt())
+        images.append(torch.cat(of_heads, dim=1))
+    return torch.stack(images)
+
+
+def _inputs(batch: int, tokens: int, dim: int, seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    parts = [torch.randn(batch, tokens, dim, dtype=torch.float64, generator=generator) for _ in range(3)]
+    lam = torch.rand((), dtype=torch.float64, generator=generator)
+    return [value.requires_grad_() for value in (*parts, lam)]
+
+
+def _apart(mine: Tensor, theirs: Tensor) -> float:
+    return ((mine - theirs).norm() / theirs.norm()).item()
+
+
+@given(
+    batch=st.integers(1, 3),
+    tokens=st.integers(1, 6),
+    pairs=st.integers(1, 3),
+    width=st.integers(1, 5),
+    seed=st.integers(0, 2**16),
+)
+@settings(max_examples=40)
+def test_values_and_gradients_are_those_of_a_naive_loop(
+    batch: int, tokens: int, pairs: int, width: int, seed: int
+) -> None:
+    heads = 2 * pairs
+    inputs = _inputs(batch, tokens, heads * width, seed)
+    result, expected = DifferentialCore.apply(*inputs, heads, EPS), _naive(*inputs, heads)
+    torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-10)
+    of_result = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    found = torch.autograd.grad(result, inputs, of_result)
+    oracle = torch.autograd.grad(expected, inputs, of_result)
+    for mine, theirs in zip(found, oracle, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-8 * (1 + theirs.abs().max().item()))
+
+
+def test_numerical_gradients_agree() -> None:
+    assert torch.autograd.gradcheck(lambda *given: DifferentialCore.apply(*given, 4, EPS), _inputs(2, 5, 24, seed=1))
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+def test_in_bfloat16_the_layer_is_no_further_from_float64_than_the_steps_one_by_one(rotary: bool) -> None:
+    torch.manual_seed(0)
+    rope = Rope2d((8, 8), 4, 16, 0) if rotary else None
+    layer = DifferentialAttention(64, 4, layer_index=2, rope=rope)
+    x = torch.randn(16, 64, 64, requires_grad=True)
+    of_result = torch.randn(16, 64, 64)
+    leaves = [x, *layer.parameters()]
+    exact = [value.detach() for value in (layer(x), *torch.autograd.grad(layer(x), leaves, of_result))]
+    errors = []
+    for forward in (layer.forward, layer.attend):
+        with torch.autocast("cpu", torch.bfloat16):
+            result = forward(x)
+        found = [result, *torch.autograd.grad(result, leaves, of_result.to(result.dtype))]
+        errors.append([_apart(mine, theirs) for mine, theirs in zip(found, exact, strict=True)])
+    for mine, stepwise in zip(*errors, strict=True):
+        assert 0 < mine < max(1.5 * stepwise, 0.02), (mine, stepwise)
