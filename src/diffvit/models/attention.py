@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffvit.errors import ConfigError
-from diffvit.models.linear import Linear
 from diffvit.models.rope import Rope2d
 
 
@@ -103,8 +102,8 @@ class Attention(nn.Module):
             raise ConfigError("num_heads", f"{num_heads} does not divide embed_dim {dim}")
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
-        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = Linear(dim, dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
         self.rope = rope
 
     def forward(

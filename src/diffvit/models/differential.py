@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffvit.errors import ConfigError
 from diffvit.models.attention import AttentionMaps, maps_of, project, softmax_map
-from diffvit.models.differential_core import DifferentialCore
-from diffvit.models.linear import Linear, cpu_bfloat16, linear
+from diffvit.models.differential_core import DifferentialCore, pays
 from diffvit.models.rope import Rope2d
 
 
@@ -50,8 +50,8 @@ class DifferentialAttention(nn.Module):
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
         self.lambda_init = lambda_init(layer_index)
-        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = Linear(dim, dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
         self.lambda_q1 = nn.Parameter(torch.empty(self.head_dim))
         self.lambda_k1 = nn.Parameter(torch.empty(self.head_dim))
         self.lambda_q2 = nn.Parameter(torch.empty(self.head_dim))
@@ -75,14 +75,14 @@ class DifferentialAttention(nn.Module):
         As :meth:`attend`, with the elementwise steps where they are cheap; in bfloat16 on a CPU by
         :class:`DifferentialCore`, whose gradient is written out.
         """
-        if queries is None and cpu_bfloat16(x):
+        if queries is None and pays(x):
             q, k, v = project(self.qkv, x, None, self.rope)
             normed = DifferentialCore.apply(q, k, v, self.lam(), self.num_heads, self._eps)
         else:
             normed = self._normed(x, queries)
         # The norm's weight and the constant act on what proj reads: put into its columns, they cost dim^2, once.
         columns = self.sub_norm.weight.repeat(self.num_heads // 2) * (1.0 - self.lambda_init)
-        return linear(normed, self.proj.weight * columns, self.proj.bias)
+        return F.linear(normed, self.proj.weight * columns, self.proj.bias)
 
     def attend(
         self, x: Float[Tensor, "batch tokens dim"], queries: int | None = None

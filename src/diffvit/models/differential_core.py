@@ -14,6 +14,16 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 
+def pays(x: Tensor) -> bool:
+    """Whether :class:`DifferentialCore` is the faster way: bfloat16 on a CPU by autocast, outside ``torch.compile``."""
+    return (
+        x.device.type == "cpu"
+        and torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        and not torch.compiler.is_compiling()
+    )
+
+
 class DifferentialCore(Function):
     """``rms_norm((softmax(q1 k1^T / sqrt(d)) - lam softmax(q2 k2^T / sqrt(d))) v)`` per head; differentiable once.
 
@@ -54,7 +64,7 @@ class DifferentialCore(Function):
             of_scores = torch.ops.aten._softmax_backward_data(of_map, maps[i], -1, maps.dtype)
             _product(of_scores, k[i], factor * width**-0.5, out=of_q[i])
             _product(of_scores.mT, q[i], factor * width**-0.5, out=of_k[i])
-        of_lam = (of_map * maps[1]).sum(dtype=ctx.lam_type).neg_() if ctx.needs_input_grad[3] else None
+        of_lam = (of_map * maps[1]).sum().neg_().to(ctx.lam_type) if ctx.needs_input_grad[3] else None
         of_v = of_v.unflatten(0, (-1, pairs)).transpose(1, 2).flatten(2)
         return _tokens_first(of_q, pairs), _tokens_first(of_k, pairs), of_v, of_lam, None, None
 

@@ -6,8 +6,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffvit.models.linear import Linear
-
 
 class Mlp(nn.Module):
     """``fc2(gelu(fc1(x)))`` with the exact GELU (arXiv 2010.11929, section 3.1).
@@ -20,8 +18,8 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int, out: int) -> None:
         super().__init__()
-        self.fc1 = Linear(dim, hidden)
-        self.fc2 = Linear(hidden, out)
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, out)
 
     def forward(self, x: Float[Tensor, "*lead dim"]) -> Float[Tensor, "*lead out"]:
         """Act on the last dimension."""
