@@ -70,7 +70,7 @@ def test_numerical_gradients_agree() -> None:
 
 
 @pytest.mark.parametrize("rotary", [False, True])
-def test_in_bfloat16_the_layer_is_no_further_from_float64_than_the_steps_one_by_one(rotary: bool) -> None:
+def test_in_bfloat16_the_layer_strays_little_more_than_the_steps_one_by_one(rotary: bool) -> None:
     torch.manual_seed(0)
     rope = Rope2d((8, 8), 4, 16, 0) if rotary else None
     layer = DifferentialAttention(64, 4, layer_index=2, rope=rope)
@@ -86,3 +86,15 @@ def test_in_bfloat16_the_layer_is_no_further_from_float64_than_the_steps_one_by_
         errors.append([_apart(mine, theirs) for mine, theirs in zip(found, exact, strict=True)])
     for mine, stepwise in zip(*errors, strict=True):
         assert 0 < mine < max(1.5 * stepwise, 0.02), (mine, stepwise)
+
+
+def test_a_second_derivative_is_refused_in_bfloat16_and_right_in_float32() -> None:
+    torch.manual_seed(0)
+    layer, x = DifferentialAttention(16, 4, layer_index=0), torch.randn(2, 5, 16, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = layer(x)
+    (first,) = torch.autograd.grad(result.float().square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+    layer, x = layer.double(), x.detach().double().requires_grad_()
+    assert torch.autograd.gradgradcheck(layer, x)

@@ -1,4 +1,4 @@
-"""Differential attention between its projections, with the gradient written out: half precision on a CPU.
+"""Differential attention between its projections, with the gradient written out: bfloat16 on a CPU.
 
 Autograd's own backward pass scales and sums whole maps and walks the norm in eight steps. Here the second map's
 gradient is that of the first with another factor, put into the products that read it. ``docs/log.md`` has the times.
@@ -38,14 +38,14 @@ class DifferentialCore(Function):
         q, k = _pairs_first(q, pairs), _pairs_first(k, pairs)
         v = v.unflatten(2, (pairs, 2 * width)).transpose(1, 2).flatten(0, 1)
         maps = _product(q.flatten(0, 1), k.flatten(0, 1).mT, width**-0.5).softmax(dim=-1).unflatten(0, (2, -1))
-        combined = torch.sub(maps[0], maps[1], alpha=lam.item())
+        ctx.lam, ctx.lam_type = lam.item(), lam.dtype
+        combined = torch.sub(maps[0], maps[1], alpha=ctx.lam)
         heads = (combined @ v).unflatten(0, (-1, pairs)).transpose(1, 2).contiguous()
         wide = torch.promote_types(heads.dtype, torch.float32)
         length = torch.linalg.vector_norm(heads, dim=-1, keepdim=True, dtype=wide)
         scale = (length.square_() / (2 * width) + eps).rsqrt_().to(heads.dtype)
         normed = heads.mul_(scale)
         ctx.save_for_backward(q, k, v, maps, combined, normed, scale)
-        ctx.lam, ctx.lam_type = lam.item(), lam.dtype
         return normed.flatten(2)
 
     @staticmethod
