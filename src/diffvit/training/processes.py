@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 from lightning_fabric import Fabric
 
 from diffvit.errors import DiffvitError
@@ -27,7 +29,15 @@ def launch(device: str, precision: str) -> Fabric:
         precision="bf16-mixed" if precision == "bf16" else "32-true",
     )
     fabric.launch()
+    if world > 1:
+        atexit.register(_leave)
     return fabric
+
+
+def _leave() -> None:
+    """End the group's threads while the interpreter still stands; left running, they now and then abort the process."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def world_size() -> int:
