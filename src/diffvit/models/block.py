@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffvit.models.attention import Attention
+from diffvit.models.attention import Attention, AttentionMaps
 from diffvit.models.choice import check_choice
 from diffvit.models.differential import DifferentialAttention
 from diffvit.models.mlp import Mlp
@@ -86,3 +86,17 @@ class Block(nn.Module):
         """One step of the encoder; with ``queries``, only for the first so many tokens, which read all of them."""
         x = x[:, :queries] + self.drop_path(self.attn(self.norm1(x), queries))
         return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+def walk(blocks: nn.Sequential, x: Float[Tensor, "batch tokens dim"], wanted: Collection[int]) -> list[AttentionMaps]:
+    """The wanted blocks' maps, first to last, by the explicit path; ``x`` enters the first block.
+
+    The tokens go on by the fast path, and no further than the last block asked for.
+    """
+    layers = []
+    for index, block in enumerate(blocks[: max(wanted, default=-1) + 1]):
+        assert isinstance(block, Block)
+        if index in wanted:
+            layers.append(block.attn.maps(block.norm1(x)))
+        x = block(x)
+    return layers

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from diffvit.errors import ConfigError, did_you_mean
 from diffvit.models import pos_embed as positions
 from diffvit.models.attention import AttentionMaps
-from diffvit.models.block import Block
+from diffvit.models.block import Block, walk
 from diffvit.models.choice import check_choice
 from diffvit.models.differential import DifferentialAttention
 from diffvit.models.init import initialise
@@ -131,12 +131,7 @@ class VisionTransformer(nn.Module):
 
     def attention_maps(self, images: Float[Tensor, "batch chans height width"]) -> list[AttentionMaps]:
         """Every block's maps, first to last, by the explicit path."""
-        x, layers = self.tokens(images), []
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            layers.append(block.attn.maps(block.norm1(x)))
-            x = block(x)
-        return layers
+        return walk(self.blocks, self.tokens(images), range(len(self.blocks)))
 
     @torch.no_grad()
     def lambdas(self) -> list[float]:

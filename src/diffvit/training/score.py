@@ -21,7 +21,7 @@ CALIBRATION_BINS = 15
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and weights without gradients inside, as it was afterwards.
 
     Weights that ask for gradients make torch choose another attention kernel, with other last bits, even where no
@@ -55,7 +55,7 @@ def logits_of(
     """
     device = torch.device(device)
     parts: list[Tensor] = []
-    with _evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.inference_mode():
         for images in evaluation_batches(pixels, batch_size, mean, std, device):
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 parts.append(model(images))
@@ -132,6 +132,6 @@ def flops_per_image(model: nn.Module) -> int:
     settings: dict[str, Any] = model.settings  # pyright: ignore[reportAssignmentType]
     twin = copy.deepcopy(model).cpu().float()
     image = torch.zeros(1, settings["in_chans"], settings["image_size"], settings["image_size"])
-    with _evaluating(twin), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with evaluating(twin), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         twin(image)
     return int(counter.get_total_flops())

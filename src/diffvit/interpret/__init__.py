@@ -1,0 +1,8 @@
+"""Look inside a trained model: attention maps, rollout, what heads do, and scores against the truth.
+
+``capture`` and ``rollout`` are functions here, though modules have these names too: the imports below stand last.
+"""
+
+from diffvit.interpret.capture import Record, capture, captures
+
+__all__ = ["Record", "capture", "captures"]

@@ -1,0 +1,194 @@
+"""Every layer's attention maps of a model on images, by walking its blocks: no hooks, nothing to switch off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from diffvit.errors import ConfigError, InputError
+from diffvit.models.attention import AttentionMaps
+from diffvit.models.block import walk
+from diffvit.models.patch_embed import PatchEmbed
+from diffvit.training.score import evaluating
+
+MAX_BYTES = 8 * 2**30  # of maps that one record may hold
+_WORKING = 256 * 2**20  # bytes of one layer's maps that are made at a time
+KINDS = ("effective", "positive", "negative")
+
+
+class Inside(Protocol):
+    """What a model must have to be looked into; ``diffvit.VisionTransformer`` and the pretrained ones do."""
+
+    pool: str
+    patch_embed: PatchEmbed
+    blocks: nn.Sequential
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """What enters the first block: (batch, tokens, dim), the patches last."""
+        ...
+
+
+@dataclass(frozen=True)
+class Record:
+    """The maps of one batch of images.
+
+    Args:
+        layers: one :class:`diffvit.models.attention.AttentionMaps` per captured block, first to last, on the CPU.
+        blocks: which block each of them is, counted from 0.
+        grid: rows and columns of patches.
+        prefix: tokens before the patches: [CLS] and registers.
+        pool: ``cls``, where token 0 is what the model answers with, or ``mean`` over the patches.
+    """
+
+    layers: list[AttentionMaps]
+    blocks: list[int]
+    grid: tuple[int, int]
+    prefix: int
+    pool: str
+
+    def __len__(self) -> int:
+        return len(self.layers[0].positive)
+
+    @property
+    def differential(self) -> bool:
+        """Whether the maps are differences of two."""
+        return self.layers[0].negative is not None
+
+    def maps(self, layer: int, kind: str = "effective") -> Tensor:
+        """(batch, heads, query, key) of ``layers[layer]``: effective, positive or negative.
+
+        Raises:
+            ConfigError: no such kind, or the negative map of softmax attention, which has none.
+        """
+        if kind not in KINDS:
+            raise ConfigError("map", f"no such kind (found {kind!r} vs {', '.join(KINDS)})")
+        found = getattr(self.layers[layer], kind)
+        if found is None:
+            raise ConfigError("map", "softmax attention has no negative map", "Take a differential model.")
+        return found
+
+    def to_patches(self, layer: int, kind: str = "effective", query: tuple[int, int] | None = None) -> Tensor:
+        """How much a query reads of each patch, as (batch, heads, rows, columns).
+
+        Args:
+            layer: index into :attr:`layers`.
+            kind: ``effective``, ``positive`` or ``negative``.
+            query: row and column of the patch that asks; None for what the model pools: [CLS], or the mean over the
+                patches.
+
+        Raises:
+            ConfigError: no such kind of map or patch.
+        """
+        maps = self.maps(layer, kind)
+        if query is not None:
+            return self.on_grid(maps[:, :, self._place(query), self.prefix :])
+        return self.on_grid(self.pooled(maps)[..., self.prefix :])
+
+    def pooled(self, maps: Tensor) -> Tensor:
+        """Row of the token that the model pools: (..., query, key) to (..., key)."""
+        return maps[..., 0, :] if self.pool == "cls" else maps[..., self.prefix :, :].mean(dim=-2)
+
+    def on_grid(self, patches: Tensor) -> Tensor:
+        """(..., patches) as (..., rows, columns)."""
+        return patches.unflatten(-1, self.grid)
+
+    def _place(self, query: tuple[int, int]) -> int:
+        (row, column), (rows, columns) = query, self.grid
+        if not (0 <= row < rows and 0 <= column < columns):
+            allowed = f"0,0 to {rows - 1},{columns - 1}"
+            raise ConfigError("query", f"no such patch (found {row},{column} vs {allowed}: row,column)")
+        return self.prefix + row * columns + column
+
+
+def capture(model: Inside, images: Tensor, *, layers: Sequence[int] | None = None, chunk: int | None = None) -> Record:
+    """Every head's map of every layer, by the explicit path over the model's own weights.
+
+    The model is put into evaluation mode meanwhile; it runs where it lies and in its own dtype, a chunk of images at a
+    time. The maps come back on the CPU, in float32 (float64 from a float64 model).
+
+    Args:
+        model: see :class:`Inside`.
+        images: (batch, channels, height, width), normalised as in training.
+        layers: which blocks, counted from 0, negative ones from the end; by default all.
+        chunk: images per forward pass; by default as many as keep a layer's maps under 256 MiB.
+
+    Raises:
+        ConfigError: no such layer, or more than 8 GiB of maps (see :func:`captures` for those).
+        InputError: the images do not fit the model.
+    """
+    wanted, _ = _wanted(model, layers), _check(model, images)
+    rows, columns = grid_of(model, images)
+    needed = len(wanted) * len(images) * _bytes_of_a_layer(model, rows * columns)
+    if needed > MAX_BYTES:
+        found = f"{len(wanted)} layers of {rows * columns:,} patches for {len(images)} images: {needed / 2**30:.1f} GiB"
+        hint = "Ask for fewer layers or images, or a smaller image size."
+        raise ConfigError("maps", f"would take too much memory ({found} vs {MAX_BYTES / 2**30:g} GiB)", hint)
+    parts = list(captures(model, images, layers=layers, chunk=chunk))
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    joined = [_joined([part.layers[place] for part in parts]) for place in range(len(wanted))]
+    return Record(joined, first.blocks, first.grid, first.prefix, first.pool)
+
+
+def captures(
+    model: Inside, images: Tensor, *, layers: Sequence[int] | None = None, chunk: int | None = None
+) -> Iterator[Record]:
+    """As :func:`capture`, a record per chunk, so that the maps of any number of images pass through bounded memory."""
+    wanted, _ = _wanted(model, layers), _check(model, images)
+    grid = grid_of(model, images)
+    assert isinstance(model, nn.Module)
+    weight = model.patch_embed.proj.weight
+    size = chunk or max(1, _WORKING // _bytes_of_a_layer(model, grid[0] * grid[1]))
+    for part in images.split(size):
+        with evaluating(model), torch.no_grad():
+            x = model.tokens(part.to(weight.device, weight.dtype))
+            found = [_on_cpu(maps) for maps in walk(model.blocks, x, wanted)]
+        yield Record(found, wanted, grid, x.shape[1] - grid[0] * grid[1], model.pool)
+
+
+def grid_of(model: Inside, images: Tensor) -> tuple[int, int]:
+    """Rows and columns of patches that the model cuts such images into."""
+    side = model.patch_embed.patch_size
+    return images.shape[-2] // side, images.shape[-1] // side
+
+
+def _wanted(model: Inside, layers: Sequence[int] | None) -> list[int]:
+    depth = len(model.blocks)
+    if layers is None:
+        return list(range(depth))
+    for layer in layers:
+        if not -depth <= layer < depth:
+            raise ConfigError("layers", f"no such layer (found {layer} vs 0 to {depth - 1})")
+    if not layers:
+        raise ConfigError("layers", f"none asked for (have 0 to {depth - 1})")
+    return sorted({layer % depth for layer in layers})
+
+
+def _check(model: Inside, images: Tensor) -> None:
+    if images.ndim != 4 or not len(images) or not images.is_floating_point():
+        found = f"{images.dtype} of shape {'x'.join(map(str, images.shape))}".removeprefix("torch.")
+        raise InputError("images", f"must be normalised floats, batch x channels x height x width (found {found})")
+
+
+def _bytes_of_a_layer(model: Inside, patches: int) -> int:
+    """Of one image's maps, both of them where attention is differential; prefix tokens are too few to count."""
+    return model.blocks[0].attn.num_heads * patches**2 * 4  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _on_cpu(maps: AttentionMaps) -> AttentionMaps:
+    parts = (maps.positive, maps.negative, maps.lam)
+    return AttentionMaps(*(None if part is None else part.cpu() for part in parts))  # pyright: ignore[reportArgumentType]
+
+
+def _joined(parts: Sequence[AttentionMaps]) -> AttentionMaps:
+    positive = torch.cat([part.positive for part in parts])
+    if parts[0].negative is None:
+        return AttentionMaps(positive)
+    return AttentionMaps(
+        positive, torch.cat([part.negative for part in parts if part.negative is not None]), parts[0].lam
+    )
