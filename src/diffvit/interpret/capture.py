@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diffvit.errors import ConfigError, InputError
 from diffvit.models.attention import AttentionMaps
-from diffvit.models.block import walk
+from diffvit.models.block import Block, walk
 from diffvit.models.patch_embed import PatchEmbed
 from diffvit.training.score import evaluating
 
@@ -120,7 +120,8 @@ def capture(model: Inside, images: Tensor, *, layers: Sequence[int] | None = Non
         ConfigError: no such layer, or more than 8 GiB of maps (see :func:`captures` for those).
         InputError: the images do not fit the model.
     """
-    wanted, _ = _wanted(model, layers), _check(model, images)
+    _check(images)
+    wanted = _wanted(model, layers)
     rows, columns = grid_of(model, images)
     needed = len(wanted) * len(images) * _bytes_of_a_layer(model, rows * columns)
     if needed > MAX_BYTES:
@@ -139,7 +140,8 @@ def captures(
     model: Inside, images: Tensor, *, layers: Sequence[int] | None = None, chunk: int | None = None
 ) -> Iterator[Record]:
     """As :func:`capture`, a record per chunk, so that the maps of any number of images pass through bounded memory."""
-    wanted, _ = _wanted(model, layers), _check(model, images)
+    _check(images)
+    wanted = _wanted(model, layers)
     grid = grid_of(model, images)
     assert isinstance(model, nn.Module)
     weight = model.patch_embed.proj.weight
@@ -169,7 +171,7 @@ def _wanted(model: Inside, layers: Sequence[int] | None) -> list[int]:
     return sorted({layer % depth for layer in layers})
 
 
-def _check(model: Inside, images: Tensor) -> None:
+def _check(images: Tensor) -> None:
     if images.ndim != 4 or not len(images) or not images.is_floating_point():
         found = f"{images.dtype} of shape {'x'.join(map(str, images.shape))}".removeprefix("torch.")
         raise InputError("images", f"must be normalised floats, batch x channels x height x width (found {found})")
@@ -177,7 +179,9 @@ def _check(model: Inside, images: Tensor) -> None:
 
 def _bytes_of_a_layer(model: Inside, patches: int) -> int:
     """Of one image's maps, both of them where attention is differential; prefix tokens are too few to count."""
-    return model.blocks[0].attn.num_heads * patches**2 * 4  # pyright: ignore[reportAttributeAccessIssue]
+    first = model.blocks[0]
+    assert isinstance(first, Block)
+    return first.attn.num_heads * patches**2 * 4
 
 
 def _on_cpu(maps: AttentionMaps) -> AttentionMaps:

@@ -94,7 +94,10 @@ def walk(blocks: nn.Sequential, x: Float[Tensor, "batch tokens dim"], wanted: Co
     The tokens go on by the fast path, and no further than the last block asked for.
     """
     layers = []
-    for index, block in enumerate(blocks[: max(wanted, default=-1) + 1]):
+    last = max(wanted, default=-1)
+    for index, block in enumerate(blocks):
+        if index > last:
+            break
         assert isinstance(block, Block)
         if index in wanted:
             layers.append(block.attn.maps(block.norm1(x)))
