@@ -4,5 +4,6 @@
 """
 
 from diffvit.interpret.capture import Record, capture, captures
+from diffvit.interpret.rollout import rollout, rollout_matrix
 
-__all__ = ["Record", "capture", "captures"]
+__all__ = ["Record", "capture", "captures", "rollout", "rollout_matrix"]

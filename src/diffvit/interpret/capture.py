@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ _WORKING = 256 * 2**20  # bytes of one layer's maps that are made at a time
 KINDS = ("effective", "positive", "negative")
 
 
+@runtime_checkable
 class Inside(Protocol):
     """What a model must have to be looked into; ``diffvit.VisionTransformer`` and the pretrained ones do."""
 

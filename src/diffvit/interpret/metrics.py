@@ -1,0 +1,145 @@
+"""Scores of attention: against the object's true mask, and by taking away or putting in what it points at.
+
+Heat is (n, rows, columns), one number per patch, of any scale; where a map is signed, its positive part is the mass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from diffvit.errors import ConfigError
+from diffvit.training.score import evaluating
+
+HIT = 0.5  # share of a patch that the object must cover for a pointer at it to hit
+STEPS = 16  # into which deletion and insertion divide an image
+
+
+def coverage(masks: Bool[Tensor, "n height width"], grid: tuple[int, int]) -> Float[Tensor, "n rows columns"]:
+    """Share of each patch that the object covers: masks (n, height, width) to (n, rows, columns)."""
+    rows, columns = grid
+    tall, wide = masks.shape[1] // rows, masks.shape[2] // columns
+    return masks.float().unflatten(2, (columns, wide)).unflatten(1, (rows, tall)).mean(dim=(2, 4))
+
+
+def pointing_game(heat: Float[Tensor, "n rows columns"], cover: Float[Tensor, "n rows columns"]) -> Float[Tensor, " n"]:
+    """Whether the map's highest patch lies on the object: (n,), 1 or 0.
+
+    After the pointing game of Zhang et al. 2016 (arXiv 1608.00507, section 5.1), by patch: a hit is a patch at least
+    half of which the object covers. Where several patches share the maximum, the share of them that hit.
+    """
+    flat = heat.flatten(1)
+    top = flat == flat.amax(dim=1, keepdim=True)
+    return ((cover.flatten(1) >= HIT) & top).sum(dim=1) / top.sum(dim=1)
+
+
+def mass_on_object(
+    heat: Float[Tensor, "n rows columns"], cover: Float[Tensor, "n rows columns"]
+) -> Float[Tensor, " n"]:
+    """Share of the positive mass that falls on the object: (n,), 0 to 1; 0 where there is no mass.
+
+    A patch's mass is taken as spread evenly over it. A uniform map scores the object's share of the image.
+    """
+    mass = heat.clamp_min(0).flatten(1)
+    return (mass * cover.flatten(1)).sum(dim=1) / mass.sum(dim=1).clamp_min(torch.finfo(mass.dtype).tiny)
+
+
+def mass_mask(heat: Float[Tensor, "*lead rows columns"], share: float) -> Bool[Tensor, "*lead rows columns"]:
+    """The fewest patches that together hold at least ``share`` of the positive mass: bool, of heat's shape.
+
+    DINO's way to draw a map (arXiv 2104.14294, figure 3, with 0.6). Leading dimensions may be any.
+
+    Raises:
+        ConfigError: ``share`` is not above 0 and up to 1.
+    """
+    if not 0 < share <= 1:
+        raise ConfigError("mass", f"must be above 0 and at most 1 (found {share:g})")
+    mass = heat.clamp_min(0).flatten(-2).double()
+    ordered, order = mass.sort(dim=-1, descending=True, stable=True)
+    before = ordered.cumsum(dim=-1) - ordered  # mass of the patches that come first
+    wanted = (before < share * ordered.sum(dim=-1, keepdim=True)) & (ordered > 0)
+    return torch.zeros_like(wanted).scatter(-1, order, wanted).unflatten(-1, heat.shape[-2:])
+
+
+def overlap(
+    heat: Float[Tensor, "n rows columns"], cover: Float[Tensor, "n rows columns"], share: float = 0.5
+) -> Float[Tensor, " n"]:
+    """Intersection over union of :func:`mass_mask` and the object, counted in pixels: (n,), 0 to 1."""
+    kept = mass_mask(heat, share).flatten(1).float()
+    cover = cover.flatten(1)
+    both = (kept * cover).sum(dim=1)
+    return both / (kept.sum(dim=1) + cover.sum(dim=1) - both)
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Deletion and insertion curves (Petsiuk et al. 2018, arXiv 1806.07421, section 3.3), by patch.
+
+    Args:
+        shares: (steps + 1,), share of the patches taken away, or put in.
+        deletion: (n, steps + 1), probability of the class the whole image is given, patches of most heat gone first.
+        insertion: (n, steps + 1), the same while patches of most heat come first into an empty image.
+    """
+
+    shares: Float[Tensor, " steps"]
+    deletion: Float[Tensor, "n steps"]
+    insertion: Float[Tensor, "n steps"]
+
+    @property
+    def deletion_area(self) -> Tensor:
+        """(n,), mean height of the deletion curve; lower is better: what mattered went early."""
+        return torch.trapezoid(self.deletion, self.shares, dim=1)
+
+    @property
+    def insertion_area(self) -> Tensor:
+        """(n,), mean height of the insertion curve; higher is better."""
+        return torch.trapezoid(self.insertion, self.shares, dim=1)
+
+
+def removal(
+    model: nn.Module,
+    images: Float[Tensor, "n chans height width"],
+    heat: Float[Tensor, "n rows columns"],
+    *,
+    steps: int = STEPS,
+    batch_size: int = 500,
+) -> Removal:
+    """How fast a model loses, and gains, its answer as patches go, and come, in the order of their heat.
+
+    A patch that is not there shows the data's mean colour, which is 0 after normalisation. Of equal patches the first
+    in reading order goes first.
+
+    Args:
+        model: a classifier.
+        images: (n, channels, height, width), normalised as in training.
+        heat: (n, rows, columns); negative heat goes last.
+        steps: points of the curves after the first; as many patches are taken at once as that makes.
+        batch_size: images per forward pass.
+    """
+    n, rows, columns = heat.shape
+    patches = rows * columns
+    rank = heat.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1).unflatten(1, (rows, columns))
+    taken = [round(step * patches / steps) for step in range(steps + 1)]
+    curves = torch.empty(2, n, steps + 1)
+    weight = next(model.parameters())
+    with evaluating(model), torch.no_grad():
+        for first in range(0, n, batch_size):
+            part = slice(first, first + batch_size)
+            whole = images[part].to(weight.device, weight.dtype)
+            order = rank[part].to(weight.device)
+            chosen = model(whole).argmax(dim=1, keepdim=True)
+            for step, count in enumerate(taken):
+                early = _pixels(order < count, whole)
+                for curve, kept in enumerate((~early, early)):
+                    chance = model(whole * kept).float().softmax(dim=1).gather(1, chosen)
+                    curves[curve, part, step] = chance[:, 0].cpu()
+    return Removal(torch.tensor(taken) / patches, curves[0], curves[1])
+
+
+def _pixels(patches: Tensor, images: Tensor) -> Tensor:
+    """(n, rows, columns) of bool as (n, 1, height, width)."""
+    tall, wide = images.shape[2] // patches.shape[1], images.shape[3] // patches.shape[2]
+    return patches.repeat_interleave(tall, dim=1).repeat_interleave(wide, dim=2)[:, None]
