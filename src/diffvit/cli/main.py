@@ -43,6 +43,12 @@ VERBS = {
         "RUN... [OPTIONS]",
         "Put finished runs side by side in one report.\n\nA table here, and a page with curves, lambdas and classes.",
     ),
+    "attention": Verb(
+        "diffvit.cli.attention:attention",
+        "RUN [IMAGE...] [OPTIONS]",
+        "Look inside a model: attention maps, rollout, scores.\n\n"
+        "Every head of every layer, for a run or a pretrained model (--pretrained NAME IMAGE...); figures, one page.",
+    ),
 }
 
 

@@ -37,6 +37,7 @@ class Rope2d(nn.Module):
         super().__init__()
         if head_dim % 4:
             raise ConfigError("num_heads", f"leaves heads {head_dim} wide: rope-2d needs a multiple of 4")
+        self.num_heads = num_heads
         rates = BASE ** (-torch.arange(head_dim // 4, dtype=torch.float64) * 4 / head_dim)
         rows, columns = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in grid), indexing="ij")
         of_a_head = torch.cat([rows.reshape(-1, 1) * rates, columns.reshape(-1, 1) * rates], dim=1)

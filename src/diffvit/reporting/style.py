@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -77,4 +78,12 @@ def to_png(made: Figure, stamp: str = "") -> bytes:
     buffer = io.BytesIO()
     metadata = {"Software": None, **({STAMP: stamp} if stamp else {})}
     made.savefig(buffer, format="png", facecolor=made.get_facecolor(), metadata=metadata)
+    return buffer.getvalue()
+
+
+def to_svg(made: Figure) -> bytes:
+    """The figure as SVG bytes, the same for the same input."""
+    buffer = io.BytesIO()
+    with rc_context({"svg.hashsalt": "diffvit"}):
+        made.savefig(buffer, format="svg", facecolor=made.get_facecolor(), metadata={"Date": None, "Creator": None})
     return buffer.getvalue()

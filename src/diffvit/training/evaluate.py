@@ -60,9 +60,9 @@ def evaluate(
         raise ConfigError("split", f"{split!r} vs {', '.join(SPLITS)}", did_you_mean(split, SPLITS))
     device = resolve_device(device)
     model, meta = load_with_meta(run, device=device)
-    config = _config_of(run, meta)
-    precision = _precision_of(meta, precision, device)
-    images = _images(run, model.settings["image_size"], meta, config, (split, data, data_dir))
+    config = config_of(run, meta)
+    precision = precision_of(meta, precision, device)
+    images = images_of(run, model.settings["image_size"], meta, config, (split, data, data_dir))
     figures = score(
         model,
         images,
@@ -88,14 +88,15 @@ def evaluate(
     return figures
 
 
-def _config_of(run: object, meta: Mapping[str, Any]) -> Config | None:
+def config_of(run: object, meta: Mapping[str, Any]) -> Config | None:
+    """The run's config from its model's metadata; None where it has none; InputError where it is damaged."""
     try:
         return None if meta["config"] is None else parse(meta["config"], str(run))
     except ConfigError as error:
         raise InputError(error.what, error.why, error.hint) from None
 
 
-def _precision_of(meta: Mapping[str, Any], asked: str, device: str) -> str:
+def precision_of(meta: Mapping[str, Any], asked: str, device: str) -> str:
     """What was asked for; for ``auto`` what the run recorded, so that its figures can be repeated anywhere."""
     recorded = meta.get("precision")
     path = Path(meta["file"]).parent
@@ -104,7 +105,7 @@ def _precision_of(meta: Mapping[str, Any], asked: str, device: str) -> str:
     return resolve_precision(recorded if asked == "auto" and recorded in ("fp32", "bf16") else asked, device)
 
 
-def _images(
+def images_of(
     run: object,
     image_size: int,
     meta: Mapping[str, Any],
@@ -174,7 +175,7 @@ def predict(
     pixels = [torch.from_numpy(resize(decode(Path(path), name=str(path)), size)) for path in paths]
     if not pixels:
         return []
-    precision = _precision_of(meta, precision, device)
+    precision = precision_of(meta, precision, device)
     logits = logits_of(
         model, torch.stack(pixels), mean=meta["mean"], std=meta["std"], precision=precision, device=device
     )

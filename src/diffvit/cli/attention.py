@@ -1,0 +1,224 @@
+"""``diffvit attention``."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Group, Parameter
+
+from diffvit.cli import show
+from diffvit.cli.options import COMMAND, OUTPUT, Output, data_dir_of
+from diffvit.config import resolve
+from diffvit.errors import ConfigError
+from diffvit.settings import Device
+
+if TYPE_CHECKING:
+    from diffvit.interpret.subject import Picture, Subject
+
+_FIRST = "0-3"  # of the test set, where no image is named
+
+
+@Parameter(name="*", group=Group("What to look at", sort_key=2))
+@dataclass(frozen=True)
+class What:
+    """Which model, and which pictures."""
+
+    index: str | None = None
+    """Images of the run's own test set, as 0-7 or 3,12; 0-3 where no image is named either."""
+    split: Literal["test", "validation", "train"] = "test"
+    """The images that --index counts."""
+    data: Literal["auto", "cifar10", "folder", "shapes"] | None = None
+    """Data source; by default the run's own."""
+    data_dir: Path | None = None
+    """Where the data lies; by default what DIFFVIT_DATA says."""
+    pretrained: str | None = None
+    """A pretrained ViT instead of a run, by timm's name (vit_small_patch16_224.dino); then all arguments are images."""
+    weights: Path | None = None
+    """Its weights from a file instead of the network: DINO's own or timm's, .pth or .safetensors."""
+    size: int | None = None
+    """Shorter side of a picture, pixels, for models that take any; by default its own, at most 480."""
+
+
+@Parameter(name="*", group=Group("Maps", sort_key=3))
+@dataclass(frozen=True)
+class Draw:
+    """What is drawn of each layer."""
+
+    layers: str | None = None
+    """Blocks to draw, as 0,3 or 0-2, -1 for the last; default all."""
+    query: str | None = None
+    """The patch that asks, as ROW,COLUMN; by default what the model pools: [CLS], or the mean over the patches."""
+    kind: Literal["effective", "positive", "negative"] = "effective"
+    """Which map of a differential head."""
+    mass: float | None = None
+    """Mark the fewest patches that together hold this share of the last layer's mass (DINO: 0.6)."""
+    form: Annotated[Literal["png", "svg", "npz"], Parameter(name="--format")] = "png"
+    """Figures as png or svg, or npz: the maps themselves, for other programs."""
+
+
+@Parameter(name="*", group=Group("Rollout", sort_key=4))
+@dataclass(frozen=True)
+class Follow:
+    """How attention is followed through the layers."""
+
+    rollout: Annotated[bool, Parameter(negative="")] = False
+    """Follow attention through the layers (arXiv 2005.00928)."""
+    fusion: Literal["mean", "max", "min"] = "mean"
+    """How heads become one map."""
+    discard: float = 0.0
+    """Share of each row's lowest entries that are left out."""
+    residual: float = 0.5
+    """Weight of the identity, for the residual branch."""
+    start: int | None = None
+    """First layer to follow."""
+    sign: Literal["clamp", "positive", "abs", "signed"] = "clamp"
+    """What a differential map stands for; docs/attention.md says what each can tell."""
+
+    def rules(self) -> dict[str, Any]:
+        """The arguments of :func:`diffvit.interpret.rollout.rollout`."""
+        return {name: value for name, value in vars(self).items() if name != "rollout"}
+
+
+def attention(
+    things: Annotated[
+        tuple[str, ...], Parameter(name="RUN IMAGE", negative="", help="A run, then images or folders.")
+    ] = (),
+    /,
+    *,
+    score: Annotated[
+        bool, Parameter(group=COMMAND, negative="", help="Score the maps on the test set: a table and plots.")
+    ] = False,
+    score_images: Annotated[int, Parameter(group=COMMAND, help="Test images to score on.")] = 500,
+    out: Annotated[
+        Path | None,
+        Parameter(group=COMMAND, help="Folder for what is written; default RUN/attention, or attention-NAME."),
+    ] = None,
+    device: Annotated[Device | None, Parameter(group=COMMAND, show_default="auto", help="Where to run.")] = None,
+    what: What = What(),
+    draw: Draw = Draw(),
+    follow: Follow = Follow(),
+    output: Output = OUTPUT,
+) -> None:
+    """Look inside a model: attention maps of every head and layer, rollout, and scores."""
+    reference, images = _split(things, what)
+    layers = None if draw.layers is None else _numbers("--layers", draw.layers)
+    query = None if draw.query is None else _pair("--query", draw.query)
+    index = None if what.index is None else _numbers("--index", what.index)
+    if follow.rollout and layers is not None:
+        raise ConfigError(
+            "--rollout",
+            "follows every layer: --layers leaves some out",
+            "Give one of them; --start says where to begin.",
+        )
+    place = resolve(None, {} if device is None else {"device": device}).device
+
+    from diffvit.interpret.report import Wanted, look
+
+    subject = _subject(reference, what, place)
+    out = out or _default_out(reference, subject)
+    result: dict[str, Any] = {"model": subject.name}
+    if images or index is not None or not score:
+        pictures = _pictures(subject, reference, images, index, what)
+        wanted = Wanted(layers, draw.kind, query, follow.rollout, follow.rules(), draw.mass, draw.form)
+        made = look(subject, pictures, wanted, out, command=shlex.join(["diffvit", *sys.argv[1:]]))
+        _tell(made.pictures)
+        show.line(f"page    {made.page}")
+        show.line(f"files   {len(made.files)} in {out}")
+        result |= {"page": made.page, "files": made.files, "pictures": made.pictures}
+    if score:
+        result |= _score(subject, reference, what, score_images, out)
+    if output.json:
+        show.as_json(result)
+
+
+def _split(things: tuple[str, ...], what: What) -> tuple[str | None, list[Path]]:
+    """The run, where it is one, and the images."""
+    foreign = what.pretrained is not None or what.weights is not None
+    if foreign and what.index is not None:
+        raise ConfigError("--index", "counts a run's own images; a pretrained model has none here", "Name image files.")
+    if not foreign and not things:
+        hint = "As in: diffvit attention cifar10-vit --index 0-7"
+        raise ConfigError("attention", "no model given (a RUN, or --pretrained NAME)", hint)
+    return (None, [Path(name) for name in things]) if foreign else (things[0], [Path(name) for name in things[1:]])
+
+
+def _subject(reference: str | None, what: What, device: str) -> Subject:
+    from diffvit.interpret import subject
+
+    if reference is not None:
+        return subject.of_run(reference, device=device)
+    return subject.of_pretrained(what.pretrained, what.weights, device=device)
+
+
+def _pictures(
+    subject: Subject, reference: str | None, images: list[Path], index: list[int] | None, what: What
+) -> list[Picture]:
+    from diffvit.interpret.subject import from_files, from_set, labelled_images
+
+    found = from_files(images, subject, size=what.size) if images else []
+    if reference is None or (images and index is None):
+        return found
+    if index is None:
+        index = _numbers("--index", _FIRST)
+        show.line(f"no image named: taking --index {_FIRST}")
+    own = labelled_images(reference, split=what.split, data=what.data, data_dir=data_dir_of(what.data_dir))
+    return found + from_set(own, index)
+
+
+def _score(subject: Subject, reference: str | None, what: What, count: int, out: Path) -> dict[str, Any]:
+    if reference is None:
+        raise ConfigError("--score", "needs a run: a pretrained model has no labelled images here")
+    if count < 1:
+        raise ConfigError("--score-images", f"must be at least 1 (found {count})")
+
+    from diffvit.interpret.score_report import score_run
+
+    where = data_dir_of(what.data_dir)
+    found = score_run(subject, reference, out, count=count, split=what.split, data=what.data, data_dir=where)
+    for title, columns, rows in found.tables:
+        show.table(columns, rows, title=title)
+    show.line(f"scores  {', '.join(str(file) for file in found.files)}")
+    return {"scores": found.rows}
+
+
+def _tell(pictures: list[dict[str, Any]]) -> None:
+    keys = {"label": str, "prediction": str, "probability": show.percent, "pointing": str, "mass": show.percent}
+    columns = [key for key in keys if any(picture.get(key) not in (None, "") for picture in pictures)]
+    names = {"pointing": "peak on object", "mass": "mass on object"}
+    yes = {"1.0": "yes", "0.0": "no"}
+    rows = [
+        [str(picture["name"]), *(yes.get(text := keys[key](picture[key]), text) for key in columns)]
+        for picture in pictures
+    ]
+    show.table(["image", *(names.get(key, key) for key in columns)], rows)
+
+
+def _default_out(reference: str | None, subject: Subject) -> Path:
+    folder = Path(reference or "")
+    return folder / "attention" if reference and folder.is_dir() else Path(f"attention-{subject.name}")
+
+
+def _numbers(flag: str, text: str) -> list[int]:
+    """``0-3,7`` as [0, 1, 2, 3, 7]."""
+    found: list[int] = []
+    for part in text.split(","):
+        single, span = re.fullmatch(r"\s*(-?\d{1,9})\s*", part), re.fullmatch(r"\s*(\d{1,9})\s*-\s*(\d{1,9})\s*", part)
+        if single:
+            found.append(int(single[1]))
+        elif span and int(span[1]) <= int(span[2]) < int(span[1]) + 10_000:
+            found += range(int(span[1]), int(span[2]) + 1)
+        else:
+            raise ConfigError(flag, f"is not a list of numbers (found {text!r} vs for example 0-3,7)")
+    return list(dict.fromkeys(found))
+
+
+def _pair(flag: str, text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"\s*(\d{1,9})\s*,\s*(\d{1,9})\s*", text)
+    if not found:
+        raise ConfigError(flag, f"is not a patch (found {text!r} vs ROW,COLUMN, counted from 0)")
+    return int(found[1]), int(found[2])

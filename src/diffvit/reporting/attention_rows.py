@@ -1,0 +1,85 @@
+"""The attention study's rows, and the paired gaps between its arms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from diffvit.reporting import stats
+from diffvit.reporting.rows import Row, RunRecord
+
+SOFTMAX, DIFFERENTIAL, WIDE = "ViT", "Diff-ViT", "ViT, half the heads"
+METRICS = {"pointing": "pointing game", "mass": "mass on the object", "iou": "IoU at half the mass"}
+FIRST_MAP = ", A1 alone"
+Values = dict[tuple[int, float | None], float]  # by seed and clutter
+
+
+@dataclass(frozen=True)
+class Study:
+    """All rows of the study.
+
+    Args:
+        records: of the trainings.
+        scores: per trained model and map.
+        curves: per trained model, map and share of patches.
+    """
+
+    records: list[RunRecord]
+    scores: list[Row]
+    curves: list[Row]
+
+    @cached_property
+    def last(self) -> str:
+        """Name of the last layer's map."""
+        return self.layers[-1]
+
+    @cached_property
+    def maps(self) -> list[str]:
+        """Every map's name, in the order of the rows."""
+        return list(dict.fromkeys(str(row["map"]) for row in self.scores))
+
+    @cached_property
+    def layers(self) -> list[str]:
+        """Names of the layers' own maps, first to last."""
+        return [name for name in self.maps if name.startswith("layer") and FIRST_MAP not in name]
+
+    @cached_property
+    def clutter(self) -> list[float]:
+        """The levels, ascending."""
+        return sorted({row["clutter"] for row in self.scores if row["clutter"] is not None})
+
+    @cached_property
+    def seeds(self) -> list[int]:
+        """The seeds, ascending."""
+        return sorted({row["seed"] for row in self.scores})
+
+    def values(self, arm: str, name: str, metric: str, data: str = "shapes") -> Values:
+        """A score by seed and clutter."""
+        return {
+            (row["seed"], row["clutter"]): row[metric]
+            for row in self.scores
+            if (row["arm"], row["map"], row["data"]) == (arm, name, data) and row[metric] is not None
+        }
+
+    def accuracies(self, arm: str, data: str = "shapes") -> Values:
+        """Test accuracy by seed and clutter."""
+        owners = {(row["config_hash"], row["seed"]): row for row in self.scores if row["arm"] == arm}
+        return {
+            (owner["seed"], owner["clutter"]): record.row["test_accuracy"]
+            for record in self.records
+            if (owner := owners.get(record.key)) is not None and owner["data"] == data
+        }
+
+
+def gap(
+    first: Values,
+    second: Values,
+    comparisons: int = 1,
+    clutter: float | None = None,
+) -> stats.Interval | None:
+    """First minus second over the pairs both have (at one clutter level, if given); None for fewer than two pairs."""
+    keys = sorted(key for key in first.keys() & second.keys() if clutter is None or key[1] == clutter)
+    if len(keys) < 2:
+        return None
+    confidence = 1 - (1 - stats.CONFIDENCE) / comparisons
+    return stats.paired_difference([first[key] for key in keys], [second[key] for key in keys], confidence)

@@ -1,0 +1,249 @@
+"""What the attention study found, in tables and sentences that are worked out from its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from diffvit.reporting import markdown, stats
+from diffvit.reporting.arms import points, span
+from diffvit.reporting.attention_rows import DIFFERENTIAL, FIRST_MAP, METRICS, SOFTMAX, WIDE, Study, Values, gap
+from diffvit.reporting.tables import Table
+
+_METHOD = """Models of equal size (4 blocks, 128 wide, [CLS]) are trained on `shapes`, one object among clutter and
+noise, whose mask is known, at each clutter level, and on CIFAR-10. Their [CLS]-to-patch maps are then scored on test
+images: does the highest patch lie on the object (pointing game), which share of the map's positive mass does, and
+how well do the fewest patches that hold half of the mass overlap it. "Layer" is that layer's map averaged over
+heads; "rollout" follows all layers (negative entries of differential maps cut off). The third arm has half the
+heads, each as wide as a differential head's value. Three baselines look at nothing: a uniform map, a Gaussian in
+the middle, random numbers."""
+_LIMITS = """- A map tells where a head reads, not what it does with what it reads: values, norms and MLPs act after it.
+- The object is large and never far from the middle, so the middle alone scores well: compare with that line,
+  not with 0.
+- An interval pairs two arms trained with the same seed on the same images. Over seeds and clutter levels each
+  pair is one independent training of both; with three seeds alone an interval is wide, and "undecided" is
+  what it says.
+- Models this small, and these two data sets: nothing here speaks of large ones."""
+_ADJUSTED = (
+    "Better and worse are said only where the interval, widened for the number of lines in its list (Bonferroni), "
+    "excludes 0."
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One comparison: two maps, each (arm, map), in one metric."""
+
+    label: str
+    first: tuple[str, str]
+    second: tuple[str, str]
+    metric: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Its 95% interval, and the one widened for the number of questions asked with it; None for too few pairs."""
+
+    question: Question
+    interval: stats.Interval | None
+    widened: stats.Interval | None
+
+    @property
+    def outcome(self) -> str:
+        """better, worse or undecided, for the first of the two."""
+        if self.widened is None or not self.widened.excludes_zero:
+            return "undecided"
+        return "better" if (self.widened.low > 0) != (self.question.metric == "deletion") else "worse"
+
+
+def between(study: Study, first: str, second: str) -> list[Question]:
+    """Where two arms' maps lie: rollout's and the last layer's, by every metric."""
+    return [
+        Question(f"{name}, {text}", (first, name), (second, name), metric)
+        for name in ("rollout", study.last)
+        for metric, text in METRICS.items()
+    ]
+
+
+def within(study: Study) -> list[Question]:
+    """What the subtraction does to the mass on the object, in each layer and in all."""
+    return [
+        Question(f"{name}, mass on the object", (DIFFERENTIAL, name), (DIFFERENTIAL, name + FIRST_MAP), "mass")
+        for name in (*study.layers, "rollout")
+    ]
+
+
+def taken_apart(study: Study) -> list[Question]:
+    """Deletion and insertion in the order of two arms' maps."""
+    return [
+        Question(f"{name}, {metric} area", (DIFFERENTIAL, name), (SOFTMAX, name), metric)
+        for name in ("rollout", study.last)
+        for metric in ("deletion", "insertion")
+    ]
+
+
+def answers(study: Study, questions: Sequence[Question], data: str = "shapes") -> list[Answer]:
+    """Every question over all pairs of seed and clutter that both maps have."""
+    found = []
+    for question in questions:
+        first, second = (study.values(*side, question.metric, data) for side in (question.first, question.second))
+        found.append(Answer(question, gap(first, second), gap(first, second, len(questions))))
+    return found
+
+
+def report(study: Study) -> str:
+    """The whole report as Markdown."""
+    parts = ["# Does differential attention cancel noise?", _METHOD, "## In short", *_in_short(study)]
+    parts += ["## The object among clutter", "Rollout, mean over seeds; in the last column Diff-ViT minus ViT."]
+    parts += [_by_clutter(study, "rollout", metric) for metric in METRICS]
+    parts += ["![Scores of rollout against clutter](on-object.png)", f"The last layer's map ({study.last}):"]
+    parts += [_by_clutter(study, study.last, metric) for metric in METRICS]
+    parts += ["![Scores of the last layer's map against clutter](last-layer.png)", "## What the subtraction does"]
+    parts += ["Within the same Diff-ViT: the effective map against its first map alone, over seeds and clutter levels."]
+    parts += [_subtraction_table(study), "![Mass on the object by layer](subtraction.png)"]
+    parts += ["## Deletion and insertion", _removal_note(study), _removal_table(study, "cifar10"), "On shapes:"]
+    parts += [_removal_table(study, "shapes"), "![Deletion and insertion curves](removal.png)", "## Accuracy"]
+    parts += [_accuracy_table(study), "![Accuracy against clutter](accuracy.png)", "## What this cannot tell", _LIMITS]
+    parts += ["## Repeat", "```\nmake attention-study\n```", _circumstances(study)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _in_short(study: Study) -> list[str]:
+    own = answers(study, between(study, DIFFERENTIAL, SOFTMAX))
+    accuracy = gap(study.accuracies(DIFFERENTIAL), study.accuracies(SOFTMAX))
+    return [
+        _verdict(own),
+        "**Diff-ViT's maps minus ViT's, on shapes:**",
+        _list(own),
+        "**Diff-ViT's maps minus those of the ViT with half the heads:**",
+        _list(answers(study, between(study, DIFFERENTIAL, WIDE))),
+        "**Within Diff-ViT, the effective map minus its first map alone:**",
+        _list(answers(study, within(study))),
+        f"**Growing with clutter?** {_trend(study)}",
+        "**CIFAR-10, Diff-ViT minus ViT** (of deletion, less is better):",
+        _list(answers(study, taken_apart(study), "cifar10")),
+        f"**Accuracy on shapes, Diff-ViT minus ViT:** {_one(accuracy)}.",
+        _ADJUSTED,
+    ]
+
+
+def _verdict(found: Sequence[Answer]) -> str:
+    said = {word: [a.question.label for a in found if a.outcome == word] for word in ("better", "worse", "undecided")}
+    return (
+        f"Of {len(found)} comparisons of where the two models' maps lie, {len(said['better'])} favour Diff-ViT"
+        f"{_named(said['better'])}, {len(said['worse'])} favour ViT{_named(said['worse'])}, and "
+        f"{len(said['undecided'])} are undecided."
+    )
+
+
+def _named(labels: Sequence[str]) -> str:
+    return f" ({'; '.join(labels)})" if labels else ""
+
+
+def _list(found: Sequence[Answer]) -> str:
+    return "\n".join(f"- {each.question.label}: {_one(each.interval)}: {each.outcome}" for each in found)
+
+
+def _one(interval: stats.Interval | None) -> str:
+    if interval is None:
+        return "too few pairs"
+    return f"{points(interval.estimate).removesuffix(' points')} points (95% paired interval {span(interval)})"
+
+
+def _trend(study: Study) -> str:
+    """How the gap between the arms changes from the least clutter to the most, over the seeds."""
+    low, high = study.clutter[0], study.clutter[-1]
+    sentences = []
+    for metric, text in METRICS.items():
+        first, second = (study.values(arm, "rollout", metric) for arm in (DIFFERENTIAL, SOFTMAX))
+        gaps = {key: first[key] - second[key] for key in first.keys() & second.keys()}
+        most: Values = {(seed, None): value for (seed, clutter), value in gaps.items() if clutter == high}
+        least: Values = {(seed, None): value for (seed, clutter), value in gaps.items() if clutter == low}
+        sentences.append(f"{text}: {_one(gap(most, least))}")
+    return f"The gap (rollout) at clutter {high:g} minus the gap at {low:g}: {'; '.join(sentences)}."
+
+
+def _by_clutter(study: Study, name: str, metric: str) -> str:
+    arms = (SOFTMAX, WIDE, DIFFERENTIAL)
+    columns = [f"Clutter ({METRICS[metric]})", *arms, "uniform", "centre", "Diff-ViT minus ViT (95% paired interval)"]
+    lines = []
+    for clutter in study.clutter:
+        cells = [_mean(study.values(arm, name, metric), clutter) for arm in arms]
+        cells += [_mean(study.values(SOFTMAX, chance, metric), clutter) for chance in ("uniform", "centre")]
+        lines.append([f"{clutter:g}", *cells, _cell(study, name, metric, clutter)])
+    return markdown.table(Table(columns, lines))
+
+
+def _cell(study: Study, name: str, metric: str, clutter: float) -> str:
+    interval = gap(study.values(DIFFERENTIAL, name, metric), study.values(SOFTMAX, name, metric), clutter=clutter)
+    return "-" if interval is None else f"{100 * interval.estimate:+.1f} ({span(interval)})"
+
+
+def _mean(values: Values, clutter: float | None) -> str:
+    found = [value for (_, level), value in values.items() if level == clutter]
+    if not found:
+        return "-"
+    spread = stats.std(found)
+    return f"{100 * stats.mean(found):.1f}" + (f" ± {100 * spread:.1f}" if spread else "")
+
+
+def _subtraction_table(study: Study) -> str:
+    names = [*study.layers, "rollout"]
+    lines = []
+    for name in names:
+        whole, first = (study.values(DIFFERENTIAL, each, "mass") for each in (name, name + FIRST_MAP))
+        both = [f"{100 * stats.mean(list(part.values())):.1f}" if part else "-" for part in (whole, first)]
+        interval = gap(whole, first)
+        lines.append([name, *both, "-" if interval is None else f"{100 * interval.estimate:+.1f} ({span(interval)})"])
+    return markdown.table(Table(["Mass on the object, %", "effective", "A1 alone", "difference (95%)"], lines))
+
+
+def _removal_note(study: Study) -> str:
+    counts = {row["data"]: row["removal_images"] for row in study.scores if row["removal_images"]}
+    told = ", ".join(f"{count:,} test images of {data}" for data, count in sorted(counts.items()))
+    return (
+        "Patches are replaced by the data's mean colour, those of most heat first (deletion), or put into an empty "
+        "image in that order (insertion); the area is the mean probability of the class that the whole image is given. "
+        f"{told}."
+    )
+
+
+def _removal_table(study: Study, data: str) -> str:
+    lines = []
+    for name in ("rollout", study.last, "centre", "random"):
+        for metric in ("deletion", "insertion"):
+            first, second = (study.values(arm, name, metric, data) for arm in (DIFFERENTIAL, SOFTMAX))
+            means = [f"{stats.mean(list(part.values())):.3f}" if part else "-" for part in (second, first)]
+            interval = gap(first, second)
+            told = (
+                "-" if interval is None else f"{interval.estimate:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})"
+            )
+            better = "lower is better" if metric == "deletion" else "higher is better"
+            lines.append([f"{name}, {metric} ({better})", *means, told])
+    return markdown.table(Table([f"Area ({data})", SOFTMAX, DIFFERENTIAL, "Diff-ViT minus ViT (95%)"], lines))
+
+
+def _accuracy_table(study: Study) -> str:
+    arms = (SOFTMAX, WIDE, DIFFERENTIAL)
+    lines = []
+    for clutter in study.clutter:
+        found = gap(study.accuracies(DIFFERENTIAL), study.accuracies(SOFTMAX), clutter=clutter)
+        told = "-" if found is None else f"{100 * found.estimate:+.1f} ({span(found)})"
+        lines.append([f"shapes, clutter {clutter:g}", *(_mean(study.accuracies(arm), clutter) for arm in arms), told])
+    on_cifar = [study.accuracies(arm, "cifar10") for arm in arms]
+    found = gap(on_cifar[2], on_cifar[0])
+    told = "-" if found is None else f"{100 * found.estimate:+.1f} ({span(found)})"
+    lines.append(["CIFAR-10", *(_mean(part, None) for part in on_cifar), told])
+    return markdown.table(Table(["Test accuracy, %", *arms, "Diff-ViT minus ViT (95%)"], lines))
+
+
+def _circumstances(study: Study) -> str:
+    first = study.records[0].row
+    data = ", ".join(dict.fromkeys(str(record.row["data"]) for record in study.records))
+    images = {row["data"]: row["images"] for row in study.scores}
+    told = ", ".join(f"{count:,} of {name}" for name, count in sorted(images.items()))
+    return (
+        f"{len(study.records)} trained models, seeds {', '.join(map(str, study.seeds))}; data: {data}; maps scored on "
+        f"the first test images ({told}); {first['hardware']}, {first['precision']}, torch {first['torch']}, diffvit "
+        f"{first['diffvit']}. rows.csv, epochs.csv, scores.csv and removal.csv hold the numbers."
+    )
