@@ -111,7 +111,8 @@ def _downloaded(name: str) -> Pretrained:
             warnings.simplefilter("ignore")
             theirs: nn.Module = timm.create_model(name, pretrained=True)
     except Exception as error:  # each way of downloading has errors of its own
-        why = f"its weights could not be fetched ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
+        said = " ".join(str(error).split()).split(". ")[0][:160]
+        why = f"its weights could not be fetched ({type(error).__name__}: {said})"
         raise EnvironmentFault(name, why, _WEIGHTS) from None
     model = fit(name, theirs.state_dict(), parts)
     place = config.get("hf_hub_id") or config.get("url") or "its registry"
