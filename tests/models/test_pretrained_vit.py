@@ -133,7 +133,9 @@ def test_norms_act_also_where_the_parent_takes_shortcuts() -> None:
 @pytest.mark.parametrize("shape", [(3, 33, 32), (3, 32, 20), (1, 32, 32), (3, 0, 32)])
 def test_images_that_do_not_fit_are_refused(shape: tuple[int, int, int]) -> None:
     found = "x".join(map(str, shape))
-    with pytest.raises(InputError, match=rf"images: do not fit the model \({found} vs 3 channels, sides multiples of 8\)"):
+    with pytest.raises(
+        InputError, match=rf"images: do not fit the model \({found} vs 3 channels, sides multiples of 8\)"
+    ):
         PretrainedVisionTransformer(PARTS)(torch.zeros(1, *shape))
 
 

@@ -150,7 +150,11 @@ def _skeleton(name: str) -> tuple[ModuleType, nn.Module]:
     timm = _timm()
     names = {*timm.list_models(), *timm.list_pretrained()}
     if name not in names:
-        raise ConfigError("pretrained", f"no model {name!r} in timm {timm.__version__}", did_you_mean(name, names))
+        raise ConfigError(
+            "pretrained",
+            f"no model {name!r} in timm {timm.__version__}",
+            did_you_mean(name, names).replace(" did", "Did", 1),
+        )
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.device("meta"):
             warnings.simplefilter("ignore")
