@@ -16,7 +16,7 @@ install_import_hook("diffvit.interpret", "beartype.beartype")
 
 import torch  # noqa: E402  (the hook must stand before the first import of the package)
 
-from diffvit.benchmarks.peers import import_torchvision  # noqa: E402
+from diffvit.training.torchvision_names import import_torchvision  # noqa: E402
 
 torch.set_num_threads(1)  # the suite runs one worker per core
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from diffvit.benchmarks.peers import MODELS, build, import_torchvision, models_of, parameters_of, versions
+from diffvit.benchmarks.peers import MODELS, build, models_of, parameters_of, versions
 from diffvit.benchmarks.settings import PEERS, Sizes
 from diffvit.benchmarks.steps import forward_flops
 from diffvit.errors import ConfigError, EnvironmentFault
@@ -80,11 +80,6 @@ def test_a_missing_library_is_one_line_that_names_the_extra(
 def test_impossible_sizes_are_refused_by_us() -> None:
     with pytest.raises(ConfigError, match="num_heads: 5 does not divide embed_dim 24"):
         build("diffvit", Sizes(embed_dim=24, num_heads=5))
-
-
-def test_torchvision_can_be_imported_again() -> None:
-    import_torchvision()
-    assert "torchvision" in sys.modules
 
 
 def test_versions_are_the_installed_ones() -> None:

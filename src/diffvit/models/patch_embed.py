@@ -42,10 +42,13 @@ class PatchEmbed(nn.Module):
 
     def patches(self, images: Float[Tensor, "batch chans height width"]) -> Float[Tensor, "batch patches values"]:
         """The patches as rows of chans * patch_size^2 values; raises what :meth:`forward` raises."""
+        self._check(images)
+        side = self.patch_size
+        patches = images.unflatten(3, (-1, side)).unflatten(2, (-1, side)).permute(0, 2, 4, 1, 3, 5)
+        return patches.flatten(3).flatten(1, 2)
+
+    def _check(self, images: Tensor) -> None:
         expected = (self.in_chans, self.image_size, self.image_size)
         if images.shape[1:] != expected:
             found = "x".join(map(str, images.shape[1:]))
             raise InputError("images", f"have another shape than the model ({found} vs {'x'.join(map(str, expected))})")
-        (rows, columns), side = self.grid, self.patch_size
-        patches = images.unflatten(3, (columns, side)).unflatten(2, (rows, side)).permute(0, 2, 4, 1, 3, 5)
-        return patches.flatten(3).flatten(1, 2)

@@ -1,0 +1,153 @@
+"""Somebody else's weights file: nothing in it is believed; plain weights come out, or one line that says why not."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from diffvit.errors import InputError
+from diffvit.training.load import read_header
+
+_HINT = "Give a .safetensors file or one that torch.save wrote, with a state dict in it."
+_NESTS = ("teacher", "student", "state_dict", "model")  # where training programs put the weights; the first one wins
+_WRAPPERS = ("module.", "_orig_mod.", "backbone.")
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """The weights in a file.
+
+    Args:
+        tensors: by their plain names, in the file's dtype; they may share memory with the file.
+        nest: the key that they lay under (``teacher``, ``student``, ``state_dict``, ``model``), or empty.
+    """
+
+    tensors: dict[str, Tensor]
+    nest: str
+
+    @property
+    def self_distilled(self) -> bool:
+        """Whether it comes of training by self-distillation, whose ``head`` is a projection, not a classifier."""
+        return self.nest in ("teacher", "student")
+
+
+def read_weights(path: Path) -> WeightsFile:
+    """Weights of a safetensors or torch file: a plain state dict, or one nested and prefixed as training leaves it.
+
+    Of DINO's full checkpoints (arXiv 2104.14294), the teacher's backbone without its projection head. Torch files are
+    mapped into memory and read with ``weights_only=True``; so neither code runs nor a claimed size is allocated.
+
+    Raises:
+        InputError: no such file, not such a file, damaged, hostile, or without named float weights.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise InputError(str(path), f"cannot be read ({error.strerror})", _HINT) from None
+    if start.startswith(b"PK"):
+        found = _from_torch(path)
+    elif path.suffix == ".safetensors" or start[8:] == b"{":
+        found = _from_safetensors(path)
+    elif start.startswith(b"\x80\x02"):
+        hint = "Load it with torch and save it again, or give a .safetensors file."
+        raise InputError(str(path), "is a pickle, or of torch before 1.6: refused", hint)
+    else:
+        raise InputError(str(path), "is not a weights file", _HINT)
+    nest, inner = _nest(found)
+    if not isinstance(inner, Mapping) or not inner:
+        raise InputError(str(path), f"holds no named weights (found a {type(inner).__name__})", _HINT)
+    tensors = dict(_plain(path, inner, nest))
+    _check(path, tensors)
+    return WeightsFile(tensors, nest)
+
+
+def _from_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        read_header(path)
+    except InputError as error:
+        raise InputError(error.what, error.why, _HINT) from None
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        raise InputError(str(path), f"is damaged ({' '.join(str(error).split())[:120]})", _HINT) from None
+
+
+def _from_torch(path: Path) -> Any:
+    _check_zip(path)
+    try:
+        # DINO's own checkpoints hold the arguments of their run, a plain object of names and values.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"Python objects other than weights ({named[1]})" if named else "something other than weights"
+        raise InputError(str(path), f"holds {what}: refused", _HINT) from None
+    except Exception as error:  # whatever a damaged pickle makes the reader do
+        raise InputError(str(path), f"is damaged ({' '.join(str(error).split())[:120]})", _HINT) from None
+
+
+def _check_zip(path: Path) -> None:
+    """Torch stores without compression; an archive that would grow is refused before anything of it is read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise InputError(str(path), f"is cut short or damaged ({error})", _HINT) from None
+    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    size = sum(entry.file_size for entry in entries)
+    if packed or size > path.stat().st_size:
+        why = f"is packed, as torch.save does not do ({size:,} bytes inside vs {path.stat().st_size:,}): refused"
+        raise InputError(str(path), why, _HINT)
+
+
+def _nest(found: Any) -> tuple[str, Any]:
+    if isinstance(found, Mapping):
+        for nest in _NESTS:
+            if isinstance(found.get(nest), Mapping):
+                return nest, found[nest]
+    return "", found
+
+
+def _plain(path: Path, state: Mapping[Any, Any], nest: str) -> Iterator[tuple[str, Any]]:
+    """Names without their wrappers; a projection head beside a backbone is left out."""
+    has_backbone = any("backbone." in str(key) for key in state)
+    seen: set[str] = set()
+    for key, value in state.items():
+        name, inside = str(key), False
+        while wrapper := next((wrapper for wrapper in _WRAPPERS if name.startswith(wrapper)), ""):
+            name, inside = name.removeprefix(wrapper), inside or wrapper == "backbone."
+        classifier = name in ("head.weight", "head.bias") and not has_backbone
+        if nest in ("teacher", "student") and name.startswith("head.") and not inside and not classifier:
+            continue
+        if name in seen:
+            raise InputError(str(path), f"holds {name} twice, with and without a prefix", _HINT)
+        seen.add(name)
+        yield name, value
+
+
+def _check(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Each is a dense float tensor, and together they claim no more than the file has."""
+    claimed, size = 0, path.stat().st_size
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise InputError(str(path), f"{name} is not a tensor (found a {type(tensor).__name__})", _HINT)
+        if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.dtype not in _DTYPES:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise InputError(str(path), f"{name} does not hold dense floats (found {kind})", _HINT)
+        claimed += tensor.numel() * tensor.element_size()
+        if not tensor.numel() or claimed > size:
+            shape = "x".join(map(str, tensor.shape))
+            raise InputError(str(path), f"{name} claims another size than the file has ({shape})", _HINT)
