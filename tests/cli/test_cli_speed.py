@@ -19,7 +19,14 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     "command",
-    [["--help"], ["train", "--help"], ["data", "info", "--help"], ["bench", "train", "--help"], ["--version"]],
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["data", "info", "--help"],
+        ["bench", "train", "--help"],
+        ["attention", "--help"],
+        ["--version"],
+    ],
     ids=" ".join,
 )
 def test_help_imports_nothing_heavy(command: list[str], tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ class Draw:
 class Follow:
     """How attention is followed through the layers."""
 
-    rollout: Annotated[bool, Parameter(negative="")] = False
+    rollout: Annotated[bool, Parameter(negative="", show_default=False)] = False
     """Follow attention through the layers (arXiv 2005.00928)."""
     fusion: Literal["mean", "max", "min"] = "mean"
     """How heads become one map."""
@@ -86,12 +86,16 @@ class Follow:
 
 def attention(
     things: Annotated[
-        tuple[str, ...], Parameter(name="RUN IMAGE", negative="", help="A run, then images or folders.")
+        tuple[str, ...],
+        Parameter(name="RUN IMAGE", negative="", show_default=False, help="A run, then images or folders."),
     ] = (),
     /,
     *,
     score: Annotated[
-        bool, Parameter(group=COMMAND, negative="", help="Score the maps on the test set: a table and plots.")
+        bool,
+        Parameter(
+            group=COMMAND, negative="", show_default=False, help="Score the maps on the test set: a table and plots."
+        ),
     ] = False,
     score_images: Annotated[int, Parameter(group=COMMAND, help="Test images to score on.")] = 500,
     out: Annotated[
@@ -109,6 +113,10 @@ def attention(
     layers = None if draw.layers is None else _numbers("--layers", draw.layers)
     query = None if draw.query is None else _pair("--query", draw.query)
     index = None if what.index is None else _numbers("--index", what.index)
+    if score and reference is None:
+        raise ConfigError("--score", "needs a run: a pretrained model has no labelled images here")
+    if score_images < 1:
+        raise ConfigError("--score-images", f"must be at least 1 (found {score_images})")
     if follow.rollout and layers is not None:
         raise ConfigError(
             "--rollout",
@@ -130,7 +138,7 @@ def attention(
         show.line(f"page    {made.page}")
         show.line(f"files   {len(made.files)} in {out}")
         result |= {"page": made.page, "files": made.files, "pictures": made.pictures}
-    if score:
+    if score and reference is not None:
         result |= _score(subject, reference, what, score_images, out)
     if output.json:
         show.as_json(result)
@@ -170,12 +178,7 @@ def _pictures(
     return found + from_set(own, index)
 
 
-def _score(subject: Subject, reference: str | None, what: What, count: int, out: Path) -> dict[str, Any]:
-    if reference is None:
-        raise ConfigError("--score", "needs a run: a pretrained model has no labelled images here")
-    if count < 1:
-        raise ConfigError("--score-images", f"must be at least 1 (found {count})")
-
+def _score(subject: Subject, reference: str, what: What, count: int, out: Path) -> dict[str, Any]:
     from diffvit.interpret.score_report import score_run
 
     where = data_dir_of(what.data_dir)

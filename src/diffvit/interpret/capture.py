@@ -25,8 +25,12 @@ class Inside(Protocol):
     """What a model must have to be looked into; ``diffvit.VisionTransformer`` and the pretrained ones do."""
 
     pool: str
-    patch_embed: PatchEmbed
     blocks: nn.Sequential
+
+    @property
+    def patch_embed(self) -> PatchEmbed:
+        """What cuts an image into patches."""
+        ...
 
     def tokens(self, images: Tensor) -> Tensor:
         """What enters the first block: (batch, tokens, dim), the patches last."""

@@ -93,8 +93,6 @@ def look(subject: Subject, pictures: Sequence[Picture], wanted: Wanted, out: Pat
         )
     if wanted.form not in FORMATS:
         raise ConfigError("--format", f"no such format (found {wanted.form!r} vs {', '.join(FORMATS)})")
-    with disk_faults(out):
-        out.mkdir(parents=True, exist_ok=True)
     writer = _Writer(out, wanted.form)
     sections, found, statistics, sheet, heat, tokens = [], [], [], [], "", 0
     for number, picture in enumerate(pictures):
@@ -108,10 +106,10 @@ def look(subject: Subject, pictures: Sequence[Picture], wanted: Wanted, out: Pat
         sheet.append((title, picture.pixels, heats[-1][1]))
         heat, tokens = heats[-1][0], record.prefix + record.grid[0] * record.grid[1]
     common = _for_all(writer, subject, sheet, heat, averaged(statistics), tokens)
-    page = out / PAGE
-    with disk_faults(page):
-        replace(page, page_of(subject, wanted.query, wanted.rollout, sections, common, command).encode())
-    return Look(page, writer.files, found)
+    text = page_of(subject, wanted.query, wanted.rollout, sections, common, command)
+    writer.save(PAGE, text.encode())
+    *files, page = writer.files
+    return Look(page, files, found)
 
 
 class _Writer:
@@ -137,6 +135,7 @@ class _Writer:
         """One file."""
         path = self.out / name
         with disk_faults(path):
+            self.out.mkdir(parents=True, exist_ok=True)
             replace(path, content)
         self.files.append(path)
 
@@ -192,7 +191,7 @@ def _one_picture(
     image, query = picture.pixels, wanted.query
     masks = []
     if wanted.mass is not None:
-        masks = [(f"{wanted.mass:.0%} of the mass, {of}", mass_mask(heat, wanted.mass)) for of, heat in heats]
+        masks = [(f"{wanted.mass:.0%} of the mass of\n{of}", mass_mask(heat, wanted.mass)) for of, heat in heats]
     if picture.mask is not None:
         masks.append(("the object's true mask", coverage(picture.mask[None], record.grid)[0] >= HIT))
     shown = figures.overlays(image, heats, masks=masks, title=title)

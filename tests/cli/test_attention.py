@@ -1,0 +1,222 @@
+"""``diffvit attention`` as a user meets it: what it writes, what it prints, and what it refuses in one line."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from diffvit.cli.main import run
+from diffvit.interpret import capture, rollout
+from diffvit.interpret.subject import labelled_images, of_run
+
+Captured = pytest.CaptureFixture[str]
+TINY = {
+    "data": "shapes",
+    "validation_size": 20,
+    "epochs": 1,
+    "batch_size": 20,
+    "threads": 1,
+    "precision": "fp32",
+    "model": {"image_size": 16, "patch_size": 4, "embed_dim": 8, "depth": 2, "num_heads": 2},
+    "shapes": {"size": 16, "train": 60, "test": 20},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run of each model, a picture, and files that are none."""
+    folder = tmp_path_factory.mktemp("looking")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert run(["train", "tiny.yaml", "--quiet", "--out", "runs/vit"]) == 0
+        assert run(["train", "tiny.yaml", "--quiet", "--model.attention", "differential", "--out", "runs/diff"]) == 0
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "picture.png")
+    (folder / "notes.png").write_text("no picture")
+    (folder / "huge.png").write_bytes(huge_png(30_000, 30_000))
+    return folder
+
+
+def huge_png(width: int, height: int) -> bytes:
+    """A PNG whose header claims so many pixels, in a few bytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.fixture(autouse=True)
+def _there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+
+
+def succeeds(command: str, capsys: Captured) -> str:
+    code = run(["attention", *command.split()])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    assert captured.err == ""
+    return captured.out
+
+
+def test_figures_and_a_page_of_a_runs_own_images(folder: Path, capsys: Captured) -> None:
+    said = succeeds("runs/diff --index 0-1,3 --rollout --mass 0.6 --out seen --json", capsys)
+    result = json.loads(said.splitlines()[-1])
+    assert [picture["name"] for picture in result["pictures"]] == ["0", "1", "3"]
+    labels = labelled_images("runs/diff").labels[[0, 1, 3]]
+    assert [picture["label"] for picture in result["pictures"]] == ["circle", "ring", "square"]
+    assert labels.tolist() == [0, 1, 3]
+    names = {path.name for path in (folder / "seen").iterdir()}
+    assert names == {
+        *(f"0{at}-{name}-{kind}.png" for at, name in enumerate("013") for kind in ("overlay", "maps", "differential")),
+        *("overview.png", "heads.png", "lambda.png", "lambda-training.png", "positions-added.png", "index.html"),
+    }
+    assert {Path(file).name for file in result["files"]} == names - {"index.html"}
+    page = (folder / "seen" / "index.html").read_text()
+    assert page.count("<img ") == len(names) - 1
+    for word in ("What diff attends to", "3: square", "Rollout follows attention", "A1 minus lambda times A2"):
+        assert word in page
+    assert 'src="http' not in page
+    for word in ("peak on object", "mass on object", "square"):
+        assert word in said
+
+
+def test_by_default_the_first_images_into_the_runs_own_folder(folder: Path, capsys: Captured) -> None:
+    said = succeeds("runs/vit", capsys)
+    assert "no image named: taking --index 0-3" in said
+    names = {path.name for path in (folder / "runs/vit/attention").iterdir()}
+    assert "03-3-maps.png" in names
+    assert not any("lambda" in name or "differential" in name for name in names)
+
+
+def test_image_files_and_folders(folder: Path, capsys: Captured) -> None:
+    (folder / "album").mkdir()
+    for name in ("b.png", "a.png"):
+        (folder / "album" / name).write_bytes((folder / "picture.png").read_bytes())
+    said = succeeds("runs/vit picture.png album --out files --layers -1 --query 1,2", capsys)
+    assert (folder / "files" / "00-picture.png-maps.png").is_file()
+    assert (folder / "files" / "02-b.png-overlay.png").is_file()
+    assert "prediction" in said
+    assert "the patch in row 1, column 2" in (folder / "files" / "index.html").read_text()
+
+
+def test_npz_holds_the_maps_that_capture_gives(folder: Path, capsys: Captured) -> None:
+    succeeds("runs/diff --index 4 --rollout --sign abs --format npz --out raw", capsys)
+    assert {path.name for path in (folder / "raw").iterdir()} == {"00-4.npz", "index.html"}
+    subject, images = of_run("runs/diff"), labelled_images("runs/diff")
+    record = capture(subject.model, subject.normalised(images.pixels[4:5]))
+    with np.load(folder / "raw" / "00-4.npz") as arrays:
+        assert arrays["grid"].tolist() == [4, 4]
+        assert arrays["blocks"].tolist() == [0, 1]
+        assert int(arrays["prefix"]) == 1
+        for block, maps in enumerate(record.layers):
+            assert maps.negative is not None
+            assert np.abs(arrays[f"layer_{block}_positive"] - maps.positive[0].numpy()).max() < 1e-6
+            assert np.abs(arrays[f"layer_{block}_negative"] - maps.negative[0].numpy()).max() < 1e-6
+            assert float(arrays[f"layer_{block}_lambda"]) == pytest.approx(float(maps.lam or 0))
+        assert np.abs(arrays["rollout"] - rollout(record, sign="abs")[0].numpy()).max() < 1e-6
+
+
+def test_svg_files_are_svg(folder: Path, capsys: Captured) -> None:
+    succeeds("runs/vit --index 0 --format svg --out drawn", capsys)
+    drawn = list((folder / "drawn").glob("*.svg"))
+    assert len(drawn) == 5
+    assert all(b"<svg" in path.read_bytes() for path in drawn)
+
+
+def test_score_writes_a_table_and_plots(folder: Path, capsys: Captured) -> None:
+    said = succeeds("runs/diff --score --score-images 10 --out scored --json", capsys)
+    assert {path.name for path in (folder / "scored").iterdir()} == {
+        *("scores.csv", "removal.csv", "scores.png", "removal.png")
+    }
+    rows = json.loads(said.splitlines()[-1])["scores"]
+    assert {row["clutter"] for row in rows} == {0.0, 0.3, 0.6, 0.9}
+    assert {row["map"] for row in rows} >= {"layer 1", "layer 1, A1 alone", "rollout", "uniform", "centre", "random"}
+    for word in ("pointing game", "mass on the object", "deletion area", "shapes (clutter 0.9"):
+        assert word in said
+    header = (folder / "scored" / "scores.csv").read_text().splitlines()[0]
+    assert header.startswith("data,clutter,map,pointing,mass,iou,deletion,insertion")
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "words"),
+    [
+        ("", 2, "no model given"),
+        ("runs/none --index 0", 3, "no such run, file or packaged model"),
+        ("runs/vit --layers 2", 2, "layers: no such layer (found 2 vs 0 to 1)"),
+        ("runs/vit --layers one", 2, "--layers: is not a list of numbers"),
+        ("runs/vit --index 20", 2, "--index: no such image (found 20 vs 0 to 19"),
+        ("runs/vit --index 3-1", 2, "--index: is not a list of numbers"),
+        ("runs/vit --index 0 --query 4,0", 2, "query: no such patch"),
+        ("runs/vit --index 0 --query 4", 2, "--query: is not a patch"),
+        ("runs/vit --index 0 --kind negative", 2, "softmax attention has no negative map"),
+        ("runs/vit --index 0 --mass 1.5", 2, "must be above 0 and at most 1"),
+        ("runs/vit --index 0 --rollout --discard 1", 2, "discard: must be from 0 to below 1"),
+        ("runs/vit --index 0 --rollout --start 5", 2, "no such layer (found 5 vs 0 to 1)"),
+        ("runs/vit --index 0 --rollout --layers 1", 2, "follows every layer"),
+        ("runs/diff --index 0 --rollout --sign signed --fusion max", 2, "goes with fusion mean"),
+        ("runs/vit --index 0 --format jpg", 2, "--format: not a value it takes"),
+        ("runs/vit picture.png --size 32", 2, "takes one size alone"),
+        ("runs/vit gone.png", 3, "gone.png: cannot be read"),
+        ("runs/vit notes.png", 3, "notes.png: is not an image of a known format"),
+        ("runs/vit huge.png", 3, "has too many pixels (30000 x 30000 vs at most 25 megapixels)"),
+        ("runs/vit --score --score-images 0", 2, "--score-images: must be at least 1"),
+        (
+            "--pretrained vit_small_patch16_224.dino --weights notes.png picture.png",
+            3,
+            "notes.png: is not a weights file",
+        ),
+        ("--pretrained vit_small_patch16_224.dino --weights tiny.pth picture.png", 3, "does not fit the model"),
+        ("--pretrained vit_smal_patch16_224.dino picture.png", 2, "Did you mean"),
+        ("--pretrained resnet50 --weights tiny.pth picture.png", 3, "has a part that is not supported"),
+        ("--pretrained vit_small_patch16_224.dino --index 0", 2, "--index: counts a run's own images"),
+        ("--weights tiny.pth --score picture.png", 2, "--score: needs a run"),
+    ],
+)
+def test_bad_input_is_one_line_and_a_code(command: str, code: int, words: str, folder: Path, capsys: Captured) -> None:
+    tiny_checkpoint(folder / "tiny.pth")
+    before = {path for path in folder.rglob("*") if path.name not in ("attention", "index.html")}
+    assert run(["attention", *command.split(), "--out", "refused"]) == code
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("error: ")
+    assert words in captured.err
+    assert {path for path in folder.rglob("*") if path.name not in ("attention", "index.html")} == before
+
+
+def tiny_checkpoint(path: Path) -> None:
+    """A ViT of two blocks, 64 wide, patch 16, in DINO's layout."""
+    from diffvit.models.pretrained_vit import PretrainedVisionTransformer, VitParts
+
+    torch.manual_seed(0)
+    model = PretrainedVisionTransformer(VitParts(32, 16, 64, 2, 1, 128))
+    torch.save(model.state_dict(), path)
+
+
+def test_a_checkpoint_alone_is_looked_into_at_the_pictures_own_size(folder: Path, capsys: Captured) -> None:
+    tiny_checkpoint(folder / "tiny.pth")
+    said = succeeds("--weights tiny.pth picture.png --rollout --out foreign", capsys)
+    assert "picture.png" in said
+    page = (folder / "foreign" / "index.html").read_text()
+    assert "heads taken as 64 wide" in page
+    assert (folder / "foreign" / "00-picture.png-maps.png").is_file()
+
+
+@pytest.mark.cifar10
+def test_the_packaged_models_on_real_images(folder: Path, capsys: Captured) -> None:
+    for name in ("cifar10-vit", "cifar10-diffvit"):
+        said = succeeds(f"{name} --index 0-1 --rollout --out {name}", capsys)
+        assert "files   " in said
+        assert (folder / name / "01-1-overlay.png").is_file()
