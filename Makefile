@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-system check docs bench clean
+.PHONY: demo test test-system check docs bench attention-study clean
 .DELETE_ON_ERROR:
 
 $(READY): pyproject.toml constraints.txt
@@ -28,16 +28,21 @@ check: $(READY)  ## style, types, import contracts, generated documents
 	$(BIN)/python -m diffvit.reporting.readme --check
 	$(BIN)/python -m diffvit.reporting.expected --check
 	$(BIN)/python -m diffvit.benchmarks.report --check
+	$(BIN)/python -m diffvit.reporting.attention_study --check
 
-docs: $(READY)  ## rewrite the README's results, the recipes' promises and the speed report from the committed figures
+docs: $(READY)  ## rewrite the README's results, the recipes' promises and the reports from the committed figures
 	$(BIN)/python -m diffvit.reporting.readme
 	$(BIN)/python -m diffvit.reporting.expected
 	$(BIN)/python -m diffvit.benchmarks.report
+	$(BIN)/python -m diffvit.reporting.attention_study
 
 bench: $(READY)  ## speed beside timm, vit-pytorch and transformers (under ten minutes on two idle cores)
 	$(BIN)/diffvit bench train
 	$(BIN)/diffvit bench inference --no-memory
 	$(BIN)/diffvit bench attention
+
+attention-study: $(READY)  ## reports/attention: 42 small models trained and their maps scored (about an hour on two cores)
+	$(BIN)/python -m diffvit.interpret.study
 
 clean:
 	rm -rf .venv build dist src/*.egg-info
