@@ -84,7 +84,8 @@ def subtraction(study: Study, *, theme: Theme = LIGHT, stamp: str = "") -> bytes
         for place, key in zip(places, keys, strict=True):
             values = [100 * value for value in study.values(*key, "mass").values()]
             axes.plot([place] * len(values), values, "o", color=shade, ms=4, alpha=0.5, mew=0)
-            axes.plot([place - 0.08, place + 0.08], [stats.mean(values)] * 2, color=shade, lw=3.2)
+            if values:  # a study under way may lack an arm
+                axes.plot([place - 0.08, place + 0.08], [stats.mean(values)] * 2, color=shade, lw=3.2)
         axes.plot([], [], color=shade, lw=3.2, label=label)
     uniform = stats.mean(list(study.values(SOFTMAX, "uniform", "mass").values()))
     axes.axhline(100 * uniform, color=theme.ink, lw=1.1, ls=(0, (1, 2)), label="uniform map")
