@@ -80,7 +80,11 @@ def test_figures_and_a_page_of_a_runs_own_images(folder: Path, capsys: Captured)
     assert labels.tolist() == [0, 1, 3]
     names = {path.name for path in (folder / "seen").iterdir()}
     assert names == {
-        *(f"0{at}-{name}-{kind}.png" for at, name in enumerate("013") for kind in ("overlay", "maps", "differential")),
+        *(
+            f"0{at}-{name}-{kind}.png"
+            for at, name in enumerate("013")
+            for kind in ("overlay", "maps", "differential", "mass")
+        ),
         *("overview.png", "heads.png", "lambda.png", "lambda-training.png", "positions-added.png", "index.html"),
     }
     assert {Path(file).name for file in result["files"]} == names - {"index.html"}

@@ -131,6 +131,7 @@ def every(theme: object) -> dict[str, Callable[[], Figure]]:
         "panels": lambda: figures.differential_panels(differential, 0, IMAGE, query=(0, 7), **styled),
         "overlays": lambda: figures.overlays(IMAGE, names, masks=kept, title="t", **styled),
         "sheet": lambda: figures.contact_sheet([("a", IMAGE, heat)] * 5, title="t", **styled),
+        "kept": lambda: figures.kept_by_heads(IMAGE, mass_mask(plain.to_patches(-1)[0], 0.6), title="t", **styled),
         "one": lambda: figures.contact_sheet([("a", IMAGE, heat)], **styled),
         "heads": lambda: head_figures.heads_figure(head_statistics(differential), 65, **styled),
         "plain heads": lambda: head_figures.heads_figure(head_statistics(plain), 65, **styled),

@@ -117,6 +117,27 @@ def overlays(
     return made
 
 
+def kept_by_heads(
+    image: UInt8[Tensor, "3 h w"],
+    masks: Bool[Tensor, "heads rows columns"],
+    *,
+    title: str = "",
+    theme: Theme = LIGHT,
+) -> Figure:
+    """What each head's mask keeps of the picture, as DINO shows its heads (arXiv 2104.14294, figure 3)."""
+    columns = min(6, len(masks))
+    lines = -(-len(masks) // columns)
+    high = 2.1 * image.shape[1] / image.shape[2]
+    made = figure(theme, max(2.1 * columns, 4.2), (high + 0.35) * lines + 0.5)
+    panels = np.atleast_1d(made.subplots(lines, columns)).ravel()
+    for head, axes in enumerate(panels):
+        axes.axis("off")
+        if head < len(masks):
+            _picture(axes, marked(image, masks[head]), f"head {head}", theme)
+    made.suptitle(title, x=0.01, ha="left", fontsize=13, color=theme.ink)
+    return made
+
+
 def contact_sheet(
     pictures: Sequence[tuple[str, UInt8[Tensor, "3 h w"], Float[Tensor, "rows columns"]]],
     *,

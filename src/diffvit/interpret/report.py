@@ -202,6 +202,11 @@ def _one_picture(
         panels = figures.differential_panels(record, 0, image, query=query, title=title)
         alt = f"First map, lambda times the second, and their difference, of every head: {title}"
         drawn.append(writer.figure(f"{name}-differential", panels, alt))
+    if wanted.mass is not None:
+        kept = mass_mask(record.to_patches(-1, wanted.kind, query)[0], wanted.mass)
+        what = f"{wanted.mass:.0%} of the mass of each head of layer {record.blocks[-1]}"
+        heads = figures.kept_by_heads(image, kept, title=f"{title}: {what}")
+        drawn.append(writer.figure(f"{name}-mass", heads, f"The patches that hold {what}: {title}"))
     if wanted.form == "npz":
         writer.save(f"{name}.npz", _arrays(record, heats[-1][1] if wanted.rollout else None))
     return drawn
