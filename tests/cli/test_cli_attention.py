@@ -218,6 +218,17 @@ def test_a_checkpoint_alone_is_looked_into_at_the_pictures_own_size(folder: Path
     assert (folder / "foreign" / "00-picture.png-maps.png").is_file()
 
 
+def test_any_file_name_is_only_a_name(folder: Path, capsys: Captured) -> None:
+    name = "50$ of <b> & $x^2.png"
+    (folder / name).write_bytes((folder / "picture.png").read_bytes())
+    assert run(["attention", "runs/vit", name, "--mass", "0.5", "--out", "named"]) == 0
+    capsys.readouterr()
+    page = (folder / "named" / "index.html").read_text()
+    assert "50$ of &lt;b&gt; &amp; $x^2.png" in page
+    assert "<b>" not in page
+    assert (folder / "named" / "00-50--of--b-----x-2.png-maps.png").is_file()
+
+
 @pytest.mark.cifar10
 def test_the_packaged_models_on_real_images(folder: Path, capsys: Captured) -> None:
     for name in ("cifar10-vit", "cifar10-diffvit"):

@@ -26,7 +26,7 @@ from diffvit.interpret.subject import Picture, Subject
 from diffvit.reporting import plots
 from diffvit.reporting.arms import arms
 from diffvit.reporting.rows import read_run
-from diffvit.reporting.style import to_png, to_svg
+from diffvit.reporting.style import plain, to_png, to_svg
 from diffvit.training.files import disk_faults, replace
 
 FORMATS = ("png", "svg", "npz")
@@ -103,7 +103,7 @@ def look(subject: Subject, pictures: Sequence[Picture], wanted: Wanted, out: Pat
         title, heats = _title(facts), _heats(record, wanted)
         name = f"{number:02d}-{_safe(picture.name)}"
         sections.append((title, _one_picture(writer, name, picture, record, wanted, title, heats)))
-        sheet.append((title, picture.pixels, heats[-1][1]))
+        sheet.append((plain(title), picture.pixels, heats[-1][1]))
         heat, tokens = heats[-1][0], record.prefix + record.grid[0] * record.grid[1]
     common = _for_all(writer, subject, sheet, heat, averaged(statistics), tokens)
     text = page_of(subject, wanted.query, wanted.rollout, sections, common, command)
@@ -188,24 +188,24 @@ def _one_picture(
     title: str,
     heats: Sequence[tuple[str, Tensor]],
 ) -> list[Drawn]:
-    image, query = picture.pixels, wanted.query
+    image, query, drawn_title = picture.pixels, wanted.query, plain(title)
     masks = []
     if wanted.mass is not None:
         masks = [(f"{wanted.mass:.0%} of the mass of\n{of}", mass_mask(heat, wanted.mass)) for of, heat in heats]
     if picture.mask is not None:
         masks.append(("the object's true mask", coverage(picture.mask[None], record.grid)[0] >= HIT))
-    shown = figures.overlays(image, heats, masks=masks, title=title)
+    shown = figures.overlays(image, heats, masks=masks, title=drawn_title)
     drawn = [writer.figure(f"{name}-overlay", shown, f"Attention over the image: {title}")]
-    grid = figures.maps_grid(record, 0, image, kind=wanted.kind, query=query, title=title)
+    grid = figures.maps_grid(record, 0, image, kind=wanted.kind, query=query, title=drawn_title)
     drawn.append(writer.figure(f"{name}-maps", grid, f"Attention map of every head and layer: {title}"))
     if record.differential:
-        panels = figures.differential_panels(record, 0, image, query=query, title=title)
+        panels = figures.differential_panels(record, 0, image, query=query, title=drawn_title)
         alt = f"First map, lambda times the second, and their difference, of every head: {title}"
         drawn.append(writer.figure(f"{name}-differential", panels, alt))
     if wanted.mass is not None:
         kept = mass_mask(record.to_patches(-1, wanted.kind, query)[0], wanted.mass)
         what = f"{wanted.mass:.0%} of the mass of each head of layer {record.blocks[-1]}"
-        heads = figures.kept_by_heads(image, kept, title=f"{title}: {what}")
+        heads = figures.kept_by_heads(image, kept, title=f"{drawn_title}: {what}")
         drawn.append(writer.figure(f"{name}-mass", heads, f"The patches that hold {what}: {title}"))
     if wanted.form == "npz":
         writer.save(f"{name}.npz", _arrays(record, heats[-1][1] if wanted.rollout else None))
@@ -237,19 +237,20 @@ def _for_all(
     tokens: int,
 ) -> list[Drawn]:
     """The overview, and what holds for the model as a whole."""
-    made = figures.contact_sheet(sheet, title=f"{heat}: {subject.name}")
+    name = plain(subject.name)
+    made = figures.contact_sheet(sheet, title=f"{heat}: {name}")
     drawn = [writer.figure("overview", made, "Every image beside its attention")]
     text = f"Averages over {len(sheet)} image{'s' if len(sheet) > 1 else ''} and over the patches that ask."
-    made = head_figures.heads_figure(statistics, tokens, title=f"What the heads of {subject.name} do")
+    made = head_figures.heads_figure(statistics, tokens, title=f"What the heads of {name} do")
     drawn.append(writer.figure("heads", made, "Entropy, distance and shares of every head, by layer", text))
     lambdas = {each.block: each.lam for each in statistics if each.lam is not None}
     if lambdas:
-        made = head_figures.lambda_figure(lambdas, title=f"Lambda by layer: {subject.name}")
+        made = head_figures.lambda_figure(lambdas, title=f"Lambda by layer: {name}")
         drawn.append(writer.figure("lambda", made, "Learned lambda of every layer beside its start"))
         drawn += _over_training(writer, subject)
     assert isinstance(subject.model, nn.Module)
     for kind, similarity in position_similarity(subject.model).items():
-        made = head_figures.similarity_figure(similarity, title=f"Similarity of {kind} positions: {subject.name}")
+        made = head_figures.similarity_figure(similarity, title=f"Similarity of {kind} positions: {name}")
         text = "Each small map: how alike the position of that patch is to every patch's."
         drawn.append(writer.figure(f"positions-{kind}", made, f"Similarity of the {kind} position embeddings", text))
     return drawn

@@ -73,6 +73,11 @@ def dress(axes: Axes, theme: Theme, *, title: str, x: str, y: str, grid: bool = 
         axes.set_axisbelow(True)
 
 
+def plain(text: str) -> str:
+    """Somebody else's words (a file's name, a class) as matplotlib draws them: a dollar is no formula."""
+    return text.replace("$", r"\$")
+
+
 def to_png(made: Figure, stamp: str = "") -> bytes:
     """The figure as PNG bytes, the same for the same input; ``stamp`` is kept inside the file."""
     buffer = io.BytesIO()
