@@ -76,11 +76,11 @@ def trials(seeds: Sequence[int] = SEEDS) -> Iterator[Trial]:
             for arm, settings in ARMS.items():
                 own = {"data": "shapes", "epochs": 10, "seed": seed, "shapes": {"clutter": clutter}}
                 config = parse({**_RECIPE, **own, "model": {**_MODEL, **settings}})
-                yield Trial(arm, f"shapes-{clutter:g}-{short[arm]}-s{seed}", config, clutter, 2000, 200)
+                yield Trial(arm, f"shapes-{clutter:g}-{short[arm]}-s{seed}", config, clutter, 2000, 0)
         for arm in (SOFTMAX, DIFFERENTIAL):
             own = {"data": "cifar10", "epochs": 8, "seed": seed, "augment": {"flip": True, "crop": 2}}
             config = parse({**_RECIPE, **own, "model": {**_MODEL, **ARMS[arm], "pos_embed": "sincos-2d+rope-2d"}})
-            yield Trial(arm, f"cifar10-{short[arm]}-s{seed}", config, None, 1000, 1000)
+            yield Trial(arm, f"cifar10-{short[arm]}-s{seed}", config, None, 500, 500)
 
 
 def run(

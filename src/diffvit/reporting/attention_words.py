@@ -93,7 +93,9 @@ def answers(study: Study, questions: Sequence[Question], data: str = "shapes") -
 
 def report(study: Study) -> str:
     """The whole report as Markdown."""
-    parts = ["# Does differential attention cancel noise?", _METHOD, "## In short", *_in_short(study)]
+    names = dict.fromkeys(str(record.row["data"]) for record in study.records)
+    notes = [markdown.data_line(name) for name in names if name.startswith("CIFAR")]
+    parts = ["# Does differential attention cancel noise?", _METHOD, *notes, "## In short", *_in_short(study)]
     parts += ["## The object among clutter", "Rollout, mean over seeds; in the last column Diff-ViT minus ViT."]
     parts += [_by_clutter(study, "rollout", metric) for metric in METRICS]
     parts += ["![Scores of rollout against clutter](on-object.png)", f"The last layer's map ({study.last}):"]
@@ -101,8 +103,13 @@ def report(study: Study) -> str:
     parts += ["![Scores of the last layer's map against clutter](last-layer.png)", "## What the subtraction does"]
     parts += ["Within the same Diff-ViT: the effective map against its first map alone, over seeds and clutter levels."]
     parts += [_subtraction_table(study), "![Mass on the object by layer](subtraction.png)"]
-    parts += ["## Deletion and insertion", _removal_note(study), _removal_table(study, "cifar10"), "On shapes:"]
-    parts += [_removal_table(study, "shapes"), "![Deletion and insertion curves](removal.png)", "## Accuracy"]
+    parts += [
+        "## Deletion and insertion",
+        _removal_note(study),
+        _removal_table(study),
+        "![Deletion and insertion curves](removal.png)",
+        "## Accuracy",
+    ]
     parts += [_accuracy_table(study), "![Accuracy against clutter](accuracy.png)", "## What this cannot tell", _LIMITS]
     parts += ["## Repeat", "```\nmake attention-study\n```", _circumstances(study)]
     return "\n\n".join(parts) + "\n"
@@ -208,11 +215,11 @@ def _removal_note(study: Study) -> str:
     )
 
 
-def _removal_table(study: Study, data: str) -> str:
+def _removal_table(study: Study) -> str:
     lines = []
     for name in ("rollout", study.last, "centre", "random"):
         for metric in ("deletion", "insertion"):
-            first, second = (study.values(arm, name, metric, data) for arm in (DIFFERENTIAL, SOFTMAX))
+            first, second = (study.values(arm, name, metric, "cifar10") for arm in (DIFFERENTIAL, SOFTMAX))
             means = [f"{stats.mean(list(part.values())):.3f}" if part else "-" for part in (second, first)]
             interval = gap(first, second)
             told = (
@@ -220,7 +227,7 @@ def _removal_table(study: Study, data: str) -> str:
             )
             better = "lower is better" if metric == "deletion" else "higher is better"
             lines.append([f"{name}, {metric} ({better})", *means, told])
-    return markdown.table(Table([f"Area ({data})", SOFTMAX, DIFFERENTIAL, "Diff-ViT minus ViT (95%)"], lines))
+    return markdown.table(Table(["Area", SOFTMAX, DIFFERENTIAL, "Diff-ViT minus ViT (95%)"], lines))
 
 
 def _accuracy_table(study: Study) -> str:
