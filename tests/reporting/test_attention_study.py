@@ -9,7 +9,7 @@ import pytest
 
 from diffvit.errors import InputError
 from diffvit.reporting import attention_study, rows, stats
-from diffvit.reporting.attention_rows import DIFFERENTIAL, METRICS, SOFTMAX, WIDE, Study, gap
+from diffvit.reporting.attention_rows import DIFFERENTIAL, METRICS, SOFTMAX, WIDE, Study, differences, gap
 from diffvit.reporting.attention_words import Answer, Question, answers, between, report, within
 
 CLUTTER, SEEDS = (0.0, 0.5), (0, 1, 2)
@@ -61,21 +61,22 @@ def write(folder: Path, study: Study) -> None:
     rows.write_csv(folder / attention_study.CURVES, study.curves)
 
 
-def test_gaps_are_paired_by_seed_and_clutter() -> None:
+def test_gaps_are_paired_by_seed_and_averaged_over_clutter() -> None:
     study = made_up()
     first, second = (study.values(arm, "rollout", "mass") for arm in (DIFFERENTIAL, SOFTMAX))
-    keys = sorted(first)
-    assert len(keys) == len(SEEDS) * len(CLUTTER)
-    expected = stats.paired_difference([first[key] for key in keys], [second[key] for key in keys])
-    assert gap(first, second) == expected
-    assert expected.estimate == pytest.approx(BETTER, abs=0.005)
+    assert len(differences(first, second)) == len(SEEDS) * len(CLUTTER)
+    means = [[stats.mean([side[seed, clutter] for clutter in CLUTTER]) for seed in SEEDS] for side in (first, second)]
+    expected, found = stats.paired_difference(*means), gap(first, second)
+    assert found is not None
+    assert (found.estimate, found.low, found.high) == pytest.approx((expected.estimate, expected.low, expected.high))
+    assert found.estimate == pytest.approx(BETTER, abs=0.005)
     one = gap(first, second, clutter=0.5)
     assert one is not None
     assert one.estimate == pytest.approx(stats.mean([first[s, 0.5] - second[s, 0.5] for s in SEEDS]))
     wide = gap(first, second, comparisons=6)
     assert wide is not None
-    assert wide.low < expected.low < expected.high < wide.high
-    assert gap({(0, 0.5): 1.0}, {(0, 0.5): 0.5}) is None
+    assert wide.low < found.low < found.high < wide.high
+    assert gap({(0, 0.5): 1.0, (0, 0.0): 1.0}, {(0, 0.5): 0.5, (0, 0.0): 0.5}) is None  # one seed is one pair
     assert gap({(0, 0.5): 1.0, (1, 0.5): 1.0}, {(2, 0.5): 0.5}) is None
 
 
@@ -87,6 +88,13 @@ def test_outcomes_say_what_the_rows_say(better: float, outcome: str) -> None:
     text = report(study)
     favoured = {"better": "6 favour Diff-ViT", "worse": "6 favour ViT", "undecided": "6 are undecided"}
     assert favoured[outcome] in text
+    moved = {
+        "better": "in 3 of 3 maps (layer 0",
+        "worse": "away from it in 3 (layer 0",
+        "undecided": "3 are undecided.",
+    }
+    assert f"Within Diff-ViT the subtraction moves mass onto the object {'in 0 of 3 maps' * (better <= 0)}" in text
+    assert moved[outcome] in text
 
 
 def test_less_deletion_is_better() -> None:
@@ -100,7 +108,7 @@ def test_less_deletion_is_better() -> None:
 
 def test_one_seed_names_no_winner_and_breaks_nothing() -> None:
     text = report(made_up(seeds=(0,)))
-    assert "too few pairs" in text
+    assert "too few seeds" in text
     assert "| - |" in text
 
 

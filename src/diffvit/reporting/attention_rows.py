@@ -71,15 +71,23 @@ class Study:
         }
 
 
-def gap(
-    first: Values,
-    second: Values,
-    comparisons: int = 1,
-    clutter: float | None = None,
-) -> stats.Interval | None:
-    """First minus second over the pairs both have (at one clutter level, if given); None for fewer than two pairs."""
-    keys = sorted(key for key in first.keys() & second.keys() if clutter is None or key[1] == clutter)
-    if len(keys) < 2:
+def gap(first: Values, second: Values, comparisons: int = 1, clutter: float | None = None) -> stats.Interval | None:
+    """First minus second, paired by seed; None for fewer than two seeds.
+
+    The pairs of one seed, one per clutter level, are averaged first (or those at one level taken, if given): they start
+    from the same weights, so they are no independent evidence of what training does.
+    """
+    by_seed: dict[int, list[float]] = {}
+    for key, difference in differences(first, second).items():
+        if clutter is None or key[1] == clutter:
+            by_seed.setdefault(key[0], []).append(difference)
+    if len(by_seed) < 2:
         return None
+    means = [stats.mean(found) for found in by_seed.values()]
     confidence = 1 - (1 - stats.CONFIDENCE) / comparisons
-    return stats.paired_difference([first[key] for key in keys], [second[key] for key in keys], confidence)
+    return stats.paired_difference(means, [0.0] * len(means), confidence)
+
+
+def differences(first: Values, second: Values) -> Values:
+    """First minus second for every pair of seed and clutter that both have."""
+    return {key: first[key] - second[key] for key in sorted(first.keys() & second.keys(), key=str)}

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 
 from diffvit.reporting import markdown, stats
 from diffvit.reporting.arms import points, span
-from diffvit.reporting.attention_rows import DIFFERENTIAL, FIRST_MAP, METRICS, SOFTMAX, WIDE, Study, Values, gap
+from diffvit.reporting.attention_rows import (
+    DIFFERENTIAL,
+    FIRST_MAP,
+    METRICS,
+    SOFTMAX,
+    WIDE,
+    Study,
+    Values,
+    differences,
+    gap,
+)
 from diffvit.reporting.tables import Table
 
 _METHOD = """Models of equal size (4 blocks, 128 wide, [CLS]) are trained on `shapes`, one object among clutter and
@@ -20,9 +30,9 @@ the middle, random numbers."""
 _LIMITS = """- A map tells where a head reads, not what it does with what it reads: values, norms and MLPs act after it.
 - The object is large and never far from the middle, so the middle alone scores well: compare with that line,
   not with 0.
-- An interval pairs two arms trained with the same seed on the same images. Over seeds and clutter levels each
-  pair is one independent training of both; with three seeds alone an interval is wide, and "undecided" is
-  what it says.
+- An interval is over seeds: two arms of one seed are trained on the same images in the same order, and their
+  difference is averaged over the clutter levels before it counts as one. With three seeds an interval is wide, and
+  "undecided" is what it says. How many of the single pairs fall on which side is given beside it.
 - Models this small, and these two data sets: nothing here speaks of large ones."""
 _ADJUSTED = (
     "Better and worse are said only where the interval, widened for the number of lines in its list (Bonferroni), "
@@ -42,11 +52,15 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """Its 95% interval, and the one widened for the number of questions asked with it; None for too few pairs."""
+    """Its 95% interval, and the one widened for the number of questions asked with it; None for too few seeds.
+
+    ``pairs`` are the single differences, one per seed and clutter level.
+    """
 
     question: Question
     interval: stats.Interval | None
     widened: stats.Interval | None
+    pairs: tuple[float, ...] = ()
 
     @property
     def outcome(self) -> str:
@@ -83,11 +97,12 @@ def taken_apart(study: Study) -> list[Question]:
 
 
 def answers(study: Study, questions: Sequence[Question], data: str = "shapes") -> list[Answer]:
-    """Every question over all pairs of seed and clutter that both maps have."""
+    """Every question over the seeds, and the pairs of seed and clutter, that both maps have."""
     found = []
     for question in questions:
         first, second = (study.values(*side, question.metric, data) for side in (question.first, question.second))
-        found.append(Answer(question, gap(first, second), gap(first, second, len(questions))))
+        pairs = tuple(differences(first, second).values())
+        found.append(Answer(question, gap(first, second), gap(first, second, len(questions)), pairs))
     return found
 
 
@@ -101,7 +116,7 @@ def report(study: Study) -> str:
     parts += ["![Scores of rollout against clutter](on-object.png)", f"The last layer's map ({study.last}):"]
     parts += [_by_clutter(study, study.last, metric) for metric in METRICS]
     parts += ["![Scores of the last layer's map against clutter](last-layer.png)", "## What the subtraction does"]
-    parts += ["Within the same Diff-ViT: the effective map against its first map alone, over seeds and clutter levels."]
+    parts += ["Within the same Diff-ViT: the effective map against its first map alone, averaged over clutter levels."]
     parts += [_subtraction_table(study), "![Mass on the object by layer](subtraction.png)"]
     parts += [
         "## Deletion and insertion",
@@ -116,26 +131,27 @@ def report(study: Study) -> str:
 
 
 def _in_short(study: Study) -> list[str]:
-    own = answers(study, between(study, DIFFERENTIAL, SOFTMAX))
+    own, inner = answers(study, between(study, DIFFERENTIAL, SOFTMAX)), answers(study, within(study))
+    cifar = answers(study, taken_apart(study), "cifar10")
     accuracy = gap(study.accuracies(DIFFERENTIAL), study.accuracies(SOFTMAX))
     return [
-        _verdict(own),
+        f"{_verdict(own)} {_verdict_within(inner)} {_verdict_cifar(cifar)}",
         "**Diff-ViT's maps minus ViT's, on shapes:**",
         _list(own),
         "**Diff-ViT's maps minus those of the ViT with half the heads:**",
         _list(answers(study, between(study, DIFFERENTIAL, WIDE))),
         "**Within Diff-ViT, the effective map minus its first map alone:**",
-        _list(answers(study, within(study))),
+        _list(inner),
         f"**Growing with clutter?** {_trend(study)}",
         "**CIFAR-10, Diff-ViT minus ViT** (of deletion, less is better):",
-        _list(answers(study, taken_apart(study), "cifar10")),
+        _list(cifar),
         f"**Accuracy on shapes, Diff-ViT minus ViT:** {_one(accuracy)}.",
         _ADJUSTED,
     ]
 
 
 def _verdict(found: Sequence[Answer]) -> str:
-    said = {word: [a.question.label for a in found if a.outcome == word] for word in ("better", "worse", "undecided")}
+    said = _by_outcome(found)
     return (
         f"Of {len(found)} comparisons of where the two models' maps lie, {len(said['better'])} favour Diff-ViT"
         f"{_named(said['better'])}, {len(said['worse'])} favour ViT{_named(said['worse'])}, and "
@@ -143,17 +159,44 @@ def _verdict(found: Sequence[Answer]) -> str:
     )
 
 
+def _verdict_within(found: Sequence[Answer]) -> str:
+    said = _by_outcome(found)
+    return (
+        f"Within Diff-ViT the subtraction moves mass onto the object in {len(said['better'])} of {len(found)} maps"
+        f"{_named(said['better'])}, away from it in {len(said['worse'])}{_named(said['worse'])}; "
+        f"{len(said['undecided'])} are undecided."
+    )
+
+
+def _verdict_cifar(found: Sequence[Answer]) -> str:
+    said = _by_outcome(found)
+    return (
+        f"On CIFAR-10, deletion and insertion favour Diff-ViT in {len(said['better'])} of {len(found)} comparisons and "
+        f"ViT in {len(said['worse'])}; {len(said['undecided'])} are undecided."
+    )
+
+
+def _by_outcome(found: Sequence[Answer]) -> dict[str, list[str]]:
+    outcomes = ("better", "worse", "undecided")
+    return {word: [each.question.label for each in found if each.outcome == word] for word in outcomes}
+
+
 def _named(labels: Sequence[str]) -> str:
     return f" ({'; '.join(labels)})" if labels else ""
 
 
 def _list(found: Sequence[Answer]) -> str:
-    return "\n".join(f"- {each.question.label}: {_one(each.interval)}: {each.outcome}" for each in found)
+    lines = []
+    for each in found:
+        above = sum(pair > 0 for pair in each.pairs)
+        told = f"; above 0 in {above} of {len(each.pairs)} pairs" if each.pairs else ""
+        lines.append(f"- {each.question.label}: {_one(each.interval)}{told}: {each.outcome}")
+    return "\n".join(lines)
 
 
 def _one(interval: stats.Interval | None) -> str:
     if interval is None:
-        return "too few pairs"
+        return "too few seeds"
     return f"{points(interval.estimate).removesuffix(' points')} points (95% paired interval {span(interval)})"
 
 
@@ -162,8 +205,7 @@ def _trend(study: Study) -> str:
     low, high = study.clutter[0], study.clutter[-1]
     sentences = []
     for metric, text in METRICS.items():
-        first, second = (study.values(arm, "rollout", metric) for arm in (DIFFERENTIAL, SOFTMAX))
-        gaps = {key: first[key] - second[key] for key in first.keys() & second.keys()}
+        gaps = differences(*(study.values(arm, "rollout", metric) for arm in (DIFFERENTIAL, SOFTMAX)))
         most: Values = {(seed, None): value for (seed, clutter), value in gaps.items() if clutter == high}
         least: Values = {(seed, None): value for (seed, clutter), value in gaps.items() if clutter == low}
         sentences.append(f"{text}: {_one(gap(most, least))}")
