@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from diffvit.reporting import attention_tables as tables
 from diffvit.reporting import markdown, stats
 from diffvit.reporting.arms import points, span
 from diffvit.reporting.attention_rows import (
@@ -18,7 +19,6 @@ from diffvit.reporting.attention_rows import (
     differences,
     gap,
 )
-from diffvit.reporting.tables import Table
 
 _METHOD = """Models of equal size (4 blocks, 128 wide, [CLS]) are trained on `shapes`, one object among clutter and
 noise, whose mask is known, at each clutter level, and on CIFAR-10. Their [CLS]-to-patch maps are then scored on test
@@ -112,20 +112,20 @@ def report(study: Study) -> str:
     notes = [markdown.data_line(name) for name in names if name.startswith("CIFAR")]
     parts = ["# Does differential attention cancel noise?", _METHOD, *notes, "## In short", *_in_short(study)]
     parts += ["## The object among clutter", "Rollout, mean over seeds; in the last column Diff-ViT minus ViT."]
-    parts += [_by_clutter(study, "rollout", metric) for metric in METRICS]
+    parts += [tables.by_clutter(study, "rollout", metric) for metric in METRICS]
     parts += ["![Scores of rollout against clutter](on-object.png)", f"The last layer's map ({study.last}):"]
-    parts += [_by_clutter(study, study.last, metric) for metric in METRICS]
+    parts += [tables.by_clutter(study, study.last, metric) for metric in METRICS]
     parts += ["![Scores of the last layer's map against clutter](last-layer.png)", "## What the subtraction does"]
     parts += ["Within the same Diff-ViT: the effective map against its first map alone, averaged over clutter levels."]
-    parts += [_subtraction_table(study), "![Mass on the object by layer](subtraction.png)"]
+    parts += [tables.subtraction(study), "![Mass on the object by layer](subtraction.png)"]
     parts += [
         "## Deletion and insertion",
-        _removal_note(study),
-        _removal_table(study),
+        tables.removal_note(study),
+        tables.removal(study),
         "![Deletion and insertion curves](removal.png)",
         "## Accuracy",
     ]
-    parts += [_accuracy_table(study), "![Accuracy against clutter](accuracy.png)", "## What this cannot tell", _LIMITS]
+    parts += [tables.accuracy(study), "![Accuracy against clutter](accuracy.png)", "## What this cannot tell", _LIMITS]
     parts += ["## Repeat", "```\nmake attention-study\n```", _circumstances(study)]
     return "\n\n".join(parts) + "\n"
 
@@ -210,80 +210,6 @@ def _trend(study: Study) -> str:
         least: Values = {(seed, None): value for (seed, clutter), value in gaps.items() if clutter == low}
         sentences.append(f"{text}: {_one(gap(most, least))}")
     return f"The gap (rollout) at clutter {high:g} minus the gap at {low:g}: {'; '.join(sentences)}."
-
-
-def _by_clutter(study: Study, name: str, metric: str) -> str:
-    arms = (SOFTMAX, WIDE, DIFFERENTIAL)
-    columns = [f"Clutter ({METRICS[metric]})", *arms, "uniform", "centre", "Diff-ViT minus ViT (95% paired interval)"]
-    lines = []
-    for clutter in study.clutter:
-        cells = [_mean(study.values(arm, name, metric), clutter) for arm in arms]
-        cells += [_mean(study.values(SOFTMAX, chance, metric), clutter) for chance in ("uniform", "centre")]
-        lines.append([f"{clutter:g}", *cells, _cell(study, name, metric, clutter)])
-    return markdown.table(Table(columns, lines))
-
-
-def _cell(study: Study, name: str, metric: str, clutter: float) -> str:
-    interval = gap(study.values(DIFFERENTIAL, name, metric), study.values(SOFTMAX, name, metric), clutter=clutter)
-    return "-" if interval is None else f"{100 * interval.estimate:+.1f} ({span(interval)})"
-
-
-def _mean(values: Values, clutter: float | None) -> str:
-    found = [value for (_, level), value in values.items() if level == clutter]
-    if not found:
-        return "-"
-    spread = stats.std(found)
-    return f"{100 * stats.mean(found):.1f}" + (f" ± {100 * spread:.1f}" if spread else "")
-
-
-def _subtraction_table(study: Study) -> str:
-    names = [*study.layers, "rollout"]
-    lines = []
-    for name in names:
-        whole, first = (study.values(DIFFERENTIAL, each, "mass") for each in (name, name + FIRST_MAP))
-        both = [f"{100 * stats.mean(list(part.values())):.1f}" if part else "-" for part in (whole, first)]
-        interval = gap(whole, first)
-        lines.append([name, *both, "-" if interval is None else f"{100 * interval.estimate:+.1f} ({span(interval)})"])
-    return markdown.table(Table(["Mass on the object, %", "effective", "A1 alone", "difference (95%)"], lines))
-
-
-def _removal_note(study: Study) -> str:
-    counts = {row["data"]: row["removal_images"] for row in study.scores if row["removal_images"]}
-    told = ", ".join(f"{count:,} test images of {data}" for data, count in sorted(counts.items()))
-    return (
-        "Patches are replaced by the data's mean colour, those of most heat first (deletion), or put into an empty "
-        "image in that order (insertion); the area is the mean probability of the class that the whole image is given. "
-        f"{told}."
-    )
-
-
-def _removal_table(study: Study) -> str:
-    lines = []
-    for name in ("rollout", study.last, "centre", "random"):
-        for metric in ("deletion", "insertion"):
-            first, second = (study.values(arm, name, metric, "cifar10") for arm in (DIFFERENTIAL, SOFTMAX))
-            means = [f"{stats.mean(list(part.values())):.3f}" if part else "-" for part in (second, first)]
-            interval = gap(first, second)
-            told = (
-                "-" if interval is None else f"{interval.estimate:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})"
-            )
-            better = "lower is better" if metric == "deletion" else "higher is better"
-            lines.append([f"{name}, {metric} ({better})", *means, told])
-    return markdown.table(Table(["Area", SOFTMAX, DIFFERENTIAL, "Diff-ViT minus ViT (95%)"], lines))
-
-
-def _accuracy_table(study: Study) -> str:
-    arms = (SOFTMAX, WIDE, DIFFERENTIAL)
-    lines = []
-    for clutter in study.clutter:
-        found = gap(study.accuracies(DIFFERENTIAL), study.accuracies(SOFTMAX), clutter=clutter)
-        told = "-" if found is None else f"{100 * found.estimate:+.1f} ({span(found)})"
-        lines.append([f"shapes, clutter {clutter:g}", *(_mean(study.accuracies(arm), clutter) for arm in arms), told])
-    on_cifar = [study.accuracies(arm, "cifar10") for arm in arms]
-    found = gap(on_cifar[2], on_cifar[0])
-    told = "-" if found is None else f"{100 * found.estimate:+.1f} ({span(found)})"
-    lines.append(["CIFAR-10", *(_mean(part, None) for part in on_cifar), told])
-    return markdown.table(Table(["Test accuracy, %", *arms, "Diff-ViT minus ViT (95%)"], lines))
 
 
 def _circumstances(study: Study) -> str:
