@@ -130,7 +130,7 @@ def accuracy(study: Study, *, theme: Theme = LIGHT, stamp: str = "") -> bytes:
     for index, arm in enumerate(_ARMS):
         _line(axes, study, study.accuracies(arm), colour(theme, index), arm)
     dress(axes, theme, title="Accuracy on shapes", x="clutter (share of the background)", y="test images right")
-    axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter())
     axes.set_xticks(study.clutter)
     legend = axes.legend(frameon=False, fontsize=10.5)
     for text in legend.get_texts():
