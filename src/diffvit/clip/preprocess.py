@@ -40,9 +40,12 @@ class Preprocessing:
 
     def __call__(self, pixels: UInt8[np.ndarray, "3 h w"]) -> Float32[Tensor, "3 s s"]:
         """One image, 0 to 255, as the model wants it."""
-        square = torch.from_numpy(self.square(pixels)).float().div(255)
+        return self.normalised(torch.from_numpy(self.square(pixels)))
+
+    def normalised(self, squares: UInt8[Tensor, "*n 3 s s"]) -> Float32[Tensor, "*n 3 s s"]:
+        """Squares, 0 to 255, as the model wants them."""
         mean, std = torch.tensor(self.mean).view(3, 1, 1), torch.tensor(self.std).view(3, 1, 1)
-        return (square - mean) / std
+        return (squares.float().div(255) - mean) / std
 
     def square(self, pixels: UInt8[np.ndarray, "3 h w"]) -> UInt8[np.ndarray, "3 s s"]:
         """The part of the image that the model sees, before it is normalised."""
