@@ -97,9 +97,7 @@ def _tell(clip: Clip, classifier: Classifier, named: Sequence[Named]) -> None:
         show.table(["label", "probability"], rows, title=str(each.picture.path))
 
 
-def _result(
-    clip: Clip, classifier: Classifier, named: Sequence[Named], faults: Sequence[InputError]
-) -> dict[str, Any]:
+def _result(clip: Clip, classifier: Classifier, named: Sequence[Named], faults: Sequence[InputError]) -> dict[str, Any]:
     return {
         "model": clip.name,
         "pretrained": clip.pretrained,

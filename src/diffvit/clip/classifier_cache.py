@@ -1,4 +1,4 @@
-"""A classifier's rows on the disk, in parts: each is written whole or not at all, and believed only if its sum is right."""
+"""A classifier's rows on the disk, in parts: each is written whole or not at all, and believed if its sum is right."""
 
 from __future__ import annotations
 

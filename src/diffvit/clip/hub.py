@@ -122,7 +122,7 @@ def fetch_clip(name: str, tag: str) -> tuple[Path, str]:
     raise EnvironmentFault(name, why, f"Fetch them elsewhere from {published} and give them with --weights FILE.")
 
 
-def arranged(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def arranged(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Published weights under the names of open_clip's model, where they are of an older or another layout."""
     library = open_clip_library()
     from open_clip.convert import convert_state_dict
@@ -143,7 +143,7 @@ def arranged(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def timm_skeleton(name: str) -> tuple[nn.Module, dict[str, Any]]:
-    """timm's model of that name with throw-away weights, and its settings; random numbers stay as they were."""
+    """A model of timm's by name, with throw-away weights, and its settings; random numbers stay as they were."""
     library = timm_library()
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")

@@ -124,9 +124,7 @@ def load_clip(
     return Clip(model, preprocessing, tokenizer, name, pretrained, source, torch.float32)
 
 
-def load_resnet50(
-    weights: str = "tv-v2", file: Path | None = None, *, device: torch.device | str = "cpu"
-) -> ResNet50:
+def load_resnet50(weights: str = "tv-v2", file: Path | None = None, *, device: torch.device | str = "cpu") -> ResNet50:
     """A ResNet-50 supervised with ImageNet's labels, in float32 and evaluation mode.
 
     Args:
@@ -174,7 +172,9 @@ def fill(source: str, name: str, model: nn.Module, tensors: Mapping[str, Tensor]
     for key, tensor in tensors.items():
         if tensor.shape != own[key].shape:
             found, wanted = ("x".join(map(str, shape)) or "scalar" for shape in (tensor.shape, own[key].shape))
-            raise InputError(source, f"does not hold the weights of {name}: {key} has the wrong size ({found} vs {wanted})")
+            raise InputError(
+                source, f"does not hold the weights of {name}: {key} has the wrong size ({found} vs {wanted})"
+            )
         if not bool(tensor.isfinite().all()):
             raise InputError(source, f"{key} holds NaN or infinite values")
     with torch.no_grad():

@@ -14,11 +14,11 @@ from torch import nn
 
 from diffvit.errors import ConfigError, EnvironmentFault, InputError, did_you_mean
 from diffvit.interpret.timm_parts import parts_of_timm
-from diffvit.training.weights_file import WeightsFile, read_weights
 from diffvit.interpret.weights_parts import fit, infer
 from diffvit.models.pretrained_vit import PretrainedVisionTransformer, VitParts
 from diffvit.training.hubs import cache_where_offline, reason
 from diffvit.training.torchvision_names import import_torchvision
+from diffvit.training.weights_file import WeightsFile, read_weights
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # The ViTs of DINO (arXiv 2104.14294, table 1): they need no timm once their weights are there.
