@@ -1,4 +1,4 @@
-"""CLIP by open_clip's names, and the ImageNet-supervised ResNet-50 to put beside it; weights are checked, then believed."""
+"""CLIP by open_clip's names, and the ImageNet-supervised ResNet-50 to put beside it; weights are checked first."""
 
 from __future__ import annotations
 

@@ -102,6 +102,7 @@ def draw_named(named: Sequence[Named], *, title: str, note: str, theme: Theme = 
         places = range(len(each.top))
         chances = [chance for _, chance in each.top]
         colours = [theme.series[0], *[theme.series[5]] * (len(chances) - 1)]
+        bars.barh(places, [1.0] * len(chances), color=theme.faint, height=0.36, alpha=0.4)
         bars.barh(places, chances, color=colours, height=0.36)
         for at, (label, chance) in enumerate(each.top):
             # Above its bar: a long label then takes no room from the bars.

@@ -1,4 +1,4 @@
-"""Text features without the padding: the tower is causal, so what follows the end of a text changes nothing before it."""
+"""Text features without the padding: the tower is causal, so what follows a text's end changes nothing before it."""
 
 from __future__ import annotations
 
