@@ -11,11 +11,11 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from small_clip import NAME, broken, openai_archive, openai_state, random_everywhere, register, small_clip, small_model
+from small_clip import NAME, broken, openai_archive, openai_state, random_everywhere, register, small_model
 
 from diffvit.clip import hub
 from diffvit.clip.hub import tokenizer_of
-from diffvit.clip.load import Clip, load_clip, load_resnet50, text_fingerprint
+from diffvit.clip.load import load_clip, load_resnet50, text_fingerprint
 from diffvit.errors import ConfigError, EnvironmentFault, InputError
 
 NOTES = {"input_resolution": 224, "context_length": 77, "vocab_size": 49408}
@@ -77,7 +77,9 @@ def test_features_are_open_clips(form: str, forms: Path, expected: Any, monkeypa
         assert tensor.dtype == features[side].dtype == torch.float32
         assert (tensor - features[side]).abs().max() < 1e-5, side
     assert (clip.name, clip.pretrained, clip.source, clip.dtype) == ("RN50", "openai", str(forms / form), torch.float32)
-    assert clip.preprocessing.words.startswith("shorter side to 224 (bicubic, antialiased), centre crop 224, mean 0.4815")
+    assert clip.preprocessing.words.startswith(
+        "shorter side to 224 (bicubic, antialiased), centre crop 224, mean 0.4815"
+    )
     activations = {type(module).__name__ for name, module in model.named_modules() if "gelu" in name}
     assert activations == {"QuickGELU"}
 
@@ -180,7 +182,20 @@ def test_unknown_names(name: str, tag: str | None, why: str) -> None:
 
 def test_tokens_are_open_clips() -> None:
     tokenizer = tokenizer_of("RN50")
-    words = ["cat", "Ünïcødé", "日本語", "🐈‍⬛", "it's", "<b>&amp;", "don't", "a\tb", "1234", "x" * 90, "—", "<end_of_text>"]
+    words = [
+        "cat",
+        "Ünïcødé",
+        "日本語",
+        "🐈‍⬛",
+        "it's",
+        "<b>&amp;",
+        "don't",
+        "a\tb",
+        "1234",
+        "x" * 90,
+        "—",
+        "<end_of_text>",
+    ]
     texts = [f"{words[i % 12]} {words[i // 12 % 12]} {i}" for i in range(196)] + ["", " ", "word " * 500, "🐈" * 300]
     assert len(texts) == 200
     found = tokenizer(texts)
@@ -214,5 +229,3 @@ def test_a_resnet50_by_a_wrong_name_or_from_clips_weights(tmp_path: Path) -> Non
     torch.save(small_model().state_dict(), tmp_path / "w.pt")
     with pytest.raises(InputError, match=r"does not hold the weights of ResNet-50: it lacks bn1.bias and \d+ more"):
         load_resnet50(file=tmp_path / "w.pt")
-
-

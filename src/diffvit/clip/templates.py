@@ -99,7 +99,7 @@ def load_labels(text: str | None = None, file: Path | None = None) -> tuple[str,
     if not all(labels):
         raise ConfigError("--labels", f"has an empty label (place {labels.index('') + 1} of {len(labels)})")
     for place, label in enumerate(labels, 1):
-        check_text(label, "--labels", f"place {place}")
+        check_text(label, "--labels", f"place {place}", ConfigError)
     return check_labels(labels, "--labels", ConfigError)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffvit.errors import InputError
+from diffvit.errors import ConfigError, InputError
 
 MAX_BYTES = 64 * 2**20
 MAX_LENGTH = 2_000  # characters; the tokenizer takes time with the square of a word's length
@@ -43,15 +43,18 @@ def read_lines(path: Path, what: str) -> list[str]:
     return lines
 
 
-def check_text(text: str, what: str, where: str) -> None:
+def check_text(text: str, what: str, where: str, fault: type[ConfigError] | type[InputError] = InputError) -> None:
     """Refuse what no label or template is.
 
     Raises:
-        InputError: NUL bytes, text that cannot be encoded, or over :data:`MAX_LENGTH` characters.
+        ConfigError, InputError: as ``fault`` says, for NUL bytes, text that cannot be encoded, or over
+            :data:`MAX_LENGTH` characters.
     """
     if "\0" in text:
-        raise InputError(what, f"holds a NUL byte ({where})")
+        raise fault(what, f"holds a NUL byte ({where})")
     if len(text) > MAX_LENGTH:
-        raise InputError(what, f"is too long ({where}: {len(text):,} vs at most {MAX_LENGTH:,} characters)")
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise InputError(what, f"holds bytes that are not text ({where})")
+        raise fault(what, f"is too long ({where}: {len(text):,} vs at most {MAX_LENGTH:,} characters)")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # the shell's bytes, which were no UTF-8
+        raise fault(what, f"holds bytes that are not text ({where})") from None

@@ -165,7 +165,10 @@ class _Reader(pickle.Unpickler):
         if 0 not in size and last >= storage.count:
             raise ValueError(f"a tensor reaches beyond its data ({'x'.join(map(str, size))})")
         length = storage.count * storage.dtype.itemsize
-        flat = self._bytes[storage.start : storage.start + length].view(storage.dtype)
+        flat = self._bytes[storage.start : storage.start + length]
+        if storage.start % storage.dtype.itemsize:  # torch aligns; an archive that was zipped again may not
+            flat = flat.clone()
+        flat = flat.view(storage.dtype)
         return flat.as_strided(tuple(size), tuple(stride), flat.storage_offset() + offset)
 
 
