@@ -73,7 +73,11 @@ def test_the_answers_are_open_clips(capsys: Captured) -> None:
 def test_many_images_fill_several_figures(capsys: Captured) -> None:
     images = ["p0.png"] * 9
     assert run([*BASE, *images, "--labels", "a,b", "--templates", "single", "--top", "1", "--out", "seen"]) == 0
-    assert sorted(os.listdir("seen")) == ["classify-01.png", "classify-02.png", "classify.json"]
+    assert sorted(file.name for file in Path("seen").iterdir()) == [
+        "classify-01.png",
+        "classify-02.png",
+        "classify.json",
+    ]
 
 
 def test_imagenets_names_are_flagged(capsys: Captured) -> None:

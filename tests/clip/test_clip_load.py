@@ -85,7 +85,7 @@ def test_features_are_open_clips(form: str, forms: Path, expected: Any, monkeypa
 
 
 def test_openais_archive_without_quick_gelu_is_refused(forms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="OpenAI's own archive, whose model has QuickGELU. Say --pretrained openai"):
+    with pytest.raises(ConfigError, match=r"OpenAI's own archive, whose model has QuickGELU\. Say --pretrained openai"):
         load_clip(pretrained=None, weights=forms / "RN50.pt")
 
 
@@ -127,7 +127,7 @@ def test_downloads_go_through_the_same_checks(tmp_path: Path, monkeypatch: pytes
     found = load_clip(NAME)
     assert found.source == f"open_clip {open_clip.__version__}, nobody/small"
     torch.save({"a": torch.ones(2)}, tmp_path / "w.pt")
-    with pytest.raises(InputError, match="it lacks ln_final.bias and"):
+    with pytest.raises(InputError, match=r"it lacks ln_final\.bias and"):
         load_clip(NAME)
 
 
@@ -224,7 +224,7 @@ def test_a_resnet50_from_a_file_is_timms(weights: str, tmp_path: Path) -> None:
 
 
 def test_a_resnet50_by_a_wrong_name_or_from_clips_weights(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no weights 'tv1' .*Did you mean 'tv-v1'"):
+    with pytest.raises(ConfigError, match=r"no weights 'tv1' .*Did you mean 'tv-v1'"):
         load_resnet50("tv1")
     torch.save(small_model().state_dict(), tmp_path / "w.pt")
     with pytest.raises(InputError, match=r"does not hold the weights of ResNet-50: it lacks bn1.bias and \d+ more"):

@@ -56,8 +56,8 @@ def test_a_strip_does_not_grow_beyond_memory() -> None:
 
 
 def test_words_say_all_of_it() -> None:
-    words = "shorter side to 224 (bicubic, antialiased), centre crop 224, mean 0.4815 0.4578 0.4082, std 0.2686 0.2613 0.2758"
-    assert of_clip({}, 224, MEAN, STD).words == words
+    way = "shorter side to 224 (bicubic, antialiased), centre crop 224"
+    assert of_clip({}, 224, MEAN, STD).words == f"{way}, mean 0.4815 0.4578 0.4082, std 0.2686 0.2613 0.2758"
     assert of_clip({"resize_mode": "squash"}, 64, MEAN, STD).words.startswith(
         "both sides to 64 (bicubic, antialiased), m"
     )

@@ -100,9 +100,10 @@ def test_a_kill_inside_a_save_leaves_no_half_part(clip: Clip, tmp_path: Path, mo
             file.write(content[: len(content) // 2])
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", killed)
-        zero_shot_classifier(clip, LABELS, TEMPLATES, cache_dir=tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            zero_shot_classifier(clip, LABELS, TEMPLATES, cache_dir=tmp_path)
     assert not list(tmp_path.rglob("*.rows"))
     assert zero_shot_classifier(clip, LABELS, TEMPLATES, cache_dir=tmp_path).computed == 10
 
@@ -165,7 +166,7 @@ def test_what_makes_no_classifier(clip: Clip) -> None:
         with pytest.raises(ConfigError, match=rf"labels: must be 1 to 100,000 \(found {len(labels):,}\)"):
             zero_shot_classifier(clip, labels, TEMPLATES)
     for texts in ((), ("a photo",)):
-        with pytest.raises(ConfigError, match="templates: must have {} where the label goes"):
+        with pytest.raises(ConfigError, match=r"templates: must have \{\} where the label goes"):
             zero_shot_classifier(clip, ["a"], Templates("t", texts))
     with torch.no_grad():
         broken = small_model()

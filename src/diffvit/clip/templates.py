@@ -58,12 +58,10 @@ def load_templates(name: str = "openai-80") -> Templates:
     if "\0" in name or not path.exists():
         hint = did_you_mean(name, NAMED).replace(" did", "Did", 1)
         raise ConfigError("--templates", f"no such templates or file: {name!r} (have {', '.join(NAMED)})", hint)
-    lines = read_lines(path, "template")
+    lines = read_lines(path, "template", _MAX_TEMPLATES)
     bare = next((line for line in lines if "{}" not in line), None)
     if bare is not None:
         raise InputError(name, f"has a template without {{}} ({bare[:60]!r})", "Write {} where the label goes.")
-    if len(lines) > _MAX_TEMPLATES:
-        raise InputError(name, f"has too many templates ({len(lines):,} vs at most {_MAX_TEMPLATES:,})")
     return Templates(name, tuple(lines))
 
 
@@ -92,23 +90,20 @@ def load_labels(text: str | None = None, file: Path | None = None) -> tuple[str,
     if text == IMAGENET:
         return imagenet_names()
     if file is not None:
-        return check_labels(read_lines(file, "label"), str(file), InputError)
+        return _different(read_lines(file, "label", MAX_LABELS), str(file), InputError)
     labels = [label.strip() for label in (text or "").split(",")]
     if not any(labels):
         raise ConfigError("--labels", "has no label in it", "As in: --labels cat,dog")
+    if len(labels) > MAX_LABELS:
+        raise ConfigError("--labels", f"has too many labels ({len(labels):,} vs at most {MAX_LABELS:,})")
     if not all(labels):
         raise ConfigError("--labels", f"has an empty label (place {labels.index('') + 1} of {len(labels)})")
     for place, label in enumerate(labels, 1):
         check_text(label, "--labels", f"place {place}", ConfigError)
-    return check_labels(labels, "--labels", ConfigError)
+    return _different(labels, "--labels", ConfigError)
 
 
-def check_labels(
-    labels: Sequence[str], what: str, fault: type[ConfigError] | type[InputError] = ConfigError
-) -> tuple[str, ...]:
-    """The labels, where they are not too many and all different."""
-    if len(labels) > MAX_LABELS:
-        raise fault(what, f"has too many labels ({len(labels):,} vs at most {MAX_LABELS:,})")
+def _different(labels: Sequence[str], what: str, fault: type[ConfigError] | type[InputError]) -> tuple[str, ...]:
     if same := twins(labels):
         first, second = same[0][:2]
         more = f" and {len(same) - 1} more twice" if len(same) > 1 else ""

@@ -10,15 +10,16 @@ MAX_BYTES = 64 * 2**20
 MAX_LENGTH = 2_000  # characters; the tokenizer takes time with the square of a word's length
 
 
-def read_lines(path: Path, what: str) -> list[str]:
+def read_lines(path: Path, what: str, limit: int) -> list[str]:
     """The lines of a UTF-8 file, without blank ones and without spaces around them.
 
     Args:
         path: the file; a byte order mark is fine.
         what: what a line is called in errors ("label").
+        limit: how many lines there may be.
 
     Raises:
-        InputError: it cannot be read, is not text, is too large, or has no line.
+        InputError: it cannot be read, is not text, is too large, or has no line or too many.
     """
     try:
         with path.open("rb") as file:
@@ -33,14 +34,14 @@ def read_lines(path: Path, what: str) -> list[str]:
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise InputError(str(path), f"is not UTF-8 text (line {line})") from None
-    lines = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if found := line.strip():
-            check_text(found, str(path), f"line {number}")
-            lines.append(found)
+    lines = {number: line.strip() for number, line in enumerate(text.splitlines(), 1) if line.strip()}
     if not lines:
         raise InputError(str(path), f"has no {what} in it", f"Write one {what} per line.")
-    return lines
+    if len(lines) > limit:
+        raise InputError(str(path), f"has too many {what}s ({len(lines):,} vs at most {limit:,})")
+    for number, line in lines.items():
+        check_text(line, str(path), f"line {number}")
+    return list(lines.values())
 
 
 def check_text(text: str, what: str, where: str, fault: type[ConfigError] | type[InputError] = InputError) -> None:
