@@ -20,6 +20,7 @@ from timm_maps import random_everywhere, timm_maps
 from diffvit.errors import ConfigError, EnvironmentFault
 from diffvit.interpret import capture, pretrained
 from diffvit.interpret.pretrained import DINO, load_pretrained
+from diffvit.training import hubs
 
 NAME = "vit_small_patch16_224.dino"
 State = dict[str, torch.Tensor]
@@ -210,7 +211,7 @@ def test_a_failed_download_says_which_option_helps(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(timm, "create_model", fetch)
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    monkeypatch.setattr(pretrained, "getproxies", dict)
+    monkeypatch.setattr(hubs, "getproxies", dict)
     monkeypatch.setitem(sys.modules, "huggingface_hub.constants", hub)
     with pytest.raises(EnvironmentFault) as caught:
         load_pretrained(NAME)

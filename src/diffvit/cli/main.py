@@ -50,6 +50,12 @@ VERBS = {
         "Every head of every layer, for a run or a pretrained model (--pretrained NAME IMAGE...); figures, one page.",
     ),
 }
+# Verbs that have verbs of their own.
+GROUPS = {
+    "clip": "Name images by texts with CLIP.",
+    "data": "Look at data sets and fetch them.",
+    "bench": "Measure speed beside other libraries.",
+}
 
 
 def build() -> App:
@@ -64,10 +70,8 @@ def build() -> App:
     for place, (name, verb) in enumerate(VERBS.items()):
         usage = f"Usage: diffvit {name} {verb.usage}"
         app.command(verb.home, name=name, help=verb.help, usage=usage, sort_key=place)
-    app.command("diffvit.cli.data:app", name="data", help="Look at data sets and fetch them.", sort_key=len(VERBS))
-    app.command(
-        "diffvit.cli.bench:app", name="bench", help="Measure speed beside other libraries.", sort_key=len(VERBS) + 1
-    )
+    for place, (name, text) in enumerate(GROUPS.items(), len(VERBS)):
+        app.command(f"diffvit.cli.{name}:app", name=name, help=text, sort_key=place)
     app.register_install_completion_command(help="Install completion for bash, zsh or fish.")
     return app
 

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import socket
-import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from urllib.parse import urlparse
-from urllib.request import getproxies
 
 import torch
 from torch import nn
 
 from diffvit.errors import ConfigError, EnvironmentFault, InputError, did_you_mean
 from diffvit.interpret.timm_parts import parts_of_timm
-from diffvit.interpret.weights_file import WeightsFile, read_weights
 from diffvit.interpret.weights_parts import fit, infer
 from diffvit.models.pretrained_vit import PretrainedVisionTransformer, VitParts
+from diffvit.training.hubs import cache_where_offline, reason
 from diffvit.training.torchvision_names import import_torchvision
+from diffvit.training.weights_file import WeightsFile, read_weights
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # The ViTs of DINO (arXiv 2104.14294, table 1): they need no timm once their weights are there.
@@ -63,7 +59,7 @@ def load_pretrained(name: str | None = None, weights: Path | None = None) -> Pre
     Args:
         name: one of :data:`DINO`, or any that timm has (extra ``pretrained``); without it, the architecture is told
             from the weights.
-        weights: see :func:`diffvit.interpret.weights_file.read_weights`; without it, timm downloads them.
+        weights: see :func:`diffvit.training.weights_file.read_weights`; without it, timm downloads them.
 
     Raises:
         ConfigError: neither is given, no such model, or one that nobody published weights for.
@@ -107,37 +103,17 @@ def _downloaded(name: str) -> Pretrained:
     if not timm.models.is_model_pretrained(name):
         raise ConfigError("pretrained", f"nobody published weights for {name}", "Give some with --weights FILE.")
     try:
-        with warnings.catch_warnings(), _cache_where_offline():
+        with warnings.catch_warnings(), cache_where_offline():
             warnings.simplefilter("ignore")
             theirs: nn.Module = timm.create_model(name, pretrained=True)
     except Exception as error:  # each way of downloading has errors of its own
-        said = " ".join(str(error).split()).split(". ")[0][:160]
-        why = f"its weights could not be fetched ({type(error).__name__}: {said})"
+        why = f"its weights could not be fetched ({reason(error)})"
         raise EnvironmentFault(name, why, _WEIGHTS) from None
     model = fit(name, theirs.state_dict(), parts)
     place = config.get("hf_hub_id") or config.get("url") or "its registry"
     source = f"timm {timm.__version__}, {place}"
     mean, std = tuple(config["mean"]), tuple(config["std"])
     return Pretrained(model, name, mean, std, model.parts.image_size, _classes(timm, theirs), source)
-
-
-@contextmanager
-def _cache_where_offline() -> Iterator[None]:
-    """Where the hub's address is unknown, its library reads its cache at once; else it would try for a minute."""
-    hub: Any = sys.modules.get("huggingface_hub.constants")
-    host = urlparse(getattr(hub, "ENDPOINT", "")).hostname
-    was = getattr(hub, "HF_HUB_OFFLINE", None)
-    if host is None or was is None or getproxies():  # a proxy looks the address up itself
-        yield
-        return
-    try:
-        socket.getaddrinfo(host, 443)
-    except OSError:
-        hub.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        hub.HF_HUB_OFFLINE = was
 
 
 def _skeleton(name: str) -> tuple[ModuleType, nn.Module]:

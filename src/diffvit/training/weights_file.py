@@ -18,11 +18,13 @@ from torch import Tensor
 
 from diffvit.errors import InputError
 from diffvit.training.load import read_header
+from diffvit.training.torchscript import is_torchscript, read_torchscript
 
 _HINT = "Give a .safetensors file or one that torch.save wrote, with a state dict in it."
 _NESTS = ("teacher", "student", "state_dict", "model")  # where training programs put the weights; the first one wins
 _WRAPPERS = ("module.", "_orig_mod.", "backbone.")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_COUNTERS = (torch.int64, torch.int32)
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,12 @@ class WeightsFile:
     Args:
         tensors: by their plain names, in the file's dtype; they may share memory with the file.
         nest: the key that they lay under (``teacher``, ``student``, ``state_dict``, ``model``), or empty.
+        scripted: whether the file is a TorchScript archive; its plain tensor attributes are among the tensors then.
     """
 
     tensors: dict[str, Tensor]
     nest: str
+    scripted: bool = False
 
     @property
     def self_distilled(self) -> bool:
@@ -43,11 +47,16 @@ class WeightsFile:
         return self.nest in ("teacher", "student")
 
 
-def read_weights(path: Path) -> WeightsFile:
+def read_weights(path: Path, *, counters: bool = False) -> WeightsFile:
     """Weights of a safetensors or torch file: a plain state dict, or one nested and prefixed as training leaves it.
 
     Of DINO's full checkpoints (arXiv 2104.14294), the teacher's backbone without its projection head. Torch files are
-    mapped into memory and read with ``weights_only=True``; so neither code runs nor a claimed size is allocated.
+    mapped into memory and read with ``weights_only=True``, TorchScript archives by
+    :func:`diffvit.training.torchscript.read_torchscript`; so neither code runs nor a claimed size is allocated.
+
+    Args:
+        path: the file.
+        counters: whether whole numbers may stand among the weights, as BatchNorm's count of batches does.
 
     Raises:
         InputError: no such file, not such a file, damaged, hostile, or without named float weights.
@@ -57,7 +66,10 @@ def read_weights(path: Path) -> WeightsFile:
             start = file.read(9)
     except OSError as error:
         raise InputError(str(path), f"cannot be read ({error.strerror})", _HINT) from None
-    if start.startswith(b"PK"):
+    scripted = start.startswith(b"PK") and is_torchscript(path)
+    if scripted:
+        found = read_torchscript(path)
+    elif start.startswith(b"PK"):
         found = _from_torch(path)
     elif path.suffix == ".safetensors" or start[8:] == b"{":
         found = _from_safetensors(path)
@@ -70,8 +82,8 @@ def read_weights(path: Path) -> WeightsFile:
     if not isinstance(inner, Mapping) or not inner:
         raise InputError(str(path), f"holds no named weights (found a {type(inner).__name__})", _HINT)
     tensors = dict(_plain(path, inner, nest))
-    _check(path, tensors)
-    return WeightsFile(tensors, nest)
+    _check(path, tensors, (*_DTYPES, *_COUNTERS) if counters else _DTYPES)
+    return WeightsFile(tensors, nest, scripted)
 
 
 def _from_safetensors(path: Path) -> dict[str, Tensor]:
@@ -138,13 +150,13 @@ def _plain(path: Path, state: Mapping[Any, Any], nest: str) -> Iterator[tuple[st
         yield name, value
 
 
-def _check(path: Path, tensors: Mapping[str, Any]) -> None:
+def _check(path: Path, tensors: Mapping[str, Any], dtypes: tuple[torch.dtype, ...]) -> None:
     """Each is a dense float tensor, and together they claim no more than the file has."""
     claimed, size = 0, path.stat().st_size
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise InputError(str(path), f"{name} is not a tensor (found a {type(tensor).__name__})", _HINT)
-        if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.dtype not in _DTYPES:
+        if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.dtype not in dtypes:
             kind = str(tensor.dtype).removeprefix("torch.")
             raise InputError(str(path), f"{name} does not hold dense floats (found {kind})", _HINT)
         claimed += tensor.numel() * tensor.element_size()

@@ -1,0 +1,171 @@
+"""The one door to open_clip and timm: their models without weights, their tokenizers, and where weights come from."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffvit.errors import EnvironmentFault, InputError
+from diffvit.training.hubs import cache_where_offline, forbidden, reason
+from diffvit.training.torchvision_names import import_torchvision
+
+_INSTALL = "Install it with pip install 'diffvit[pretrained]'."
+
+
+def open_clip_library() -> ModuleType:
+    """The module open_clip.
+
+    Raises:
+        EnvironmentFault: it is missing, or does not work here.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import_torchvision()
+            import open_clip
+    except (ImportError, RuntimeError) as error:
+        raise EnvironmentFault("open_clip", f"cannot be imported ({reason(error)})", _INSTALL) from None
+    return open_clip
+
+
+def timm_library() -> ModuleType:
+    """The module timm.
+
+    Raises:
+        EnvironmentFault: it is missing, or does not work here.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import_torchvision()
+            import timm
+    except (ImportError, RuntimeError) as error:
+        raise EnvironmentFault("timm", f"cannot be imported ({reason(error)})", _INSTALL) from None
+    return timm
+
+
+def clip_skeleton(name: str, *, quick_gelu: bool) -> nn.Module:
+    """open_clip's model of that name with throw-away weights; the caller's random numbers stay as they were.
+
+    Args:
+        name: one of ``open_clip.list_models()``.
+        quick_gelu: use QuickGELU also where the model's own settings do not.
+
+    Raises:
+        EnvironmentFault: it needs settings from a hub that cannot be reached.
+    """
+    library = open_clip_library()
+    config = library.get_model_config(name)
+    config["quick_gelu"] = quick_gelu or bool(config.get("quick_gelu"))
+    # Built from its class: create_model would warn through the root logger, and so set it up, for having no weights.
+    text, custom = config["text_cfg"], config.pop("custom_text", False)
+    foreign = "hf_model_name" in text
+    text |= {"hf_model_pretrained": False} if foreign else {}
+    kind = library.CoCa if "multimodal_cfg" in config else library.CustomTextCLIP
+    kind = kind if custom or foreign else library.CLIP
+    try:
+        with warnings.catch_warnings(), cache_where_offline(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")
+            return kind(**config).eval()
+    except OSError as error:  # transformers' word for no network
+        raise EnvironmentFault(name, f"its text tower's settings could not be fetched ({reason(error)})") from None
+    except (ImportError, RuntimeError, TypeError, ValueError, AssertionError) as error:
+        raise EnvironmentFault(name, f"cannot be built by open_clip {library.__version__} ({reason(error)})") from None
+
+
+def tokenizer_of(name: str) -> Any:
+    """open_clip's tokenizer for a model: ``tokenizer(texts) -> int64 (texts, context)``.
+
+    Longer texts are cut to the context, the end-of-text token last.
+
+    Raises:
+        EnvironmentFault: it lies on a hub that cannot be reached.
+    """
+    library = open_clip_library()
+    try:
+        with warnings.catch_warnings(), cache_where_offline():
+            warnings.simplefilter("ignore")
+            return library.get_tokenizer(name)
+    except Exception as error:  # each way of fetching has errors of its own
+        raise EnvironmentFault(name, f"its tokenizer could not be fetched ({reason(error)})") from None
+
+
+def fetch_clip(name: str, tag: str) -> tuple[Path, str]:
+    """The weights file of a tag, from the caches of open_clip or the public hubs, and words for where it came from.
+
+    Raises:
+        EnvironmentFault: it is in no cache and cannot be fetched; the line says what to put where.
+    """
+    library = open_clip_library()
+    config = library.get_pretrained_cfg(name, tag)
+    hub, url = config.get("hf_hub", "").rstrip("/"), config.get("url", "")
+    known = Path.home() / ".cache" / "clip" / url.rpartition("/")[2]
+    said = ""
+    for place in (hub, url):
+        if not place or (place == url and forbidden() and not known.is_file()):
+            continue
+        try:
+            with warnings.catch_warnings(), cache_where_offline():
+                warnings.simplefilter("ignore")
+                path = library.download_pretrained(config, prefer_hf_hub=place == hub)
+            return Path(path), f"open_clip {library.__version__}, {place}"
+        except Exception as error:  # each way of fetching has errors of its own
+            said = reason(error)
+    published = " or ".join(place for place in (hub and f"https://huggingface.co/{hub}", url) if place)
+    why = f"its weights {tag!r} could not be fetched ({said or 'nobody published them'})"
+    raise EnvironmentFault(name, why, f"Fetch them elsewhere from {published} and give them with --weights FILE.")
+
+
+def arranged(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Published weights under the names of open_clip's model, where they are of an older or another layout."""
+    library = open_clip_library()
+    from open_clip.convert import convert_state_dict
+
+    state = dict(tensors)
+    try:
+        state = convert_state_dict(model, state)
+    except (KeyError, RuntimeError, AttributeError, ValueError) as error:
+        raise InputError("weights", f"cannot be brought into open_clip's layout ({reason(error)})") from None
+    if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
+        state = library.model.convert_to_custom_text_state_dict(state)
+    for name in ("logit_scale", "logit_bias"):
+        own = getattr(model, name, None)
+        if isinstance(own, Tensor) and name in state and state[name].numel() == own.numel():
+            state[name] = state[name].reshape(own.shape)
+    wanted = model.state_dict().keys()
+    return {name: tensor for name, tensor in state.items() if name in wanted or not name.endswith(".position_ids")}
+
+
+def timm_skeleton(name: str) -> tuple[nn.Module, dict[str, Any]]:
+    """A model of timm's by name, with throw-away weights, and its settings; random numbers stay as they were."""
+    library = timm_library()
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")
+        model = library.create_model(name, pretrained=False).eval()
+    return model, dict(model.pretrained_cfg)
+
+
+def fetch_timm(name: str, config: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
+    """The weights of a timm model, from its caches or the public hubs, and words for where they came from.
+
+    Raises:
+        EnvironmentFault: they are in no cache and cannot be fetched; the line says what to put where.
+    """
+    library = timm_library()
+    hub, url = config.get("hf_hub_id") or "", config.get("url") or ""
+    try:
+        with warnings.catch_warnings(), cache_where_offline(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")
+            model: nn.Module = library.create_model(name, pretrained=True)
+    except Exception as error:  # each way of fetching has errors of its own
+        published = " or ".join(place for place in (hub and f"https://huggingface.co/{hub}", url) if place)
+        why = f"its weights could not be fetched ({reason(error)})"
+        hint = f"Fetch them elsewhere from {published} and give them as a file."
+        raise EnvironmentFault(name, why, hint) from None
+    return model.state_dict(), f"timm {library.__version__}, {hub or url}"

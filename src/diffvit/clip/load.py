@@ -1,0 +1,227 @@
+"""CLIP by open_clip's names, and the ImageNet-supervised ResNet-50 to put beside it; weights are checked first."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from diffvit.clip.hub import arranged, clip_skeleton, fetch_clip, fetch_timm, timm_library, timm_skeleton, tokenizer_of
+from diffvit.clip.hub import open_clip_library as _open_clip
+from diffvit.clip.preprocess import Preprocessing, of_clip, of_timm
+from diffvit.errors import ConfigError, InputError, did_you_mean
+from diffvit.training.weights_file import read_weights
+
+# Whole numbers that OpenAI's archives keep among the weights; nothing else has them.
+_OPENAI_NOTES = frozenset({"input_resolution", "context_length", "vocab_size"})
+# torchvision's two sets of weights, by our short names.
+RESNET50 = {"tv-v1": "resnet50.tv_in1k", "tv-v2": "resnet50.tv2_in1k"}
+_VERSIONS = {
+    "resnet50.tv_in1k": "torchvision IMAGENET1K_V1 (published top-1 76.1)",
+    "resnet50.tv2_in1k": "torchvision IMAGENET1K_V2 (published top-1 80.9)",
+}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A CLIP model and all that goes with it.
+
+    Args:
+        model: open_clip's, in evaluation mode, without gradients: ``encode_image``, ``encode_text``, ``logit_scale``.
+        preprocessing: what its images must go through.
+        tokenizer: texts to int64 (texts, context), cut with the end-of-text token last.
+        name: open_clip's name of the architecture.
+        pretrained: the tag of the weights, or None for weights of unknown training.
+        source: where the weights came from.
+        dtype: of the weights in memory.
+    """
+
+    model: nn.Module
+    preprocessing: Preprocessing
+    tokenizer: Callable[[list[str]], Tensor]
+    name: str
+    pretrained: str | None
+    source: str
+    dtype: torch.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+
+@dataclass(frozen=True)
+class ResNet50:
+    """A ResNet-50 that was trained on ImageNet's labels.
+
+    Args:
+        model: timm's, in evaluation mode, without gradients: images to 1000 logits in ImageNet's order.
+        preprocessing: what its images must go through; not CLIP's.
+        name: timm's name of architecture and weights.
+        version: the weights' published version.
+        source: where the weights came from.
+        dtype: of the weights in memory.
+    """
+
+    model: nn.Module
+    preprocessing: Preprocessing
+    name: str
+    version: str
+    source: str
+    dtype: torch.dtype
+
+
+def load_clip(
+    name: str = "RN50",
+    pretrained: str | None = "openai",
+    weights: Path | None = None,
+    *,
+    device: torch.device | str = "cpu",
+) -> Clip:
+    """A CLIP model in float32 and evaluation mode.
+
+    Args:
+        name: any of ``open_clip.list_models()``.
+        pretrained: which of its weights (``open_clip.list_pretrained()``). With ``weights``, what those are: the tag
+            says whether the model has QuickGELU and how images are prepared; None for neither, as for own training.
+        weights: a file instead of the network: OpenAI's official archive (read without running its code), a state
+            dict of open_clip's names (torch or safetensors).
+        device: where the weights go; ``"auto"`` takes CUDA where there is one.
+
+    Raises:
+        ConfigError: no such model or tag, or a tag that contradicts the file.
+        InputError: the file does not hold this model's weights; the line names the first key.
+        EnvironmentFault: open_clip is missing, or nothing could be fetched.
+    """
+    library = _open_clip()
+    _check_names(name, pretrained, weights)
+    settings = library.get_pretrained_cfg(name, pretrained) if pretrained else {}
+    quick = bool(settings.get("quick_gelu"))
+    tokenizer = tokenizer_of(name)
+    path, source = (weights, str(weights)) if weights else fetch_clip(name, pretrained or "")
+    found = read_weights(path, counters=True)
+    if found.tensors.keys() >= _OPENAI_NOTES and not quick:
+        hint = "Say --pretrained openai."
+        raise ConfigError("--pretrained", f"{path} is OpenAI's own archive, whose model has QuickGELU", hint)
+    model = clip_skeleton(name, quick_gelu=quick)
+    if quick:
+        assert_quick_gelu(model)
+    # Of an archive every tensor attribute comes along; the causal mask is computed, not trained.
+    tensors = {
+        key: tensor
+        for key, tensor in found.tensors.items()
+        if key not in _OPENAI_NOTES and not (found.scripted and key.rpartition(".")[2] == "attn_mask")
+    }
+    fill(str(path), name, model, arranged(model, tensors))
+    default = library.OPENAI_DATASET_MEAN, library.OPENAI_DATASET_STD
+    size = getattr(model.visual, "image_size", 224)
+    preprocessing = of_clip(settings, size, *default)
+    model = model.to(_device(device)).requires_grad_(False).eval()
+    return Clip(model, preprocessing, tokenizer, name, pretrained, source, torch.float32)
+
+
+def load_resnet50(weights: str = "tv-v2", file: Path | None = None, *, device: torch.device | str = "cpu") -> ResNet50:
+    """A ResNet-50 supervised with ImageNet's labels, in float32 and evaluation mode.
+
+    Args:
+        weights: ``tv-v1`` or ``tv-v2`` (torchvision's, arXiv 1512.03385 and its later recipe), or a name of timm's
+            that begins with ``resnet50.``.
+        file: these weights in a file instead of the network: torchvision's ``.pth``, timm's, or safetensors.
+        device: where the weights go; ``"auto"`` takes CUDA where there is one.
+
+    Raises:
+        ConfigError: no such weights.
+        InputError: the file does not hold a ResNet-50's weights; the line names the first key.
+        EnvironmentFault: timm is missing, or nothing could be fetched.
+    """
+    names = sorted(each for each in timm_library().list_pretrained("resnet50.*"))
+    name = RESNET50.get(weights, weights)
+    if name not in names:
+        have = ", ".join([*RESNET50, "resnet50.tv_in1k", "resnet50.tv2_in1k", "..."])
+        hint = did_you_mean(weights, [*RESNET50, *names]).replace(" did", "Did", 1)
+        raise ConfigError("resnet50", f"no weights {weights!r} (have {have})", hint)
+    model, config = timm_skeleton(name)
+    if file is None:
+        tensors, source = fetch_timm(name, config)
+    else:
+        tensors, source = read_weights(file, counters=True).tensors, str(file)
+    fill(source, "ResNet-50", model, tensors)
+    model = model.to(_device(device)).requires_grad_(False).eval()
+    return ResNet50(model, of_timm(config), name, _VERSIONS.get(name, f"timm {name}"), source, torch.float32)
+
+
+def fill(source: str, name: str, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put weights into a model: each name, shape and value is checked before anything changes.
+
+    BatchNorm's counts of batches may be missing, as from old files: nothing is computed from them.
+
+    Raises:
+        InputError: a missing, unexpected, misshapen or non-finite weight.
+    """
+    own = model.state_dict()
+    missing = sorted(key for key in own.keys() - tensors.keys() if not key.endswith(".num_batches_tracked"))
+    unexpected = sorted(tensors.keys() - own.keys())
+    for problem, keys in (("lacks", missing), ("has the unexpected", unexpected)):
+        if keys:
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            raise InputError(source, f"does not hold the weights of {name}: it {problem} {keys[0]}{more}")
+    for key, tensor in tensors.items():
+        if tensor.shape != own[key].shape:
+            found, wanted = ("x".join(map(str, shape)) or "scalar" for shape in (tensor.shape, own[key].shape))
+            raise InputError(
+                source, f"does not hold the weights of {name}: {key} has the wrong size ({found} vs {wanted})"
+            )
+        if not bool(tensor.isfinite().all()):
+            raise InputError(source, f"{key} holds NaN or infinite values")
+    with torch.no_grad():
+        for key, tensor in tensors.items():
+            own[key].copy_(tensor)
+
+
+def assert_quick_gelu(model: nn.Module) -> None:
+    """Weights that were trained with QuickGELU must not run with another activation: features change silently.
+
+    Raises:
+        InputError: some part has the exact GELU (image towers of timm always have; they are not looked at).
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.GELU) and not name.startswith("visual.trunk."):
+            raise InputError(name, "has GELU where the weights were trained with QuickGELU")
+
+
+def text_fingerprint(model: nn.Module) -> str:
+    """SHA-256 (hex) of everything that text features depend on: the modules' settings, names, dtypes and weights."""
+    digest = hashlib.sha256()
+    for name, module in model.named_modules():
+        if name and not name.startswith("visual"):
+            said = module.extra_repr() or type(module).__name__
+            digest.update(f"{name} {type(module).__name__} {said} {getattr(module, 'num_heads', '')}\n".encode())
+    for name, tensor in model.state_dict().items():
+        if not name.startswith("visual."):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _check_names(name: str, pretrained: str | None, weights: Path | None) -> None:
+    library = _open_clip()
+    names = library.list_models()
+    if name not in names:
+        hint = did_you_mean(name, names).replace(" did", "Did", 1)
+        raise ConfigError("--model", f"no model {name!r} in open_clip {library.__version__}", hint)
+    tags = library.list_pretrained_tags_by_model(name)
+    if pretrained is None and weights is None:
+        raise ConfigError("--pretrained", f"needs a name ({', '.join(tags) or 'none is published'}) or --weights FILE")
+    if pretrained is not None and pretrained not in tags:
+        have = ", ".join(tags) or "none"
+        raise ConfigError("--pretrained", f"no weights {pretrained!r} for {name} (have {have})")
+
+
+def _device(device: torch.device | str) -> torch.device | str:
+    if str(device) == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device

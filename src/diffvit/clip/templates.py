@@ -1,0 +1,111 @@
+"""Prompt templates and label lists: OpenAI's, ImageNet's, or the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffvit.clip.hub import open_clip_library
+from diffvit.clip.text_file import check_text, read_lines
+from diffvit.errors import ConfigError, InputError, did_you_mean
+
+SINGLE = "a photo of a {}."
+NAMED = ("openai-80", "openai-7", "single")
+IMAGENET = "imagenet-1k"  # stands for the 1000 names wherever labels are given
+# ImageNet's index pairs whose names are the same; they are kept so that accuracies compare with published ones.
+IMAGENET_TWINS = ((657, 744), (836, 837))
+MAX_LABELS = 100_000
+_MAX_TEMPLATES = 1_000
+
+
+@dataclass(frozen=True)
+class Templates:
+    """Prompt templates, each with ``{}`` where the label goes.
+
+    Args:
+        name: one of :data:`NAMED`, or the file that they come from.
+        texts: the templates.
+    """
+
+    name: str
+    texts: tuple[str, ...]
+
+    def prompts(self, label: str) -> list[str]:
+        """The prompts of one label. The label is put in as it is: braces in it mean nothing."""
+        return [text.replace("{}", label) for text in self.texts]
+
+
+def load_templates(name: str = "openai-80") -> Templates:
+    """Templates by name, or from a text file with one per line.
+
+    Args:
+        name: ``openai-80`` (those of the paper's ImageNet results), ``openai-7`` (the subset its notebook found),
+            ``single`` (:data:`SINGLE`), or a path.
+
+    Raises:
+        ConfigError: neither a name nor a file.
+        InputError: a file that cannot be read, or a line without ``{}``.
+        EnvironmentFault: OpenAI's are asked for and open_clip is missing.
+    """
+    if name == "single":
+        return Templates(name, (SINGLE,))
+    if name in NAMED:
+        library = open_clip_library()
+        given = library.OPENAI_IMAGENET_TEMPLATES if name == "openai-80" else library.SIMPLE_IMAGENET_TEMPLATES
+        return Templates(name, tuple(each("{}") for each in given))
+    path = Path(name)
+    if "\0" in name or not path.exists():
+        hint = did_you_mean(name, NAMED).replace(" did", "Did", 1)
+        raise ConfigError("--templates", f"no such templates or file: {name!r} (have {', '.join(NAMED)})", hint)
+    lines = read_lines(path, "template", _MAX_TEMPLATES)
+    bare = next((line for line in lines if "{}" not in line), None)
+    if bare is not None:
+        raise InputError(name, f"has a template without {{}} ({bare[:60]!r})", "Write {} where the label goes.")
+    return Templates(name, tuple(lines))
+
+
+def imagenet_names() -> tuple[str, ...]:
+    """ImageNet's 1000 class names as OpenAI put them, in the order of the classes; see :data:`IMAGENET_TWINS`."""
+    return tuple(open_clip_library().IMAGENET_CLASSNAMES)
+
+
+def twins(labels: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """Groups of places that hold the same label."""
+    places: dict[str, list[int]] = {}
+    for place, label in enumerate(labels):
+        places.setdefault(label, []).append(place)
+    return tuple(tuple(group) for group in places.values() if len(group) > 1)
+
+
+def load_labels(text: str | None = None, file: Path | None = None) -> tuple[str, ...]:
+    """Labels that the user gave: a comma list or :data:`IMAGENET`, or a UTF-8 file with one per line.
+
+    Raises:
+        ConfigError: none or both are given, or the list is empty, too long or names a label twice.
+        InputError: the same of a file, or one that cannot be read.
+    """
+    if (text is None) == (file is None):
+        raise ConfigError("--labels", "give --labels a,b,c or --labels-file FILE, one of them")
+    if text == IMAGENET:
+        return imagenet_names()
+    if file is not None:
+        return _different(read_lines(file, "label", MAX_LABELS), str(file), InputError)
+    labels = [label.strip() for label in (text or "").split(",")]
+    if not any(labels):
+        raise ConfigError("--labels", "has no label in it", "As in: --labels cat,dog")
+    if len(labels) > MAX_LABELS:
+        raise ConfigError("--labels", f"has too many labels ({len(labels):,} vs at most {MAX_LABELS:,})")
+    if not all(labels):
+        raise ConfigError("--labels", f"has an empty label (place {labels.index('') + 1} of {len(labels)})")
+    for place, label in enumerate(labels, 1):
+        check_text(label, "--labels", f"place {place}", ConfigError)
+    return _different(labels, "--labels", ConfigError)
+
+
+def _different(labels: Sequence[str], what: str, fault: type[ConfigError] | type[InputError]) -> tuple[str, ...]:
+    if same := twins(labels):
+        first, second = same[0][:2]
+        more = f" and {len(same) - 1} more twice" if len(same) > 1 else ""
+        raise fault(what, f"names {labels[first][:60]!r} twice (places {first + 1} and {second + 1}){more}")
+    return tuple(labels)

@@ -1,0 +1,156 @@
+"""``diffvit clip classify`` from end to end on a small model, and its refusals: exit code, one line, what was kept."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from small_clip import NAME, openai_state, register, small_model
+
+from diffvit.cli.main import run
+
+Captured = pytest.CaptureFixture[str]
+BASE = ["clip", "classify", "--model", NAME, "--weights", "w.pt"]
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    register(tmp_path, monkeypatch)
+    torch.save(openai_state(small_model()), "w.pt")
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 256, (70, 90 + number, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(f"p{number}.png")
+    Path("bad.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+
+
+def expected(names: list[str], labels: list[str], templates: list[Any]) -> torch.Tensor:
+    """By open_clip alone."""
+    model = small_model()
+    model.load_state_dict({name: tensor.float() for name, tensor in openai_state(model, {}).items()})
+    transform: Any = open_clip.image_transform(64, is_train=False)
+    images = torch.stack([transform(Image.open(name)) for name in names])
+    rows: Any = open_clip.build_zero_shot_classifier(model, open_clip.tokenize, labels, templates)
+    with torch.no_grad():
+        features = model.encode_image(images, normalize=True)
+        return (model.logit_scale.exp() * features @ rows).softmax(dim=1)
+
+
+def test_the_answers_are_open_clips(capsys: Captured) -> None:
+    command = [*BASE, "p0.png", "p1.png", "p2.png", "--labels", "cat,dog, red $5 & $6 car", "--json", "--out", "seen"]
+    assert run([*command, "--templates", "openai-7"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    lines = out.splitlines()
+    assert lines[0].startswith("model          RN-small, ")
+    assert lines[1] == "weights        openai, from w.pt"
+    assert lines[2].startswith("preprocessing  shorter side to 64 (bicubic, antialiased), centre crop 64, mean 0.4815")
+    assert lines[3] == "templates      openai-7 (7), as in: itap of a {}."
+    assert lines[4] == "labels         3 (3 computed now, the others cached)"
+    found = json.loads(lines[-1])
+    labels = ["cat", "dog", "red $5 & $6 car"]
+    chances = expected(["p0.png", "p1.png", "p2.png"], labels, list(open_clip.SIMPLE_IMAGENET_TEMPLATES))
+    for image, row in zip(found["images"], chances, strict=True):
+        top = dict(image["top"])
+        assert list(top.values()) == sorted(top.values(), reverse=True)
+        assert all(abs(top[label] - float(row[place])) < 1e-5 for place, label in enumerate(labels))
+    assert found["files"] == ["seen/classify.png", "seen/classify.json"]
+    with Image.open("seen/classify.png") as figure:
+        assert figure.size[0] > 1000
+    kept = json.loads(Path("seen/classify.json").read_text())
+    assert kept["images"] == found["images"]
+    assert run([*command, "--templates", "openai-7"]) == 0
+    assert "labels         3 (0 computed now" in capsys.readouterr().out
+
+
+def test_many_images_fill_several_figures(capsys: Captured) -> None:
+    images = ["p0.png"] * 9
+    assert run([*BASE, *images, "--labels", "a,b", "--templates", "single", "--top", "1", "--out", "seen"]) == 0
+    assert sorted(file.name for file in Path("seen").iterdir()) == [
+        "classify-01.png",
+        "classify-02.png",
+        "classify.json",
+    ]
+
+
+def test_imagenets_names_are_flagged(capsys: Captured) -> None:
+    assert run([*BASE, "p0.png", "--labels", "imagenet-1k", "--templates", "single"]) == 0
+    out = capsys.readouterr().out
+    assert "labels         1,000 (1,000 computed now" in out
+    assert "note: classes 657 and 744 have the same name, missile" in out
+    assert "note: classes 836 and 837 have the same name, sunglasses" in out
+
+
+def test_a_corrupt_image_among_good_ones(capsys: Captured) -> None:
+    command = [*BASE, "p0.png", "bad.png", "p1.png", "none.png", "--labels", "a,b", "--templates", "single"]
+    assert run([*command, "--json", "--out", "seen"]) == 3
+    out, err = capsys.readouterr()
+    assert err.startswith("error: bad.png: cannot be decoded as an image (")
+    assert err.endswith("1 more could not be read either. The other images are above.\n")
+    assert err.count("\n") == 1
+    found = json.loads(out.splitlines()[-1])
+    assert [image["image"] for image in found["images"]] == ["p0.png", "p1.png"]
+    assert [image["image"] for image in found["failed"]] == ["bad.png", "none.png"]
+    assert Path("seen/classify.png").is_file()
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("evil-was-here",)
+
+
+WRONG: dict[str, tuple[list[str], int, str]] = {
+    "no image": (["--labels", "a,b"], 2, "IMAGE: needs a value."),
+    "no label option": (["p0.png"], 2, "--labels: give --labels a,b,c or --labels-file FILE, one of them."),
+    "no label": (["p0.png", "--labels", ","], 2, "--labels: has no label in it. As in: --labels cat,dog"),
+    "duplicate labels": (["p0.png", "--labels", "a,b,a"], 2, "--labels: names 'a' twice (places 1 and 3)."),
+    "NUL in a file": (["p0.png", "--labels-file", "nul.txt"], 3, "nul.txt: holds a NUL byte (line 2)."),
+    "not UTF-8": (["p0.png", "--labels-file", "latin.txt"], 3, "latin.txt: is not UTF-8 text (line 2)."),
+    "too many": (["p0.png", "--labels-file", "many.txt"], 3, "many.txt: has too many labels (1,000,001 vs at most"),
+    "no braces": (["p0.png", "--labels", "a", "--templates", "bare.txt"], 3, "bare.txt: has a template without {}"),
+    "no such templates": (["p0.png", "--labels", "a", "--templates", "openai"], 2, "--templates: no such templates"),
+    "no top": (["p0.png", "--labels", "a", "--top", "0"], 2, "--top: must be at least 1 (found 0)."),
+    "only corrupt images": (["bad.png", "--labels", "a", "--templates", "single"], 3, "bad.png: cannot be decoded"),
+    "no such model": (["p0.png", "--labels", "a", "--model", "RN-smal"], 2, "--model: no model 'RN-smal' in open_clip"),
+    "no such tag": (
+        ["p0.png", "--labels", "a", "--pretrained", "x"],
+        2,
+        "--pretrained: no weights 'x' for RN-small (have",
+    ),
+    "another architecture": (
+        ["p0.png", "--labels", "a", "--model", "RN50"],
+        3,
+        "w.pt: does not hold the weights of RN50",
+    ),
+    "code in a pickle": (["p0.png", "--labels", "a", "--weights", "evil.pt"], 3, "evil.pt: holds Python objects other"),
+    "no weights file": (["p0.png", "--labels", "a", "--weights", "no.pt"], 3, "no.pt: cannot be read (No such file"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_one_line_and_its_code(case: str, capsys: Captured) -> None:
+    Path("nul.txt").write_bytes(b"a\nb\0c\n")
+    Path("latin.txt").write_bytes("a\nMünchen\n".encode("latin-1"))
+    Path("bare.txt").write_text("a {}\na photo\n")
+    if case == "too many":
+        Path("many.txt").write_text("\n".join(map(str, range(1_000_001))))
+    torch.save({"w": Evil()}, "evil.pt")
+    more, code, why = WRONG[case]
+    command = [*BASE, *more]
+    for flag in ("--model", "--weights"):
+        if flag in more:  # the case's own replaces the usual one
+            place = BASE.index(flag)
+            command = [*command[:place], *command[place + 2 :]]
+    assert run(command) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"error: {why}")
+    assert err.count("\n") == 1
+    assert not Path("evil-was-here").exists()

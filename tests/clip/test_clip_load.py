@@ -1,0 +1,231 @@
+"""OpenAI's weights in every form give open_clip's features, and no form runs code."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import safetensors.torch
+import timm
+import torch
+from small_clip import NAME, broken, openai_archive, openai_state, random_everywhere, register, small_model
+
+from diffvit.clip import hub
+from diffvit.clip.hub import tokenizer_of
+from diffvit.clip.load import load_clip, load_resnet50, text_fingerprint
+from diffvit.errors import ConfigError, EnvironmentFault, InputError
+
+NOTES = {"input_resolution": 224, "context_length": 77, "vocab_size": 49408}
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def rn50() -> Any:
+    torch.manual_seed(0)
+    return random_everywhere(open_clip.create_model("RN50", pretrained=None, force_quick_gelu=True))
+
+
+@pytest.fixture(scope="module")
+def forms(rn50: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("forms")
+    state = openai_state(rn50, NOTES)
+    torch.save(state, folder / "state.pt")
+    safetensors.torch.save_file(state, folder / "state.safetensors")
+    openai_archive(rn50, folder / "RN50.pt", NOTES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(rn50: Any) -> tuple[Any, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """open_clip with OpenAI's rounding of the same tensors: the model, the inputs and the features."""
+    state = {name: tensor.float() for name, tensor in openai_state(rn50, {}).items()}
+    rn50.load_state_dict(state)
+    inputs = {
+        "image": torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1)),
+        "text": open_clip.tokenize(["a photo of a cat", "a word " * 100]),
+    }
+    with torch.no_grad():
+        features = {"image": rn50.encode_image(inputs["image"]), "text": rn50.encode_text(inputs["text"])}
+    return rn50, inputs, features
+
+
+@pytest.mark.parametrize("form", ["RN50.pt", "state.pt", "state.safetensors"])
+def test_features_are_open_clips(form: str, forms: Path, expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs, inputs, features = expected
+    for name in ("load", "script"):
+        monkeypatch.setattr(torch.jit, name, broken(getattr(torch.jit, name)))
+    monkeypatch.setattr(torch._C, "import_ir_module", broken(torch._C.import_ir_module))
+    generator = torch.random.get_rng_state()
+    clip = load_clip(weights=forms / form)
+    assert torch.equal(torch.random.get_rng_state(), generator)
+    ours = clip.model.state_dict()
+    assert ours.keys() == theirs.state_dict().keys()
+    for name, tensor in theirs.state_dict().items():
+        assert ours[name].dtype == tensor.dtype
+        assert name.endswith("num_batches_tracked") or torch.equal(ours[name], tensor), name
+    model: Any = clip.model
+    assert not model.training
+    with torch.no_grad():
+        found = {"image": model.encode_image(inputs["image"]), "text": model.encode_text(inputs["text"])}
+    for side, tensor in found.items():
+        assert tensor.dtype == features[side].dtype == torch.float32
+        assert (tensor - features[side]).abs().max() < 1e-5, side
+    assert (clip.name, clip.pretrained, clip.source, clip.dtype) == ("RN50", "openai", str(forms / form), torch.float32)
+    assert clip.preprocessing.words.startswith(
+        "shorter side to 224 (bicubic, antialiased), centre crop 224, mean 0.4815"
+    )
+    activations = {type(module).__name__ for name, module in model.named_modules() if "gelu" in name}
+    assert activations == {"QuickGELU"}
+
+
+def test_openais_archive_without_quick_gelu_is_refused(forms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"OpenAI's own archive, whose model has QuickGELU\. Say --pretrained openai"):
+        load_clip(pretrained=None, weights=forms / "RN50.pt")
+
+
+def test_a_model_built_without_quick_gelu_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register(tmp_path, monkeypatch)
+    torch.save(openai_state(small_model()), tmp_path / "w.pt")
+    build = hub.clip_skeleton
+    monkeypatch.setattr("diffvit.clip.load.clip_skeleton", lambda name, quick_gelu: build(name, quick_gelu=False))
+    with pytest.raises(InputError, match=r"mlp.gelu: has GELU where the weights were trained with QuickGELU"):
+        load_clip(NAME, weights=tmp_path / "w.pt")
+
+
+def test_own_training_with_the_exact_gelu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register(tmp_path, monkeypatch)
+    state = small_model().state_dict()
+    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}, "epoch": 3}, tmp_path / "w")
+    found = load_clip(NAME, None, tmp_path / "w")
+    assert all(torch.equal(found.model.state_dict()[name], tensor) for name, tensor in state.items())
+    assert "QuickGELU()" not in str(found.model)
+    quick = load_clip(NAME, "openai", tmp_path / "w")
+    assert text_fingerprint(quick.model) != text_fingerprint(found.model)
+
+
+def test_the_fingerprint_is_of_the_text_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model()
+    before = text_fingerprint(model)
+    with torch.no_grad():
+        model.visual.conv1.weight += 1
+        assert text_fingerprint(model) == before
+        model.ln_final.bias[3] += 1e-7
+    assert text_fingerprint(model) != before
+    assert text_fingerprint(small_model().double()) != before
+
+
+def test_downloads_go_through_the_same_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register(tmp_path, monkeypatch)
+    torch.save(openai_state(small_model()), tmp_path / "w.pt")
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda config, prefer_hf_hub: str(tmp_path / "w.pt"))
+    found = load_clip(NAME)
+    assert found.source == f"open_clip {open_clip.__version__}, nobody/small"
+    torch.save({"a": torch.ones(2)}, tmp_path / "w.pt")
+    with pytest.raises(InputError, match=r"it lacks ln_final\.bias and"):
+        load_clip(NAME)
+
+
+@pytest.fixture
+def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: Any, **__: Any) -> Any:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("forbidden", ["", "1"])
+def test_without_a_network_one_line_says_what_to_put_where(
+    forbidden: str, no_network: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIFFVIT_OFFLINE", forbidden)
+    with pytest.raises(EnvironmentFault) as caught:
+        load_clip()
+    line = str(caught.value)
+    assert caught.value.exit_code == 4
+    assert line.startswith("RN50: its weights 'openai' could not be fetched (")
+    assert "Fetch them elsewhere from https://huggingface.co/timm/resnet50_clip.openai or https://openaipublic." in line
+    assert line.endswith("/RN50.pt and give them with --weights FILE.")
+    with pytest.raises(EnvironmentFault, match=r"resnet50\.tv2_in1k: .*resnet50-11ad3fa6\.pth and give them as a file"):
+        load_resnet50()
+
+
+@pytest.mark.parametrize("library", ["open_clip", "timm"])
+def test_a_missing_library_is_named_with_its_cure(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, library, None)
+    with pytest.raises(EnvironmentFault, match=rf"{library}: cannot be imported .*pip install 'diffvit\[pretrained\]'"):
+        load_clip() if library == "open_clip" else load_resnet50()
+
+
+@pytest.mark.parametrize(
+    ("name", "tag", "why"),
+    [
+        ("RN5", "openai", "--model: no model 'RN5' in open_clip 3.*Did you mean 'RN50'"),
+        ("hf-hub:a/b", "openai", "no model 'hf-hub:a/b'"),
+        ("RN50", "opnai", r"no weights 'opnai' for RN50 \(have openai, yfcc15m, cc12m\)"),
+        ("RN50", None, "needs a name .* or --weights FILE"),
+    ],
+)
+def test_unknown_names(name: str, tag: str | None, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        load_clip(name, tag)
+
+
+def test_tokens_are_open_clips() -> None:
+    tokenizer = tokenizer_of("RN50")
+    words = [
+        "cat",
+        "Ünïcødé",
+        "日本語",
+        "🐈‍⬛",
+        "it's",
+        "<b>&amp;",
+        "don't",
+        "a\tb",
+        "1234",
+        "x" * 90,
+        "—",
+        "<end_of_text>",
+    ]
+    texts = [f"{words[i % 12]} {words[i // 12 % 12]} {i}" for i in range(196)] + ["", " ", "word " * 500, "🐈" * 300]
+    assert len(texts) == 200
+    found = tokenizer(texts)
+    assert torch.equal(found, open_clip.tokenize(texts))
+    start, end = 49406, 49407
+    assert found[196].tolist() == [start, end, *[0] * 75]
+    for long in found[198:]:
+        assert (long[-1], len(long)) == (end, 77)
+        assert (long[:-1] != end).all()
+
+
+@pytest.mark.parametrize("weights", ["tv-v1", "tv-v2", "resnet50.a1_in1k"])
+def test_a_resnet50_from_a_file_is_timms(weights: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    theirs = random_everywhere(timm.create_model("resnet50"))
+    state = {name: t for name, t in theirs.state_dict().items() if not name.endswith("num_batches_tracked")}
+    torch.save(state, tmp_path / "r.pth")
+    ours = load_resnet50(weights, tmp_path / "r.pth")
+    images = torch.randn(1, 3, 96, 96)
+    with torch.no_grad():
+        assert torch.equal(ours.model(images), theirs(images))
+    said = {"tv-v1": "IMAGENET1K_V1 (published top-1 76.1)", "tv-v2": "IMAGENET1K_V2 (published top-1 80.9)"}
+    assert ours.version == f"torchvision {said[weights]}" if weights in said else "timm resnet50.a1_in1k"
+    sides = {"tv-v1": "shorter side to 256 (bilinear", "tv-v2": "shorter side to 232 (bilinear"}
+    assert ours.preprocessing.words.startswith(sides.get(weights, "shorter side to"))
+
+
+def test_a_resnet50_by_a_wrong_name_or_from_clips_weights(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no weights 'tv1' .*Did you mean 'tv-v1'"):
+        load_resnet50("tv1")
+    torch.save(small_model().state_dict(), tmp_path / "w.pt")
+    with pytest.raises(InputError, match=r"does not hold the weights of ResNet-50: it lacks bn1.bias and \d+ more"):
+        load_resnet50(file=tmp_path / "w.pt")

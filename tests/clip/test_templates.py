@@ -1,0 +1,120 @@
+"""Templates and labels: the published ones, the user's own, and every way in which those can be wrong."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import open_clip
+import pytest
+
+from diffvit.clip.templates import (
+    IMAGENET_TWINS,
+    MAX_LABELS,
+    Templates,
+    imagenet_names,
+    load_labels,
+    load_templates,
+    twins,
+)
+from diffvit.errors import ConfigError, DiffvitError, InputError
+
+
+def test_the_published_templates_and_names() -> None:
+    for name, theirs in (
+        ("openai-80", open_clip.OPENAI_IMAGENET_TEMPLATES),
+        ("openai-7", open_clip.SIMPLE_IMAGENET_TEMPLATES),
+    ):
+        found = load_templates(name)
+        assert (found.name, len(found.texts)) == (name, int(name.rpartition("-")[2]))
+        assert found.prompts("sea lion") == [template("sea lion") for template in theirs]
+    names = imagenet_names()
+    assert len(names) == 1000
+    assert twins(names) == IMAGENET_TWINS
+    assert (names[657], names[836]) == ("missile", "sunglasses")
+    assert load_labels("imagenet-1k") == names
+
+
+def test_single_needs_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    assert load_templates("single").prompts("cat") == ["a photo of a cat."]
+    with pytest.raises(DiffvitError, match=r"pip install 'diffvit\[pretrained\]'") as caught:
+        load_templates()
+    assert caught.value.exit_code == 4
+
+
+def test_braces_in_a_label_mean_nothing() -> None:
+    assert Templates("t", ("a {} or {}",)).prompts("{0.__class__} {}") == ["a {0.__class__} {} or {0.__class__} {}"]
+
+
+def test_files_of_templates_and_labels(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_bytes("\ufeffa {} in the snow\r\n\r\n  {} bei Nacht, größer \n".encode())
+    assert load_templates(str(tmp_path / "t.txt")).texts == ("a {} in the snow", "{} bei Nacht, größer")
+    (tmp_path / "l.txt").write_text("cat\ndog, small\n", encoding="utf-8")
+    assert load_labels(file=tmp_path / "l.txt") == ("cat", "dog, small")
+    assert load_labels(" cat ,dog") == ("cat", "dog")
+
+
+LABELS: list[tuple[str, str]] = [
+    ("", "--labels: has no label in it"),
+    (" , ,", "--labels: has no label in it"),
+    ("cat,,dog", "--labels: has an empty label (place 2 of 3)"),
+    ("cat,dog,cat", "--labels: names 'cat' twice (places 1 and 3)."),
+    (",".join(map(str, range(1_000_001))), "--labels: has too many labels (1,000,001 vs at most 100,000)."),
+    ("x" * 2001, "--labels: is too long (place 1: 2,001 vs at most 2,000 characters)."),
+    ("cat,d\0g", "--labels: holds a NUL byte (place 2)."),
+    ("cat,d\udc80g", "--labels: holds bytes that are not text (place 2)."),
+]
+
+
+@pytest.mark.parametrize(("text", "why"), LABELS, ids=range(len(LABELS)))
+def test_label_lists_that_are_wrong(text: str, why: str) -> None:
+    with pytest.raises(DiffvitError) as caught:
+        load_labels(text)
+    assert str(caught.value).startswith(why)
+    assert caught.value.exit_code == 2
+
+
+LABEL_FILES: list[tuple[Callable[[Path], object], str]] = [
+    (lambda path: path.write_text(""), "has no label in it"),
+    (lambda path: path.write_text("\n \n"), "has no label in it"),
+    (lambda path: path.write_text("\n".join(map(str, range(1_000_001)))), "has too many labels (1,000,001 vs"),
+    (lambda path: path.write_text("a\nb\nb\na"), "names 'a' twice (places 1 and 4) and 1 more twice"),
+    (lambda path: path.write_bytes(b"a\nb\0c\n"), "holds a NUL byte (line 2)"),
+    (lambda path: path.write_bytes(b"a\nb\n\xff\xfe\n"), "is not UTF-8 text (line 3)"),
+    (lambda path: path.write_bytes(b"a" * (2**26 + 1)), "is too large (over 64 MiB)"),
+    (lambda path: path.mkdir(), "cannot be read (Is a directory)"),
+    (lambda path: None, "cannot be read (No such file or directory)"),
+]
+
+
+@pytest.mark.parametrize(("make", "why"), LABEL_FILES)
+def test_label_files_that_are_wrong(make: Callable[[Path], object], why: str, tmp_path: Path) -> None:
+    make(tmp_path / "l.txt")
+    with pytest.raises(InputError) as caught:
+        load_labels(file=tmp_path / "l.txt")
+    assert str(caught.value).startswith(f"{tmp_path / 'l.txt'}: {why}")
+    assert "\n" not in str(caught.value)
+
+
+def test_both_or_none_of_the_label_options() -> None:
+    for given in ((None, None), ("a,b", Path("l.txt"))):
+        with pytest.raises(ConfigError, match="give --labels a,b,c or --labels-file FILE, one of them"):
+            load_labels(*given)
+
+
+def test_templates_that_are_wrong(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no such templates or file: 'openai-8' .*Did you mean 'openai-80'\?"):
+        load_templates("openai-8")
+    (tmp_path / "t.txt").write_text("a {}\na photo of a cat\n")
+    with pytest.raises(InputError, match=r"has a template without {} \('a photo of a cat'\). Write {} where the label"):
+        load_templates(str(tmp_path / "t.txt"))
+    (tmp_path / "t.txt").write_text("a {}\n" * 1001)
+    with pytest.raises(InputError, match=r"has too many templates \(1,001 vs at most 1,000\)"):
+        load_templates(str(tmp_path / "t.txt"))
+
+
+def test_the_limit_itself_is_allowed(tmp_path: Path) -> None:
+    (tmp_path / "l.txt").write_text("\n".join(map(str, range(MAX_LABELS))))
+    assert len(load_labels(file=tmp_path / "l.txt")) == MAX_LABELS

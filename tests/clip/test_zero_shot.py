@@ -1,0 +1,195 @@
+"""The classifier against a float64 loop; its cache against kills, damage and strangers; and the probabilities."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from small_clip import small_clip, small_model
+
+from diffvit.clip import zero_shot
+from diffvit.clip.load import Clip
+from diffvit.clip.templates import Templates
+from diffvit.clip.zero_shot import Classifier, classify, zero_shot_classifier
+from diffvit.errors import ConfigError, InputError
+
+LABELS = [f"thing number {number} with {'very ' * (number % 5)}long name" for number in range(10)]
+TEMPLATES = Templates("two", ("a photo of a {}.", "a {} in the snow, or another {}"))
+
+
+@pytest.fixture(scope="module")
+def clip() -> Clip:
+    return small_clip()
+
+
+@pytest.fixture(autouse=True)
+def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zero_shot, "_PROMPTS_AT_ONCE", 6)  # three labels a part
+
+
+def slowly(model: Any, labels: list[str]) -> np.ndarray:
+    """Prompt by prompt, all 77 positions, in float64."""
+    model = small_model().double()
+    model.attn_mask = model.attn_mask.double()
+    rows = []
+    for label in labels:
+        total = np.zeros(32)
+        for prompt in (f"a photo of a {label}.", f"a {label} in the snow, or another {label}"):
+            with torch.no_grad():
+                feature = model.encode_text(open_clip.tokenize([prompt])).numpy()[0]
+            total += feature / np.sqrt((feature**2).sum()) / 2
+        rows.append(total / np.sqrt((total**2).sum()))
+    return np.stack(rows)
+
+
+def test_rows_are_those_of_a_float64_loop(clip: Clip, tmp_path: Path) -> None:
+    found = zero_shot_classifier(clip, LABELS, TEMPLATES, cache_dir=tmp_path)
+    assert np.abs(found.weights.numpy() - slowly(clip.model, LABELS)).max() < 1e-6
+    assert (found.weights.shape, found.weights.dtype) == ((10, 32), torch.float32)
+    assert (found.labels, found.computed, found.twins) == (tuple(LABELS), 10, ())
+    theirs: Any = open_clip.build_zero_shot_classifier(
+        clip.model, clip.tokenizer, LABELS, [text.replace("{}", "{0}") for text in TEMPLATES.texts]
+    )
+    assert (found.weights - theirs.T).abs().max() < 1e-6
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    seen: list[int] = []
+    compute = zero_shot.text_features
+
+    def counted(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+        seen.append(len(tokens))
+        return compute(model, tokens)
+
+    monkeypatch.setattr(zero_shot, "text_features", counted)
+    return seen
+
+
+def test_an_interrupted_call_goes_on_where_it_was(clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = zero_shot_classifier(clip, LABELS, TEMPLATES, use_cache=False)
+    assert not list(tmp_path.rglob("*"))
+    seen = count_calls(monkeypatch)
+    reports: list[tuple[int, int]] = []
+
+    def killed(done: int, total: int) -> None:
+        reports.append((done, total))
+        if done == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        zero_shot_classifier(clip, LABELS, TEMPLATES, cache_dir=tmp_path, progress=killed)
+    assert (seen, reports) == ([6, 6], [(0, 10), (3, 10), (6, 10)])
+    reports.clear()
+    found = zero_shot_classifier(clip, LABELS, TEMPLATES, cache_dir=tmp_path, progress=lambda *at: reports.append(at))
+    assert (seen, reports) == ([6, 6, 6, 2], [(6, 10), (9, 10), (10, 10)])
+    assert (found.computed, whole.computed) == (4, 10)
+    assert torch.equal(found.weights, whole.weights)
+    again = zero_shot_classifier(clip, LABELS, TEMPLATES, cache_dir=tmp_path)
+    assert (again.computed, len(seen)) == (0, 4)
+    assert torch.equal(again.weights, whole.weights)
+
+
+def test_a_kill_inside_a_save_leaves_no_half_part(clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(self: Path, content: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(content[: len(content) // 2])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", killed)
+        with pytest.raises(KeyboardInterrupt):
+            zero_shot_classifier(clip, LABELS, TEMPLATES, cache_dir=tmp_path)
+    assert not list(tmp_path.rglob("*.rows"))
+    assert zero_shot_classifier(clip, LABELS, TEMPLATES, cache_dir=tmp_path).computed == 10
+
+
+def test_damaged_parts_are_computed_again(clip: Clip, tmp_path: Path) -> None:
+    whole = zero_shot_classifier(clip, LABELS, TEMPLATES, cache_dir=tmp_path)
+    parts = sorted(tmp_path.rglob("*.rows"))
+    assert [part.name for part in parts] == [f"00000{number}.rows" for number in range(4)]
+    damages = {
+        "a flipped bit": lambda old: old[:50] + bytes([old[50] ^ 1]) + old[51:],
+        "cut": lambda old: old[:-4],
+        "empty": lambda old: b"",
+        "longer": lambda old: old + bytes(12),
+        "of another place": lambda old: parts[0].read_bytes(),
+    }
+    for name, damage in damages.items():
+        parts[1].write_bytes(damage(parts[1].read_bytes()))
+        found = zero_shot_classifier(clip, LABELS, TEMPLATES, cache_dir=tmp_path)
+        assert (found.computed, torch.equal(found.weights, whole.weights)) == (3, True), name
+    parts[2].unlink()
+    assert zero_shot_classifier(clip, LABELS, TEMPLATES, cache_dir=tmp_path).computed == 3
+
+
+def test_other_labels_templates_weights_or_names_are_computed(clip: Clip, tmp_path: Path) -> None:
+    other = small_model()
+    with torch.no_grad():
+        other.text_projection[0, 0] += 1
+    changes: list[tuple[Clip, list[str], Templates]] = [
+        (clip, LABELS, TEMPLATES),
+        (clip, LABELS[::-1], TEMPLATES),
+        (clip, LABELS, Templates("two", TEMPLATES.texts[::-1])),
+        (small_clip(other), LABELS, TEMPLATES),
+        (replace(clip, name="another"), LABELS, TEMPLATES),
+    ]
+    keys = set()
+    for each in changes:
+        found = zero_shot_classifier(*each, cache_dir=tmp_path)
+        assert found.computed == 10
+        keys.add(found.key)
+    assert len(keys) == len(changes)
+    renamed = Templates("my.txt", TEMPLATES.texts)
+    assert zero_shot_classifier(clip, LABELS, renamed, cache_dir=tmp_path).computed == 0
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing_but_time(clip: Clip, tmp_path: Path) -> None:
+    (tmp_path / "clip").write_text("a file where the folder should be")
+    with pytest.warns(UserWarning, match="the classifier is not cached") as warned:
+        found = zero_shot_classifier(clip, LABELS, TEMPLATES, cache_dir=tmp_path)
+    assert (found.computed, len(warned)) == (10, 1)
+
+
+def test_equal_labels_are_kept_and_flagged(clip: Clip) -> None:
+    found = zero_shot_classifier(clip, ["a", "missile", "b", "c", "missile"], TEMPLATES)
+    assert found.twins == ((1, 4),)
+    assert (found.weights[1] - found.weights[4]).abs().max() < 1e-6
+
+
+def test_what_makes_no_classifier(clip: Clip) -> None:
+    for labels in ([], ["x"] * 1_000_001):
+        with pytest.raises(ConfigError, match=rf"labels: must be 1 to 100,000 \(found {len(labels):,}\)"):
+            zero_shot_classifier(clip, labels, TEMPLATES)
+    for texts in ((), ("a photo",)):
+        with pytest.raises(ConfigError, match=r"templates: must have \{\} where the label goes"):
+            zero_shot_classifier(clip, ["a"], Templates("t", texts))
+    with torch.no_grad():
+        broken = small_model()
+        broken.ln_final.weight[0] = float("inf")
+    with pytest.raises(InputError, match="text features that are not finite"):
+        zero_shot_classifier(small_clip(broken), ["a"], TEMPLATES)
+
+
+def test_probabilities_are_a_softmax_of_scaled_cosines(clip: Clip) -> None:
+    classifier = zero_shot_classifier(clip, LABELS, TEMPLATES)
+    images = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    model: Any = clip.model
+    with torch.no_grad():
+        features = model.encode_image(images).double()
+    cosines = features / features.norm(dim=1, keepdim=True) @ classifier.weights.double().T
+    expected = (100 / 7 * cosines).softmax(dim=1)  # the scale that CLIPs begin with is 1 / 0.07
+    found = classify(clip, classifier, images, batch_size=2)
+    assert (found - expected).abs().max() < 1e-6
+    assert (found.dtype, found.shape) == (torch.float32, (5, 10))
+    assert classify(clip, classifier, images[:0]).shape == (0, 10)
+
+
+def test_a_classifier_of_another_model_is_refused(clip: Clip) -> None:
+    other = Classifier(torch.ones(2, 16), ("a", "b"), TEMPLATES, "", 0, ())
+    with pytest.raises(ConfigError, match=r"was made with another model \(16 vs 32 features\)"):
+        classify(clip, other, torch.zeros(1, 3, 64, 64))
