@@ -31,6 +31,7 @@ class CastInput:
         self.dtype = dtype
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:  # noqa: ARG002
+        """The inputs that the module gets."""
         first, *rest = inputs
         return (first.to(self.dtype) if first.is_floating_point() else first, *rest)
 
@@ -42,6 +43,7 @@ class CastOutput:
         self.dtype = dtype
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:  # noqa: ARG002
+        """The output that the module's caller gets."""
         return output.to(self.dtype)
 
 

@@ -14,11 +14,14 @@ from diffvit.clip.convert import convert, weight_bytes
 from diffvit.clip.observe import Observer, kept_bits, observed_name, tensors_of
 from diffvit.clip.precision_settings import FORMATS, Mode
 
-_LAYOUT = dict(zip(FORMATS, (torch.contiguous_format, torch.channels_last), strict=True))
-# What may compute float32 products in fewer bits; each has a switch of its own.
+_LAYOUT: dict[str, torch.memory_format] = dict(
+    zip(FORMATS, (torch.contiguous_format, torch.channels_last), strict=True)
+)
+# What may compute float32 products in fewer bits; each has a switch of its own. CUDA's come first.
+_BACKENDS: Any = torch.backends
 _SWITCHES: tuple[Any, ...] = (
-    *(torch.backends.cuda.matmul, torch.backends.cudnn.conv),
-    *(torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv),
+    *(_BACKENDS.cuda.matmul, _BACKENDS.cudnn.conv),
+    *(_BACKENDS.mkldnn.matmul, _BACKENDS.mkldnn.conv),
 )
 
 

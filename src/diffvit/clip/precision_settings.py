@@ -8,7 +8,7 @@ from pathlib import Path
 from diffvit.errors import ConfigError
 
 FOLDER = Path("reports/clip-precision")
-FORMATS = ("contiguous", "channels_last")
+FORMATS: tuple[str, ...] = ("contiguous", "channels_last")
 BATCH_SIZES = (1, 8, 32)
 
 

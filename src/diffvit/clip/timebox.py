@@ -1,4 +1,4 @@
-"""Measuring in turns within a time: as in :mod:`diffvit.benchmarks.rounds`, where arms may cost very different times."""
+"""Measuring in turns within a time, as in :mod:`diffvit.benchmarks.rounds`, where arms may differ much in cost."""
 
 from __future__ import annotations
 
@@ -26,19 +26,20 @@ class Box(NamedTuple):
         return Box(self.clock(), part * self.left, self.clock)
 
 
-def admit(expected: Mapping[str, float], seconds: float, least: int) -> list[str]:
+def admit(expected: Mapping[str, float], seconds: float, least: int, first: str = "") -> list[str]:
     """Who takes part where ``least`` steps of everyone do not fit: the quick ones first, in their given order.
 
     Args:
         expected: seconds per step.
         seconds: to spend on all of them together.
         least: steps that each must have room for.
+        first: whom all are compared with, before the quick ones.
     """
     chosen, needed = set(), 0.0
-    for name in sorted(expected, key=expected.__getitem__):
-        needed += least * expected[name]
-        if needed > seconds:
+    for name in sorted(expected, key=lambda name: (name != first, expected[name])):
+        if needed + least * expected[name] > seconds:
             break
+        needed += least * expected[name]
         chosen.add(name)
     return [name for name in expected if name in chosen]
 
