@@ -80,16 +80,18 @@ class Engine:
 
         Returns:
             ``asked``, ``observed`` (see :func:`diffvit.clip.observe.observed_name`), ``substituted`` (they differ),
-            ``products`` (count per dtype), ``kept_bits`` (bits after the point that products keep), ``weight_bytes``
-            and ``activation_bytes``: on a CPU of the tensors that live at a time, on CUDA ``max_memory_allocated``
-            above what was there before, which has kernels' workspaces in it.
+            ``products`` (count per dtype), ``kept_bits`` (by that dtype: bits after the point that its products keep),
+            ``weight_bytes`` and ``activation_bytes``: on a CPU of the tensors that live at a time, on CUDA
+            ``max_memory_allocated`` above what was there before, which has kernels' workspaces in it.
         """
         with self._settings():
-            bits = kept_bits(self.dtype, self.device)
             observer = Observer(tensors_of(self.model, images))
             with observer:
                 self.model(images)
             peak = _cuda_peak(self.model, images) if self.device == "cuda" else observer.peak
+            # Without autocast, which would cast the probe's operands, and with the switches as the pass had them.
+            with torch.autocast(self.device, enabled=False):
+                bits = {dtype: kept_bits(getattr(torch, dtype), self.device) for dtype in observer.products}
         observed = observed_name(observer.products, bits)
         return {
             **{"asked": self.mode.asked, "observed": observed, "substituted": observed != self.mode.asked},

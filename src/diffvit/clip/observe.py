@@ -57,27 +57,25 @@ class Observer(TorchDispatchMode):
         return out
 
 
-def observed_name(products: Mapping[str, int], bits: Mapping[str, int]) -> str:
+def observed_name(products: Mapping[str, int], bits: Mapping[str, Mapping[str, int]]) -> str:
     """What to call the precision that was seen.
 
     Args:
         products: as :class:`Observer` counts them.
-        bits: as :func:`kept_bits` gives them, of products in the same dtype.
+        bits: by dtype of those products, as :func:`kept_bits` gives them.
 
     Returns:
         ``float32``, ``tf32``, ``float16`` or ``bfloat16``; several with ``+`` where the products differed, and
         ``none`` where there were none. Fewer bits than the tensors' dtype has are told: float32 tensors whose products
         keep 10 bits are ``tf32``, anything else reads like ``float16 of 7 bits``.
     """
-    if not products:
-        return "none"
     names = set()
     for dtype in products:
-        for kept in set(bits.values()) or {MANTISSA.get(dtype, 0)}:
-            whole = kept >= MANTISSA.get(dtype, 0)
+        full = MANTISSA.get(dtype, 0)
+        for kept in set(bits.get(dtype, {}).values()) or {full}:
             tf32 = dtype == "float32" and kept == MANTISSA["tf32"]
-            names.add(dtype if whole else "tf32" if tf32 else f"{dtype} of {kept} bits")
-    return "+".join(sorted(names))
+            names.add(dtype if kept >= full else "tf32" if tf32 else f"{dtype} of {kept} bits")
+    return "+".join(sorted(names)) or "none"
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -24,6 +24,7 @@ from diffvit.clip.timebox import Box, admit, boxed_rounds
 KIND = "precision"
 _STRICT = f"{STRICT.name}, {FORMATS[0]}"
 _DRIFT_SHARE = 0.25  # of the time that is left after the first batch size
+_FIRST_SHARE = 0.4  # of the time: to watch a first pass of everything, of the smallest batch
 _WARM_UP = 5.0  # seconds: a pass that takes less runs a second time before the clock counts
 Tell = Callable[[str], object]
 
@@ -77,11 +78,16 @@ def measure(
     rows, drifted, per_image = [], None, {}
     sizes = sorted(set(plan.batch_sizes))
     for place, size in enumerate(sizes):
+        batch, known = shown.batch(size), {name: size * cost for name, cost in per_image.items()}
+        # Whatever first passes cost, a part of the time is left to use what they tell.
+        cells = None if known else _watch(every, batch, known, plan, box.share(_FIRST_SHARE))
         # The drift takes its share once it is known what an image costs.
         part = box.share((1 - (_DRIFT_SHARE if drifted is None else 0)) / (len(sizes) - place))
-        tell(f"batch {size}: {part.left:.0f} s for it")
-        of_size = _batch_size(every, shown.batch(size), per_image, plan, part)
+        tell(f"batch {size}: {part.left:.0f} s")
+        cells = cells or _watch(every, batch, known, plan, part)
+        of_size = _timed(every, cells, plan, part)
         rows += of_size
+        per_image |= {name: seconds / size for name, seconds in cells.expected.items()}
         per_image |= {row["name"]: _cost(row) / size for row in of_size if not row["reason"]}
         if drifted is None and _STRICT in per_image:
             tell("drift")
@@ -126,36 +132,46 @@ def _drift(every: Mapping[str, Engine], images: Tensor, per_image: Mapping[str, 
     )
 
 
-def _batch_size(
-    every: Mapping[str, Engine], batch: Tensor, per_image: Mapping[str, float], plan: Plan, box: Box
-) -> list[dict[str, Any]]:
-    """The cells of one batch size, in the order of the engines."""
-    size = len(batch)
-    rows = {name: {**_cell(engine), "batch_size": size, "reason": ""} for name, engine in every.items()}
-    known = {name: per_image[name] * size for name in every if name in per_image}
-    if per_image:
-        # One pass to watch, and those to time.
-        for name in set(every) - set(admit(known, box.left, plan.least + 1, _STRICT)):
-            rows[name]["reason"] = _too_long(known.get(name))
-    inputs, expected = {}, {}
-    for name in sorted((name for name in every if not rows[name]["reason"]), key=_by_cost(every, known)):
-        # Those that were watched already have to be timed too.
-        if box.left <= known.get(name, 0.0) + plan.least * sum(expected.values()):
+class _Cells(NamedTuple):
+    """The cells of one batch size: rows of all, and of those that can be timed the input and seconds per pass."""
+
+    rows: dict[str, dict[str, Any]]
+    inputs: dict[str, Tensor]
+    expected: dict[str, float]
+
+
+def _watch(every: Mapping[str, Engine], batch: Tensor, known: Mapping[str, float], plan: Plan, box: Box) -> _Cells:
+    """Watch a pass of every cell that there is time for. Where costs are known, timing it has to fit in too."""
+    rows = {name: {**_cell(engine), "batch_size": len(batch), "reason": ""} for name, engine in every.items()}
+    cells = _Cells(rows, {}, {})
+    chosen = admit(known, box.left, plan.least + 1, _STRICT) if known else list(every)
+    for name in sorted(every, key=_by_cost(every, known)):
+        needed = known.get(name, 0.0) + (plan.least * sum(cells.expected.values()) if known else 0.0)
+        if name not in chosen or box.left <= needed:
             rows[name]["reason"] = _too_long(known.get(name))
             continue
-        inputs[name] = every[name].prepare(batch)
-        seen, expected[name] = _watched(every[name], inputs[name], box.clock)
+        cells.inputs[name] = every[name].prepare(batch)
+        seen, cells.expected[name] = _watched(every[name], cells.inputs[name], box.clock)
         rows[name] |= seen
-    for name in set(expected) - set(admit(expected, box.left, plan.least, _STRICT)):
-        rows[name]["reason"] = _too_long(expected.pop(name))
+    return cells
+
+
+def _timed(every: Mapping[str, Engine], cells: _Cells, plan: Plan, box: Box) -> list[dict[str, Any]]:
+    """The rows of one batch size with their times, in the order of the engines."""
+    rows, inputs, expected = cells
+    chosen = admit(expected, box.left, plan.least, _STRICT)
+    for name in set(expected) - set(chosen):
+        rows[name]["reason"] = _too_long(expected[name])
 
     def step(name: str) -> Callable[[], object]:
         return lambda: every[name](inputs[name])
 
-    steps = {name: step(name) for name in every if name in expected}
     wait = waiter(every[_STRICT].device)
-    seconds = boxed_rounds(steps, expected, box, least=plan.least, most=plan.most, wait=wait)
+    seconds = boxed_rounds(
+        {name: step(name) for name in chosen}, expected, box, least=plan.least, most=plan.most, wait=wait
+    )
     for name, taken in seconds.items():
+        size = rows[name]["batch_size"]
         rows[name] |= _speed(taken, seconds.get(_STRICT, []), size) if taken else {"reason": _too_long(expected[name])}
     return list(rows.values())
 
@@ -197,7 +213,11 @@ def _speed(seconds: Sequence[float], strict: Sequence[float], size: int) -> dict
 
 
 def _too_long(seconds: float | None) -> str:
-    return "the time was up" if seconds is None else f"a pass takes about {seconds:.3g} s, the time was too short"
+    return (
+        "its first pass found no time"
+        if seconds is None
+        else f"a pass takes about {seconds:.3g} s, the time was too short"
+    )
 
 
 def _version(name: str) -> str | None:
