@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from matplotlib.ticker import FixedLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 from diffvit.benchmarks.results import Result, stamp
 from diffvit.benchmarks.words import counted
@@ -30,7 +30,7 @@ def plot(result: Result, *, theme: Theme = LIGHT) -> bytes:
         fontsize=12,
     )
     _speed(speed, rows, modes, theme)
-    _memory(memory, rows, modes, theme)
+    _memory(memory, [row for row in result["rows"] if "activation_bytes" in row], modes, theme)
     _drift(drift, result["drift"], modes, theme)
     _legend(made, speed, modes, theme)
     return to_png(made, stamp(result))
@@ -38,13 +38,14 @@ def plot(result: Result, *, theme: Theme = LIGHT) -> bytes:
 
 def _speed(axes: Any, rows: list[dict[str, Any]], modes: list[str], theme: Theme) -> None:
     sizes = sorted({row["batch_size"] for row in rows})
-    for mode in modes:
+    for shift, mode in enumerate(modes):
         for layout in FORMATS:
             of_line = sorted(
                 (row for row in rows if (row["mode"], row["layout"]) == (mode, layout)),
                 key=lambda row: row["batch_size"],
             )
-            places = [sizes.index(row["batch_size"]) for row in of_line]
+            aside = 0.05 * (shift - (len(modes) - 1) / 2)  # so that intervals do not hide each other
+            places = [sizes.index(row["batch_size"]) + aside for row in of_line]
             values = [row["images_per_second"] for row in of_line]
             median = [value["median"] for value in values]
             whisker = [
@@ -52,7 +53,8 @@ def _speed(axes: Any, rows: list[dict[str, Any]], modes: list[str], theme: Theme
                 [value["high"] - value["median"] for value in values],
             ]
             shade = colour(theme, _PLACE[mode])
-            axes.errorbar(places, median, yerr=whisker, color=shade, ls=_DASH[layout], lw=2, marker="o", capsize=3)
+            style: Any = {"ls": _DASH[layout], "lw": 2, "marker": "o", "capsize": 3, "elinewidth": 1}
+            axes.errorbar(places, median, yerr=whisker, color=shade, **style)
     dress(axes, theme, title="Throughput (more is better)", x="images per pass", y="images per second")
     axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
     axes.set_xlim(-0.3, len(sizes) - 0.7)
@@ -60,13 +62,13 @@ def _speed(axes: Any, rows: list[dict[str, Any]], modes: list[str], theme: Theme
     low, high = axes.get_ylim()
     ticks = [factor * 10.0**power for power in range(-3, 6) for factor in (1, 2, 5)]
     axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
-    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_ylim(low, high)
 
 
 def _memory(axes: Any, rows: list[dict[str, Any]], modes: list[str], theme: Theme) -> None:
-    """Weights and activations at the largest batch that every mode was measured at, in the leaner memory format."""
+    """Weights and activations at the largest batch that every mode was watched at, in the leaner memory format."""
     shared = [
         size
         for size in {row["batch_size"] for row in rows}

@@ -22,6 +22,7 @@ from diffvit.training.files import disk_faults, replace
 
 REPORT, RESULT, PLOT = "report.md", "precision.json", "precision.png"
 COMMAND = "diffvit clip precision"
+_DIGITS = ((100, "{:,.0f}"), (10, "{:.1f}"), (0.1, "{:.2f}"))
 SPEED_NOTE = (
     "Time of a forward pass of images that are already on the device, as float32; casting them is in it. All cells of "
     "a batch size take turns in one process, in rounds whose order rotates and reverses, after passes that only warm "
@@ -120,13 +121,14 @@ def _speed_row(row: Mapping[str, Any]) -> list[str]:
     milliseconds = {key: 1000 * value for key, value in row["latency"].items()}
     return [
         *(_label(row), row["observed"], _interval(milliseconds), f"{row['images_per_second']['median']:.3g}"),
-        *(_interval(row["speed_ratio"], "{:.2f}") if row["speed_ratio"] else NONE, str(len(row["seconds"]))),
+        *(_interval(row["speed_ratio"]) if row["speed_ratio"] else NONE, str(len(row["seconds"]))),
         *(f"{row[key] / MIB:,.1f}" for key in ("weight_bytes", "activation_bytes")),
     ]
 
 
-def _interval(found: Mapping[str, float], form: str = "{:,.0f}") -> str:
-    form = "{:,.1f}" if form == "{:,.0f}" and found["median"] < 100 else form
+def _interval(found: Mapping[str, float]) -> str:
+    """Median and interval, the digits by the median's size."""
+    form = next((form for least, form in _DIGITS if found["median"] >= least), "{:.3f}")
     median, low, high = (form.format(found[key]) for key in ("median", "low", "high"))
     return f"{median} ({low} to {high})"
 
