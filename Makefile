@@ -28,12 +28,14 @@ check: $(READY)  ## style, types, import contracts, generated documents
 	$(BIN)/python -m diffvit.reporting.readme --check
 	$(BIN)/python -m diffvit.reporting.expected --check
 	$(BIN)/python -m diffvit.benchmarks.report --check
+	$(BIN)/python -m diffvit.clip.precision_report --check
 	$(BIN)/python -m diffvit.reporting.attention_study --check
 
 docs: $(READY)  ## rewrite the README's results, the recipes' promises and the reports from the committed figures
 	$(BIN)/python -m diffvit.reporting.readme
 	$(BIN)/python -m diffvit.reporting.expected
 	$(BIN)/python -m diffvit.benchmarks.report
+	$(BIN)/python -m diffvit.clip.precision_report
 	$(BIN)/python -m diffvit.reporting.attention_study
 
 bench: $(READY)  ## speed beside timm, vit-pytorch and transformers (under ten minutes on two idle cores)

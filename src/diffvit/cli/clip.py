@@ -1,4 +1,4 @@
-"""``diffvit clip classify``."""
+"""``diffvit clip``: ``classify`` here, ``precision`` in a module of its own."""
 
 from __future__ import annotations
 
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from diffvit.clip.zero_shot import Classifier
 
 app = App(name="clip", help_format="plaintext")
+
+app.command(
+    "diffvit.cli.clip_precision:precision", name="precision", help="Measure the image encoder in several precisions."
+)
 
 _NO_TAG = "none"
 
