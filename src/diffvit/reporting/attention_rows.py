@@ -53,6 +53,14 @@ class Study:
         """The seeds, ascending."""
         return sorted({row["seed"] for row in self.scores})
 
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """What each source's data is called wherever a result is quoted, as ``cifar10`` to ``CIFAR-10 (JPEG)``."""
+        found = {
+            str(record.row["source"]): str(record.row["data"]) for record in self.records if "source" in record.row
+        }
+        return {**found, "shapes": "shapes"}
+
     def values(self, arm: str, name: str, metric: str, data: str = "shapes") -> Values:
         """A score by seed and clutter."""
         return {

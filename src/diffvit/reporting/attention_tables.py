@@ -48,7 +48,9 @@ def subtraction(study: Study) -> str:
 def removal_note(study: Study) -> str:
     """How patches were taken away and put in, and on which images."""
     counts = {row["data"]: row["removal_images"] for row in study.scores if row["removal_images"]}
-    told = ", ".join(f"{count:,} test images of {data}" for data, count in sorted(counts.items()))
+    told = ", ".join(
+        f"{count:,} test images of {study.names.get(data, data)}" for data, count in sorted(counts.items())
+    )
     return (
         "Patches are replaced by the data's mean colour, those of most heat first (deletion), or put into an empty "
         "image in that order (insertion); the area is the mean probability of the class that the whole image is given. "
@@ -83,5 +85,5 @@ def accuracy(study: Study) -> str:
     on_cifar = [study.accuracies(arm, "cifar10") for arm in arms]
     found = gap(on_cifar[2], on_cifar[0])
     told = "-" if found is None else f"{100 * found.estimate:+.1f} ({span(found)})"
-    lines.append(["CIFAR-10", *(_mean(part, None) for part in on_cifar), told])
+    lines.append([study.names.get("cifar10", "CIFAR-10"), *(_mean(part, None) for part in on_cifar), told])
     return markdown.table(Table(["Test accuracy, %", *arms, "Diff-ViT minus ViT (95%)"], lines))

@@ -216,7 +216,7 @@ def _circumstances(study: Study) -> str:
     first = study.records[0].row
     data = ", ".join(dict.fromkeys(str(record.row["data"]) for record in study.records))
     images = {row["data"]: row["images"] for row in study.scores}
-    told = ", ".join(f"{count:,} of {name}" for name, count in sorted(images.items()))
+    told = ", ".join(f"{count:,} of {study.names.get(name, name)}" for name, count in sorted(images.items()))
     return (
         f"{len(study.records)} trained models, seeds {', '.join(map(str, study.seeds))}; data: {data}; maps scored on "
         f"the first test images ({told}); {first['hardware']}, {first['precision']}, torch {first['torch']}, diffvit "
