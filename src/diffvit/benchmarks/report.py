@@ -11,8 +11,8 @@ from diffvit.benchmarks import plots, words
 from diffvit.benchmarks.results import Result, read, stamp
 from diffvit.benchmarks.rounds import INTERVAL_NOTE
 from diffvit.benchmarks.settings import DTYPES, FOLDER, PASSES
-from diffvit.errors import DiffvitError
 from diffvit.reporting import markdown
+from diffvit.reporting.generated import finish
 from diffvit.reporting.readme import stamp_of
 from diffvit.training.files import disk_faults, replace
 
@@ -104,15 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     every = f"folder with the JSON files; default {FOLDER} and every {FOLDER}-*"
     parser.add_argument("--folder", type=Path, help=every)
     given = parser.parse_args(arguments)
-    try:
-        folders = [given.folder] if given.folder else [FOLDER, *sorted(FOLDER.parent.glob(f"{FOLDER.name}-*"))]
-        stale = [line for folder in folders for line in update(folder, check=given.check)]
-    except DiffvitError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    for line in stale:
-        sys.stdout.write(f"out of date: {line}. Run: make docs\n" if given.check else f"updated: {line}\n")
-    return 1 if stale and given.check else 0
+    folders = [given.folder] if given.folder else [FOLDER, *sorted(FOLDER.parent.glob(f"{FOLDER.name}-*"))]
+    return finish(lambda: [line for folder in folders for line in update(folder, check=given.check)], check=given.check)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ class CastInput:
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
 
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:  # noqa: ARG002
+    def __call__(self, _module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         """The inputs that the module gets."""
         first, *rest = inputs
         return (first.to(self.dtype) if first.is_floating_point() else first, *rest)
@@ -42,7 +42,7 @@ class CastOutput:
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
 
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:  # noqa: ARG002
+    def __call__(self, _module: nn.Module, _inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         """The output that the module's caller gets."""
         return output.to(self.dtype)
 

@@ -14,8 +14,9 @@ from diffvit.benchmarks.rounds import INTERVAL_NOTE
 from diffvit.benchmarks.words import counted
 from diffvit.clip.precision_plot import MIB, plot
 from diffvit.clip.precision_settings import FOLDER, STRICT
-from diffvit.errors import DiffvitError, InputError
+from diffvit.errors import InputError
 from diffvit.reporting import markdown
+from diffvit.reporting.generated import finish
 from diffvit.reporting.readme import stamp_of
 from diffvit.reporting.tables import NONE, Table
 from diffvit.training.files import disk_faults, replace
@@ -213,15 +214,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     every = f"folder with {RESULT}; default {FOLDER} and every {FOLDER}-*"
     parser.add_argument("--folder", type=Path, help=every)
     given = parser.parse_args(arguments)
-    try:
-        folders = [given.folder] if given.folder else [FOLDER, *sorted(FOLDER.parent.glob(f"{FOLDER.name}-*"))]
-        stale = [line for folder in folders for line in update(folder, check=given.check)]
-    except DiffvitError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    for line in stale:
-        sys.stdout.write(f"out of date: {line}. Run: make docs\n" if given.check else f"updated: {line}\n")
-    return 1 if stale and given.check else 0
+    folders = [given.folder] if given.folder else [FOLDER, *sorted(FOLDER.parent.glob(f"{FOLDER.name}-*"))]
+    return finish(lambda: [line for folder in folders for line in update(folder, check=given.check)], check=given.check)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -18,6 +16,7 @@ from diffvit.errors import ConfigError
 from diffvit.interpret import figures, head_figures
 from diffvit.interpret.capture import Record, capture
 from diffvit.interpret.heads import HeadStatistics, averaged, head_statistics
+from diffvit.interpret.maps_file import maps_file
 from diffvit.interpret.metrics import HIT, coverage, mass_mask, mass_on_object, pointing_game
 from diffvit.interpret.page import Drawn, page_of
 from diffvit.interpret.positions import position_similarity
@@ -208,24 +207,8 @@ def _one_picture(
         heads = figures.kept_by_heads(image, kept, title=f"{drawn_title}: {what}")
         drawn.append(writer.figure(f"{name}-mass", heads, f"The patches that hold {what}: {title}"))
     if wanted.form == "npz":
-        writer.save(f"{name}.npz", _arrays(record, heats[-1][1] if wanted.rollout else None))
+        writer.save(f"{name}.npz", maps_file(record, heats[-1][1] if wanted.rollout else None))
     return drawn
-
-
-def _arrays(record: Record, heat: Tensor | None) -> bytes:
-    """The maps themselves, as docs/attention.md lists them."""
-    arrays: dict[str, np.ndarray] = {"grid": np.array(record.grid), "prefix": np.array(record.prefix)}
-    arrays["blocks"] = np.array(record.blocks)
-    for block, maps in zip(record.blocks, record.layers, strict=True):
-        arrays[f"layer_{block}_positive"] = maps.positive[0].numpy()
-        if maps.negative is not None and maps.lam is not None:
-            arrays[f"layer_{block}_negative"] = maps.negative[0].numpy()
-            arrays[f"layer_{block}_lambda"] = maps.lam.numpy()
-    if heat is not None:
-        arrays["rollout"] = heat.numpy()
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # pyright: ignore[reportArgumentType]
-    return buffer.getvalue()
 
 
 def _for_all(

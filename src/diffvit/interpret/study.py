@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=report.FOLDER, help=f"rows and report (default {report.FOLDER})")
     given = parser.parse_args(arguments)
     try:
-        run(list(trials()), runs=given.runs, out=given.out, announce=lambda line: print(line, flush=True))  # noqa: T201
+        run(list(trials()), runs=given.runs, out=given.out, announce=partial(print, flush=True))
     except DiffvitError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code

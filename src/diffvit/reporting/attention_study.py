@@ -11,10 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffvit.errors import DiffvitError
 from diffvit.reporting import attention_plots as plots
 from diffvit.reporting import attention_words as words
 from diffvit.reporting.attention_rows import Study
+from diffvit.reporting.generated import finish
 from diffvit.reporting.readme import stamp_of
 from diffvit.reporting.rows import EPOCHS_FILE, ROWS_FILE, read, read_csv
 from diffvit.training.files import disk_faults, replace
@@ -77,14 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when out of date")
     parser.add_argument("--folder", type=Path, default=FOLDER, help=f"folder with the rows (default {FOLDER})")
     given = parser.parse_args(arguments)
-    try:
-        stale = update(given.folder, check=given.check)
-    except DiffvitError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    for line in stale:
-        sys.stdout.write(f"out of date: {line}. Run: make docs\n" if given.check else f"updated: {line}\n")
-    return 1 if stale and given.check else 0
+    return finish(lambda: update(given.folder, check=given.check), check=given.check)
 
 
 if __name__ == "__main__":

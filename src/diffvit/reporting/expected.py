@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffvit.config import Config, parse, read_yaml
-from diffvit.errors import DiffvitError, InputError
+from diffvit.errors import InputError
 from diffvit.reporting import stats, tables
+from diffvit.reporting.generated import finish
 from diffvit.reporting.rows import ROWS_FILE, Row, RunRecord, arm_settings, read
 from diffvit.training.files import disk_faults, replace
 
@@ -101,14 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--configs", type=Path, default=Path("configs"))
     parser.add_argument("--reports", type=Path, default=Path("reports"))
     given = parser.parse_args(arguments)
-    try:
-        stale = update(given.configs, given.reports, check=given.check)
-    except DiffvitError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    for line in stale:
-        sys.stdout.write(f"out of date: {line}. Run: make docs\n" if given.check else f"updated: {line}\n")
-    return 1 if stale and given.check else 0
+    return finish(lambda: update(given.configs, given.reports, check=given.check), check=given.check)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from diffvit.errors import DiffvitError, InputError
+from diffvit.errors import InputError
 from diffvit.reporting import markdown, plots, stats, tables
 from diffvit.reporting.arms import arms, statements
+from diffvit.reporting.generated import finish
 from diffvit.reporting.rows import RunRecord, content_hash, read
 from diffvit.reporting.style import STAMP
 from diffvit.training.files import disk_faults, replace
@@ -135,14 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=Path, default=ROWS, help="folder with rows.csv and epochs.csv")
     parser.add_argument("--quick", type=Path, default=QUICK_ROWS, help="the same of the quick recipe's runs")
     given = parser.parse_args(arguments)
-    try:
-        stale = update(given.readme, given.rows, given.quick, check=given.check)
-    except DiffvitError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    for line in stale:
-        sys.stdout.write(f"out of date: {line}. Run: make docs\n" if given.check else f"updated: {line}\n")
-    return 1 if stale and given.check else 0
+    return finish(lambda: update(given.readme, given.rows, given.quick, check=given.check), check=given.check)
 
 
 if __name__ == "__main__":
