@@ -14,11 +14,12 @@ import os
 import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from diffvit.clip_settings import ClipConfig as ClipConfig
 from diffvit.errors import ConfigError, did_you_mean
 from diffvit.models.presets import PRESETS
 from diffvit.settings import AugmentConfig as AugmentConfig
@@ -31,22 +32,28 @@ from diffvit.settings import ShapesConfig as ShapesConfig
 # Settings that say where and how a run happens, not what is computed: they do not enter the hash.
 WHEREABOUTS = frozenset({"data_dir", "device", "threads", "checkpoint_every"})
 _Path = tuple[str, ...]  # of a setting: ("model", "depth")
+_Kind = TypeVar("_Kind", bound=Config)
 
 
 def parse(values: Mapping[str, Any], where: str = "config") -> Config:
-    """Validate nested plain values into a :class:`Config`.
+    """Validate nested plain values into a :class:`Config`, or a :class:`ClipConfig` where they name its objective.
 
     Raises:
         ConfigError: an unknown key (with the closest known one), a wrong type or an impossible combination.
     """
-    _refuse_unknown(Config, values, where, ())
-    return _validate(values, lambda path, _: f"{where}: {'.'.join(path) or 'config'}")
+    kind = ClipConfig if _is_contrastive(values) else Config
+    _refuse_unknown(kind, values, where, ())
+    return _validate(kind, values, lambda path, _: f"{where}: {'.'.join(path) or 'config'}")
 
 
-def _validate(values: Mapping[str, Any], name: Callable[[_Path, str], str]) -> Config:
+def _is_contrastive(values: Any) -> bool:
+    return isinstance(values, Mapping) and "objective" in values
+
+
+def _validate(kind: type[_Kind], values: Mapping[str, Any], name: Callable[[_Path, str], str]) -> _Kind:
     """The config; ``name`` says what a fault is called, from the path of the setting or section and what is wrong."""
     try:
-        return Config.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         path = tuple(str(part) for part in first["loc"])
@@ -99,7 +106,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+def from_environment(environ: Mapping[str, str], kind: type[Config] = Config) -> dict[str, Any]:
     """``DIFFVIT_EPOCHS=3`` and ``DIFFVIT_MODEL__EMBED_DIM=64`` as nested values; ``DIFFVIT_DATA`` is the data folder.
 
     Variables that name no setting are left alone: the prefix is shared with other uses.
@@ -112,7 +119,7 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         if not name.startswith("DIFFVIT_") or not text:
             continue
         path = ("data_dir",) if name == "DIFFVIT_DATA" else tuple(name.removeprefix("DIFFVIT_").lower().split("__"))
-        section: type[BaseModel] | None = Config
+        section: type[BaseModel] | None = kind
         for key in path[:-1]:
             section = _section_of(section, key) if section else None
         if section is None or path[-1] not in section.model_fields or _section_of(section, path[-1]):
@@ -138,26 +145,34 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resolve(
-    file: Path | None = None, flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
-) -> Config:
+    file: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+    *,
+    kind: type[_Kind] = Config,
+) -> _Kind:
     """The config of a command: flag > environment > file > default, a preset just below whatever names it.
 
     Args:
         file: a YAML file.
         flags: nested values given on the command line, explicit ones only.
         environ: variables; by default the process's.
+        kind: of config; a file for :class:`ClipConfig` is refused where a :class:`Config` is wanted.
 
     Raises:
         ConfigError: see :func:`parse` and :func:`read_yaml`; the line names the flag, variable or file at fault.
     """
     in_file = read_yaml(file) if file else {}
     if file:
-        _refuse_unknown(Config, in_file, str(file), ())
+        if kind is Config and _is_contrastive(in_file):
+            raise ConfigError(str(file), "is the config of a CLIP", f"Train it with: diffvit clip train {file}")
+        _refuse_unknown(kind, in_file, str(file), ())
     flags = flags or {}
-    _refuse_unknown(Config, flags, "flags", ())
-    from_env = from_environment(os.environ if environ is None else environ)
+    _refuse_unknown(kind, flags, "flags", ())
+    from_env = from_environment(os.environ if environ is None else environ, kind)
     layers = [(f"{file}: ", in_file), ("DIFFVIT_", from_env), ("--", flags)]
     return _validate(
+        kind,
         merge(*_with_preset([values for _, values in layers])),
         lambda path, why: _blame(path, why, layers if file else layers[1:]),
     )

@@ -30,11 +30,13 @@ AboveZero = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Frozen, nothing unknown in it; a string under a field says what the field means."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """The Vision Transformer; the fields are :class:`diffvit.VisionTransformer`'s arguments."""
 
     preset: str | None = None
@@ -109,7 +111,7 @@ class ModelConfig(_Section):
         return self
 
 
-class AugmentConfig(_Section):
+class AugmentConfig(Section):
     """Augmentation of the training images; every draw is per sample; all off by default."""
 
     flip: bool = False
@@ -134,7 +136,7 @@ class AugmentConfig(_Section):
     """Chance that a sample is mixed at all when mixup or cutmix is on."""
 
 
-class OptimizerConfig(_Section):
+class OptimizerConfig(Section):
     """What updates the weights."""
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -157,7 +159,7 @@ class OptimizerConfig(_Section):
     """Largest global gradient norm; 0 is off."""
 
 
-class ScheduleConfig(_Section):
+class ScheduleConfig(Section):
     """Learning rate over the run."""
 
     name: Literal["constant", "linear", "cosine"] = "cosine"
@@ -168,7 +170,7 @@ class ScheduleConfig(_Section):
     """Last rate over the peak rate."""
 
 
-class ShapesConfig(_Section):
+class ShapesConfig(Section):
     """Dials of the built-in procedural data set."""
 
     size: Annotated[int, Field(ge=16, le=256)] = 32
@@ -185,7 +187,7 @@ class ShapesConfig(_Section):
     """Seed of the images."""
 
 
-class Config(_Section):
+class Config(Section):
     """One training run, whole."""
 
     data: Literal["auto", "cifar10", "folder", "shapes"] = "cifar10"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_clip import CONFIG, random_everywhere, small_model
 
-from diffvit.clip.text_tower import _tower_of, text_features
+from diffvit.clip.text_tower import causal_tower, text_features
 
 TEXTS = [
     "",
@@ -47,7 +47,7 @@ WHOLE = {
 @pytest.mark.parametrize("name", [*MODELS, *WHOLE])
 def test_features_are_encode_texts(name: str) -> None:
     model = {**MODELS, **WHOLE}[name]()
-    assert (_tower_of(model) is None) == (name in WHOLE)
+    assert (causal_tower(model) is None) == (name in WHOLE)
     tokens = open_clip.tokenize(TEXTS)
     with torch.no_grad():
         expected = model.encode_text(tokens)

@@ -14,7 +14,7 @@ def test_classification_is_the_summed_soft_cross_entropy():
     labels = torch.randint(0, 5, (7,), generator=generator)
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5)).bfloat16()
     model.forward = lambda x: nn.Sequential.forward(model, x.bfloat16())
-    loss, metrics = Classification().loss(model, Batch(images, targets, labels))
+    loss, metrics = Classification().loss(model, Batch(images, targets, labels, torch.arange(7), 0))
     logits = model(images).double()
     expected = -(targets.double() * (logits - logits.logsumexp(1, keepdim=True))).sum()
     assert loss.dtype == torch.float32

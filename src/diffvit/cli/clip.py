@@ -26,6 +26,12 @@ app = App(name="clip", help_format="plaintext")
 app.command(
     "diffvit.cli.clip_precision:precision", name="precision", help="Measure the image encoder in several precisions."
 )
+app.command(
+    "diffvit.cli.clip_train:train",
+    name="train",
+    help="Train a small CLIP of our own: images against captions.",
+    usage="Usage: diffvit clip train [CONFIG.yaml] [OPTIONS]",
+)
 
 _NO_TAG = "none"
 

@@ -59,10 +59,18 @@ def data_dir_of(flag: Path | None) -> Path | None:
 OUTPUT, PLACE = Output(), Place()
 
 
-def flags_of(section: type[BaseModel], group: Group = RUN) -> Any:
-    """A TypedDict with a key per field: cyclopts makes a flag of each and hands over only those that were given."""
+def flags_of(section: type[BaseModel], group: Group = RUN, *, without: frozenset[str] = frozenset()) -> Any:
+    """A TypedDict with a key per field: cyclopts makes a flag of each and hands over only those that were given.
+
+    Args:
+        section: whose fields.
+        group: what the flags stand under in ``--help``.
+        without: fields that only a file can set.
+    """
     fields: dict[str, Any] = {}
     for place, (name, field) in enumerate(section.model_fields.items()):
+        if name in without:
+            continue
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             part = Group(f"{name.capitalize()} (--{name}.*)", sort_key=3 + place)

@@ -6,7 +6,7 @@ import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from cyclopts import Parameter
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 else:
     Settings = flags_of(Config)
 
+_Kind = TypeVar("_Kind", bound=Config)
+
 
 def train(
     config: Annotated[Path | None, Parameter(help="YAML file with settings; see configs/.")] = None,
@@ -37,7 +39,7 @@ def train(
     settings: Annotated[Settings | None, Parameter(name="*")] = None,
 ) -> None:
     """Train a model into a run folder, or take up a run that stopped."""
-    resolved = resumed(resume, out, config, settings or {}) if resume else resolve(config, settings)
+    resolved = resumed(resume, out, config, settings or {}, Config) if resume else resolve(config, settings)
     place = resume or out or default_folder(resolved)
 
     from diffvit.training.loop import train as run_training
@@ -56,11 +58,12 @@ def train(
         show.as_json({**run.result, "run": run.path, "report": report})
 
 
-def resumed(run: Path, out: Path | None, file: Path | None, flags: Mapping[str, Any]) -> Config:
+def resumed(run: Path, out: Path | None, file: Path | None, flags: Mapping[str, Any], kind: type[_Kind]) -> _Kind:
     """The config to take a run up with: its own, but for settings of where and how.
 
     Raises:
-        ConfigError: flags, environment or file ask for another computation than the run began.
+        ConfigError: flags, environment or file ask for another computation than the run began, or it is a run of
+            another kind.
         InputError: not a run folder.
     """
     from diffvit.training.run_dir import RunDir
@@ -68,7 +71,11 @@ def resumed(run: Path, out: Path | None, file: Path | None, flags: Mapping[str, 
     if out is not None and out.resolve() != run.resolve():
         raise ConfigError("--out", f"does not go with --resume ({out} vs {run})", "Give one of the two.")
     begun = RunDir.open(run).config
-    asked = resolve(file or run / "config.yaml", flags)
+    if type(begun) is not kind:
+        verb = "train" if kind is not Config else "clip train"
+        why = "the run is one of a CLIP" if kind is Config else "the run is none of a CLIP"
+        raise ConfigError(f"--resume {run}", why, f"Take it up with: diffvit {verb} --resume {run}")
+    asked = resolve(file or run / "config.yaml", flags, kind=kind)
     # The precision is judged as resolved, by the training itself.
     if found := differences(begun, asked, ignore=WHEREABOUTS | {"precision"}):
         what = ", ".join(found)
@@ -79,15 +86,15 @@ def resumed(run: Path, out: Path | None, file: Path | None, flags: Mapping[str, 
     return asked
 
 
-def default_folder(config: Config) -> Path:
-    """``runs/DATA-ATTENTION-sSEED``, with ``-2``, ``-3``, ... where that is taken.
+def default_folder(config: Config, kind: str = "") -> Path:
+    """``runs/DATA-ATTENTION-sSEED``, ``kind`` before the attention; with ``-2``, ``-3``, ... where that is taken.
 
     Raises:
         ConfigError: several processes train together, which could not agree on a free name.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("--out", "is needed when several processes train together", "Give all of them the same one.")
-    return free_folder(Path("runs") / f"{config.data}-{config.model.attention}-s{config.seed}")
+    return free_folder(Path("runs") / f"{config.data}-{kind}{config.model.attention}-s{config.seed}")
 
 
 def summary(run: RunDir, report: Path) -> None:

@@ -96,6 +96,18 @@ def tokenizer_of(name: str) -> Any:
         raise EnvironmentFault(name, f"its tokenizer could not be fetched ({reason(error)})") from None
 
 
+def text_transformer(*, context_length: int, width: int, heads: int, layers: int, output_dim: int) -> Any:
+    """open_clip's causal text transformer with fresh weights, and one token: whoever builds it brings a vocabulary."""
+    return open_clip_library().transformer.TextTransformer(
+        context_length=context_length, vocab_size=1, width=width, heads=heads, layers=layers, output_dim=output_dim
+    )
+
+
+def simple_tokenizer(context_length: int) -> Any:
+    """OpenAI's tokenizer as open_clip has it, for texts of this many tokens: ``tokenizer(texts) -> int64``."""
+    return open_clip_library().SimpleTokenizer(context_length=context_length)
+
+
 def fetch_clip(name: str, tag: str) -> tuple[Path, str]:
     """The weights file of a tag, from the caches of open_clip or the public hubs, and words for where it came from.
 

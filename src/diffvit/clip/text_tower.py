@@ -13,7 +13,7 @@ _TOKENS_AT_ONCE = 2_048  # of a batch; more gains nothing on a CPU
 
 
 @dataclass(frozen=True)
-class _Tower:
+class CausalTower:
     """The modules of a causal text tower of open_clip."""
 
     embedding: nn.Module
@@ -53,7 +53,7 @@ def text_features(model: nn.Module, tokens: Int64[Tensor, "n context"]) -> Float
         On the CPU, in the order of ``tokens``, in the model's dtype.
     """
     device = next(model.parameters()).device
-    tower = _tower_of(model)
+    tower = causal_tower(model)
     ends = torch.full((len(tokens),), tokens.shape[1] - 1) if tower is None else tower.ends(tokens)
     order = ends.argsort(stable=True).tolist()
     found: list[Tensor] = []
@@ -79,7 +79,7 @@ def _next_batch(order: list[int], ends: Tensor, place: int) -> list[int]:
     return order[place : place + count]
 
 
-def _tower_of(model: nn.Module) -> _Tower | None:
+def causal_tower(model: nn.Module) -> CausalTower | None:
     """The parts of the text tower, or None where it cannot be cut."""
     part: Any = getattr(model, "text", model)
     own = part is model  # CLIP holds its tower's modules itself, and names its pooling after them
@@ -90,7 +90,7 @@ def _tower_of(model: nn.Module) -> _Tower | None:
         return None
     if not bool((mask[:1, 1:] == float("-inf")).all()) or getattr(part, "use_pad_mask", False):
         return None
-    return _Tower(
+    return CausalTower(
         part.token_embedding,
         part.positional_embedding,
         part.transformer,

@@ -43,12 +43,15 @@ class Batch:
     """What one training step sees.
 
     ``images`` float32 (batch, chans, height, width), normalised; ``targets`` float32 (batch, classes), each row a
-    distribution; ``labels`` int64 (batch,), each image's own class whatever was mixed into it.
+    distribution; ``labels`` int64 (batch,), each image's own class whatever was mixed into it; ``indices`` int64
+    (batch,) and ``epoch`` say which samples these are, for further draws.
     """
 
     images: Tensor
     targets: Tensor
     labels: Tensor
+    indices: Tensor
+    epoch: int
 
 
 class Augment:
@@ -106,7 +109,7 @@ class Augment:
             images, targets = self._mixed(self._mixing, indices, targets, epoch)
         if self.label_smoothing:
             targets = targets * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
-        return Batch(images, targets, labels)
+        return Batch(images, targets, labels, indices, epoch)
 
     def pictures(self, indices: Int64[Tensor, " batch"], epoch: int) -> UInt8[Tensor, "batch chans height width"]:
         """The samples' own pictures in this epoch: all but the mixing and the normalisation, on :attr:`device`."""

@@ -32,6 +32,7 @@ class Stream(IntEnum):
     ERASING = 5
     ERASED_PIXELS = 6
     MIX = 7
+    CAPTION = 8
 
 
 def _signed(word: int) -> int:

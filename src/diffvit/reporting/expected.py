@@ -89,7 +89,9 @@ def _where(row: Row) -> str:
 
 def _is_run_of(record: RunRecord, config: Config) -> bool:
     """Whether a run had the recipe's settings; a setting that the row's diffvit did not know yet had its default."""
-    default = arm_settings(Config())
+    if record.row.get("objective") != getattr(config, "objective", None):
+        return False  # a CLIP and its supervised twin have all other settings in common
+    default = arm_settings(type(config)())
     asked = arm_settings(config)
     had = {name: default.get(name) if record.row.get(name) is None else record.row[name] for name in asked}
     return record.row["epochs"] == config.epochs and all(str(had[name]) == str(asked[name]) for name in asked)

@@ -118,13 +118,26 @@ def read_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def _metadata(path: Path, header: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Model settings and the rest of the metadata, validated."""
+def metadata_of(path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
+    """What a weights file of ours says of itself, ``model`` (its settings) among it.
+
+    Raises:
+        InputError: it says nothing.
+    """
     try:
-        meta = json.loads(header["__metadata__"][METADATA_KEY])
-        settings = dict(meta.pop("model"))
+        meta = dict(json.loads(header["__metadata__"][METADATA_KEY]))
+        return {**meta, "model": dict(meta["model"])}
     except (KeyError, TypeError, ValueError, AttributeError):
         raise InputError(str(path), "says nothing of its model: diffvit did not write it", _HINT) from None
+
+
+def _metadata(path: Path, header: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Model settings and the rest of the metadata, validated."""
+    meta = metadata_of(path, header)
+    settings = meta.pop("model")
+    if settings.get("kind") == "clip":
+        hint = f"Use it with: diffvit clip classify IMAGE --model {path} --labels A,B"
+        raise InputError(str(path), "is a CLIP, not a classifier", hint)
     try:
         config = ModelConfig.model_validate(settings)
     except ValidationError as error:

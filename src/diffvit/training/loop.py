@@ -15,6 +15,7 @@ from diffvit.training.memory import keep_freed_memory
 from diffvit.training.progress import Progress, QuietProgress
 from diffvit.training.run import Run
 from diffvit.training.run_dir import RunDir
+from diffvit.training.task import Task
 
 
 def train(
@@ -24,6 +25,7 @@ def train(
     resume: bool = False,
     progress: Progress | None = None,
     on_ready: Callable[[RunDir], None] | None = None,
+    task: Task | None = None,
 ) -> RunDir:
     """Train, evaluate on the test set once, and return the run folder.
 
@@ -33,6 +35,7 @@ def train(
         resume: continue the run in that folder; a finished one is returned as it is.
         progress: where to report; nowhere if not given.
         on_ready: called with the run folder before the first step.
+        task: what it learns; classification if not given.
 
     Raises:
         ConfigError: the config does not fit the data, or is not the one the resumed run began with.
@@ -60,7 +63,7 @@ def train(
             progress.message(f"{out} is complete: nothing to do")
             return run
         facts = environment.describe(device=device, precision=precision, threads=threads, processes=fabric.world_size)
-        Run(fabric, config, facts, run, progress).go(resume, on_ready)
+        Run(fabric, config, facts, run, progress, task or Task()).go(resume, on_ready)
         return run
 
 

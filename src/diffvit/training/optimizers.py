@@ -18,7 +18,12 @@ def is_matrix(name: str, parameter: Tensor) -> bool:
 
     Norms, biases, positions, tokens and lambdas take none.
     """
-    return parameter.ndim >= 2 and name.startswith(("blocks.", *MATRICES_BESIDE_THE_BLOCKS))
+    return parameter.ndim >= 2 and _within(name).startswith(("blocks.", *MATRICES_BESIDE_THE_BLOCKS))
+
+
+def _within(name: str) -> str:
+    """A parameter's name within the ViT, which in a CLIP is its image tower; a text tower's matrices take no decay."""
+    return name.removeprefix("visual.")
 
 
 def build(
@@ -41,7 +46,7 @@ def build(
     groups: dict[str, list[Tensor]] = {"muon": [], "qkv": [], "decayed": [], "plain": []}
     for key, parameter in model.named_parameters():
         matrix = is_matrix(key, parameter)
-        by_muon = name == "muon" and matrix and key.startswith("blocks.") and parameter.ndim == 2
+        by_muon = name == "muon" and matrix and _within(key).startswith("blocks.") and parameter.ndim == 2
         muon = "qkv" if split_qkv and key.endswith(".qkv.weight") else "muon"
         groups[muon if by_muon else "decayed" if matrix else "plain"].append(parameter)
     adamw_groups = [

@@ -9,11 +9,12 @@ import safetensors.torch
 
 from diffvit.config import Config, config_hash
 from diffvit.data.images import Images
-from diffvit.models.vit import VisionTransformer
 from diffvit.training.files import disk_faults, replace, to_json
 from diffvit.training.material import Material
 from diffvit.training.run_dir import RunDir
-from diffvit.training.score import flops_per_image
+
+# Figures that only some runs have.
+OTHER_FIGURES = ("zero_shot_accuracy", "unseen_names_accuracy")
 
 
 def data_facts(material: Material) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def data_facts(material: Material) -> dict[str, Any]:
     }
 
 
-def write_model(run: RunDir, model: VisionTransformer, facts: Mapping[str, Any]) -> None:
+def write_model(run: RunDir, model: Any, facts: Mapping[str, Any]) -> None:
     """model.safetensors: the weights to evaluate, with what is needed to use them.
 
     Raises:
@@ -64,7 +65,6 @@ def evaluation(
 def result(
     config: Config,
     facts: Mapping[str, Any],
-    model: VisionTransformer,
     rows: Sequence[Mapping[str, Any]],
     figures: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -72,8 +72,8 @@ def result(
 
     Args:
         config: of the run.
-        facts: the content of environment.json, and the seconds that loading the data and compiling took.
-        model: the model that was scored.
+        facts: the content of environment.json, the seconds that loading the data and compiling took, and the model's
+            ``parameters`` and ``flops_per_image``.
         rows: of metrics.jsonl.
         figures: of the test set, from :func:`diffvit.training.score.score`.
     """
@@ -83,8 +83,9 @@ def result(
         "val_accuracy": rows[-1]["val_accuracy"],
         "test_loss": figures["loss"],
         "test_top5": figures["top5"],
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "flops_per_image": flops_per_image(model),
+        **{name: figures[name] for name in OTHER_FIGURES if name in figures},
+        "parameters": facts["parameters"],
+        "flops_per_image": facts["flops_per_image"],
         "train_seconds": seconds,
         "data_seconds": facts["data_seconds"],
         "compile_seconds": facts["compile_seconds"],

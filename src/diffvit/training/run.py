@@ -8,21 +8,21 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from lightning_fabric import Fabric
 
 from diffvit.config import WHEREABOUTS, Config, differences
-from diffvit.data.images import Images
 from diffvit.errors import Interrupted, NonFiniteError
 from diffvit.training import checkpoint, environment, material, outcome
 from diffvit.training.checkpoint import Checkpoint
 from diffvit.training.files import disk_faults
 from diffvit.training.material import Material
-from diffvit.training.objective import Classification
 from diffvit.training.processes import by_the_first, largest
 from diffvit.training.progress import Progress
 from diffvit.training.run_dir import RunDir
-from diffvit.training.score import score
+from diffvit.training.score import flops_per_image
 from diffvit.training.signals import StopRequest
+from diffvit.training.task import Task
 from diffvit.training.trainer import NonFiniteStep, Trainer
 
 _SHOWN_EVERY = 0.1  # seconds between updates of the display
@@ -37,12 +37,14 @@ class Run:
         facts: what it runs on; gains what is known of the data.
         folder: where everything goes.
         progress: where to report.
+        task: what it learns.
     """
 
     def __init__(
-        self, fabric: Fabric, config: Config, facts: dict[str, Any], folder: RunDir, progress: Progress
+        self, fabric: Fabric, config: Config, facts: dict[str, Any], folder: RunDir, progress: Progress, task: Task
     ) -> None:
         self.fabric, self.config, self.facts, self.folder, self.progress = fabric, config, facts, folder, progress
+        self.task = task
         self._saved: int | None = None  # step of the newest checkpoint
         self._shown = -math.inf
         self.aside: dict[str, float] = {}  # seconds beside the training's own
@@ -56,8 +58,8 @@ class Run:
         found = self._open(resume)
         if found:  # as recorded: the last bits of a mean are not to depend on how it is computed today
             data = replace(data, mean=self.facts["mean"], std=self.facts["std"])
-        model = material.fresh_model(self.config, data)
-        trainer = Trainer(self.fabric, self.config, data, model, Classification())
+        model = self.task.model(self.config, data)
+        trainer = Trainer(self.fabric, self.config, data, model, self.task.objective(self.config, data))
         if found:
             trainer.restore(found)
             self._saved = found.step
@@ -95,7 +97,7 @@ class Run:
     def _title(self, trainer: Trainer) -> str:
         facts = self.facts
         count = sum(parameter.numel() for parameter in trainer.parameters)
-        name = "Diff-ViT" if self.config.model.attention == "differential" else "ViT"
+        name = self.task.title(self.config)
         where = f"{facts['device']}, {facts['precision']}, threads: {facts['threads']}"
         where += f", processes: {facts['processes']}" if facts["processes"] > 1 else ""
         return f"{name} of {count:,} parameters, {self.config.epochs} epochs ({where}) into {self.folder.path}"
@@ -117,7 +119,9 @@ class Run:
 
     def _close_epoch(self, trainer: Trainer, data: Material, row: dict[str, Any]) -> None:
         """Validate, complete and write the epoch's row, then its checkpoint, which counts on the row."""
-        figures = self._score(trainer, data, data.validation) if data.validation else {}
+        figures: dict[str, Any] = {}
+        if data.validation:
+            figures = self.task.score(trainer.evaluated, data.validation, *self._where(data))
         row |= {"val_loss": figures.get("loss"), "val_accuracy": figures.get("accuracy")}
         self.folder.append_row(row)
         if row["epoch"] % self.config.checkpoint_every == 0 or row["epoch"] == self.config.epochs:
@@ -154,25 +158,20 @@ class Run:
             f"{kept} Start another run with a lower {rates}, or with --optimizer.grad-clip 1.",
         )
 
-    def _score(self, trainer: Trainer, data: Material, images: Images) -> dict[str, Any]:
-        return score(
-            trainer.evaluated,
-            images,
-            mean=data.mean,
-            std=data.std,
-            batch_size=max(500, self.config.batch_size),
-            precision=self.facts["precision"],
-            device=self.fabric.device,
-        )
+    def _where(self, data: Material) -> tuple[Config, Material, str, torch.device]:
+        return self.config, data, self.facts["precision"], self.fabric.device
 
     def _finish(self, trainer: Trainer, data: Material) -> None:
         """Score the test set, once, and write the model, the figures and, last of all, the result."""
         test = material.load_split(self.config, data.source, "test")
-        figures = self._score(trainer, data, test)
+        figures = self.task.last_score(trainer.evaluated, test, *self._where(data))
         self.facts["data"]["test"] = len(test)
         self.folder.write_json("environment.json", self.facts)
         outcome.write_model(self.folder, trainer.evaluated, self.facts)
-        result = outcome.result(self.config, self.facts | self.aside, trainer.evaluated, self.folder.metrics, figures)
+        tower = self.task.image_tower(trainer.evaluated)
+        size = sum(parameter.numel() for parameter in trainer.evaluated.parameters())
+        facts = self.facts | self.aside | {"parameters": size, "flops_per_image": flops_per_image(tower)}
+        result = outcome.result(self.config, facts, self.folder.metrics, figures)
         self.folder.write_json("evaluation.json", outcome.evaluation(self.folder, self.facts, result, test, figures))
         self.folder.write_json("result.json", result)
         self.progress.message(f"test accuracy {result['test_accuracy']:.2%} ({len(test):,} images of {test.name})")

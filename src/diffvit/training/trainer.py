@@ -16,7 +16,6 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from diffvit.config import Config
 from diffvit.data.batches import epoch_order
-from diffvit.models.vit import VisionTransformer
 from diffvit.training import optimizers
 from diffvit.training.checkpoint import Checkpoint
 from diffvit.training.ema import WeightAverage
@@ -58,13 +57,11 @@ class Trainer:
         fabric: launched.
         config: of the run.
         material: its data.
-        model: fresh weights.
+        model: fresh weights; a module that also has ``lambdas()``.
         objective: what to minimise.
     """
 
-    def __init__(
-        self, fabric: Fabric, config: Config, material: Material, model: VisionTransformer, objective: Objective
-    ) -> None:
+    def __init__(self, fabric: Fabric, config: Config, material: Material, model: Any, objective: Objective) -> None:
         self.fabric, self.config, self.objective = fabric, config, objective
         self.model = model.to(fabric.device).train()
         self.average = WeightAverage(self.model, config.ema) if config.ema else None
@@ -84,9 +81,9 @@ class Trainer:
         self.position = Position()
 
     @property
-    def evaluated(self) -> VisionTransformer:
+    def evaluated(self) -> Any:
         """The model to evaluate: the average where there is one."""
-        return self.average.model if self.average else self.model  # pyright: ignore[reportReturnType]
+        return self.average.model if self.average else self.model
 
     @property
     def images_seen(self) -> int:

@@ -1,0 +1,81 @@
+"""The two towers and the scale between them (arXiv 2103.00020), with the methods that open_clip's models have."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diffvit.clip.hub import text_transformer
+from diffvit.clip.small.vocabulary import KnownTokens
+from diffvit.clip.text_tower import CausalTower, causal_tower
+from diffvit.models.vit import VisionTransformer
+
+_FIRST_SCALE, _LARGEST_SCALE = 1 / 0.07, 100.0  # section 2.5 of the paper
+
+
+class SmallClip(nn.Module):
+    """A ViT of ours beside a causal text transformer of open_clip's.
+
+    Args:
+        visual: settings of :class:`diffvit.VisionTransformer`; its head projects into the joint space.
+        text: ``embed_dim``, ``depth``, ``num_heads`` and ``context_length`` of the text tower.
+        joint_dim: width of the joint space.
+        vocabulary: how many tokens the text tower knows.
+
+    Raises:
+        ConfigError: sizes that do not go together.
+        EnvironmentFault: open_clip is missing.
+    """
+
+    def __init__(self, *, visual: Mapping[str, Any], text: Mapping[str, int], joint_dim: int, vocabulary: int) -> None:
+        super().__init__()
+        self.settings = {"kind": "clip", "visual": {**visual, "num_classes": joint_dim}, "text": dict(text)}
+        self.settings |= {"joint_dim": joint_dim, "vocabulary": vocabulary}
+        self.visual = VisionTransformer(**self.settings["visual"])
+        self.text = text_transformer(
+            context_length=text["context_length"],
+            width=text["embed_dim"],
+            heads=text["num_heads"],
+            layers=text["depth"],
+            output_dim=joint_dim,
+        )
+        self.text.token_embedding = KnownTokens(vocabulary, text["embed_dim"])
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(_FIRST_SCALE)))
+
+    @property
+    def _tower(self) -> CausalTower:
+        tower = causal_tower(self)
+        assert tower is not None  # it is causal: built so above
+        return tower
+
+    def forward(
+        self, images: Float[Tensor, "n chans height width"], tokens: Int64[Tensor, "m cut"]
+    ) -> tuple[Float[Tensor, "n dim"], Float[Tensor, "m dim"], Float[Tensor, ""]]:
+        """Features of unit length of images and of texts, and the scale of their products."""
+        with torch.no_grad():
+            self.logit_scale.clamp_(max=math.log(_LARGEST_SCALE))
+        seen, read = self.encode_image(images, normalize=True), self.encode_text(tokens, normalize=True)
+        return seen, read, self.logit_scale.exp()
+
+    def encode_image(
+        self, images: Float[Tensor, "n chans height width"], normalize: bool = False
+    ) -> Float[Tensor, "n dim"]:
+        """Image features, float32, of unit length where ``normalize``."""
+        features = self.visual(images).float()
+        return F.normalize(features, dim=-1) if normalize else features
+
+    def encode_text(self, tokens: Int64[Tensor, "n cut"], normalize: bool = False) -> Float[Tensor, "n dim"]:
+        """Text features; texts may be cut after the end of the longest, the tower is causal."""
+        tower = self._tower
+        features = tower.encode(tokens, tower.ends(tokens)).float()
+        return F.normalize(features, dim=-1) if normalize else features
+
+    def lambdas(self) -> list[float]:
+        """The image tower's lambda of each layer; empty for softmax attention."""
+        return self.visual.lambdas()
