@@ -61,7 +61,7 @@ def _identity(record: RunRecord) -> Row:
 
 def _arm_labels(records: Sequence[RunRecord]) -> list[str]:
     """Short names: the kind of model, then at most two settings that tell the arms apart; else the run's own name."""
-    kinds = [MODEL_NAMES.get(str(record.row["attention"]), str(record.row["attention"])) for record in records]
+    kinds = [_kind(record.row) for record in records]
     if len(set(kinds)) == len(kinds):
         return kinds
     names = [name for name in differences(records) if name not in ("model.attention", "seed", "device", "fingerprint")]
@@ -71,6 +71,12 @@ def _arm_labels(records: Sequence[RunRecord]) -> list[str]:
         if len(set(labels)) == len(labels):
             return labels
     return _unique([str(record.row["run"]) for record in records])
+
+
+def _kind(row: Row) -> str:
+    """What a row's model is called."""
+    name = MODEL_NAMES.get(str(row["attention"]), str(row["attention"]))
+    return f"CLIP ({name})" if row.get("objective") == "contrastive" else name
 
 
 def _unique(labels: Sequence[str]) -> list[str]:

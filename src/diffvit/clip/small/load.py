@@ -43,7 +43,12 @@ def load_small(reference: Path | str, *, device: torch.device | str = "cpu") -> 
     path = locate(reference)
     meta = metadata_of(path, read_header(path))
     model = _skeleton(path, meta)
-    fill(str(path), "this CLIP", model, {name: _wide(each) for name, each in read_weights(path).tensors.items()})
+    fill(
+        str(path),
+        "this CLIP",
+        model,
+        {name: _wide(each) for name, each in read_weights(path, counters=True).tensors.items()},
+    )
     if str(device) == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     name = path.parent.name if path.name == MODEL_FILE else path.stem

@@ -35,7 +35,7 @@ class ContrastiveTask(Task):
         return f"CLIP with a {super().title(config)}"
 
     def model(self, config: Config, data: Material) -> SmallClip:
-        """Fresh weights; the image tower starts as its supervised twin does, but for the last layer."""
+        """Fresh weights; the image tower starts as its supervised twin does, but for the head."""
         config = _own(config)
         words = _captions(config, data).vocabulary
         tower = config.model.model_copy(update={"num_classes": config.joint_dim})
@@ -43,7 +43,9 @@ class ContrastiveTask(Task):
         torch.manual_seed(config.seed)
         model = SmallClip(visual=visual, text=to_dict(config.text), joint_dim=config.joint_dim, vocabulary=len(words))
         model.text.token_embedding.know(words)
-        model.visual = fresh_model(config.model_copy(update={"model": tower}), data)
+        twin = fresh_model(config, data).state_dict()
+        start = {name: tensor for name, tensor in twin.items() if not name.startswith("head.")}
+        model.visual.load_state_dict({**model.visual.state_dict(), **start})
         return model
 
     def image_tower(self, model: Any) -> nn.Module:
