@@ -14,8 +14,9 @@ import torch
 from small_clip import NAME, broken, openai_archive, openai_state, random_everywhere, register, small_model
 
 from diffvit.clip import hub
+from diffvit.clip.fingerprint import text_fingerprint
 from diffvit.clip.hub import tokenizer_of
-from diffvit.clip.load import load_clip, load_resnet50, text_fingerprint
+from diffvit.clip.load import load_clip, load_resnet50
 from diffvit.errors import ConfigError, EnvironmentFault, InputError
 
 NOTES = {"input_resolution": 224, "context_length": 77, "vocab_size": 49408}

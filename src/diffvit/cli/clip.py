@@ -1,9 +1,7 @@
-"""``diffvit clip``: ``classify`` here, ``precision`` in a module of its own."""
+"""``diffvit clip``: ``classify`` here, the others in modules of their own."""
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from diffvit.cli import show
+from diffvit.cli.clip_options import CLIP, ClipChoice, Lines, summed
 from diffvit.cli.options import COMMAND, OUTPUT, Output
-from diffvit.config import resolve
 from diffvit.errors import ConfigError, InputError
-from diffvit.settings import Device
 
 if TYPE_CHECKING:
     from diffvit.clip.load import Clip
@@ -27,6 +24,7 @@ app.command(
     "diffvit.cli.clip_precision:precision", name="precision", help="Measure the image encoder in several precisions."
 )
 app.command(
+<<<<<<< HEAD
     "diffvit.cli.clip_train:train",
     name="train",
     help="Train a small CLIP of our own: images against captions.",
@@ -34,6 +32,12 @@ app.command(
 )
 
 _NO_TAG = "none"
+=======
+    "diffvit.cli.clip_evaluate:evaluate",
+    name="evaluate",
+    help="Accuracy on labelled pictures: a folder, ImageNet's layout, CIFAR-10.",
+)
+>>>>>>> 62c0d6e2a02a8d81947dd3c76ad9a8bc808127f0
 
 
 @app.command(usage="Usage: diffvit clip classify IMAGE... --labels A,B,... [OPTIONS]")
@@ -48,34 +52,25 @@ def classify(
     templates: Annotated[
         str, Parameter(group=COMMAND, help="openai-80, openai-7, single, or a file with {} in each line.")
     ] = "openai-80",
-    model: Annotated[str, Parameter(group=COMMAND, help="open_clip's name of the architecture.")] = "RN50",
-    pretrained: Annotated[
-        str, Parameter(group=COMMAND, help="Which of its weights; of a --weights FILE, what it holds (or none).")
-    ] = "openai",
-    weights: Annotated[
-        Path | None, Parameter(group=COMMAND, help="Weights from a file: OpenAI's archive, .pt, .safetensors.")
-    ] = None,
     top: Annotated[int, Parameter(group=COMMAND, help="Labels to name per image.")] = 5,
     out: Annotated[Path | None, Parameter(group=COMMAND, help="Folder for a figure and a JSON file.")] = None,
-    device: Annotated[Device | None, Parameter(group=COMMAND, show_default="auto", help="Where to run.")] = None,
+    choice: ClipChoice = CLIP,
     output: Output = OUTPUT,
 ) -> None:
     """Name what is on images with labels of your own (zero-shot): the likeliest with their probabilities."""
     if top < 1:
         raise ConfigError("--top", f"must be at least 1 (found {top})")
-    place = resolve(None, {} if device is None else {"device": device}).device
 
-    from diffvit.clip.load import load_clip
     from diffvit.clip.pictures import name_pictures, read_pictures
     from diffvit.clip.templates import load_labels, load_templates
     from diffvit.clip.zero_shot import zero_shot_classifier
 
     given, prompts = load_labels(labels, labels_file), load_templates(templates)
-    clip = load_clip(model, None if pretrained == _NO_TAG else pretrained, weights, device=place)
+    clip = choice.load()
     pictures, faults = read_pictures(images, clip.preprocessing)
     if not pictures:
-        raise _summed(faults, kept=False)
-    classifier = zero_shot_classifier(clip, given, prompts, progress=_Lines())
+        raise summed(faults)
+    classifier = zero_shot_classifier(clip, given, prompts, progress=Lines("labels"))
     named = name_pictures(clip, classifier, pictures, top)
     result = _result(clip, classifier, named, faults)
     _tell(clip, classifier, named)
@@ -85,7 +80,7 @@ def classify(
     if output.json:
         show.as_json(result)
     if faults:
-        raise _summed(faults, kept=True)
+        raise summed(faults, "The other images are above.")
 
 
 def _tell(clip: Clip, classifier: Classifier, named: Sequence[Named]) -> None:
@@ -144,25 +139,5 @@ def _write(out: Path, named: Sequence[Named], result: dict[str, Any]) -> list[Pa
     return [*files, out / "classify.json"]
 
 
-def _summed(faults: Sequence[InputError], *, kept: bool) -> InputError:
-    """The first of the faults, and how many more there are."""
-    first = faults[0]
-    more = f"{len(faults) - 1} more could not be read either." if len(faults) > 1 else ""
-    return InputError(first.what, first.why, f"{more} {'The other images are above.' if kept else ''}".strip())
-
-
 def _dtype(clip: Clip) -> str:
     return str(clip.dtype).removeprefix("torch.")
-
-
-class _Lines:
-    """A line on standard error at most every two seconds, while text features are computed."""
-
-    def __init__(self) -> None:
-        self.start, self.last = time.monotonic(), 0.0
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if done < total and now - self.last >= 2 and now - self.start >= 2:
-            self.last = now
-            print(f"labels: {done:,} of {total:,} ({now - self.start:.0f} s)", file=sys.stderr, flush=True)

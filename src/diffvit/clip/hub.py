@@ -50,6 +50,18 @@ def timm_library() -> ModuleType:
     return timm
 
 
+def imagenet_wordnet_ids() -> tuple[str, ...]:
+    """The WordNet ids of ImageNet-1k (``n01440764``) in the order of its classes.
+
+    Raises:
+        EnvironmentFault: timm is missing, or does not work here.
+    """
+    timm_library()
+    from timm.data.imagenet_info import ImageNetInfo
+
+    return tuple(ImageNetInfo().label_names())
+
+
 def clip_skeleton(name: str, *, quick_gelu: bool) -> nn.Module:
     """open_clip's model of that name with throw-away weights; the caller's random numbers stay as they were.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,20 +190,6 @@ def assert_quick_gelu(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.GELU) and not name.startswith("visual.trunk."):
             raise InputError(name, "has GELU where the weights were trained with QuickGELU")
-
-
-def text_fingerprint(model: nn.Module) -> str:
-    """SHA-256 (hex) of everything that text features depend on: the modules' settings, names, dtypes and weights."""
-    digest = hashlib.sha256()
-    for name, module in model.named_modules():
-        if name and not name.startswith("visual"):
-            said = module.extra_repr() or type(module).__name__
-            digest.update(f"{name} {type(module).__name__} {said} {getattr(module, 'num_heads', '')}\n".encode())
-    for name, tensor in model.state_dict().items():
-        if not name.startswith("visual."):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _check_names(name: str, pretrained: str | None, weights: Path | None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,10 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffvit.clip.classifier_cache import Parts
+from diffvit.clip.fingerprint import text_fingerprint
 from diffvit.clip.hub import open_clip_library
-from diffvit.clip.load import Clip, text_fingerprint
+from diffvit.clip.load import Clip
+from diffvit.clip.parts import Parts
 from diffvit.clip.templates import MAX_LABELS, Templates, twins
 from diffvit.clip.text_tower import text_features
 from diffvit.data.cache import cache_folder
@@ -81,7 +81,7 @@ def zero_shot_classifier(
         raise ConfigError("templates", "must have {} where the label goes, at least one of them")
     size = max(1, _PROMPTS_AT_ONCE // len(templates.texts))
     key = _key(clip, labels, templates, size)
-    parts = Parts((cache_dir or cache_folder()) / "clip" / key[:32], key)
+    parts = Parts((cache_dir or cache_folder()) / "clip" / key[:32], key, "the classifier")
     chunks = [labels[first : first + size] for first in range(0, len(labels), size)]
     known = {index: parts.load(index, len(chunk)) for index, chunk in enumerate(chunks)} if use_cache else {}
     done = sum(len(chunk) for index, chunk in enumerate(chunks) if known.get(index) is not None)
@@ -92,7 +92,7 @@ def zero_shot_classifier(
             if progress:
                 progress(done, len(labels))
             part = _rows(clip, chunk, templates)
-            saving = saving and _saved(parts, index, part)
+            saving = saving and parts.saved(index, part)
             done += len(chunk)
         rows.append(part)
     if progress:
@@ -143,13 +143,3 @@ def _key(clip: Clip, labels: Sequence[str], templates: Templates, size: int) -> 
     tokenizer = [clip.name, type(clip.tokenizer).__name__, open_clip_library().__version__]
     what = [_VERSION, text_fingerprint(clip.model), tokenizer, templates.texts, list(labels), size]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()
-
-
-def _saved(parts: Parts, index: int, rows: Tensor) -> bool:
-    """Whether it could be kept; where it could not, the work goes on without."""
-    try:
-        parts.save(index, rows)
-    except OSError as error:
-        warnings.warn(f"{parts.folder}: the classifier is not cached ({error.strerror or error})", stacklevel=3)
-        return False
-    return True

@@ -52,7 +52,7 @@ def load(folder: Path, split: str, *, image_size: int) -> Images:
         raise InputError(str(root / unknown[0]), "is a class that train/ does not have")
     files, labels = [], []
     for name in found:
-        mine = sorted(_files(root / name))
+        mine = sorted(image_files(root / name))
         if not mine:
             raise InputError(str(root / name), "holds no images")
         files.extend(mine)
@@ -65,13 +65,26 @@ def load(folder: Path, split: str, *, image_size: int) -> Images:
 def _class_names(root: Path) -> list[str]:
     if not root.is_dir():
         raise InputError(str(root), "no such folder", "A data folder has train/CLASS/ and test/CLASS/ with images.")
-    names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    names = class_folders(root)
     if not names:
         raise InputError(str(root), "has no folders of classes", "A data folder has train/CLASS/ and test/CLASS/.")
     return names
 
 
-def _files(root: Path) -> Iterator[Path]:
+def class_folders(root: Path) -> list[str]:
+    """The names of the folders in a folder, hidden ones left out, sorted.
+
+    Raises:
+        InputError: it cannot be listed.
+    """
+    try:
+        return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:
+        raise InputError(str(root), f"cannot be listed ({error.strerror})") from None
+
+
+def image_files(root: Path) -> Iterator[Path]:
+    """What may be an image at any depth, in no order: not hidden, and no suffix that says otherwise."""
     for place, _, names in os.walk(root):  # does not follow links to folders: no loops
         for name in names:
             if not name.startswith(".") and Path(name).suffix.lower() not in _NO_IMAGES:

@@ -112,15 +112,25 @@ def metrics_of(logits: Tensor, labels: Tensor) -> dict[str, Any]:
 
 
 def calibration_error(logits: Tensor, labels: Tensor, bins: int = CALIBRATION_BINS) -> float:
+    """:func:`calibration_gap` of logits (n, classes) and labels (n,)."""
+    confidence, predicted = logits.double().softmax(1).max(1)
+    return calibration_gap(confidence, predicted == labels, bins)
+
+
+def calibration_gap(confidence: Tensor, correct: Tensor, bins: int = CALIBRATION_BINS) -> float:
     """Expected calibration error, a fraction: |accuracy - confidence| over equal bins of confidence, weighted by count.
 
     Source: Guo et al. 2017 (arXiv 1706.04599), equation 3; bins are (0, 1/b], (1/b, 2/b], ...
+
+    Args:
+        confidence: probability of the predicted class (n,), 0 to 1.
+        correct: whether it is the true one (n,).
+        bins: how many.
     """
-    confidence, predicted = logits.double().softmax(1).max(1)
-    correct = (predicted == labels).double()
+    confidence, correct = confidence.double().cpu(), correct.double().cpu()
     index = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, index.cpu(), (correct - confidence).cpu())
-    return float(gaps.abs().sum() / max(len(labels), 1))
+    gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, index, correct - confidence)
+    return float(gaps.abs().sum() / max(len(confidence), 1))
 
 
 def flops_per_image(model: nn.Module) -> int:

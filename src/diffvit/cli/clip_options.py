@@ -1,0 +1,118 @@
+"""What the verbs of ``diffvit clip`` share: which models, which pictures, and who is told how far it is."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from diffvit.cli.options import COMMAND
+from diffvit.config import resolve
+from diffvit.errors import ConfigError, InputError
+from diffvit.settings import Device
+
+if TYPE_CHECKING:
+    from diffvit.clip.evaluation.labelled import Labelled
+    from diffvit.clip.load import Clip, ResNet50
+
+_NO_TAG = "none"
+
+
+@Parameter(name="*", group=COMMAND)
+@dataclass(frozen=True)
+class ClipChoice:
+    """A CLIP and where it runs."""
+
+    model: str = "RN50"
+    """open_clip's name of the architecture."""
+    pretrained: str = "openai"
+    """Which of its weights; of a --weights FILE, what it holds (or none)."""
+    weights: Path | None = None
+    """Weights from a file: OpenAI's archive, .pt, .safetensors."""
+    device: Annotated[Device | None, Parameter(show_default="auto")] = None
+    """Where to run."""
+
+    @property
+    def place(self) -> str:
+        """The device: flag > environment > default."""
+        return resolve(None, {} if self.device is None else {"device": self.device}).device
+
+    def load(self) -> Clip:
+        """The model."""
+        from diffvit.clip.load import load_clip
+
+        return load_clip(
+            self.model, None if self.pretrained == _NO_TAG else self.pretrained, self.weights, device=self.place
+        )
+
+
+@Parameter(name="*", group=COMMAND)
+@dataclass(frozen=True)
+class SupervisedChoice:
+    """The ImageNet-supervised ResNet-50 beside it."""
+
+    supervised: str | None = None
+    """Evaluate this ResNet-50 on the same pictures: tv-v1, tv-v2, or timm's name (resnet50.a1_in1k)."""
+    supervised_weights: Path | None = None
+    """Its weights from a file."""
+
+    def load(self, device: str) -> ResNet50 | None:
+        """The model, or None where none is asked for."""
+        from diffvit.clip.load import load_resnet50
+
+        self.check()
+        return load_resnet50(self.supervised, self.supervised_weights, device=device) if self.supervised else None
+
+    def check(self) -> None:
+        """Refuse weights of no model."""
+        if self.supervised_weights is not None and self.supervised is None:
+            raise ConfigError("--supervised-weights", "needs --supervised", "Say what they are: tv-v1 or tv-v2.")
+
+
+@Parameter(name="*", group=COMMAND)
+@dataclass(frozen=True)
+class PicturesChoice:
+    """Which labelled pictures."""
+
+    limit: int | None = None
+    """At most so many pictures of each class, spread over it."""
+    split: Literal["test", "train"] = "test"
+    """Which images of cifar10."""
+    data_dir: Path | None = None
+    """Where CIFAR-10 lies; by default what DIFFVIT_DATA says."""
+
+    def open(self, where: str) -> Labelled:
+        """The pictures."""
+        from diffvit.clip.evaluation.labelled import open_labelled
+
+        labelled = open_labelled(where, split=self.split, data_dir=self.data_dir)
+        return labelled if self.limit is None else labelled.at_most(self.limit)
+
+
+CLIP, SUPERVISED, PICTURES = ClipChoice(), SupervisedChoice(), PicturesChoice()
+
+
+class Lines:
+    """A line on standard error at most every two seconds, while something is computed."""
+
+    def __init__(self, what: str) -> None:
+        self.what, self.start, self.last = what, time.monotonic(), 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        """Tell it."""
+        now = time.monotonic()
+        if done < total and now - self.last >= 2 and now - self.start >= 2:
+            self.last = now
+            print(f"{self.what}: {done:,} of {total:,} ({now - self.start:.0f} s)", file=sys.stderr, flush=True)
+
+
+def summed(faults: Sequence[InputError], kept: str = "") -> InputError:
+    """The first of the faults, how many more there are, and what was done all the same."""
+    first = faults[0]
+    more = f"{len(faults) - 1} more could not be read either." if len(faults) > 1 else ""
+    return InputError(first.what, first.why, f"{more} {kept}".strip())

@@ -1,0 +1,197 @@
+"""Labelled pictures that are read one at a time: a folder per class, ImageNet's validation layout, CIFAR-10."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from diffvit.clip.hub import imagenet_wordnet_ids
+from diffvit.clip.templates import imagenet_names, twins
+from diffvit.clip.text_file import check_text
+from diffvit.config import resolve
+from diffvit.data import sources
+from diffvit.data.cifar10_rows import SIZE
+from diffvit.data.folder import class_folders, image_files
+from diffvit.data.images import decode
+from diffvit.errors import ConfigError, InputError
+
+CIFAR10 = "cifar10"
+_WORDNET_ID = re.compile(r"n\d{8}")
+_SPLITS = {"train", "training", "val", "valid", "validation", "test"}
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Pictures with classes.
+
+    Args:
+        name: for people: "folder val", "CIFAR-10 (JPEG) test".
+        classes: for people and for prompts. ImageNet's OpenAI names where folders are named by WordNet ids (two pairs
+            of them are the same), else the folders' names with spaces for "_".
+        wordnet_ids: of the classes, where every folder is named by a WordNet id of ImageNet-1k.
+        labels: per picture, its place in ``classes``.
+        places: per picture, its path in the folder, or as "test/00042".
+        stamps: per picture, what says that it is the same as before.
+        read: a picture by its number; InputError for one that cannot be decoded.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    wordnet_ids: tuple[str, ...] | None
+    labels: tuple[int, ...]
+    places: tuple[str, ...]
+    stamps: tuple[str, ...]
+    read: Callable[[int], UInt8[np.ndarray, "3 h w"]]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def only(self, keep: Sequence[int]) -> Labelled:
+        """The pictures of these classes, which get the places that they have in ``keep``; pictures stay in order.
+
+        Raises:
+            ValueError: a class is named twice.
+        """
+        if len(set(keep)) != len(keep):
+            raise ValueError(f"names a class twice ({list(keep)})")
+        ids, now = self.wordnet_ids, {label: place for place, label in enumerate(keep)}
+        few = self._picked([number for number, label in enumerate(self.labels) if label in now])
+        return replace(
+            few,
+            classes=tuple(self.classes[label] for label in keep),
+            wordnet_ids=None if ids is None else tuple(ids[label] for label in keep),
+            labels=tuple(now[label] for label in few.labels),
+        )
+
+    def at_most(self, per_class: int) -> Labelled:
+        """So many pictures of each class, spread evenly over it; all of a class that has fewer.
+
+        Raises:
+            ConfigError: fewer than one.
+        """
+        if per_class < 1:
+            raise ConfigError("--limit", f"must be at least 1 (found {per_class})")
+        members: list[list[int]] = [[] for _ in self.classes]
+        for number, label in enumerate(self.labels):
+            members[label].append(number)
+        chosen: list[int] = []
+        for mine in members:
+            count = min(per_class, len(mine))
+            chosen.extend(mine[place * len(mine) // count] for place in range(count))
+        return self._picked(sorted(chosen))
+
+    def _picked(self, numbers: Sequence[int]) -> Labelled:
+        read = self.read
+        return replace(
+            self,
+            labels=tuple(self.labels[number] for number in numbers),
+            places=tuple(self.places[number] for number in numbers),
+            stamps=tuple(self.stamps[number] for number in numbers),
+            read=lambda place: read(numbers[place]),
+        )
+
+
+def open_labelled(where: str | Path, *, split: str = "test", data_dir: Path | None = None) -> Labelled:
+    """Labelled pictures, none of them read yet (those of CIFAR-10 are small, and are).
+
+    Args:
+        where: ``cifar10``, or a folder with a folder per class. Files may lie deeper; hidden ones and those whose
+            suffix says that they are no images are left out. Folders named by WordNet ids of ImageNet-1k get its names.
+        split: of CIFAR-10: test or train.
+        data_dir: where CIFAR-10 lies; by default what DIFFVIT_DATA says.
+
+    Raises:
+        ConfigError: a split of what has none.
+        InputError: no such folder, no classes in it, an empty one, two that would have the same name, or splits in
+            place of classes.
+        EnvironmentFault: CIFAR-10 cannot be fetched, or WordNet ids are met and timm or open_clip is missing.
+    """
+    if str(where) == CIFAR10:
+        return _cifar10(split, data_dir or resolve().data_dir)
+    if split != "test":
+        raise ConfigError("--split", f"is for {CIFAR10}; a folder is taken as it is", "Name the split's own folder.")
+    return _folder(Path(where))
+
+
+def _cifar10(split: str, data_dir: Path | None) -> Labelled:
+    images = sources.load(CIFAR10, split, data_dir=data_dir, image_size=SIZE)
+    pixels = images.pixels.numpy()
+    return Labelled(
+        f"{images.name} {split}",
+        tuple(images.classes),
+        None,
+        tuple(images.labels.tolist()),
+        tuple(f"{split}/{number:05}" for number in range(len(images))),
+        tuple(hashlib.sha256(picture.tobytes()).hexdigest() for picture in pixels),
+        lambda number: pixels[number],
+    )
+
+
+def _folder(root: Path) -> Labelled:
+    folders = _class_folders(root)
+    classes, ids = _names(root, folders)
+    labels: list[int] = []
+    files: list[Path] = []
+    for label, folder in enumerate(folders):
+        mine = sorted(image_files(root / folder))
+        if not mine:
+            raise InputError(str(root / folder), "holds no images", "Put some there, or take the folder away.")
+        files.extend(mine)
+        labels.extend([label] * len(mine))
+    # The folder itself is a part of each stamp: two folders may hold files of the same names, sizes and times.
+    home = str(root.resolve())
+    return Labelled(
+        f"folder {root.resolve().name}",
+        classes,
+        ids,
+        tuple(labels),
+        tuple(file.relative_to(root).as_posix() for file in files),
+        tuple(f"{_state(file)} {home}" for file in files),
+        lambda number: decode(files[number], name=str(files[number])),
+    )
+
+
+def _class_folders(root: Path) -> list[str]:
+    if "\0" in str(root) or not root.is_dir():
+        found = "is not a folder" if "\0" not in str(root) and root.exists() else "no such folder"
+        raise InputError(str(root), found, f"Give {CIFAR10}, or a folder with a folder per class.")
+    folders = class_folders(root)
+    if not folders:
+        raise InputError(str(root), "has no folders of classes", "It must have a folder per class, with images in it.")
+    splits = [name for name in folders if name.lower() in _SPLITS and class_folders(root / name)]
+    if splits and all(name.lower() in _SPLITS for name in folders):
+        one = next((name for name in splits if not name.lower().startswith("train")), splits[0])
+        raise InputError(str(root), f"holds splits, not classes ({', '.join(splits)})", f"Give {root / one}.")
+    return folders
+
+
+def _names(root: Path, folders: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+    """What the classes are called, and their WordNet ids where all are ImageNet's."""
+    if all(_WORDNET_ID.fullmatch(folder) for folder in folders):
+        order = {wordnet_id: place for place, wordnet_id in enumerate(imagenet_wordnet_ids())}
+        if order.keys() >= set(folders):
+            names = imagenet_names()
+            return tuple(names[order[folder]] for folder in folders), tuple(folders)
+    classes = tuple(folder.replace("_", " ").strip() or folder for folder in folders)
+    for folder, name in zip(folders, classes, strict=True):
+        check_text(name, str(root / folder), "a folder's name")
+    if same := twins(classes):
+        first, second = (folders[place] for place in same[0][:2])
+        why = f"is the same class name as {first} ({classes[same[0][0]]!r}, with spaces for _)"
+        raise InputError(str(root / second), why, "Rename one of them.")
+    return classes, None
+
+
+def _state(file: Path) -> str:
+    """Size and time of change; a file that cannot be looked at is unreadable later, which stops nothing."""
+    try:
+        state = file.stat()
+    except OSError:
+        return "none"
+    return f"{state.st_size} {state.st_mtime_ns}"
