@@ -24,20 +24,16 @@ app.command(
     "diffvit.cli.clip_precision:precision", name="precision", help="Measure the image encoder in several precisions."
 )
 app.command(
-<<<<<<< HEAD
     "diffvit.cli.clip_train:train",
     name="train",
     help="Train a small CLIP of our own: images against captions.",
     usage="Usage: diffvit clip train [CONFIG.yaml] [OPTIONS]",
 )
-
-_NO_TAG = "none"
-=======
+app.command(
     "diffvit.cli.clip_evaluate:evaluate",
     name="evaluate",
     help="Accuracy on labelled pictures: a folder, ImageNet's layout, CIFAR-10.",
 )
->>>>>>> 62c0d6e2a02a8d81947dd3c76ad9a8bc808127f0
 
 
 @app.command(usage="Usage: diffvit clip classify IMAGE... --labels A,B,... [OPTIONS]")

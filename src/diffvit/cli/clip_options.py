@@ -29,7 +29,7 @@ class ClipChoice:
     """A CLIP and where it runs."""
 
     model: str = "RN50"
-    """open_clip's name of the architecture."""
+    """open_clip's name of the architecture; or a small CLIP of our own: cifar10-clip, or its run folder."""
     pretrained: str = "openai"
     """Which of its weights; of a --weights FILE, what it holds (or none)."""
     weights: Path | None = None
@@ -45,7 +45,10 @@ class ClipChoice:
     def load(self) -> Clip:
         """The model."""
         from diffvit.clip.load import load_clip
+        from diffvit.clip.small.load import is_own, load_small
 
+        if self.weights is None and is_own(self.model):
+            return load_small(self.model, device=self.place)
         return load_clip(
             self.model, None if self.pretrained == _NO_TAG else self.pretrained, self.weights, device=self.place
         )

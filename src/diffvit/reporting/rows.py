@@ -27,6 +27,8 @@ RESULT_COLUMNS = (
     *("device", "precision", "hardware", "cores", "threads", "diffvit", "python", "torch", "commit"),
     *("fingerprint", "train_images", "validation_images", "test_images"),
 )
+# What only some runs have: figures of a CLIP.
+OTHER_COLUMNS = ("zero_shot_accuracy", "unseen_names_accuracy")
 _YOUNGER_COLUMNS = {"data_seconds", "compile_seconds"}  # which rows of diffvit 0.1.0 lack
 _KEY_COLUMNS = ("run", "config_hash", "seed", "attention", "data")
 # Read back as they stand: "3.11" is a version and "123456789012" a hash, not numbers.
@@ -64,7 +66,8 @@ class RunRecord:
     @property
     def settings(self) -> Row:
         """The arm's settings, dotted names to values."""
-        return {name: value for name, value in self.row.items() if name not in RESULT_COLUMNS}
+        known = {*RESULT_COLUMNS, *OTHER_COLUMNS}
+        return {name: value for name, value in self.row.items() if name not in known}
 
 
 def read_run(run: RunDir | Path | str) -> RunRecord:
@@ -79,7 +82,7 @@ def read_run(run: RunDir | Path | str) -> RunRecord:
     data = environment.get("data", {})
     row: Row = {**dict.fromkeys(RESULT_COLUMNS), "run": run.path.resolve().name}
     row |= {name: environment[name] for name in RESULT_COLUMNS if name in environment and name != "data"}
-    row |= {name: result[name] for name in RESULT_COLUMNS if name in result}
+    row |= {name: result[name] for name in (*RESULT_COLUMNS, *OTHER_COLUMNS) if name in result}
     row |= {"fingerprint": data.get("fingerprint"), "commit": environment.get("commit")}
     row |= {f"{split}_images": data.get(split) for split in ("train", "validation", "test")}
     if evaluation and row["calibration_error"] is None:

@@ -26,7 +26,7 @@ _MOST_TOKENS = 49_408  # that the tokenizer has
 def is_own(name: str) -> bool:
     """Whether this names a model of ours: a packaged name, a run folder or a ``.safetensors`` file."""
     path = Path(name)
-    return weights.packaged(name) is not None or path.is_dir() or path.suffix == ".safetensors"
+    return weights.packaged(name) is not None or (path / MODEL_FILE).is_file() or path.suffix == ".safetensors"
 
 
 def load_small(reference: Path | str, *, device: torch.device | str = "cpu") -> Clip:
