@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 import diffvit
 from diffvit import weights
+from diffvit.cli.main import run
 
 
 @pytest.mark.system
@@ -14,7 +16,22 @@ def test_packaged_models_repeat_the_registered_accuracy(cifar10_dir: Path) -> No
     for name, entry in weights.registry().items():
         if not entry["data"].startswith("CIFAR-10"):
             continue
+        if name == "cifar10-clip":
+            continue  # no classifier: below
         found = diffvit.evaluate(name, data_dir=cifar10_dir, device="cpu")
         assert found["data"] == entry["data"]
         # Another processor sums in another order: an image or two on the edge may fall to the other side.
         assert found["accuracy"] == pytest.approx(entry["test_accuracy"], abs=5e-4)
+
+
+@pytest.mark.system
+@pytest.mark.cifar10
+def test_the_packaged_clip_repeats_its_accuracy_zero_shot(
+    cifar10_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["clip", "evaluate", "cifar10", "--model", "cifar10-clip", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    (figures,) = found["models"]
+    assert figures["images"] == 10_000
+    assert figures["accuracy"] == pytest.approx(weights.registry()["cifar10-clip"]["test_accuracy"], abs=5e-4)
+    assert figures["accuracy"] > 0.7

@@ -19,6 +19,9 @@ import yaml
 from torch import Tensor, nn
 
 from diffvit import weights
+from diffvit.clip.small.load import load_small
+from diffvit.clip.small.score import score_clip
+from diffvit.config import ClipConfig, parse, resolve, to_dict
 from diffvit.errors import DiffvitError, InputError
 from diffvit.models.differential import DifferentialAttention
 from diffvit.reporting import markdown, tables
@@ -26,7 +29,8 @@ from diffvit.reporting.arms import arms
 from diffvit.reporting.rows import RunRecord, read_run
 from diffvit.training.evaluate import evaluate
 from diffvit.training.files import disk_faults, replace, to_json
-from diffvit.training.load import METADATA_KEY, load_with_meta
+from diffvit.training.load import METADATA_KEY, MODEL_FILE, load_with_meta, metadata_of, read_header
+from diffvit.training.material import load_split
 from diffvit.training.run_dir import RunDir
 
 LARGEST = 4_000_000  # bytes
@@ -53,7 +57,8 @@ def package(
     """
     record = read_run(run)
     assert record.folder is not None
-    model, meta = load_with_meta(record.folder)
+    is_clip = record.row.get("objective") == "contrastive"
+    model, meta = _loaded_clip(record.folder) if is_clip else load_with_meta(record.folder)
     settings = {key: value for key, value in meta.pop("config").items() if key not in _WHEREABOUTS}
     facts = {key: value for key, value in meta.items() if key != "file"}
     facts |= {"model": model.settings, "config": settings, "precision": record.row["precision"]}
@@ -66,7 +71,10 @@ def package(
     file = folder / f"{name}.safetensors"
     with disk_faults(file):
         replace(file, content)
-    found = evaluate(file, data_dir=data_dir, precision=str(record.row["precision"]))
+    if is_clip:
+        found = _clip_figures(file, settings, data_dir)
+    else:
+        found = evaluate(file, data_dir=data_dir, precision=str(record.row["precision"]))
     entry = {
         **{"file": file.name, "sha256": weights.sha256_of(file), "card": f"{name}.md"},
         **{"data": record.row["data"], "test_accuracy": found["accuracy"], "parameters": found["parameters"]},
@@ -76,6 +84,25 @@ def package(
         replace(folder / f"{name}.md", _card(name, entry, record, found, settings).encode())
         replace(folder / "registry.json", (json.dumps(registry, indent=2) + "\n").encode())
     return file
+
+
+def _loaded_clip(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """A small CLIP with what :func:`load_with_meta` would tell of it."""
+    path = folder / MODEL_FILE
+    meta = metadata_of(path, read_header(path))
+    return load_small(path).model, {**meta, "config": to_dict(RunDir.open(folder).config)}
+
+
+def _clip_figures(file: Path, settings: Mapping[str, Any], data_dir: Path | None) -> dict[str, Any]:
+    """The figures of a stored small CLIP on its data's test set."""
+    config, clip = parse(dict(settings)), load_small(file)
+    assert isinstance(config, ClipConfig)
+    place = data_dir or resolve().data_dir
+    images = load_split(config.model_copy(update={"data_dir": place}), config.data, "test")
+    look = clip.preprocessing
+    model: Any = clip.model
+    parameters = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
+    return score_clip(model, images, look.mean, look.std, config.captions) | parameters
 
 
 def compact(model: nn.Module) -> dict[str, Tensor]:
@@ -91,6 +118,7 @@ def compact(model: nn.Module) -> dict[str, Tensor]:
     for name, tensor in model.state_dict().items():
         owner, _, last = name.rpartition(".")
         kind = torch.bfloat16 if last == "weight" and owner in layers else torch.float32
+        kind = kind if tensor.is_floating_point() else tensor.dtype
         state[name] = tensor.detach().cpu().to(kind).contiguous()
     return state
 
@@ -115,8 +143,7 @@ def _card(
                 f"{arm.label}, trained from scratch by diffvit. {found['parameters']:,} parameters, "
                 f"{len(record.classes)} classes: {', '.join(record.classes)}.",
                 markdown.data_line(str(row["data"])),
-                f'```python\nimport diffvit\n\nmodel = diffvit.load("{name}")\n```',
-                f"`diffvit evaluate {name}` repeats the accuracy below.",
+                *_usage(name, record),
                 markdown.table(tables.Table(["", name], stored + lines)),
                 tables.FIGURE_NOTES,
                 "The matrices that bf16 autocast rounds anyway are stored in bf16, everything else in float32: under "
@@ -128,6 +155,17 @@ def _card(
         )
         + "\n"
     )
+
+
+def _usage(name: str, record: RunRecord) -> list[str]:
+    """How to load it, and to repeat its accuracy."""
+    code, command = f'import diffvit\n\nmodel = diffvit.load("{name}")', f"diffvit evaluate {name}"
+    note = ""
+    if record.row.get("objective") == "contrastive":
+        code = f'from diffvit.clip.small.load import load_small\n\nclip = load_small("{name}")'
+        command = f"diffvit clip evaluate {record.row['source']} --model {name}"
+        note = " It is a demonstration of the whole path on ten classes, not OpenAI's CLIP."
+    return [f"```python\n{code}\n```", f"`{command}` repeats the accuracy below.{note}"]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,16 +10,11 @@ from torch import nn
 from diffvit.clip.hub import simple_tokenizer
 from diffvit.clip.small.captions import Captions
 from diffvit.clip.small.contrast import Contrastive
-from diffvit.clip.small.load import as_clip
 from diffvit.clip.small.model import SmallClip
-from diffvit.clip.small.names import names_tried
-from diffvit.clip.templates import load_templates
-from diffvit.clip.zero_shot import zero_shot_classifier
+from diffvit.clip.small.score import score_clip
 from diffvit.config import ClipConfig, Config, to_dict
-from diffvit.data.batches import evaluation_batches
 from diffvit.data.images import Images
 from diffvit.training.material import Material, fresh_model
-from diffvit.training.score import evaluating, metrics_of
 from diffvit.training.task import Task
 
 
@@ -61,32 +56,14 @@ class ContrastiveTask(Task):
     ) -> dict[str, Any]:
         """See the base class."""
         del precision
-        return self._figures(model, images, _own(config), data, device, everything=False)
+        return score_clip(model, images, data.mean, data.std, _own(config).captions, device=device)
 
     def last_score(
         self, model: Any, images: Images, config: Config, data: Material, precision: str, device: torch.device
     ) -> dict[str, Any]:
-        """Also ``zero_shot_accuracy``, ``unseen_names_accuracy`` and ``names``, of :func:`names_tried`."""
+        """Also what :func:`diffvit.clip.small.names.names_tried` gives, and ``zero_shot_accuracy``."""
         del precision
-        return self._figures(model, images, _own(config), data, device, everything=True)
-
-    def _figures(
-        self, model: Any, images: Images, config: ClipConfig, data: Material, device: torch.device, *, everything: bool
-    ) -> dict[str, Any]:
-        templates = load_templates(config.captions.evaluated_with)
-        found: list[torch.Tensor] = []
-        with evaluating(model), torch.inference_mode():
-            clip = as_clip(model, {"mean": data.mean, "std": data.std, "data": images.name}, "this run")
-            for batch in evaluation_batches(images.pixels, 500, data.mean, data.std, device):
-                found.append(model.encode_image(batch, normalize=True).cpu())
-            features = torch.cat(found)
-            rows = zero_shot_classifier(clip, images.classes, templates, use_cache=False).weights
-            figures = metrics_of(model.logit_scale.exp().cpu() * features @ rows.T, images.labels)
-            if everything:
-                captions = config.captions
-                tried = names_tried(clip, features, images, captions.names, captions.unseen, templates)
-                figures |= {"zero_shot_accuracy": figures["accuracy"], **tried}
-        return figures
+        return score_clip(model, images, data.mean, data.std, _own(config).captions, device=device, names_too=True)
 
 
 def _captions(config: ClipConfig, data: Material) -> Captions:
