@@ -48,7 +48,7 @@ def zero_shot(files: list[Path], names: list[str]) -> torch.Tensor:
     rows: Any = open_clip.build_zero_shot_classifier(model, open_clip.tokenize, names, [lambda c: f"a photo of a {c}."])
     with torch.no_grad():
         features = model.double().encode_image(images.double(), normalize=True)
-    return (model.logit_scale.exp() * features @ rows.double()).softmax(dim=1)
+        return (model.logit_scale.exp() * features @ rows.double()).softmax(dim=1)
 
 
 def counted(chances: torch.Tensor, labels: list[int]) -> tuple[int, int, list[list[bool]]]:
