@@ -120,7 +120,7 @@ def _table(models: Sequence[Result], classes: Sequence[str]) -> None:
     """Each class; of many, those that the first model does worst and best at."""
     first = models[0]["per_class"]
     with_images = [place for place, row in enumerate(first) if row["images"]]
-    chosen, title = with_images, "classes"
+    chosen, title = with_images, "each class"
     if len(classes) > ALL:
         order = sorted(with_images, key=lambda place: (first[place]["accuracy"], place))
         half = ALL // 2
@@ -137,7 +137,8 @@ def _table(models: Sequence[Result], classes: Sequence[str]) -> None:
         ]
         for place in chosen
     ]
-    show.table(["class", "pictures", *(model["model"] for model in models)], rows, title=title)
+    show.line(title)  # the table's own title would be folded to its width
+    show.table(["class", "pictures", *(model["model"] for model in models)], rows)
 
 
 def _write(out: Path, result: Result) -> list[Path]:

@@ -1,0 +1,232 @@
+"""``diffvit clip evaluate`` from end to end against open_clip and timm alone, and its refusals."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import timm.data
+import torch
+from class_folders import class_folders
+from PIL import Image
+from small_clip import NAME, openai_state, random_everywhere, register, small_model
+
+from diffvit.cli import show
+from diffvit.cli.clip_options import Lines
+from diffvit.cli.main import run
+from diffvit.clip.evaluation import encoded
+from diffvit.clip.evaluation.imagenet import cifar10_members
+from diffvit.clip.hub import imagenet_wordnet_ids
+
+Captured = pytest.CaptureFixture[str]
+BASE = ["clip", "evaluate", "--model", NAME, "--weights", "w.pt", "--templates", "single"]
+PLAIN = {"cat": 6, "deer": 5, "sea_lion": 7}
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    register(tmp_path, monkeypatch)
+    torch.save(openai_state(small_model()), "w.pt")
+
+
+def last(out: str) -> dict[str, Any]:
+    return json.loads(out.splitlines()[-1])
+
+
+def zero_shot(files: list[Path], names: list[str]) -> torch.Tensor:
+    """Probabilities by open_clip alone, in float64."""
+    model = small_model()
+    model.load_state_dict({name: tensor.float() for name, tensor in openai_state(model, {}).items()})
+    transform: Any = open_clip.image_transform(64, is_train=False)
+    images = torch.stack([transform(Image.open(file)) for file in files])
+    rows: Any = open_clip.build_zero_shot_classifier(model, open_clip.tokenize, names, [lambda c: f"a photo of a {c}."])
+    with torch.no_grad():
+        features = model.double().encode_image(images.double(), normalize=True)
+        return (model.logit_scale.exp() * features @ rows.double()).softmax(dim=1)
+
+
+def counted(chances: torch.Tensor, labels: list[int]) -> tuple[int, int, list[list[bool]]]:
+    """Right at first, right among five, and per class which were right, picture by picture."""
+    first = five = 0
+    per_class: list[list[bool]] = [[] for _ in range(chances.shape[1])]
+    for row, label in zip(chances.tolist(), labels, strict=True):
+        order = sorted(range(len(row)), key=lambda place: (-row[place], place))
+        first, five = first + (order[0] == label), five + (label in order[:5])
+        per_class[label].append(order[0] == label)
+    return first, five, per_class
+
+
+def test_the_accuracy_is_open_clips(capsys: Captured) -> None:
+    class_folders(Path("set"), PLAIN)
+    command = [*BASE, "set", "--json", "--out", "seen"]
+    assert run(command) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.splitlines()[:3] == [
+        "data       folder set, 18 pictures, 3 classes",
+        "templates  single (1), as in: a photo of a {}.",
+        "labels     3 (3 computed now, the others cached)",
+    ]
+    found = last(out)
+    files = [Path("set") / name / f"{number}.png" for name, count in PLAIN.items() for number in range(count)]
+    labels = [label for label, count in enumerate(PLAIN.values()) for _ in range(count)]
+    chances = zero_shot(files, ["cat", "deer", "sea lion"])
+    first, five, per_class = counted(chances, labels)
+    [model] = found["models"]
+    assert 0 < first < 18
+    assert (model["accuracy"], model["top5"]) == (first / 18, five / 18)
+    assert model["mean_confidence"] == pytest.approx(float(chances.max(1).values.mean()), abs=1e-4)
+    rows = model["per_class"]
+    assert [row["class"] for row in rows] == ["cat", "deer", "sea lion"]
+    assert [row["accuracy"] for row in rows] == [float(np.mean(mine)) for mine in per_class]
+    assert (model["model"], model["weights"], model["dtype"]) == ("CLIP RN-small (openai)", "w.pt", "float32")
+    assert (model["images"], model["computed"], found["unreadable"]) == (18, 18, 0)
+    assert f"accuracy           {first / 18:.2%} (95% interval {model['low']:.2%} to {model['high']:.2%})" in out
+    assert found["files"] == ["seen/evaluate.json", "seen/per_class.csv"]
+    assert json.loads(Path("seen/evaluate.json").read_text())["models"] == found["models"]
+    table = list(csv.DictReader(Path("seen/per_class.csv").open()))
+    assert [(row["class"], row["images"], float(row["accuracy"])) for row in table] == [
+        (row["class"], str(row["images"]), row["accuracy"]) for row in rows
+    ]
+    assert run(command) == 0
+    out = capsys.readouterr().out
+    assert "pictures           18 (0 computed now, the others cached)" in out
+    assert last(out)["models"][0]["per_class"] == rows
+
+
+def test_both_models_on_the_classes_that_meet(capsys: Captured) -> None:
+    counts = {"cat": 2, "deer": 1, "dog": 2}
+    class_folders(Path("set"), counts, ".jpg")
+    torch.manual_seed(0)
+    resnet = random_everywhere(timm.create_model("resnet50.tv_in1k", pretrained=False))
+    torch.save(resnet.state_dict(), "r.pth")
+    Path("names.txt").write_text("a small cat\nRudolf\nhound\n")
+    more = ["--supervised", "tv-v1", "--supervised-weights", "r.pth", "--labels-file", "names.txt", "--json"]
+    assert run([*BASE, "set", *more]) == 0
+    out = capsys.readouterr().out
+    assert "note: left out: Rudolf (1): ImageNet has no class for it, and no model is asked" in out
+    found = last(out)
+    assert (found["classes"], found["left_out"], found["images"]) == (["a small cat", "hound"], ["Rudolf"], 4)
+    files, labels = [Path(f"set/{name}/{n}.jpg") for name in ("cat", "dog") for n in range(2)], [0, 0, 1, 1]
+    clip, supervised = found["models"]
+    assert clip["accuracy"] == counted(zero_shot(files, ["a small cat", "hound"]), labels)[0] / 4
+    config = timm.data.resolve_data_config({}, model=resnet, use_test_size=True)
+    transform: Any = timm.data.create_transform(**config, is_training=False)
+    with torch.no_grad():
+        logits = resnet(torch.stack([transform(Image.open(file)) for file in files])).double()
+    ids = imagenet_wordnet_ids()
+    groups = [[ids.index(each) for each in cifar10_members()[name]] for name in ("cat", "dog")]
+    chances = torch.stack([logits[:, group].exp().sum(1) for group in groups], dim=1)
+    assert supervised["accuracy"] == counted(chances, labels)[0] / 4
+    share = (chances / chances.sum(1, keepdim=True)).max(1).values.mean()
+    assert supervised["mean_confidence"] == pytest.approx(float(share), abs=1e-4)
+    assert supervised["model"] == "ResNet-50 (torchvision IMAGENET1K_V1 (published top-1 76.1))"
+    assert supervised["preprocessing"] != clip["preprocessing"]
+
+
+def test_imagenets_layout_its_twins_and_a_table_of_the_ends(capsys: Captured) -> None:
+    ids = imagenet_wordnet_ids()
+    class_folders(Path("val"), {ids[place]: 1 for place in [*range(20), 657, 744]})
+    assert run([*BASE, "val", "--json"]) == 0
+    out = capsys.readouterr().out
+    assert "note: classes 20 and 21 have the same name, missile" in out
+    assert "the worst and the best of 22 classes, by CLIP RN-small (openai)" in out
+    found = last(out)
+    assert found["wordnet_ids"] == [*ids[:20], ids[657], ids[744]]
+    assert (found["same_names"], found["labels_computed"]) == ([[20, 21]], 22)
+    assert found["models"][0]["per_class"][21]["accuracy"] == 0.0  # of equal names the first is answered
+
+
+def test_a_killed_call_goes_on(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    monkeypatch.setattr(encoded, "_PART", 32)
+    class_folders(Path("set"), {"a": 40, "b": 40})
+
+    def killed(lines: Lines, done: int, total: int) -> None:
+        if lines.what.startswith("pictures") and done == 64:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lines, "__call__", killed)
+        assert run([*BASE, "set"]) == 130
+    capsys.readouterr()
+    assert run([*BASE, "set", "--json"]) == 0
+    assert last(capsys.readouterr().out)["models"][0]["computed"] == 16
+    assert run([*BASE, "set", "--json", "--limit", "3"]) == 0
+    assert last(capsys.readouterr().out)["images"] == 6
+
+
+def test_corrupt_pictures_among_good_ones(capsys: Captured) -> None:
+    class_folders(Path("set"), PLAIN)
+    Path("set/cat/2.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    Path("set/deer/0.png").write_bytes(b"")
+    assert run([*BASE, "set", "--json", "--out", "seen"]) == 3
+    out, err = capsys.readouterr()
+    assert err.startswith("error: set/cat/2.png: cannot be decoded as an image (")
+    assert err.endswith("1 more could not be read either. Everything else is above.\n")
+    assert err.count("\n") == 1
+    found = last(out)
+    assert "data       folder set, 18 pictures, 2 unreadable, 3 classes" in out
+    assert [row["images"] for row in found["models"][0]["per_class"]] == [5, 4, 7]
+    assert [each["image"] for each in found["failed"]] == ["set/cat/2.png", "set/deer/0.png"]
+    assert Path("seen/evaluate.json").is_file()
+
+
+def test_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    clock = iter([0.0, 1.0, 2.0, 3.0, 4.5, 9.0])
+    monkeypatch.setattr("diffvit.cli.clip_options.time.monotonic", lambda: next(clock))
+    lines = Lines("pictures")
+    for done in (1, 2, 3, 4, 5):
+        lines(done, 5)
+    assert capsys.readouterr().err == "pictures: 2 of 5 (2 s)\npictures: 4 of 5 (4 s)\n"
+    assert show.percent(None) == "-"
+
+
+WRONG: dict[str, tuple[list[str], int, str]] = {
+    "nothing to look at": ([], 2, "WHERE: needs a value."),
+    "no such folder": (["gone"], 3, "gone: no such folder."),
+    "no classes": (["flat"], 3, "flat: has no folders of classes."),
+    "too few names": (
+        ["set", "--labels-file", "two.txt"],
+        2,
+        "--labels-file: must name every class of folder set, in the folders' order (2 vs 3).",
+    ),
+    "an empty file of names": (["set", "--labels-file", "none.txt"], 3, "none.txt: has no label in it."),
+    "no limit": (["set", "--limit", "0"], 2, "--limit: must be at least 1 (found 0)."),
+    "a split of a folder": (["set", "--split", "train"], 2, "--split: is for cifar10"),
+    "no such templates": (["set", "--templates", "openai"], 2, "--templates: no such templates"),
+    "weights of no model": (["set", "--supervised-weights", "w.pt"], 2, "--supervised-weights: needs --supervised."),
+    "labels that do not meet": (["set", "--supervised", "tv-v2"], 2, "folder set: shares one class with ImageNet"),
+    "no such resnet": (["dogs", "--supervised", "tv-v3"], 2, "resnet50: no weights 'tv-v3' (have tv-v1, tv-v2"),
+    "another architecture": (["set", "--model", "RN50"], 3, "w.pt: does not hold the weights of RN50"),
+    "out is a file": (["set", "--out", "two.txt"], 4, "two.txt: is no folder"),
+    "nothing readable": (["bad", "--templates", "single"], 3, "bad/a/x.png: cannot be decoded as an image ("),
+    "no data folder": (["cifar10", "--data-dir", "gone"], 3, "gone: no such data folder."),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_one_line_and_its_code(case: str, capsys: Captured) -> None:
+    class_folders(Path("set"), {"cat": 1, "tench": 1, "zebra crossing": 1})
+    class_folders(Path("dogs"), {"cat": 1, "dog": 1})
+    class_folders(Path("flat"), {".": 1})
+    Path("bad/a").mkdir(parents=True)
+    Path("bad/a/x.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    Path("two.txt").write_text("x\ny\n")
+    Path("none.txt").write_text("\n")
+    more, code, why = WRONG[case]
+    command = [*BASE, *more]
+    for flag in ("--model", "--templates"):
+        if flag in more:  # the case's own replaces the usual one
+            place = command.index(flag)
+            del command[place : place + 2]
+    assert run(command) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"error: {why}")
+    assert err.count("\n") == 1
