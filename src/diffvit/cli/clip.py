@@ -35,6 +35,12 @@ app.command(
     help="Accuracy on labelled pictures: a folder, ImageNet's layout, CIFAR-10.",
 )
 
+app.command(
+    "diffvit.cli.clip_compare:compare",
+    name="compare",
+    help="CLIP beside a supervised model, by category, as one page.",
+)
+
 
 @app.command(usage="Usage: diffvit clip classify IMAGE... --labels A,B,... [OPTIONS]")
 def classify(

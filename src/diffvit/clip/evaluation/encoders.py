@@ -50,7 +50,7 @@ def of_clip(clip: Clip) -> Encoder:
             return F.normalize(model.encode_image(images).float(), dim=-1).cpu()
 
     state = [open_clip_library().__version__, image_fingerprint(model), str(clip.dtype), clip.device.type]
-    key = _key("clip", clip.preprocessing, state)
+    key = key_of("clip", clip.preprocessing, state)
     return Encoder(
         f"CLIP {clip.name} ({clip.pretrained or 'own weights'})", clip.preprocessing, _width(clip), key, encode
     )
@@ -66,7 +66,7 @@ def of_resnet50(resnet: ResNet50) -> Encoder:
             return resnet.model(images).float().cpu()
 
     state = [timm_library().__version__, fingerprint(resnet.model), str(resnet.dtype), device.type]
-    key = _key("resnet50", resnet.preprocessing, state)
+    key = key_of("resnet50", resnet.preprocessing, state)
     return Encoder(f"ResNet-50 ({resnet.version})", resnet.preprocessing, 1000, key, encode)
 
 
@@ -78,6 +78,7 @@ def _width(clip: Clip) -> int:
         return int(model.encode_image(blank).shape[1])
 
 
-def _key(kind: str, preprocessing: Preprocessing, state: list[str]) -> str:
+def key_of(kind: str, preprocessing: Preprocessing, state: list[str]) -> str:
+    """SHA-256 (hex) of what an encoder's rows depend on: its kind, preprocessing, state, and torch."""
     what = [kind, torch.__version__, *state, dataclasses.astuple(preprocessing)]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()

@@ -52,7 +52,7 @@ def load_small(reference: Path | str, *, device: torch.device | str = "cpu") -> 
     if str(device) == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     name = path.parent.name if path.name == MODEL_FILE else path.stem
-    return as_clip(model.to(device).requires_grad_(False).eval(), meta, str(path), name)
+    return as_clip(model.to(device).requires_grad_(False).eval(), meta, str(reference), name)
 
 
 def as_clip(model: SmallClip, meta: Mapping[str, Any], source: str, name: str = "small CLIP") -> Clip:
