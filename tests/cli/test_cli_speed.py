@@ -25,6 +25,7 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
         ["data", "info", "--help"],
         ["bench", "train", "--help"],
         ["attention", "--help"],
+        ["clip", "evaluate", "--help"],
         ["--version"],
     ],
     ids=" ".join,
