@@ -1,0 +1,123 @@
+"""CLIP beside a supervised model: intervals, galleries, the command and its page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffvit.cli.main import run
+from diffvit.clip.evaluation.answers import Answers, answers_of
+from diffvit.clip.evaluation.compare import gallery, paired
+
+CLASSES = 3
+Captured = pytest.CaptureFixture[str]
+
+
+def made(seed: int, count: int = 90) -> Answers:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % CLASSES
+    chances = torch.rand(count, CLASSES, generator=generator)
+    chances[torch.arange(count), labels] += 0.3
+    readable = torch.arange(count) != 7
+    return answers_of(chances / chances.sum(1, keepdim=True), labels, readable)
+
+
+@pytest.mark.parametrize("place", [None, 0, 2])
+def test_the_difference_and_its_interval_are_those_of_a_loop(place: int | None) -> None:
+    one, two = made(0), made(1)
+    found = paired([one, two], place)
+    here = [n for n in range(90) if n != 7 and (place is None or int(one.labels[n]) == place)]
+    first, second = ([int(each.rank[n]) == 0 for n in here] for each in (one, two))
+    differences = np.array(first, dtype=float) - np.array(second, dtype=float)
+    assert found["images"] == len(here)
+    assert found["first"] == sum(first) / len(here)
+    assert found["second"] == sum(second) / len(here)
+    assert found["only_first"] == sum(a and not b for a, b in zip(first, second, strict=True))
+    assert found["difference"] == pytest.approx(differences.mean(), abs=1e-12)
+    generator = np.random.default_rng(5)
+    means = [generator.choice(differences, len(here)).mean() for _ in range(20_000)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    assert found["low"] == pytest.approx(low, abs=1.6 / len(here))  # a step of the mean is 1 / images
+    assert found["high"] == pytest.approx(high, abs=1.6 / len(here))
+    assert found["low"] <= found["difference"] <= found["high"]
+
+
+def test_a_model_beside_itself_differs_in_nothing() -> None:
+    found = paired([made(0), made(0)], None)
+    assert (found["difference"], found["low"], found["high"]) == (0, 0, 0)
+    assert paired([made(0), made(1)], 5)["difference"] is None
+
+
+def test_a_gallery_holds_what_one_gets_and_the_other_misses() -> None:
+    one, two = made(0), made(1)
+    chosen = gallery(one, two)
+    assert chosen
+    assert all(int(one.rank[n]) == 0 and int(two.rank[n]) > 0 and n != 7 for n in chosen)
+    gaps = [float(one.truth[n] - two.truth[n]) for n in chosen]
+    assert gaps == sorted(gaps, reverse=True)
+    labels = [int(one.labels[n]) for n in chosen]
+    assert max(labels.count(label) for label in labels) <= 2
+    assert gallery(one, one) == []
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Six classes of CIFAR-10 by name, five pictures each, and a file that is none."""
+    monkeypatch.chdir(tmp_path)
+    for label in ("airplane", "cat", "deer", "dog", "ship", "zebra"):
+        (tmp_path / "set" / label).mkdir(parents=True)
+        for number in range(5):
+            pixels = np.random.default_rng([len(label), number]).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "set" / label / f"{number}.png")
+    (tmp_path / "set" / "cat" / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    return tmp_path / "set"
+
+
+def test_the_command_writes_a_page_and_names_what_it_could_not_read(pictures: Path, capsys: Captured) -> None:
+    command = ["clip", "compare", "set", "--model", "cifar10-clip", "--supervised", "cifar10-clip-twin"]
+    command += ["--templates", "single", "--templates", "openai-7", "--out", "seen", "--json"]
+    assert run(command) == 3
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1
+    assert "bad.png: cannot be decoded" in err
+    assert "Everything else is above." in err
+    found: dict[str, Any] = json.loads(out.splitlines()[-1])
+    assert found["left_out"] == ["zebra"]  # the twin has no such class
+    assert found["classes"] == ["airplane", "cat", "deer", "dog", "ship"]
+    assert [each["name"] for each in found["templates"]] == ["single", "openai-7"]
+    assert found["templates"][0]["accuracy"] == found["models"][0]["accuracy"] == found["overall"]["first"]
+    assert found["unreadable"] == 1
+    assert sum(row["images"] for row in found["per_class"]) == 25
+    assert found["computed"] == [25, 25]
+    page = Path("seen/compare.html").read_text()
+    assert page.count('<div class="card">') == sum(map(len, found["galleries"]))
+    assert "Left out, for the supervised model has no class for it: zebra." in page
+    assert Path("seen/categories.csv").read_text().count("\n") == 6
+    assert run(command) == 3
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["computed"] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "said"),
+    [
+        (["--supervised", "tv-v3"], 2, "resnet50: no weights 'tv-v3'"),
+        (["--supervised", "cifar10-clip"], 3, "is a CLIP, not a classifier"),
+        (["--model", "cifar10-vit"], 3, "is not a CLIP: it has no text tower"),
+        (["--templates", "openai"], 2, "--templates: no such templates"),
+        (["--limit", "0"], 2, "--limit: must be at least 1 (found 0)"),
+    ],
+)
+def test_what_is_wrong_is_one_line(pictures: Path, capsys: Captured, change: list[str], code: int, said: str) -> None:
+    options = {"--model": "cifar10-clip", "--supervised": "cifar10-clip-twin"} | {change[0]: change[1]}
+    assert run(["clip", "compare", "set", *(part for pair in options.items() for part in pair)]) == code
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert said in err
+    assert not Path("clip-compare").exists()
