@@ -1,0 +1,1 @@
+"""CLIP and other image classifiers put to the test on labelled pictures."""
