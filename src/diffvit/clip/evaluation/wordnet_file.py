@@ -39,7 +39,9 @@ def read_nouns(path: Path) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
             needed.update(above, below)
         start += len(line) + 1
     if missing := needed - names.keys():
-        raise InputError(str(path), f"is cut short: {min(missing)} and {len(missing) - 1:,} more are missing", _HINT)
+        raise InputError(
+            str(path), f"is not whole: others name what is missing ({len(missing):,}, as {min(missing)})", _HINT
+        )
     _check_tree(path, parents)
     return names, parents
 
@@ -84,6 +86,8 @@ def _synset(line: bytes, start: int) -> tuple[str, str, tuple[str, ...], list[st
     kinds: dict[str, list[str]] = {"@": [], "~": []}
     for symbol, offset in zip(rest[::4], rest[1::4], strict=True):
         if symbol in ("@", "@i", "~", "~i"):
+            if len(offset) != 8 or not offset.isdecimal():
+                raise ValueError
             kinds[symbol[0]].append(f"n{offset}")
     return f"n{fields[0]}", fields[4].replace("_", " "), tuple(dict.fromkeys(kinds["@"])), kinds["~"]
 
