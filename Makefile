@@ -29,13 +29,15 @@ check: $(READY)  ## style, types, import contracts, generated documents
 	$(BIN)/python -m diffvit.reporting.expected --check
 	$(BIN)/python -m diffvit.benchmarks.report --check
 	$(BIN)/python -m diffvit.clip.precision_report --check
+	$(BIN)/python -m diffvit.clip.evaluation.cifar10_map --check
 	$(BIN)/python -m diffvit.reporting.attention_study --check
 
-docs: $(READY)  ## rewrite the README's results, the recipes' promises and the reports from the committed figures
+docs: $(READY)  ## rewrite the README's results, the recipes' promises, the reports and the map of CIFAR-10
 	$(BIN)/python -m diffvit.reporting.readme
 	$(BIN)/python -m diffvit.reporting.expected
 	$(BIN)/python -m diffvit.benchmarks.report
 	$(BIN)/python -m diffvit.clip.precision_report
+	$(BIN)/python -m diffvit.clip.evaluation.cifar10_map
 	$(BIN)/python -m diffvit.reporting.attention_study
 
 bench: $(READY)  ## speed beside timm, vit-pytorch and transformers (under ten minutes on two idle cores)

@@ -1,0 +1,179 @@
+"""Pictures made harder in six ways and five severities, to see what a model holds on to: lines, colours, detail, signs.
+
+A picture whose shorter side is over 256 pixels is first brought to 256. Lengths are shares of the shorter side after
+that, so that a severity means the same for a small picture and a large one; JPEG's blocks of 8 pixels and the grain of
+the noise, one pixel, stay what they are.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image
+
+from diffvit.errors import ConfigError, did_you_mean
+
+KINDS = ("edges", "grey", "blur", "jpeg", "noise", "inversion")
+SEVERITIES = (1, 2, 3, 4, 5)
+LARGEST = 256  # pixels of the shorter side
+_SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
+_SPREADS = (0.015, 0.025, 0.04, 0.055, 0.075)  # of the shorter side
+_QUALITIES = (50.0, 30.0, 18.0, 10.0, 6.0)
+_DEVIATIONS = (10.0, 20.0, 35.0, 55.0, 80.0)  # of 255
+_THRESHOLDS = (204.0, 153.0, 102.0, 51.0, 0.0)
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601
+_PENCIL, _GRID = 1 / 128, 1 / 32  # of the shorter side: what is smoothed before lines are drawn; a line's step
+_JPEG_SIDE = 65_488  # whole blocks, below the longest side that libjpeg writes
+_DARKNESS = 2.0  # of a line, for each grey level of a step
+
+_Pixels = UInt8[np.ndarray, "3 h w"]
+_Real = Float32[np.ndarray, "c h w"]
+
+
+@dataclass(frozen=True)
+class Shift:
+    """One way to change a picture; :func:`shifts` makes them.
+
+    Args:
+        name: one of :data:`KINDS`.
+        severity: 1 (mild) to 5.
+        words: what it does, with its numbers.
+    """
+
+    name: str
+    severity: int
+    words: str
+
+    def apply(self, pixels: UInt8[np.ndarray, "3 h w"], number: int) -> UInt8[np.ndarray, "3 h2 w2"]:
+        """The picture, changed.
+
+        Args:
+            pixels: RGB, 0 to 255.
+            number: which picture it is: noise depends on it, and on nothing else but the picture's size.
+        """
+        pixels, strength = _reduced(pixels), _STRENGTHS[self.name][0][self.severity - 1]
+        return _noise(pixels, strength, number) if self.name == "noise" else _CHANGES[self.name](pixels, strength)
+
+
+def shifts(kinds: Sequence[str] = KINDS, severities: Sequence[int] = SEVERITIES) -> tuple[Shift, ...]:
+    """The shifts of these kinds, each in these severities, in the order given.
+
+    Raises:
+        ConfigError: no such kind or severity.
+    """
+    for kind in kinds:
+        if kind not in KINDS:
+            hint = did_you_mean(kind, KINDS).replace(" did", "Did", 1)
+            raise ConfigError("shifts", f"no such kind: {kind!r} (have {', '.join(KINDS)})", hint)
+    for severity in severities:
+        if severity not in SEVERITIES:
+            raise ConfigError("shifts", f"no such severity ({severity!r} vs 1 to 5)")
+    return tuple(Shift(kind, severity, _words(kind, severity)) for kind in kinds for severity in severities)
+
+
+def _words(kind: str, severity: int) -> str:
+    strengths, words = _STRENGTHS[kind]
+    return words(strengths[severity - 1])
+
+
+def _reduced(pixels: _Pixels) -> UInt8[np.ndarray, "3 h2 w2"]:
+    """At most :data:`LARGEST` pixels on the shorter side (bicubic, antialiased)."""
+    _, height, width = pixels.shape
+    short = min(height, width)
+    if short <= LARGEST:
+        return pixels
+    sides = (round(width * LARGEST / short), round(height * LARGEST / short))
+    return _pixels(_image(pixels).resize(sides, Image.Resampling.BICUBIC))
+
+
+def _image(pixels: _Pixels) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+
+
+def _pixels(image: Image.Image) -> _Pixels:
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def _bytes(values: _Real) -> _Pixels:
+    return np.rint(values).clip(0, 255).astype(np.uint8)
+
+
+def _blended(pixels: _Pixels, other: Float32[np.ndarray, "h w"], share: float) -> _Pixels:
+    real = pixels.astype(np.float32)
+    return _bytes(real + np.float32(share) * (other - real))
+
+
+def _luminance(pixels: _Pixels) -> Float32[np.ndarray, "h w"]:
+    return np.tensordot(_LUMA, pixels.astype(np.float32), axes=1)
+
+
+def _smoothed(values: _Real, spread: float) -> _Real:
+    """Gaussian of this standard deviation in pixels, cut off at three; the outermost pixels go on beyond the border."""
+    radius = int(np.ceil(3 * spread))
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / spread) ** 2)
+    weights = (weights / weights.sum()).astype(np.float32)
+    for axis in (1, 2):
+        length = values.shape[axis]
+        margins = [(0, 0), (radius, radius) if axis == 1 else (0, 0), (radius, radius) if axis == 2 else (0, 0)]
+        padded = np.pad(values, margins, mode="edge")
+        values = np.zeros_like(values)
+        for start, weight in enumerate(weights):
+            window = slice(start, start + length)
+            values += weight * (padded[:, window] if axis == 1 else padded[:, :, window])
+    return values
+
+
+def _edges(pixels: _Pixels, share: float) -> _Pixels:
+    """Dark lines where the luminance changes, on white, laid over the picture."""
+    short = min(pixels.shape[1:])
+    grey = np.pad(_smoothed(_luminance(pixels)[None], short * _PENCIL)[0], 1, mode="edge")
+    down, right = (grey[2:, 1:-1] - grey[:-2, 1:-1]) / 2, (grey[1:-1, 2:] - grey[1:-1, :-2]) / 2
+    lines = np.hypot(down, right) * np.float32(short * _GRID * _DARKNESS)
+    return _blended(pixels, 255 - lines.clip(0, 255), share)
+
+
+def _grey(pixels: _Pixels, share: float) -> _Pixels:
+    return _blended(pixels, _luminance(pixels), share)
+
+
+def _blur(pixels: _Pixels, spread: float) -> _Pixels:
+    return _bytes(_smoothed(pixels.astype(np.float32), spread * min(pixels.shape[1:])))
+
+
+def _jpeg(pixels: _Pixels, quality: float) -> _Pixels:
+    long = 1 if pixels.shape[1] > pixels.shape[2] else 2
+    pieces = np.split(pixels, range(_JPEG_SIDE, pixels.shape[long], _JPEG_SIDE), axis=long)
+    return np.concatenate([_encoded(piece, int(quality)) for piece in pieces], axis=long)
+
+
+def _encoded(pixels: _Pixels, quality: int) -> _Pixels:
+    file = io.BytesIO()
+    _image(pixels).save(file, "JPEG", quality=quality)
+    with Image.open(file, formats=["JPEG"]) as image:
+        return _pixels(image)
+
+
+def _noise(pixels: _Pixels, deviation: float, number: int) -> _Pixels:
+    """Independent in each pixel and channel; the severities of a picture differ in strength alone."""
+    generator = np.random.Generator(np.random.Philox(key=number % 2**64))
+    draws = generator.standard_normal(pixels.shape, dtype=np.float32)
+    return _bytes(pixels + np.float32(deviation) * draws)
+
+
+def _inversion(pixels: _Pixels, threshold: float) -> _Pixels:
+    return np.where(pixels >= threshold, 255 - pixels, pixels)
+
+
+_CHANGES = {"edges": _edges, "grey": _grey, "blur": _blur, "jpeg": _jpeg, "inversion": _inversion}
+_STRENGTHS: dict[str, tuple[Sequence[float], Callable[[float], str]]] = {
+    "edges": (_SHARES, lambda share: f"{share:.0%} of the way to dark lines on white"),
+    "grey": (_SHARES, lambda share: f"{share:.0%} of the way to grey"),
+    "blur": (_SPREADS, lambda spread: f"Gaussian blur, deviation {spread:.1%} of the shorter side"),
+    "jpeg": (_QUALITIES, lambda quality: f"JPEG quality {quality:.0f}"),
+    "noise": (_DEVIATIONS, lambda deviation: f"Gaussian noise, deviation {deviation:.0f} of 255"),
+    "inversion": (_THRESHOLDS, lambda low: f"values from {low:.0f} up inverted" if low else "all inverted"),
+}
