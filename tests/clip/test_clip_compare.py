@@ -8,54 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from compared import made_answers
 from PIL import Image
 
 from diffvit.cli.main import run
-from diffvit.clip.evaluation.answers import Answers, answers_of
-from diffvit.clip.evaluation.compare import gallery, paired
+from diffvit.clip.evaluation.compare import gallery
 
-CLASSES = 3
 Captured = pytest.CaptureFixture[str]
 
 
-def made(seed: int, count: int = 90) -> Answers:
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(count) % CLASSES
-    chances = torch.rand(count, CLASSES, generator=generator)
-    chances[torch.arange(count), labels] += 0.3
-    readable = torch.arange(count) != 7
-    return answers_of(chances / chances.sum(1, keepdim=True), labels, readable)
-
-
-@pytest.mark.parametrize("place", [None, 0, 2])
-def test_the_difference_and_its_interval_are_those_of_a_loop(place: int | None) -> None:
-    one, two = made(0), made(1)
-    found = paired([one, two], place)
-    here = [n for n in range(90) if n != 7 and (place is None or int(one.labels[n]) == place)]
-    first, second = ([int(each.rank[n]) == 0 for n in here] for each in (one, two))
-    differences = np.array(first, dtype=float) - np.array(second, dtype=float)
-    assert found["images"] == len(here)
-    assert found["first"] == sum(first) / len(here)
-    assert found["second"] == sum(second) / len(here)
-    assert found["only_first"] == sum(a and not b for a, b in zip(first, second, strict=True))
-    assert found["difference"] == pytest.approx(differences.mean(), abs=1e-12)
-    generator = np.random.default_rng(5)
-    means = [generator.choice(differences, len(here)).mean() for _ in range(20_000)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    assert found["low"] == pytest.approx(low, abs=1.6 / len(here))  # a step of the mean is 1 / images
-    assert found["high"] == pytest.approx(high, abs=1.6 / len(here))
-    assert found["low"] <= found["difference"] <= found["high"]
-
-
-def test_a_model_beside_itself_differs_in_nothing() -> None:
-    found = paired([made(0), made(0)], None)
-    assert (found["difference"], found["low"], found["high"]) == (0, 0, 0)
-    assert paired([made(0), made(1)], 5)["difference"] is None
-
-
 def test_a_gallery_holds_what_one_gets_and_the_other_misses() -> None:
-    one, two = made(0), made(1)
+    one, two = made_answers(0), made_answers(1)
     chosen = gallery(one, two)
     assert chosen
     assert all(int(one.rank[n]) == 0 and int(two.rank[n]) > 0 and n != 7 for n in chosen)
@@ -70,6 +33,9 @@ def test_a_gallery_holds_what_one_gets_and_the_other_misses() -> None:
 def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Six classes of CIFAR-10 by name, five pictures each, and a file that is none."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("diffvit.clip.evaluation.wordnet.INSTALLED", tmp_path)
+    monkeypatch.delenv("WNSEARCHDIR", raising=False)
+    monkeypatch.delenv("WNHOME", raising=False)
     for label in ("airplane", "cat", "deer", "dog", "ship", "zebra"):
         (tmp_path / "set" / label).mkdir(parents=True)
         for number in range(5):
@@ -82,6 +48,7 @@ def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_command_writes_a_page_and_names_what_it_could_not_read(pictures: Path, capsys: Captured) -> None:
     command = ["clip", "compare", "set", "--model", "cifar10-clip", "--supervised", "cifar10-clip-twin"]
     command += ["--templates", "single", "--templates", "openai-7", "--out", "seen", "--json"]
+    command += ["--shifts", "grey, noise", "--shift-pictures", "10"]
     assert run(command) == 3
     out, err = capsys.readouterr()
     assert err.count("\n") == 1
@@ -99,6 +66,12 @@ def test_the_command_writes_a_page_and_names_what_it_could_not_read(pictures: Pa
     assert page.count('<div class="card">') == sum(map(len, found["galleries"]))
     assert "Left out, for the supervised model has no class for it: zebra." in page
     assert Path("seen/categories.csv").read_text().count("\n") == 6
+    assert [each["shift"] for each in found["shifts"]["kinds"]] == ["grey", "noise"]
+    assert found["shifts"]["images"] == 10
+    assert Path("seen/shifts.csv").read_text().count("\n") == 12
+    assert page.count("<li>") == 2 + 10  # a line for each kind, and words for each severity
+    assert found["superclasses"] == []
+    assert "<p>Not here: WordNet is not installed" in page
     assert run(command) == 3
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["computed"] == [0, 0]
 
@@ -111,6 +84,8 @@ def test_the_command_writes_a_page_and_names_what_it_could_not_read(pictures: Pa
         (["--model", "cifar10-vit"], 3, "is not a CLIP: it has no text tower"),
         (["--templates", "openai"], 2, "--templates: no such templates"),
         (["--limit", "0"], 2, "--limit: must be at least 1 (found 0)"),
+        (["--shifts", "edges,gray"], 2, "shifts: no such kind: 'gray'"),
+        (["--shift-pictures", "0"], 2, "--shift-pictures: must be at least 1 (found 0)"),
     ],
 )
 def test_what_is_wrong_is_one_line(pictures: Path, capsys: Captured, change: list[str], code: int, said: str) -> None:

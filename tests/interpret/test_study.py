@@ -15,6 +15,7 @@ from diffvit.interpret import study
 from diffvit.models.vit import VisionTransformer
 from diffvit.reporting import attention_study, rows
 from diffvit.reporting.attention_rows import DIFFERENTIAL, SOFTMAX, WIDE, Study
+from diffvit.reporting.csv_files import read_csv
 from diffvit.training.loop import train
 from diffvit.training.progress import QuietProgress
 
@@ -72,7 +73,7 @@ def test_a_small_study_is_trained_scored_reported_and_goes_on_where_it_stopped(t
     study.run(wanted, runs=tmp_path / "none", out=out, announce=told.append)
     assert len(told) == len(wanted)
     assert attention_study.update(out, check=True) == []
-    found = Study(rows.read(out), rows.read_csv(out / "scores.csv"), rows.read_csv(out / "removal.csv"))
+    found = Study(rows.read(out), read_csv(out / "scores.csv"), read_csv(out / "removal.csv"))
     assert found.clutter == [0.0, 0.5]
     assert found.last == "layer 1"
     for arm in (SOFTMAX, DIFFERENTIAL):

@@ -11,6 +11,7 @@ from diffvit.errors import InputError
 from diffvit.reporting import attention_study, rows, stats
 from diffvit.reporting.attention_rows import DIFFERENTIAL, METRICS, SOFTMAX, WIDE, Study, differences, gap
 from diffvit.reporting.attention_words import Answer, Question, answers, between, report, within
+from diffvit.reporting.csv_files import write_csv
 
 CLUTTER, SEEDS = (0.0, 0.5), (0, 1, 2)
 BETTER = 0.1  # by which the made-up Diff-ViT's maps lie better on the object
@@ -57,8 +58,8 @@ def made_up(better: float = BETTER, seeds: tuple[int, ...] = SEEDS) -> Study:
 
 def write(folder: Path, study: Study) -> None:
     rows.write(folder, study.records)
-    rows.write_csv(folder / attention_study.SCORES, study.scores)
-    rows.write_csv(folder / attention_study.CURVES, study.curves)
+    write_csv(folder / attention_study.SCORES, study.scores)
+    write_csv(folder / attention_study.CURVES, study.curves)
 
 
 def test_gaps_are_paired_by_seed_and_averaged_over_clutter() -> None:

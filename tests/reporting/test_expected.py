@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from diffvit.reporting.csv_files import write_csv
 from diffvit.reporting.expected import main, update
-from diffvit.reporting.rows import read, read_run, write, write_csv
+from diffvit.reporting.rows import read, read_run, write
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """# diffvit train configs/small.yaml --out runs/small

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffvit.errors import InputError
-from diffvit.reporting.rows import RESULT_COLUMNS, content_hash, merge, read, read_csv, read_run, write, write_csv
+from diffvit.reporting.csv_files import read_csv, write_csv
+from diffvit.reporting.rows import RESULT_COLUMNS, content_hash, merge, read, read_run, write
 
 MakeRun = Callable[..., Path]
 

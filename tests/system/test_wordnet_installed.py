@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from diffvit.clip.evaluation.cifar10_map import imagenet_ids, main
+from diffvit.clip.evaluation.labelled import Labelled
+from diffvit.clip.evaluation.rollup import groups_of
 from diffvit.clip.evaluation.wordnet import find_wordnet, read_wordnet, superclasses
+from diffvit.data.cifar10_rows import CLASSES
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,3 +45,15 @@ def test_imagenets_classes_fall_into_readable_groups(installed: Path) -> None:
     assert {"fish", "reptile", "primate", "vehicle", "musical instrument", "clothing", "furniture"} <= named.keys()
     assert max(len(group.members) for group in groups) == 118
     assert min(len(group.members) for group in groups) >= 8
+
+
+@pytest.mark.system
+def test_cifar10s_classes_fall_into_vehicles_mammals_and_others(installed: Path) -> None:
+    labelled = Labelled("named", tuple(CLASSES), None, (), (), (), read=lambda number: np.empty((3, 1, 1), np.uint8))
+    groups, why_not = groups_of(labelled)
+    assert why_not == ""
+    assert {group.name: [labelled.classes[place] for place in group.members] for group in groups} == {
+        "vehicle": ["airplane", "automobile", "ship", "truck"],
+        "placental": ["cat", "deer", "dog", "horse"],
+        "other vertebrate": ["bird", "frog"],
+    }

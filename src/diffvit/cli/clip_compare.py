@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -12,7 +13,15 @@ from diffvit.benchmarks.results import refuse_folder
 from diffvit.cli import show
 from diffvit.cli.clip_options import CLIP, PICTURES, ClipChoice, Lines, PicturesChoice, summed
 from diffvit.cli.options import COMMAND, OUTPUT, Output
+from diffvit.errors import ConfigError
 
+if TYPE_CHECKING:
+    from diffvit.clip.evaluation.compare import Comparison
+    from diffvit.clip.evaluation.labelled import Labelled
+    from diffvit.clip.evaluation.shifts import Shift
+
+ALL_OF_THEM, NONE_OF_THEM = "all", "none"
+SHIFT_PICTURES = 500
 ALL = 20  # categories in the terminal's table; of more, so many of both ends together
 
 
@@ -28,6 +37,12 @@ def compare(
         list[str] | None,
         Parameter(group=COMMAND, negative="", help="Sets of them; the first makes the comparison.", show_default=False),
     ] = None,
+    shifts: Annotated[
+        str, Parameter(group=COMMAND, help="all, none, or some of edges,grey,blur,jpeg,noise,inversion.")
+    ] = ALL_OF_THEM,
+    shift_pictures: Annotated[
+        int, Parameter(group=COMMAND, help="To how many pictures, spread over the classes; 5 severities of each.")
+    ] = SHIFT_PICTURES,
     out: Annotated[Path, Parameter(group=COMMAND, help="Folder for the report.")] = Path("clip-compare"),
     choice: ClipChoice = CLIP,
     pictures: PicturesChoice = PICTURES,
@@ -46,6 +61,7 @@ def compare(
     from diffvit.clip.small.load import is_own
     from diffvit.clip.templates import load_templates
 
+    changes = _changes(shifts, shift_pictures)
     prompts = [load_templates(name) for name in templates or ["openai-80", "openai-7", "single"]]
     labelled = pictures.open(where)
     if supervised_weights is None and is_own(supervised):
@@ -54,12 +70,20 @@ def compare(
         other = load_resnet50(supervised, supervised_weights, device=choice.place)
     subject = common_classes(labelled, other)
     clip = choice.load()
-    found = run(clip, other, subject, prompts, watch=Lines)
+    found = run(clip, other, subject, prompts, shifts=changes, shift_pictures=shift_pictures, watch=Lines)
     result = found.result
     _tell(result)
-    command = ["diffvit", "clip", "compare", where, "--model", choice.model, "--supervised", supervised]
-    command += ["--limit", str(pictures.limit)] if pictures.limit else []
-    result["files"] = _write(out, result, subject.labelled, shlex.join([*command, "--out", str(out)]))
+    given = {
+        **{"--model": (choice.model, ""), "--pretrained": (choice.pretrained, CLIP.pretrained)},
+        **{"--weights": (choice.weights, None), "--supervised": (supervised, "")},
+        **{"--supervised-weights": (supervised_weights, None), "--split": (pictures.split, "test")},
+        **{"--limit": (pictures.limit, None), "--shifts": (shifts, ALL_OF_THEM)},
+        **{"--shift-pictures": (shift_pictures, SHIFT_PICTURES)},
+    }
+    command = ["diffvit", "clip", "compare", where]
+    command += [part for flag, (value, usual) in given.items() if value != usual for part in (flag, str(value))]
+    command += [part for name in templates or [] for part in ("--templates", name)]
+    result["files"] = _write(out, found, subject.labelled, changes, shlex.join([*command, "--out", str(out)]))
     show.line(f"report  {result['files'][0]}")
     if output.json:
         show.as_json(result)
@@ -68,7 +92,7 @@ def compare(
 
 
 def _tell(result: dict[str, Any]) -> None:
-    from diffvit.clip.evaluation.compare_page import in_order, statements
+    from diffvit.clip.evaluation.compare_page import in_order, shift_statements, statements
 
     one, two = result["models"]
     show.pairs(
@@ -80,35 +104,70 @@ def _tell(result: dict[str, Any]) -> None:
     )
     for line in statements(result):
         show.line(line)
-    rows = in_order(result["per_class"])
-    rows = rows if len(rows) <= ALL else [*rows[: ALL // 2], *rows[-ALL // 2 :]]
+    _differences("category", "class", in_order(result["per_class"]))
+    if result["superclasses"]:
+        _differences("superclass", "superclass", in_order(result["superclasses"]))
+    else:
+        show.line(f"note: no superclasses: {result['no_superclasses']}")
+    if result["shifts"]:
+        for line in shift_statements(result["shifts"], one["model"], two["model"]):
+            show.line(line)
+
+
+def _differences(title: str, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A line for each row, or for those at both ends."""
+    shown = list(rows) if len(rows) <= ALL else [*rows[: ALL // 2], *rows[-ALL // 2 :]]
     show.table(
-        ["category", "pictures", "first", "second", "difference", "95% interval"],
+        [title, "pictures", "first", "second", "difference", "95% interval"],
         [
             [
-                row["class"],
+                row[key],
                 f"{row['images']:,}",
                 *(show.percent(row[name]) for name in ("first", "second")),
                 f"{100 * row['difference']:+.1f}",
                 f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}",
             ]
-            for row in rows
+            for row in shown
         ],
     )
 
 
-def _write(out: Path, result: dict[str, Any], labelled: Any, command: str) -> list[Path]:
-    """The page, the plot, the figures and a line per category."""
-    from diffvit.clip.evaluation.compare_page import forest, in_order, page_of
-    from diffvit.reporting.rows import write_csv
+def _changes(kinds: str, pictures: int) -> tuple[Shift, ...]:
+    """The shifts asked for."""
+    from diffvit.clip.evaluation.shifts import KINDS, shifts
+
+    if pictures < 1:
+        raise ConfigError("--shift-pictures", f"must be at least 1 (found {pictures})")
+    if kinds == NONE_OF_THEM:
+        return ()
+    return shifts(KINDS if kinds == ALL_OF_THEM else [kind.strip() for kind in kinds.split(",")])
+
+
+def _write(out: Path, found: Comparison, labelled: Labelled, changes: Sequence[Shift], command: str) -> list[Path]:
+    """The page, the plots, the figures, and a line per category, superclass and change."""
+    from diffvit.clip.evaluation.compare_page import in_order, page_of
+    from diffvit.clip.evaluation.compare_plots import forest, shift_curves
+    from diffvit.reporting.csv_files import to_csv
     from diffvit.reporting.style import to_png
     from diffvit.training.files import disk_faults, replace, to_json
 
+    result = found.result
     one, two = (model["model"] for model in result["models"])
+    files = {
+        "compare.html": page_of(found, labelled, changes, command).encode(),
+        "compare.json": to_json(result),
+        "categories.csv": to_csv(result["per_class"]),
+        "categories.png": to_png(forest(in_order(result["per_class"]), one, two)),
+    }
+    if above := result["superclasses"]:
+        named = [{**row, "classes": "; ".join(row["classes"])} for row in above]
+        files |= {"superclasses.csv": to_csv(named)}
+        files |= {"superclasses.png": to_png(forest(in_order(above), one, two, key="superclass"))}
+    if changed := result["shifts"]:
+        rows = [{"shift": "none", "severity": 0, "words": "", **changed["original"]}, *changed["cells"]]
+        files |= {"shifts.csv": to_csv(rows), "shifts.png": to_png(shift_curves(changed, one, two))}
     with disk_faults(out, "The figures are above."):
         out.mkdir(parents=True, exist_ok=True)
-        replace(out / "compare.html", page_of(result, labelled, command).encode())
-        replace(out / "categories.png", to_png(forest(in_order(result["per_class"]), one, two)))
-        replace(out / "compare.json", to_json(result))
-        write_csv(out / "categories.csv", result["per_class"])
-    return [out / name for name in ("compare.html", "categories.png", "compare.json", "categories.csv")]
+        for name, content in files.items():
+            replace(out / name, content)
+    return [out / name for name in files]

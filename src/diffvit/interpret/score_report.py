@@ -15,8 +15,8 @@ from diffvit.data import sources
 from diffvit.data.images import Images
 from diffvit.interpret.scores import CHANCE, Row, Scores, score_maps
 from diffvit.interpret.subject import Subject, labelled_images
-from diffvit.reporting import rows as tables
 from diffvit.reporting.attention_rows import FIRST_MAP, METRICS
+from diffvit.reporting.csv_files import write_csv
 from diffvit.reporting.style import LIGHT, colour, dress, figure, to_png
 from diffvit.training.evaluate import config_of
 from diffvit.training.files import disk_faults
@@ -119,13 +119,13 @@ def _cell(value: float | None, key: str) -> str:
 def _write(out: Path, subject: Subject, rows: list[Row], curves: list[Row], own: Images) -> list[Path]:
     with disk_faults(out):
         out.mkdir(parents=True, exist_ok=True)
-    tables.write_csv(out / "scores.csv", rows)
+    write_csv(out / "scores.csv", rows)
     files = [out / "scores.csv"]
     pictures = {}
     if any(row["clutter"] is not None for row in rows):
         pictures["scores.png"] = _against_clutter(subject, rows)
     if curves:
-        tables.write_csv(out / "removal.csv", curves)
+        write_csv(out / "removal.csv", curves)
         files.append(out / "removal.csv")
         pictures["removal.png"] = _removal(subject, curves, own)
     for name, content in pictures.items():

@@ -22,6 +22,7 @@ from diffvit.interpret.subject import labelled_images, of_run
 from diffvit.reporting import attention_study as report
 from diffvit.reporting import rows
 from diffvit.reporting.attention_rows import DIFFERENTIAL, SOFTMAX, WIDE
+from diffvit.reporting.csv_files import read_csv, write_csv
 from diffvit.training.files import disk_faults
 from diffvit.training.loop import train
 
@@ -113,13 +114,13 @@ def run(
         new_scores, new_curves = _scored(trial, folder)
         records, scores, curves = rows.merge(records, [record]), scores + new_scores, curves + new_curves
         rows.write(out, records)
-        rows.write_csv(out / report.CURVES, curves)
-        rows.write_csv(out / report.SCORES, scores)  # last: it says that the trial is done
+        write_csv(out / report.CURVES, curves)
+        write_csv(out / report.SCORES, scores)  # last: it says that the trial is done
     report.update(out)
 
 
 def _read(path: Path) -> list[rows.Row]:
-    return rows.read_csv(path) if path.is_file() else []
+    return read_csv(path) if path.is_file() else []
 
 
 def _scored(trial: Trial, folder: Path) -> tuple[list[rows.Row], list[rows.Row]]:

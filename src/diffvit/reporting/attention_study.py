@@ -14,9 +14,10 @@ from pathlib import Path
 from diffvit.reporting import attention_plots as plots
 from diffvit.reporting import attention_words as words
 from diffvit.reporting.attention_rows import Study
+from diffvit.reporting.csv_files import read_csv
 from diffvit.reporting.generated import finish
 from diffvit.reporting.readme import stamp_of
-from diffvit.reporting.rows import EPOCHS_FILE, ROWS_FILE, read, read_csv
+from diffvit.reporting.rows import EPOCHS_FILE, ROWS_FILE, read
 from diffvit.training.files import disk_faults, replace
 
 FOLDER = Path("reports/attention")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +11,9 @@ from typing import Any
 
 from diffvit.config import Config, to_dict
 from diffvit.errors import InputError
-from diffvit.training.files import disk_faults, replace
+from diffvit.reporting.csv_files import Row, read_csv, write_csv
+from diffvit.training.files import disk_faults
 from diffvit.training.run_dir import RunDir
-
-Row = dict[str, Any]
 
 ROWS_FILE, EPOCHS_FILE = "rows.csv", "epochs.csv"
 RESULT_COLUMNS = (
@@ -31,11 +28,6 @@ RESULT_COLUMNS = (
 OTHER_COLUMNS = ("zero_shot_accuracy", "unseen_names_accuracy")
 _YOUNGER_COLUMNS = {"data_seconds", "compile_seconds"}  # which rows of diffvit 0.1.0 lack
 _KEY_COLUMNS = ("run", "config_hash", "seed", "attention", "data")
-# Read back as they stand: "3.11" is a version and "123456789012" a hash, not numbers.
-_TEXT_COLUMNS = {
-    *("run", "config_hash", "attention", "data", "device", "precision", "hardware", "diffvit", "python", "torch"),
-    *("commit", "fingerprint", "source"),
-}
 # Settings that the result columns already hold (as resolved), or that do not change what is computed.
 _NOT_AN_ARM = {"seed", "epochs", "precision", "device", "threads", "data_dir", "checkpoint_every", "model.preset"}
 
@@ -190,52 +182,6 @@ def merge(committed: Iterable[RunRecord], new: Iterable[RunRecord]) -> list[RunR
         else:
             extra.append(record)
     return [*merged.values(), *extra]
-
-
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Rows as CSV with every column that any of them has; None is an empty cell, numbers keep every digit."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([[_cell(row.get(name)) for name in columns] for row in rows])
-    with disk_faults(path):
-        replace(path, buffer.getvalue().encode())
-
-
-def read_csv(path: Path) -> list[Row]:
-    """Rows of :func:`write_csv`, values typed again.
-
-    Raises:
-        InputError: unreadable, or a line that does not have the header's columns.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            lines = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(str(path), f"cannot be read as CSV ({error.__class__.__name__})") from None
-    header = lines[0] if lines else []
-    for number, line in enumerate(lines[1:], start=2):
-        if len(line) != len(header):
-            raise InputError(str(path), f"line {number} has {len(line)} cells (vs {len(header)} columns)")
-    return [{name: _value(name, cell) for name, cell in zip(header, line, strict=True)} for line in lines[1:]]
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _value(column: str, cell: str) -> Any:
-    if cell == "":
-        return None
-    if column in _TEXT_COLUMNS:
-        return cell
-    try:
-        return json.loads(cell)
-    except ValueError:
-        return cell
 
 
 def content_hash(folder: Path) -> str:

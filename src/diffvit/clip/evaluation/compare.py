@@ -6,22 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-
-from diffvit.clip.evaluation.answers import Answers, answers_of, summary, supervised_chances, zero_shot_chances
-from diffvit.clip.evaluation.encoded import encode_all
-from diffvit.clip.evaluation.encoders import of_clip, of_resnet50
-from diffvit.clip.evaluation.evaluate import Subject, Watch
+from diffvit.clip.evaluation.answers import Answers, answers_of, summary
+from diffvit.clip.evaluation.encoders import Encoder, of_clip, of_resnet50
+from diffvit.clip.evaluation.evaluate import Subject, restricted
 from diffvit.clip.evaluation.imagenet import groups_for
 from diffvit.clip.evaluation.labelled import Labelled
 from diffvit.clip.evaluation.own import OwnViT, of_own, own_groups
+from diffvit.clip.evaluation.rollup import groups_of, rolled_up
+from diffvit.clip.evaluation.shifted import under_shifts
+from diffvit.clip.evaluation.shifts import Shift
+from diffvit.clip.evaluation.sides import Answered, Side, Watch, answered, paired, supervised_side, zero_shot_side
 from diffvit.clip.load import Clip, ResNet50
 from diffvit.clip.templates import Templates
 from diffvit.clip.zero_shot import zero_shot_classifier
 from diffvit.errors import InputError
 
-RESAMPLES = 10_000
 _PER_CLASS = 2  # pictures of one class in a gallery
 _SHOWN = 12
 
@@ -31,11 +30,14 @@ class Comparison:
     """What came out.
 
     Args:
-        result: figures, ready for JSON: ``models``, ``per_class``, ``overall``, ``templates``, ``galleries``.
+        result: figures, ready for JSON: ``models``, ``per_class``, ``overall``, ``superclasses``, ``templates``,
+            ``shifts``, ``galleries``.
+        shifted: the pictures that shifts were done to.
         faults: of pictures that could not be read.
     """
 
     result: dict[str, Any]
+    shifted: Labelled
     faults: list[InputError]
 
 
@@ -46,9 +48,7 @@ def common_classes(labelled: Labelled, supervised: ResNet50 | OwnViT) -> Subject
         ConfigError: there are none.
     """
     own = isinstance(supervised, OwnViT)
-    places, groups = own_groups(supervised, labelled.classes) if own else groups_for(labelled)
-    left_out = tuple(name for place, name in enumerate(labelled.classes) if place not in set(places))
-    return Subject(labelled.only(places) if left_out else labelled, groups, left_out)
+    return restricted(labelled, *(own_groups(supervised, labelled.classes) if own else groups_for(labelled)))
 
 
 def compare(
@@ -57,6 +57,8 @@ def compare(
     subject: Subject,
     templates: Sequence[Templates],
     *,
+    shifts: Sequence[Shift] = (),
+    shift_pictures: int = 500,
     watch: Watch | None = None,
 ) -> Comparison:
     """Both models on the subject's pictures.
@@ -66,77 +68,49 @@ def compare(
         supervised: the other.
         subject: of :func:`common_classes`.
         templates: the first makes the comparison; the accuracy with each of the others is told beside it.
+        shifts: done to a part of the pictures; none for none.
+        shift_pictures: how many these are, spread over the classes.
         watch: who is told how far it is.
 
     Raises:
-        InputError: a model's features are not finite, or no picture can be read.
+        InputError: a model's features are not finite, no picture can be read, or the installed WordNet is damaged.
     """
     labelled = subject.labelled
-    other = of_own(supervised) if isinstance(supervised, OwnViT) else of_resnet50(supervised)
-    encoders = [of_clip(clip), other]
-    found = [
-        encode_all(encoder, labelled, progress=watch and watch(f"pictures, {encoder.name}")) for encoder in encoders
+    groups, no_groups = groups_of(labelled)
+    encoder = of_clip(clip)
+    ways = [
+        zero_shot_side(
+            encoder,
+            clip,
+            zero_shot_classifier(clip, labelled.classes, each, progress=watch and watch(f"labels, {each.name}")),
+        )
+        for each in templates
     ]
-    readable = ~torch.stack([encoded.rows.isnan().any(dim=1) for encoded in found]).any(dim=0)
-    faults = list({fault.what: fault for encoded in found for fault in encoded.faults}.values())
-    if not bool(readable.any()):
-        raise faults[0]
-    labels = torch.tensor(labelled.labels, dtype=torch.int64)
-    by_templates: list[Answers] = []
-    for each in templates:
-        rows = zero_shot_classifier(clip, labelled.classes, each, progress=watch and watch(f"labels, {each.name}"))
-        by_templates.append(answers_of(zero_shot_chances(clip, rows, found[0].rows), labels, readable))
-    groups = subject.groups or []
-    answers = [by_templates[0], answers_of(supervised_chances(found[1].rows, groups), labels, readable)]
+    other = of_own(supervised) if isinstance(supervised, OwnViT) else of_resnet50(supervised)
+    sides = [ways[0], supervised_side(other, subject.groups or [])]
+    found = answered(sides, labelled, watch=watch)
+    one, two = answers = found.answers
+    if not bool(one.readable.any()):
+        raise found.faults[0]
+    galleries = [gallery(one, two), gallery(two, one)]
+    few = labelled.spread(shift_pictures, one.readable.nonzero()[:, 0].tolist())
     result = {
-        **{"data": labelled.name, "images": len(labelled), "unreadable": int((~readable).sum())},
+        **{"data": labelled.name, "images": len(labelled), "unreadable": int((~one.readable).sum())},
         **{"classes": list(labelled.classes), "left_out": list(subject.left_out)},
         "models": [
-            {**_facts(encoder.name, model, encoder.preprocessing.words), **summary(each, labelled.classes)}
-            for encoder, model, each in zip(encoders, (clip, supervised), answers, strict=True)
+            {**_facts(side.encoder, model), **summary(each, labelled.classes)}
+            for side, model, each in zip(sides, (clip, supervised), answers, strict=True)
         ],
-        "overall": paired(answers, None),
-        "per_class": [{"class": name, **paired(answers, place)} for place, name in enumerate(labelled.classes)],
-        "templates": [_with_templates(each, found) for each, found in zip(templates, by_templates, strict=True)],
-        "galleries": [gallery(answers[0], answers[1]), gallery(answers[1], answers[0])],
-        "computed": [encoded.computed for encoded in found],
-        "failed": [{"image": fault.what, "error": str(fault)} for fault in faults],
+        "overall": paired(answers),
+        "per_class": [{"class": name, **paired(answers, [place])} for place, name in enumerate(labelled.classes)],
+        **{"superclasses": rolled_up(answers, groups, labelled.classes), "no_superclasses": no_groups},
+        "templates": [_with_templates(each, way, found, one) for each, way in zip(templates, ways, strict=True)],
+        "shifts": under_shifts(sides, few, shifts, watch=watch) if shifts else None,
+        **{"galleries": galleries, "answers": _kept(answers, galleries, labelled)},
+        "computed": [encoded.computed for encoded in found.encoded],
+        "failed": [{"image": fault.what, "error": str(fault)} for fault in found.faults],
     }
-    return Comparison(result | {"answers": _kept(answers, result["galleries"], labelled)}, faults)
-
-
-def paired(answers: Sequence[Answers], place: int | None, *, seed: int = 0) -> dict[str, Any]:
-    """The first model's accuracy minus the second's, with its 95% interval over which pictures were drawn.
-
-    The pictures are drawn anew, pairs together, :data:`RESAMPLES` times (percentile bootstrap; Efron and Tibshirani
-    1993, chapter 13). A resample only matters by how many of its pictures the first alone and the second alone get
-    right, so those counts are drawn.
-
-    Args:
-        answers: of the two models.
-        place: a class; None for all of them.
-        seed: of the draws.
-
-    Returns:
-        ``images``, ``first``, ``second`` (accuracies), ``only_first``, ``only_second`` (counts), ``difference``,
-        ``low``, ``high`` (fractions; None without pictures).
-    """
-    one, two = answers
-    seen = one.readable if place is None else one.readable & (one.labels == place)
-    right = [each.rank[seen] == 0 for each in (one, two)]
-    count = int(seen.sum())
-    only = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
-    found: dict[str, Any] = {"images": count, "only_first": only[0], "only_second": only[1]}
-    if not count:
-        return found | dict.fromkeys(("first", "second", "difference", "low", "high"))
-    shares = [only[0] / count, only[1] / count, (count - sum(only)) / count]
-    drawn = np.random.Generator(np.random.Philox(seed)).multinomial(count, shares, size=RESAMPLES)
-    low, high = np.percentile((drawn[:, 0] - drawn[:, 1]) / count, [2.5, 97.5])
-    first, second = (int(each.sum()) / count for each in right)
-    return found | {
-        **{"first": first, "second": second, "difference": (only[0] - only[1]) / count},
-        **{"low": float(low), "high": float(high)},
-    }
+    return Comparison(result, few, found.faults)
 
 
 def gallery(winner: Answers, loser: Answers) -> list[int]:
@@ -156,14 +130,14 @@ def gallery(winner: Answers, loser: Answers) -> list[int]:
     return chosen
 
 
-def _with_templates(templates: Templates, answers: Answers) -> dict[str, Any]:
-    seen = answers.readable
-    accuracy = float((answers.rank[seen] == 0).double().mean())
+def _with_templates(templates: Templates, way: Side, found: Answered, seen: Answers) -> dict[str, Any]:
+    answers = answers_of(way.chances(found.encoded[0].rows), seen.labels, seen.readable)
+    accuracy = float((answers.rank[seen.readable] == 0).double().mean())
     return {"name": templates.name, "count": len(templates.texts), "accuracy": accuracy}
 
 
-def _facts(name: str, model: Clip | ResNet50 | OwnViT, words: str) -> dict[str, Any]:
-    return {"model": name, "weights": model.source, "preprocessing": words}
+def _facts(encoder: Encoder, model: Clip | ResNet50 | OwnViT) -> dict[str, Any]:
+    return {"model": encoder.name, "weights": model.source, "preprocessing": encoder.preprocessing.words}
 
 
 def _kept(answers: Sequence[Answers], galleries: Sequence[Sequence[int]], labelled: Labelled) -> dict[str, Any]:

@@ -9,26 +9,30 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib.figure import Figure
 from PIL import Image
 
 from diffvit import __version__
+from diffvit.clip.evaluation.compare import Comparison
+from diffvit.clip.evaluation.compare_plots import forest, shift_curves, shift_examples
 from diffvit.clip.evaluation.labelled import Labelled
-from diffvit.reporting.style import LIGHT, Theme, figure, to_png
+from diffvit.clip.evaluation.shifts import Shift
+from diffvit.reporting.style import to_png
 from diffvit.reporting.tables import data_note, percent
 
-_PLOTTED = 40  # categories; of more, the ends of the order
+_NAMED = 4  # classes in a superclass's row
 _THUMBNAIL = 160  # pixels
 
 
-def page_of(result: Mapping[str, Any], labelled: Labelled, command: str) -> str:
+def page_of(found: Comparison, labelled: Labelled, shifts: Sequence[Shift], command: str) -> str:
     """The page as HTML.
 
     Args:
-        result: of :func:`diffvit.clip.evaluation.compare.compare`.
+        found: of :func:`diffvit.clip.evaluation.compare.compare`.
         labelled: its pictures, of which those in the galleries are read again.
+        shifts: that were done.
         command: to repeat it.
     """
+    result = found.result
     one, two = (model["model"] for model in result["models"])
     environment = Environment(
         loader=PackageLoader("diffvit.clip.evaluation", "."), autoescape=True, undefined=StrictUndefined
@@ -38,7 +42,7 @@ def page_of(result: Mapping[str, Any], labelled: Labelled, command: str) -> str:
         (heading, [_card(place, result, labelled) for place in places])
         for heading, places in zip(headings, result["galleries"], strict=True)
     ]
-    rows = in_order(result["per_class"])
+    rows, above = in_order(result["per_class"]), in_order(result["superclasses"])
     return environment.get_template("compare.html").render(
         title=f"{one} beside {two}",
         subtitle=f"{result['data']}, {result['images']:,} pictures; diffvit {__version__}",
@@ -46,17 +50,46 @@ def page_of(result: Mapping[str, Any], labelled: Labelled, command: str) -> str:
         models=result["models"],
         figures=_figures(result["models"]),
         plot=_uri(to_png(forest(rows, one, two))),
-        categories=[_category(row) for row in rows],
+        categories=[[row["class"], *_cells(row)] for row in rows],
         note=_note(rows),
+        superclasses=[[row["superclass"], _members(row["classes"]), *_cells(row)] for row in above],
+        superclass_plot=_uri(to_png(forest(above, one, two, key="superclass"))) if above else "",
+        no_superclasses=result["no_superclasses"],
         templates=[[each["name"], f"{each['count']}", percent(each["accuracy"])] for each in result["templates"]],
+        shifts=_shifts(found, shifts) if shifts else None,
         galleries=galleries,
         command=command,
     )
 
 
+def _shifts(found: Comparison, shifts: Sequence[Shift]) -> dict[str, Any]:
+    """What the page says of the pictures' changes."""
+    result = found.result["shifts"]
+    one, two = (model["model"] for model in found.result["models"])
+    original = result["original"]
+    before = ["none", *(percent(original[name], 1) for name in ("first", "second")), _points(original["difference"])]
+    rows = [
+        [
+            each["shift"],
+            *(percent(each[name], 1) for name in ("first", "second")),
+            *(_points(each[name]) for name in ("difference", "change")),
+            f"{_points(each['low'])} to {_points(each['high'])}",
+        ]
+        for each in result["kinds"]
+    ]
+    return {
+        "images": f"{result['images']:,}",
+        "statements": shift_statements(result, one, two),
+        "curves": _uri(to_png(shift_curves(result, one, two))),
+        "examples": _uri(to_png(shift_examples(shifts, found.shifted, 0))),
+        "rows": [[*before, "", ""], *rows],
+        "words": [(shift.name, shift.severity, shift.words) for shift in shifts],
+    }
+
+
 def in_order(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Categories with pictures, the first model's best advantage first."""
-    return sorted((row for row in rows if row["images"]), key=lambda row: (-row["difference"], row["class"]))
+    """Categories or superclasses with pictures, the first model's best advantage first."""
+    return sorted((row for row in rows if row["images"]), key=lambda row: -row["difference"])
 
 
 def statements(result: Mapping[str, Any]) -> list[str]:
@@ -79,27 +112,16 @@ def statements(result: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def forest(rows: Sequence[Mapping[str, Any]], one: str, two: str, theme: Theme = LIGHT) -> Figure:
-    """Each category's difference with its interval, points."""
-    half = _PLOTTED // 2
-    shown = list(rows) if len(rows) <= _PLOTTED else [*rows[:half], *rows[-half:]]
-    made = figure(theme, 9.0, 1.5 + 0.27 * len(shown))
-    axes = made.add_subplot()
-    axes.set_facecolor(theme.paper)
-    for place, row in enumerate(shown):
-        decided = 0 if row["low"] > 0 else 1 if row["high"] < 0 else 6
-        axes.plot([100 * row["low"], 100 * row["high"]], [place, place], color=theme.series[decided], linewidth=2)
-        axes.plot([100 * row["difference"]], [place], "o", color=theme.series[decided], markersize=5)
-    axes.axvline(0, color=theme.ink, linewidth=0.8)
-    axes.set_yticks(range(len(shown)), [row["class"].replace("$", r"\$")[:30] for row in shown], fontsize=9)
-    axes.invert_yaxis()
-    axes.grid(axis="x", color=theme.faint)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.set_xlabel(f"{one} minus {two}, points of accuracy".replace("$", r"\$"), color=theme.ink)
-    title = "By category, with 95% intervals (grey: they hold zero)"
-    axes.set_title(title if len(shown) == len(rows) else f"{title}; the {half} at each end", loc="left", fontsize=11)
-    return made
+def shift_statements(shifts: Mapping[str, Any], one: str, two: str) -> list[str]:
+    """What may be said of the changes: which model loses more where, if the interval allows it."""
+    said = []
+    for each in shifts["kinds"]:
+        lost = [100 * (shifts["original"][side] - each[side]) for side in ("first", "second")]
+        verdict = "which of them loses more, these pictures cannot tell"
+        if each["low"] > 0 or each["high"] < 0:
+            verdict = f"{two if each['low'] > 0 else one} loses more"
+        said.append(f"{each['shift']}: {one} loses {lost[0]:.1f} points, {two} {lost[1]:.1f}: {verdict}.")
+    return said
 
 
 def _figures(models: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
@@ -112,15 +134,23 @@ def _figures(models: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]
     ]
 
 
-def _category(row: Mapping[str, Any]) -> list[str]:
+def _cells(row: Mapping[str, Any]) -> list[str]:
     return [
-        row["class"],
         f"{row['images']:,}",
         *(percent(row[name], 1) for name in ("first", "second")),
-        f"{100 * row['difference']:+.1f}",
-        f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}",
+        _points(row["difference"]),
+        f"{_points(row['low'])} to {_points(row['high'])}",
         *(f"{row[name]:,}" for name in ("only_first", "only_second")),
     ]
+
+
+def _points(fraction: float) -> str:
+    return f"{100 * fraction:+.1f}"
+
+
+def _members(classes: Sequence[str]) -> str:
+    more = f" and {len(classes) - _NAMED} more" if len(classes) > _NAMED else ""
+    return ", ".join(classes[:_NAMED]) + more
 
 
 def _note(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -19,6 +19,7 @@ from diffvit.clip.fingerprint import fingerprint, image_fingerprint
 from diffvit.clip.hub import open_clip_library, timm_library
 from diffvit.clip.load import Clip, ResNet50
 from diffvit.clip.preprocess import Preprocessing
+from diffvit.clip.small.model import SmallClip
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,9 @@ def of_clip(clip: Clip) -> Encoder:
 
     state = [open_clip_library().__version__, image_fingerprint(model), str(clip.dtype), clip.device.type]
     key = key_of("clip", clip.preprocessing, state)
-    return Encoder(
-        f"CLIP {clip.name} ({clip.pretrained or 'own weights'})", clip.preprocessing, _width(clip), key, encode
-    )
+    # What a small CLIP of ours learnt from is no weights' tag: its name says which it is.
+    weights = "" if isinstance(model, SmallClip) else f" ({clip.pretrained or 'own weights'})"
+    return Encoder(f"CLIP {clip.name}{weights}", clip.preprocessing, _width(clip), key, encode)
 
 
 def of_resnet50(resnet: ResNet50) -> Encoder:

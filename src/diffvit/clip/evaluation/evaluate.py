@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from jaxtyping import Float32
-from torch import Tensor
-
-from diffvit.clip.evaluation.answers import answers_of, summary, supervised_chances, zero_shot_chances
-from diffvit.clip.evaluation.encoded import Encoded, encode_all
+from diffvit.clip.evaluation.answers import summary
+from diffvit.clip.evaluation.encoded import Encoded
 from diffvit.clip.evaluation.encoders import Encoder, of_clip, of_resnet50
 from diffvit.clip.evaluation.imagenet import groups_for
 from diffvit.clip.evaluation.labelled import Labelled
+from diffvit.clip.evaluation.sides import Watch, answered, supervised_side, zero_shot_side
 from diffvit.clip.load import Clip, ResNet50
 from diffvit.clip.templates import Templates
-from diffvit.clip.zero_shot import Classifier, Progress, zero_shot_classifier
+from diffvit.clip.zero_shot import Classifier, zero_shot_classifier
 from diffvit.errors import ConfigError, InputError
-
-Watch = Callable[[str], Progress]  # from what is counted ("pictures, CLIP RN50") to who is told
 
 
 @dataclass(frozen=True)
@@ -64,9 +59,13 @@ def subject_of(labelled: Labelled, names: Sequence[str] | None = None, *, superv
     named = labelled if names is None else replace(labelled, classes=tuple(names))
     if not supervised:
         return Subject(named, None, ())
-    places, groups = groups_for(labelled)
-    left_out = tuple(name for place, name in enumerate(named.classes) if place not in set(places))
-    return Subject(named.only(places) if left_out else named, groups, left_out)
+    return restricted(named, *groups_for(labelled))
+
+
+def restricted(labelled: Labelled, places: Sequence[int], groups: list[list[int]]) -> Subject:
+    """The pictures of these classes only, and what stands for each."""
+    left_out = tuple(name for place, name in enumerate(labelled.classes) if place not in set(places))
+    return Subject(labelled.only(places) if left_out else labelled, groups, left_out)
 
 
 def evaluate(
@@ -80,44 +79,32 @@ def evaluate(
         InputError: a model's features are not finite.
     """
     labelled = subject.labelled
-    encoders = [of_clip(clip)] + ([of_resnet50(resnet)] if resnet else [])
     classifier = zero_shot_classifier(clip, labelled.classes, templates, progress=watch and watch("labels"))
-    found = [
-        encode_all(encoder, labelled, progress=watch and watch(f"pictures, {encoder.name}")) for encoder in encoders
+    used: list[Clip | ResNet50] = [clip]
+    sides = [zero_shot_side(of_clip(clip), clip, classifier)]
+    if resnet:
+        sides.append(supervised_side(of_resnet50(resnet), subject.groups or []))
+        used.append(resnet)
+    found = answered(sides, labelled, watch=watch)
+    models = [
+        {**_facts(side.encoder, encoded, model), **summary(answers, labelled.classes)}
+        for side, model, encoded, answers in zip(sides, used, found.encoded, found.answers, strict=True)
     ]
-    readable = ~torch.stack([encoded.rows.isnan().any(dim=1) for encoded in found]).any(dim=0)
-    labels = torch.tensor(labelled.labels, dtype=torch.int64)
-    models: list[dict[str, Any]] = []
-    for encoder, encoded, model in zip(encoders, found, (clip, resnet), strict=False):
-        chances = _chances(model, classifier, subject.groups, encoded.rows)
-        figures = summary(answers_of(chances, labels, readable), labelled.classes)
-        models.append({**_facts(encoder, encoded, model), **figures})
-    faults = {fault.what: fault for encoded in found for fault in encoded.faults}
     ids = labelled.wordnet_ids
     result = {
-        **{"data": labelled.name, "images": len(labelled), "unreadable": int((~readable).sum())},
+        **{"data": labelled.name, "images": len(labelled), "unreadable": models[0]["unreadable"]},
         **{"classes": list(labelled.classes), "wordnet_ids": None if ids is None else list(ids)},
         **{"left_out": list(subject.left_out), "same_names": [list(group) for group in classifier.twins]},
         "templates": {"name": templates.name, "count": len(templates.texts), "first": templates.texts[0]},
         "labels_computed": classifier.computed,
         "models": models,
-        "failed": [{"image": _text(fault.what), "error": _text(str(fault))} for fault in faults.values()],
+        "failed": [{"image": _text(fault.what), "error": _text(str(fault))} for fault in found.faults],
     }
-    return Evaluated(result, classifier, list(faults.values()))
+    return Evaluated(result, classifier, found.faults)
 
 
-def _chances(
-    model: Clip | ResNet50 | None, classifier: Classifier, groups: list[list[int]] | None, rows: Float32[Tensor, "n w"]
-) -> Float32[Tensor, "n classes"]:
-    if isinstance(model, Clip):
-        return zero_shot_chances(model, classifier, rows)
-    assert groups is not None  # a supervised model comes with them
-    return supervised_chances(rows, groups)
-
-
-def _facts(encoder: Encoder, encoded: Encoded, model: Clip | ResNet50 | None) -> dict[str, Any]:
+def _facts(encoder: Encoder, encoded: Encoded, model: Clip | ResNet50) -> dict[str, Any]:
     """What was used, and what it cost."""
-    assert model is not None
     first = next(model.model.parameters())
     return {
         **{"model": encoder.name, "weights": model.source, "preprocessing": encoder.preprocessing.words},

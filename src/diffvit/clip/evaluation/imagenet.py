@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib import resources
+from typing import Any
 
 from diffvit.clip.evaluation.labelled import Labelled
 from diffvit.clip.hub import imagenet_wordnet_ids
@@ -16,8 +17,17 @@ _FILE = "cifar10_imagenet.json"
 
 def cifar10_members() -> dict[str, list[str]]:
     """For each class of CIFAR-10 the WordNet ids of ImageNet-1k that are kinds of it; deer has none."""
+    return {name: list(entry["members"]) for name, entry in _cifar10().items()}
+
+
+def cifar10_synsets() -> dict[str, str]:
+    """For each class of CIFAR-10 the WordNet id of what it is."""
+    return {name: entry["synset"] for name, entry in _cifar10().items()}
+
+
+def _cifar10() -> dict[str, Any]:
     text = resources.files("diffvit.clip.evaluation").joinpath(_FILE).read_text(encoding="utf-8")
-    return {name: list(entry["members"]) for name, entry in json.loads(text).items()}
+    return json.loads(text)
 
 
 def groups_for(labelled: Labelled) -> tuple[list[int], list[list[int]]]:

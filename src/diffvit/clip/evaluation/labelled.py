@@ -86,6 +86,12 @@ class Labelled:
             chosen.extend(mine[place * len(mine) // count] for place in range(count))
         return self._picked(sorted(chosen))
 
+    def spread(self, count: int, among: Sequence[int]) -> Labelled:
+        """So many of these pictures, spread evenly over the classes; all of them where there are no more."""
+        order = sorted(among, key=lambda number: (self.labels[number], number))
+        count = min(count, len(order))
+        return self._picked(sorted(order[place * len(order) // count] for place in range(count)))
+
     def _picked(self, numbers: Sequence[int]) -> Labelled:
         read = self.read
         return replace(
