@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-system check docs bench attention-study clean
+.PHONY: demo test test-system check docs bench attention-study clip-cifar10 clip-published clean
 .DELETE_ON_ERROR:
 
 $(READY): pyproject.toml constraints.txt
@@ -30,6 +30,8 @@ check: $(READY)  ## style, types, import contracts, generated documents
 	$(BIN)/python -m diffvit.benchmarks.report --check
 	$(BIN)/python -m diffvit.clip.precision_report --check
 	$(BIN)/python -m diffvit.clip.evaluation.cifar10_map --check
+	$(BIN)/python -m diffvit.clip.small.report --check
+	$(BIN)/python -m diffvit.clip.evaluation.published --check
 	$(BIN)/python -m diffvit.reporting.attention_study --check
 
 docs: $(READY)  ## rewrite the README's results, the recipes' promises, the reports and the map of CIFAR-10
@@ -38,6 +40,8 @@ docs: $(READY)  ## rewrite the README's results, the recipes' promises, the repo
 	$(BIN)/python -m diffvit.benchmarks.report
 	$(BIN)/python -m diffvit.clip.precision_report
 	$(BIN)/python -m diffvit.clip.evaluation.cifar10_map
+	$(BIN)/python -m diffvit.clip.small.report
+	$(BIN)/python -m diffvit.clip.evaluation.published
 	$(BIN)/python -m diffvit.reporting.attention_study
 
 bench: $(READY)  ## speed beside timm, vit-pytorch and transformers (under ten minutes on two idle cores)
@@ -47,6 +51,20 @@ bench: $(READY)  ## speed beside timm, vit-pytorch and transformers (under ten m
 
 attention-study: $(READY)  ## reports/attention: 42 small models trained and their maps scored (about an hour on two cores)
 	$(BIN)/python -m diffvit.interpret.study
+
+# A run that is there is taken up where it stopped; a complete one is left as it is.
+clip-cifar10: $(READY)  ## reports/clip-cifar10: a small CLIP and its supervised twin, trained and compared (half an hour)
+	$(BIN)/diffvit clip train configs/clip_cifar10.yaml $(if $(wildcard runs/clip-cifar10),--resume,--out) runs/clip-cifar10
+	$(BIN)/diffvit train configs/clip_cifar10_twin.yaml $(if $(wildcard runs/clip-cifar10-twin),--resume,--out) runs/clip-cifar10-twin
+	$(BIN)/diffvit compare runs/clip-cifar10 runs/clip-cifar10-twin --out reports/clip-cifar10
+	$(BIN)/diffvit clip compare cifar10 --model cifar10-clip --supervised cifar10-clip-twin --shift-pictures 10000 \
+	  --out reports/clip-cifar10/compare
+	$(BIN)/python -m diffvit.clip.small.report --run runs/clip-cifar10
+
+clip-published: $(READY)  ## reports/clip-published: all that needs published weights; IMAGENET=folder of its validation pictures
+	test -n "$(IMAGENET)" || { echo "say where ImageNet's validation pictures lie: make clip-published IMAGENET=folder" >&2; exit 2; }
+	$(BIN)/diffvit clip published "$(IMAGENET)" $(PUBLISHED)
+	$(BIN)/python -m diffvit.clip.evaluation.published
 
 clean:
 	rm -rf .venv build dist src/*.egg-info

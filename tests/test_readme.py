@@ -2,7 +2,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffvit.reporting.readme import END, QUICK_ROWS, ROWS, START, update
+from diffvit.reporting.generated import markers
+from diffvit.reporting.readme import BLOCK, QUICK_ROWS, ROWS, update
+
+START, END = markers(BLOCK)
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,10 +10,13 @@ from small_wordnet import nouns_file
 
 from diffvit.clip.evaluation import cifar10_map as module
 from diffvit.clip.evaluation import wordnet as wordnet_module
-from diffvit.clip.evaluation.cifar10_map import END, FILE, START, SYNSETS, cifar10_map, imagenet_ids, main, table
+from diffvit.clip.evaluation.cifar10_map import BLOCK, FILE, SYNSETS, cifar10_map, imagenet_ids, main, table
 from diffvit.clip.evaluation.wordnet import WordNet, read_wordnet
 from diffvit.data.cifar10_rows import CLASSES
 from diffvit.errors import InputError
+from diffvit.reporting.generated import markers
+
+START, END = markers(BLOCK)
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = json.loads(FILE.read_text(encoding="utf-8"))

@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 
 from diffvit import Report
-from diffvit.reporting.readme import END, START, main, readme_block, stamp_of
+from diffvit.reporting.generated import markers
+from diffvit.reporting.readme import BLOCK, main, readme_block, stamp_of
 from diffvit.reporting.rows import content_hash, read, read_run, write
+
+START, END = markers(BLOCK)
 
 MakeRun = Callable[..., Path]
 Capture = pytest.CaptureFixture[str]

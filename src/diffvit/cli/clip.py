@@ -34,11 +34,15 @@ app.command(
     name="evaluate",
     help="Accuracy on labelled pictures: a folder, ImageNet's layout, CIFAR-10.",
 )
-
 app.command(
     "diffvit.cli.clip_compare:compare",
     name="compare",
     help="CLIP beside a supervised model, by category, as one page.",
+)
+app.command(
+    "diffvit.cli.clip_published:published",
+    name="published",
+    help="Every figure that needs published weights, in one go.",
 )
 
 

@@ -56,7 +56,9 @@ def pictures(data_dir: Path | None, count: int, *, size: int = IMAGE_SIZE) -> Pi
     files = sorted(path for path in data_dir.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
     if not files:
         raise InputError(str(data_dir), "holds neither CIFAR-10 nor images", "Leave --data-dir out for shapes.")
-    decoded = [decode(path, name=str(path)) for path in files[:count]]
+    count = min(count, len(files))
+    spread = [files[place * len(files) // count] for place in range(count)]  # over all folders, not the first alone
+    decoded = [decode(path, name=str(path)) for path in spread]
     return Pictures(_prepared(decoded, size), f"folder {data_dir.resolve().name}")
 
 

@@ -12,12 +12,12 @@ from PIL import Image, UnidentifiedImageError
 from diffvit.errors import InputError
 from diffvit.reporting import markdown, plots, stats, tables
 from diffvit.reporting.arms import arms, statements
-from diffvit.reporting.generated import finish
+from diffvit.reporting.generated import brought_up_to_date, finish, with_block
 from diffvit.reporting.rows import RunRecord, content_hash, read
 from diffvit.reporting.style import STAMP
 from diffvit.training.files import disk_faults, replace
 
-START, END = "<!-- results:start -->", "<!-- results:end -->"
+BLOCK = "results"
 ROWS = Path("reports/cifar10-50-cpu")
 QUICK_ROWS, QUICK_RECIPE = Path("reports/cifar10-80-cpu"), "configs/cifar10_80_cpu.yaml"
 PLOT = "curves.png"
@@ -93,22 +93,14 @@ def update(readme: Path, folder: Path, quick: Path | None = None, *, check: bool
     records = read(folder)
     if not records:
         raise InputError(str(folder), "has no rows.csv with runs", f"Write one: diffvit compare RUN ... --out {folder}")
-    try:
-        old = readme.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(str(readme), f"cannot be read ({error.__class__.__name__})") from None
-    if old.count(START) != 1 or old.count(END) != 1 or old.index(START) > old.index(END):
-        raise InputError(str(readme), f"must hold {START} and then {END}, once each")
-    head, tail = old.split(START)[0], old.split(END)[1]
     relative = _from(readme, folder)
-    new = f"{head}{START}\n{readme_block(records, relative, read(quick) if quick else ())}\n{END}{tail}"
+    new = with_block(readme, BLOCK, readme_block(records, relative, read(quick) if quick else ()))
     stamp, plot = content_hash(folder), folder / PLOT
-    stale = [f"{readme}: its results are not those of {folder}"] if new != old else []
+    stale = brought_up_to_date({readme: (new.encode(), f"its results are not those of {folder}")}, check=check)
     if stamp_of(plot) != stamp:
         stale.append(f"{plot}: was not made from the rows beside it")
     if not check:
-        with disk_faults(readme):
-            replace(readme, new.encode())
+        with disk_faults(plot):
             replace(plot, plots.curves(arms(records), stamp=stamp))
     return stale
 

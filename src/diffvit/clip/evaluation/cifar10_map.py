@@ -26,13 +26,13 @@ from diffvit.clip.evaluation.wordnet import WordNet, find_wordnet, read_wordnet
 from diffvit.clip.hub import timm_library
 from diffvit.errors import EnvironmentFault, InputError
 from diffvit.reporting import markdown
-from diffvit.reporting.generated import finish
+from diffvit.reporting.generated import brought_up_to_date, finish, with_block
 from diffvit.reporting.tables import Table
-from diffvit.training.files import disk_faults, replace, to_json
+from diffvit.training.files import to_json
 
 FILE = Path(__file__).with_name("cifar10_imagenet.json")
 PAGE = Path("docs/clip.md")
-START, END = "<!-- cifar10-map:start -->", "<!-- cifar10-map:end -->"
+BLOCK = "cifar10-map"
 SYNSETS = {  # in CIFAR-10's order; the second is the name that WordNet must have there
     "airplane": ("n02691156", "airplane"),
     "automobile": ("n02958343", "car"),
@@ -128,23 +128,9 @@ def update(file: Path = FILE, page: Path = PAGE, *, check: bool = False) -> list
     if source is None:
         raise EnvironmentFault(file.name, f"is left as it is: {ABSENT}", _INSTALL)
     found = cifar10_map(read_wordnet(source), imagenet_ids())
-    content, old = to_json(found), _text(page)
-    if old.count(START) != 1 or old.count(END) != 1 or old.index(START) > old.index(END):
-        raise InputError(str(page), f"must hold {START} and then {END}, once each")
-    new = f"{old.split(START)[0]}{START}\n{table(found)}\n{END}{old.split(END)[1]}"
-    wanted = {file: (content, "is not made from WordNet"), page: (new.encode(), "its map of CIFAR-10 is another")}
-    stale = {path: why for path, (text, why) in wanted.items() if not path.exists() or path.read_bytes() != text}
-    for path in () if check else stale:
-        with disk_faults(path):
-            replace(path, wanted[path][0])
-    return [f"{path}: {why}" for path, why in stale.items()]
-
-
-def _text(page: Path) -> str:
-    try:
-        return page.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(str(page), f"cannot be read ({type(error).__name__})") from None
+    new = with_block(page, BLOCK, table(found)).encode()
+    wanted = {file: (to_json(found), "is not made from WordNet"), page: (new, "its map of CIFAR-10 is another")}
+    return brought_up_to_date(wanted, check=check)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
