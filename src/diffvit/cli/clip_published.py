@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +21,7 @@ from diffvit.settings import Device
 
 if TYPE_CHECKING:
     from diffvit.clip.evaluation.labelled import Labelled
+    from diffvit.clip.evaluation.shifts import Shift
     from diffvit.clip.load import Clip
 
 PLAN = Plan()
@@ -50,6 +52,8 @@ class Amount:
     """To how many pictures of ImageNet the changes are done."""
     budget: float = PLAN.budget
     """Seconds for the precisions."""
+    templates: Annotated[list[str] | None, Parameter(negative="", show_default=False)] = None
+    """Sets of them; by default openai-80, openai-7 and single."""
 
 
 FILES, AMOUNT = Files(), Amount()
@@ -75,7 +79,7 @@ def published(
 
     from diffvit.clip.evaluation.labelled import open_labelled
 
-    changes_of(ALL_OF_THEM, amount.shift_pictures)
+    changes = changes_of(ALL_OF_THEM, amount.shift_pictures)
     pictures = open_labelled(imagenet)
     if pictures.wordnet_ids is None:
         why = "is not ImageNet's layout: its folders are not all named by WordNet ids of ImageNet-1k"
@@ -84,15 +88,15 @@ def published(
     clip = ClipChoice(weights=files.weights, device=device).load()
     faults: dict[str, InputError] = {}
     for version, file in (("tv-v2", files.v2_weights), ("tv-v1", files.v1_weights)):
-        place, shifts = out / f"imagenet-{version}", ALL_OF_THEM
-        faults |= _compared(clip, (version, file), pictures, (shifts, amount.shift_pictures), place, str(imagenet))
+        place = out / f"imagenet-{version}"
+        faults |= _compared(clip, (version, file), pictures, (amount, changes), place, str(imagenet))
     try:
         small = open_labelled("cifar10", data_dir=data_dir_of(data_dir))
     except EnvironmentFault as fault:
         show.line(f"note: without CIFAR-10: {fault}")
     else:
         small = small if amount.limit is None else small.at_most(amount.limit)
-        _compared(clip, ("tv-v2", files.v2_weights), small, ("none", 1), out / "cifar10-tv-v2", "cifar10")
+        _compared(clip, ("tv-v2", files.v2_weights), small, (amount, ()), out / "cifar10-tv-v2", "cifar10")
     _precisions(clip, imagenet, amount.budget, out / "precision")
     show.line(f"reports  {out}; take them into the page with: make docs")
     if output.json:
@@ -102,19 +106,23 @@ def published(
 
 
 def _compared(
-    clip: Clip, resnet: tuple[str, Path | None], pictures: Labelled, shifts: tuple[str, int], out: Path, where: str
+    clip: Clip,
+    resnet: tuple[str, Path | None],
+    pictures: Labelled,
+    done: tuple[Amount, Sequence[Shift]],
+    out: Path,
+    where: str,
 ) -> dict[str, InputError]:
     """One comparison, told and written; what could not be read, by picture."""
     from diffvit.clip.evaluation.compare import common_classes, compare
     from diffvit.clip.load import load_resnet50
     from diffvit.clip.templates import load_templates
 
-    version, file = resnet
+    (version, file), (amount, changes) = resnet, done
     other = load_resnet50(version, file, device=str(clip.device))
-    changes = changes_of(*shifts)
-    prompts = [load_templates(name) for name in TEMPLATES]
+    prompts = [load_templates(name) for name in amount.templates or TEMPLATES]
     subject = common_classes(pictures, other)
-    found = compare(clip, other, subject, prompts, shifts=changes, shift_pictures=shifts[1], watch=Lines)
+    found = compare(clip, other, subject, prompts, shifts=changes, shift_pictures=amount.shift_pictures, watch=Lines)
     tell(found.result)
     command = f"diffvit clip compare {where} --model RN50 --supervised {version} --out {out}"
     write(out, found, subject.labelled, changes, command)

@@ -1,0 +1,157 @@
+"""ImageNet's validation layout in full with random models, and what these models say in float64."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import timm
+import timm.data
+import torch
+from PIL import Image
+from timm.data.imagenet_info import ImageNetInfo
+from torch import Tensor, nn
+
+DIFFERENT = 50  # pictures; each lies in twenty folders
+NEAR = 1e-4  # of the probabilities' logarithms: closer ones float32 may order either way
+CONTEXT = 24  # tokens; the text tower is causal, and no prompt of ImageNet's is longer
+
+
+def picture(seed: int) -> Image.Image:
+    """Blocks of colour under a gradient."""
+    draw = np.random.default_rng(seed)
+    sides = tuple(int(side) for side in draw.integers(2, 9, 2))
+    blocks = Image.fromarray(draw.integers(0, 256, (*sides, 3), dtype=np.uint8))
+    return blocks.resize((90, 70 + seed % 3 * 10), Image.Resampling.NEAREST if seed % 2 else Image.Resampling.BICUBIC)
+
+
+@torch.no_grad()
+def awake(model: nn.Module, images: Tensor) -> nn.Module:
+    """Random weights with batch norms' statistics from images: what the model makes of pictures then differs."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None
+    for name, norm in model.named_modules():
+        if isinstance(norm, nn.BatchNorm2d) and name.endswith("bn3"):
+            norm.weight.fill_(0.5)
+    model.train()(images)
+    return model.eval()
+
+
+@torch.no_grad()
+def random_clip(images: Tensor) -> Any:
+    torch.manual_seed(0)
+    model: Any = open_clip.create_model("RN50-quickgelu", pretrained=None)
+    awake(model.visual, images)
+    # Centred: else every picture would point the same way, and name the same class.
+    model.visual.attnpool.c_proj.bias.sub_(model.visual(images).mean(0))
+    model.logit_scale.fill_(3.0)
+    return model.eval()
+
+
+@torch.no_grad()
+def random_resnet(images: Tensor) -> Any:
+    torch.manual_seed(1)
+    model: Any = awake(timm.create_model("resnet50.tv2_in1k", pretrained=False), images)
+    model.fc.weight.mul_(3)
+    model.fc.bias.sub_(model(images).mean(0))
+    return model
+
+
+def rounded_as_published(model: Any) -> dict[str, Tensor]:
+    """OpenAI's layout: half precision but for norms, and three whole numbers."""
+    open_clip.convert_weights_to_fp16(model)
+    notes = {"input_resolution": 224, "context_length": 77, "vocab_size": 49408}
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.float()  # what is compared below has the rounded values
+    return {**state, **{name: torch.tensor(value) for name, value in notes.items()}}
+
+
+def logarithms(model: Any, images: Tensor) -> Tensor:
+    """Of the probabilities, picture by picture, in float64."""
+    model = model.double()
+    with torch.no_grad():
+        return torch.cat([model(image[None].double()) for image in images]).log_softmax(1)
+
+
+@torch.no_grad()
+def text_rows(model: Any) -> Tensor:
+    """By open_clip's model in float64, on as many positions as the longest prompt has."""
+    tokens = open_clip.tokenize([f"a photo of a {name}." for name in open_clip.IMAGENET_CLASSNAMES])
+    assert not tokens[:, CONTEXT:].any()
+    model = model.double()
+    model.context_length = CONTEXT
+    model.positional_embedding = nn.Parameter(model.positional_embedding[:CONTEXT])
+    model.attn_mask = model.attn_mask[:CONTEXT, :CONTEXT].double()
+    return torch.cat([model.encode_text(part, normalize=True) for part in tokens[:, :CONTEXT].split(50)])
+
+
+def imagenet_layout(folder: Path) -> list[Tensor]:
+    """The weights and the folder on the disk; logarithms of both models' probabilities by their libraries alone."""
+    small = folder / "small"
+    small.mkdir()
+    for seed in range(DIFFERENT):
+        picture(seed).save(small / f"{seed}.jpg", quality=80)
+    opened = [Image.open(small / f"{seed}.jpg").convert("RGB") for seed in range(DIFFERENT)]
+    clip_transform: Any = open_clip.image_transform(224, is_train=False)
+    images = torch.stack([clip_transform(image) for image in opened])
+    clip = random_clip(images[:48])
+    torch.save(rounded_as_published(clip), folder / "clip.pt")
+
+    def scores(image: Tensor) -> Tensor:
+        return clip.logit_scale.exp() * clip.encode_image(image, normalize=True) @ rows.T
+
+    rows = text_rows(clip)
+    with torch.no_grad():
+        zero_shot = torch.cat([scores(image[None].double()) for image in images]).log_softmax(1)
+    config = timm.data.resolve_data_config({}, model=timm.create_model("resnet50.tv2_in1k"), use_test_size=True)
+    transform: Any = timm.data.create_transform(**config, is_training=False)
+    images = torch.stack([transform(image) for image in opened])
+    resnet = random_resnet(images[:48])
+    torch.save(resnet.state_dict(), folder / "resnet.pth")
+    models = [zero_shot, logarithms(resnet, images)]
+    where = placed(models)
+    for wordnet_id, number in zip(ImageNetInfo().label_names(), where, strict=True):
+        (folder / "val" / wordnet_id).mkdir(parents=True)
+        os.link(small / f"{number}.jpg", folder / "val" / wordnet_id / "only.jpg")
+    return [model[where] for model in models]
+
+
+def placed(models: list[Tensor]) -> list[int]:
+    """A picture for each class: where one is free, a class gets a picture that some model takes for it or nearly."""
+    free, where = [1000 // DIFFERENT] * DIFFERENT, [-1] * 1000
+    for place in (0, 1, 3, 4, 5):
+        for model in models:
+            for number, label in enumerate(model.argsort(1, descending=True)[:, place].tolist()):
+                if where[label] < 0 and free[number] > 4 - place // 2:
+                    where[label], free[number] = number, free[number] - 1
+    rest = iter([number for number, count in enumerate(free) for _ in range(count)])
+    return [number if number >= 0 else next(rest) for number in where]
+
+
+def bounds(logs: Tensor, places: int) -> tuple[int, int]:
+    """How many true classes are surely among the first, and how many may be: class n is true of picture n."""
+    surely = maybe = 0
+    for label, row in enumerate(logs.tolist()):
+        above = [other - row[label] for place, other in enumerate(row) if place != label]
+        twin = [place < label and abs(row[place] - row[label]) < 1e-12 for place in range(1000)]
+        ahead = sum(twin)  # of exactly equal ones the first is named
+        near = sum(abs(gap) < NEAR for gap in above) - sum(abs(gap) < 1e-12 for gap in above)
+        higher = sum(gap >= NEAR for gap in above) + ahead
+        surely += higher + near < places
+        maybe += higher < places
+    return surely, maybe
+
+
+def counted(found: Any, models: list[Tensor]) -> None:
+    """Both models' figures are those of float64."""
+    for model, logs in zip(found["models"], models, strict=True):
+        for figure, places in (("accuracy", 1), ("top5", 5)):
+            surely, maybe = bounds(logs, places)
+            count = round(model[figure] * 1000)
+            assert surely <= count <= maybe, (model["model"], figure, surely, count, maybe)
+            assert maybe - surely <= 2
+            assert surely >= 10  # the counts say something
