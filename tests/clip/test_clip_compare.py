@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from compared import made_answers
 from PIL import Image
 
@@ -76,6 +78,11 @@ def test_the_command_writes_a_page_and_names_what_it_could_not_read(pictures: Pa
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["computed"] == [0, 0]
 
 
+class Evil:
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("evil-was-here",)
+
+
 @pytest.mark.parametrize(
     ("change", "code", "said"),
     [
@@ -85,14 +92,23 @@ def test_the_command_writes_a_page_and_names_what_it_could_not_read(pictures: Pa
         (["--templates", "openai"], 2, "--templates: no such templates"),
         (["--limit", "0"], 2, "--limit: must be at least 1 (found 0)"),
         (["--shifts", "edges,gray"], 2, "shifts: no such kind: 'gray'"),
+        (["--supervised", "tv-v2", "--supervised-weights", "evil.pt"], 3, "evil.pt: holds Python objects other"),
+        (["--supervised", "tv-v2", "--supervised-weights", "other.pt"], 3, "does not hold the weights of ResNet-50"),
+        (["--model", "RN50", "--weights", "evil.pt"], 3, "evil.pt: holds Python objects other"),
+        (["--model", "RN50", "--weights", "other.pt"], 3, "does not hold the weights of RN50"),
         (["--shift-pictures", "0"], 2, "--shift-pictures: must be at least 1 (found 0)"),
     ],
 )
 def test_what_is_wrong_is_one_line(pictures: Path, capsys: Captured, change: list[str], code: int, said: str) -> None:
-    options = {"--model": "cifar10-clip", "--supervised": "cifar10-clip-twin"} | {change[0]: change[1]}
+    torch.save({"w": Evil()}, "evil.pt")
+    torch.save({"w": torch.zeros(3)}, "other.pt")
+    options = {"--model": "cifar10-clip", "--supervised": "cifar10-clip-twin"} | dict(
+        zip(change[::2], change[1::2], strict=True)
+    )
     assert run(["clip", "compare", "set", *(part for pair in options.items() for part in pair)]) == code
     err = capsys.readouterr().err
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert said in err
     assert not Path("clip-compare").exists()
+    assert not Path("evil-was-here").exists()

@@ -114,6 +114,7 @@ def test_a_killed_comparison_of_imagenets_layout_counts_as_float64(expected: Exp
     assert page.count('<div class="card">') == sum(map(len, found["galleries"])) > 0
 
 
+@pytest.mark.cifar10
 def test_one_command_fills_every_table_of_published_weights(expected: Expected) -> None:
     folder = expected.folder
     command = [*CLIP, "published", "val", "--weights", "clip.pt", "--v1-weights", "resnet.pth"]
