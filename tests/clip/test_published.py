@@ -51,7 +51,7 @@ def test_with_some_figures_the_rest_is_named_as_missing(here: Path) -> None:
     assert text.count("| – | – | – | – | – |") == len(COMPARISONS) - 1
     first = result["models"][0]  # type: ignore[index]
     assert f"| torchvision V1 | {100 * first['accuracy']:.2f}% |" in text
-    assert "CLIP wins most in placental (+1.2); the ResNet-50 in nowhere." in text
+    assert "CLIP wins most in placental (+1.2); the ResNet-50 nowhere beyond the interval." in text
 
 
 def test_with_all_figures_nothing_is_missing_and_the_precisions_are_there(here: Path) -> None:

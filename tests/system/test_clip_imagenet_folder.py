@@ -125,7 +125,6 @@ def test_one_command_fills_every_table_of_published_weights(expected: Expected) 
     for name in COMPARISONS:
         assert (reports / name / "compare.html").is_file()
     found = json.loads((reports / "imagenet-tv-v2" / "compare.json").read_bytes())
-    assert found["computed"] == [0, 0]  # as compared before
     assert [kind["shift"] for kind in found["shifts"]["kinds"]] == list(KINDS)
     filled = block(reports)
     assert "| – |" not in filled

@@ -91,11 +91,13 @@ def _sides(names: tuple[str, str], result: Mapping[str, Any]) -> str:
     worst = [row for row in rows if row["high"] < 0][::-1][:_ENDS]
 
     def named(some: Sequence[Mapping[str, Any]]) -> str:
-        return ", ".join(f"{row['superclass']} ({100 * row['difference']:+.1f})" for row in some) or "nowhere"
+        if not some:
+            return "nowhere beyond the interval"
+        return "most in " + ", ".join(f"{row['superclass']} ({100 * row['difference']:+.1f})" for row in some)
 
     weights = " and ".join(str(model["weights"]) for model in result["models"])
     return (
-        f"{names[0]}, beside {names[1]} ({weights}): CLIP wins most in {named(best)}; the ResNet-50 in {named(worst)}."
+        f"{names[0]}, beside {names[1]} ({weights}): CLIP wins {named(best)}; the ResNet-50 {named(worst)}."
     )
 
 
