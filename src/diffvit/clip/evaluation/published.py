@@ -96,9 +96,7 @@ def _sides(names: tuple[str, str], result: Mapping[str, Any]) -> str:
         return "most in " + ", ".join(f"{row['superclass']} ({100 * row['difference']:+.1f})" for row in some)
 
     weights = " and ".join(str(model["weights"]) for model in result["models"])
-    return (
-        f"{names[0]}, beside {names[1]} ({weights}): CLIP wins {named(best)}; the ResNet-50 {named(worst)}."
-    )
+    return f"{names[0]}, beside {names[1]} ({weights}): CLIP wins {named(best)}; the ResNet-50 {named(worst)}."
 
 
 def update(folder: Path = FOLDER, page: Path = PAGE, *, check: bool = False) -> list[str]:
