@@ -188,10 +188,10 @@ def test_the_command_measures_and_reports(
 def test_the_budget_bounds_the_full_encoder(tmp_path: Path) -> None:
     """The real thing, as short as it can be: it ends in time and writes its three files."""
     command(
-        "--batch-sizes", "1", "--budget", "12", "--images", "2", "--out", str(tmp_path), "--threads", "1", "--quiet"
+        "--batch-sizes", "1", "--budget", "24", "--images", "2", "--out", str(tmp_path), "--threads", "1", "--quiet"
     )
     found = json.loads((tmp_path / "precision.json").read_text())
     strict = next(row for row in found["rows"] if row["name"] == f"{STRICT.name}, {FORMATS[0]}")
     assert not strict["reason"]
-    assert found["seconds"] < 30, "a pass in float16 may end late, once"
+    assert found["seconds"] < 60, "a pass in float16 may end late, once"
     assert main(["--folder", str(tmp_path), "--check"]) == 0
