@@ -52,6 +52,7 @@ VERBS = {
 }
 # Verbs that have verbs of their own.
 GROUPS = {
+    "study": "Run the experiments: many trainings, resumable, with a report.",
     "clip": "Name images by texts with CLIP.",
     "data": "Look at data sets and fetch them.",
     "bench": "Measure speed beside other libraries.",

@@ -1,0 +1,75 @@
+"""A study's report, from run folders and committed rows: the same bytes from the rows alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from diffvit.config import to_yaml
+from diffvit.errors import InputError
+from diffvit.reporting.generated import brought_up_to_date
+from diffvit.reporting.readme import stamp_of
+from diffvit.reporting.rows import RunRecord, content_hash, write
+from diffvit.studies import plots, words
+from diffvit.studies.definitions import Study
+from diffvit.studies.pool import records_of, report_of
+from diffvit.studies.results import Results, results_of
+from diffvit.studies.tiers import TIERS
+from diffvit.studies.trials import trials_of
+from diffvit.training.files import disk_faults, replace
+
+REPORT = "report.md"
+_DRAWN: Mapping[str, Callable[..., bytes]] = {
+    "accuracy.png": plots.accuracies,
+    "curves.png": plots.curves,
+    "cost.png": plots.costs,
+}
+
+
+def gathered(study: Study, runs: Path, reports: Path, *, tier: str | None = None) -> Results:
+    """What is known of a study, from finished runs and committed rows.
+
+    Args:
+        study: which.
+        runs: where the run folders lie; there may be none.
+        reports: where committed rows lie.
+        tier: which; by default the largest whose every arm has a row, else the one with the most rows.
+
+    Raises:
+        InputError: nothing is known, or a run or rows.csv is damaged.
+    """
+    found: list[Results] = []
+    for name in [tier] if tier else list(TIERS):
+        trials = trials_of(study, name)
+        records: Mapping[str, RunRecord] = records_of(trials, runs, reports)
+        if records:
+            found.append(results_of(study, name, trials, records))
+    if not found:
+        hint = f"Run it first: diffvit study run {study.name}"
+        raise InputError(f"study {study.name}", "has no finished run and no committed row", hint)
+    whole = [each for each in found if not each.missing]
+    return whole[-1] if whole else max(found, key=lambda each: len(each.records))
+
+
+def write_report(results: Results, reports: Path) -> Path:
+    """Write rows.csv, epochs.csv, report.md, best.yaml and the plots; the path of report.md.
+
+    What is as it should be is not touched: a plot that was made from these very rows stays, byte for byte.
+
+    Raises:
+        EnvironmentFault: the disk refuses.
+    """
+    folder = report_of(results.study.name, reports)
+    stamp = write(folder, results.records)
+    best = max(results.lines, key=lambda line: line.mean)
+    wanted = {
+        folder / REPORT: (words.report(results).encode(), "is not made from the rows beside it"),
+        folder / words.BEST: (to_yaml(best.config).encode(), "is not the best of the rows beside it"),
+    }
+    brought_up_to_date(wanted, check=False)
+    for name, draw in _DRAWN.items():
+        if stamp_of(folder / name) != stamp:
+            with disk_faults(folder / name):
+                replace(folder / name, draw(results, stamp=stamp))
+    assert stamp == content_hash(folder)
+    return folder / REPORT

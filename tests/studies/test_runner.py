@@ -1,0 +1,169 @@
+"""A worker: what it does with trials that end in every way, and how a training is taken up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from diffvit.errors import InputError, Interrupted, RunBusyError
+from diffvit.studies.definitions import STUDIES
+from diffvit.studies.ledger import ATTEMPTS, Claim, Ledger
+from diffvit.studies.pool import folder_of, records_of
+from diffvit.studies.runner import Pruned, Training, work
+from diffvit.studies.search import DIALS, Search, ledger_for, slots_of, trial_of
+from diffvit.studies.trials import Trial, trials_of
+from diffvit.training.progress import QuietProgress
+from diffvit.training.run_dir import RunDir
+
+CPU = {"device": "cpu", "threads": 1}
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(str(tmp_path / "journal"), "test", ["a", "b", "c"])
+
+
+def raising(cell: str, error: Exception) -> Callable[[Claim], float]:
+    def execute(claim: Claim) -> float:
+        if claim.cell == cell:
+            raise error
+        return 0.5
+
+    return execute
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(InputError("data", "is gone"), "data: is gone."), (ZeroDivisionError("by zero"), "ZeroDivisionError: by zero")],
+)
+def test_whatever_a_trial_dies_of_the_study_goes_on(ledger: Ledger, error: Exception, words: str) -> None:
+    told: list[str] = []
+    assert work(ledger, raising("b", error), tell=told.append, pause=0.01) == 2
+    assert ledger.standing().failed == {"b": words}
+    assert set(ledger.standing().done) == {"a", "c"}
+    assert sum(line.startswith("b: failed") for line in told) == ATTEMPTS
+
+
+def test_a_stopped_worker_gives_its_trial_back(ledger: Ledger) -> None:
+    with pytest.raises(Interrupted):
+        work(ledger, raising("b", Interrupted(15, "run", "was stopped")))
+    standing = ledger.standing()
+    assert set(standing.done) == {"a"}
+    assert standing.running == {}
+    assert standing.waiting == ["b", "c"]
+    assert work(ledger, lambda _: 0.5) == 2
+
+
+def test_a_busy_run_is_waited_for(ledger: Ledger) -> None:
+    busy = iter([True, True, False])
+
+    def execute(claim: Claim) -> float:
+        if claim.cell == "a" and next(busy):
+            raise RunBusyError("runs/x", "another process is training here (process 1)")
+        return 0.5
+
+    assert work(ledger, execute, pause=0.01) == 3
+    assert set(ledger.standing().done) == {"a", "b", "c"}
+
+
+def test_a_pruned_trial_is_done(ledger: Ledger) -> None:
+    assert work(ledger, raising("a", Pruned())) == 3
+    assert ledger.standing().done == {"a": 0.0, "b": 0.5, "c": 0.5}
+
+
+def test_a_long_trial_keeps_its_lease(tmp_path: Path) -> None:
+    mine = Ledger(str(tmp_path / "journal"), "test", ["a"], lease=0.4)
+    other = Ledger(str(tmp_path / "journal"), "test", ["a"], lease=0.4)
+    beats = []
+
+    def execute(claim: Claim) -> float:
+        import time
+
+        for _ in range(8):
+            time.sleep(0.15)
+            assert other.claim() is None
+            beats.append(next(t for t in other.history() if t.number == claim.number).user_attrs["lease"][0])
+        return 1.0
+
+    assert work(mine, execute) == 1
+    assert len(set(beats)) > 3
+
+
+@pytest.fixture
+def trial() -> Trial:
+    return trials_of(STUDIES["pooling"], "smoke")[0]
+
+
+class StopAfterEpoch(QuietProgress):
+    def epoch(self, row: object) -> None:
+        raise KeyboardInterrupt
+
+
+def test_a_training_is_taken_up_and_gives_the_same_bits(trial: Trial, tmp_path: Path) -> None:
+    whole = Training(tmp_path / "whole", CPU)(trial)
+    training = Training(tmp_path / "parts", CPU)
+    with pytest.raises(KeyboardInterrupt):
+        training(trial, StopAfterEpoch())
+    assert not RunDir(folder_of(trial, tmp_path / "parts")).finished
+    parts = training(trial)
+    assert [row["train_loss"] for row in parts.metrics] == [row["train_loss"] for row in whole.metrics]
+    assert (parts.path / "model.safetensors").read_bytes() == (whole.path / "model.safetensors").read_bytes()
+    before = (parts.path / "result.json").stat().st_mtime_ns
+    assert training(trial).result == parts.result
+    assert (parts.path / "result.json").stat().st_mtime_ns == before  # read, not made again
+
+
+def test_a_run_begun_with_other_threads_goes_on_with_those(trial: Trial, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        Training(tmp_path, CPU)(trial, StopAfterEpoch())
+    run = Training(tmp_path, {"device": "cpu", "threads": 2})(trial)
+    assert run.environment["threads"] == 1
+    assert run.finished
+
+
+def test_a_run_that_cannot_be_taken_up_is_put_aside(trial: Trial, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        Training(tmp_path, CPU)(trial, StopAfterEpoch())
+    folder = folder_of(trial, tmp_path)
+    facts = json.loads((folder / "environment.json").read_text())
+    (folder / "environment.json").write_text(json.dumps({**facts, "torch": "1.0"}))
+    told: list[str] = []
+    assert Training(tmp_path, CPU, told.append)(trial).finished
+    assert "begins anew, what was there is now" in told[0]
+    assert (tmp_path / "smoke" / f"{folder.name}.stale-1" / "metrics.jsonl").is_file()
+
+
+def test_studies_share_the_run_of_the_base_recipe(tmp_path: Path) -> None:
+    one = next(t for t in trials_of(STUDIES["pooling"], "smoke") if t.arm == "cls")
+    two = next(t for t in trials_of(STUDIES["depth"], "short") if t.arm == "depth 4")
+    three = next(t for t in trials_of(STUDIES["mlp-ratio"], "short") if t.arm == "ratio 2")
+    assert folder_of(two) == folder_of(three)
+    run = Training(tmp_path, CPU)(one)
+    head = next(t for t in trials_of(STUDIES["head"], "smoke") if t.arm == "linear")
+    assert (
+        records_of([head], tmp_path, tmp_path / "none")[head.name].row["test_accuracy"] == run.result["test_accuracy"]
+    )
+
+
+def test_a_search_tries_what_is_suggested_and_reads_the_validation_split(tmp_path: Path) -> None:
+    ledger = ledger_for(str(tmp_path / "journal"), "smoke", "softmax", 60.0)
+    training = Training(tmp_path, CPU)
+    assert work(ledger, Search(ledger, "smoke", "softmax", training)) == len(slots_of("smoke"))
+    for found in (trial for trial in ledger.history() if trial.state.name == "COMPLETE"):
+        assert set(found.params) == {dial.setting for dial in DIALS}
+        run = RunDir(folder_of(trial_of("smoke", "softmax", found.user_attrs["cell"], found.params), tmp_path))
+        assert found.values == [run.result["val_accuracy"]]
+        assert run.config.validation_size == 100
+        assert run.config.optimizer.muon_lr == found.params["optimizer.muon_lr"]
+        assert found.intermediate_values == {row["epoch"]: row["val_accuracy"] for row in run.metrics}
+
+
+def test_a_poor_trial_of_a_search_is_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = ledger_for(str(tmp_path / "journal"), "smoke", "softmax", 60.0)
+    monkeypatch.setattr("optuna.trial.Trial.should_prune", lambda _: True)
+    assert work(ledger, Search(ledger, "smoke", "softmax", Training(tmp_path, CPU))) == len(slots_of("smoke"))
+    assert {trial.state.name for trial in ledger.history()} == {"PRUNED"}
+    assert all(0 < value < 1 for value in ledger.standing().done.values())

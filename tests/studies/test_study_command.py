@@ -1,0 +1,98 @@
+"""``diffvit study`` from end to end at tier smoke, and what it refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from diffvit.cli.main import run
+from diffvit.studies.definitions import STUDIES
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def test_the_list_names_every_study_with_arms_tiers_and_times(capsys: Captured) -> None:
+    assert run(["study", "list", "--json"]) == 0
+    out = capsys.readouterr().out
+    found = json.loads(out.splitlines()[-1])["studies"]
+    assert [each["study"] for each in found] == list(STUDIES)
+    for each in found:
+        assert each["arms"] == list(STUDIES[each["study"]].arms)
+        assert each["seconds"].keys() == {"smoke", "short", "full"}
+        assert each["study"] == "search" or 0 < each["seconds"]["smoke"] < each["seconds"]["short"]
+    for tier in ("smoke", "short", "full"):
+        assert f"\n{tier}: " in out
+
+
+@pytest.mark.timeout(240)
+def test_a_study_is_run_by_two_workers_shown_and_reported(capsys: Captured) -> None:
+    command = ["study", "run", "pooling", "--tier", "smoke", "--workers", "2", "--device", "cpu", "--json"]
+    assert run(command) == 0
+    out = capsys.readouterr().out
+    assert "4 trials, 0 of them in reports/pooling, 0 done, 4 to do" in out
+    assert "4 of 4 done, 0 running" in out
+    assert json.loads(out.splitlines()[-1]) == {
+        **{"study": "pooling", "tier": "smoke", "done": 4, "failed": {}, "waiting": [], "running": {}},
+    }
+    assert run(command) == 0
+    assert "4 done, 0 to do" in capsys.readouterr().out
+    assert run(["study", "show", "pooling", "--tier", "smoke"]) == 0
+    out = capsys.readouterr().out
+    assert "4 of 4 trials are done" in out
+    assert "mean-differential-s0" in out
+    assert run(["study", "report", "pooling", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found == {"study": "pooling", "tier": "smoke", "report": "reports/pooling/report.md", "missing": []}
+    before = digests(Path("reports/pooling"))
+    Path("runs").rename("elsewhere")
+    assert run(["study", "report", "pooling"]) == 0
+    assert digests(Path("reports/pooling")) == before
+    capsys.readouterr()
+    assert run(command) == 0  # rows that are committed are not run again
+    out = capsys.readouterr().out
+    assert "4 of them in reports/pooling, 0 done, 0 to do" in out
+    assert not list(Path("runs").rglob("result.json"))
+
+
+def test_a_search_is_run_too(capsys: Captured) -> None:
+    assert run(["study", "work", "search", "--tier", "smoke", "--device", "cpu", "--threads", "1"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("begins") == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["show", "dept"], 2, "study: no study 'dept' (have vit-vs-diffvit"),
+        (["run", "depth", "--workers", "0"], 2, "--workers: must be at least 1 (found 0)"),
+        (["run", "depth", "--seeds", "0"], 2, "--seeds: must be at least 1 (found 0)"),
+        (["run", "depth", "--tier", "long"], 2, "--tier"),
+        (["report", "depth"], 3, "study depth: has no finished run and no committed row"),
+        (["run", "depth", "--tier", "smoke", "--storage", "/proc/no/x"], 4, "--storage: cannot be written"),
+        (["run", "depth", "--tier", "smoke", "--launcher", "slurm"], 4, "--launcher slurm: "),
+    ],
+)
+def test_what_is_wrong_is_one_line(capsys: Captured, arguments: list[str], code: int, said: str) -> None:
+    assert run(["study", *arguments]) == code
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {said}")
+    assert err.count("\n") == 1
+
+
+def test_damaged_rows_are_one_line(capsys: Captured) -> None:
+    Path("reports/depth").mkdir(parents=True)
+    Path("reports/depth/rows.csv").write_text("run,seed\na\n")
+    assert run(["study", "show", "depth"]) == 3
+    assert "rows.csv" in capsys.readouterr().err
