@@ -33,6 +33,7 @@ check: $(READY)  ## style, types, import contracts, generated documents
 	$(BIN)/python -m diffvit.clip.small.report --check
 	$(BIN)/python -m diffvit.clip.evaluation.published --check
 	$(BIN)/python -m diffvit.reporting.attention_study --check
+	$(BIN)/python -m diffvit.studies.page --check
 
 docs: $(READY)  ## rewrite the README's results, the recipes' promises, the reports and the map of CIFAR-10
 	$(BIN)/python -m diffvit.reporting.readme
@@ -43,6 +44,7 @@ docs: $(READY)  ## rewrite the README's results, the recipes' promises, the repo
 	$(BIN)/python -m diffvit.clip.small.report
 	$(BIN)/python -m diffvit.clip.evaluation.published
 	$(BIN)/python -m diffvit.reporting.attention_study
+	$(BIN)/python -m diffvit.studies.page
 
 bench: $(READY)  ## speed beside timm, vit-pytorch and transformers (under ten minutes on two idle cores)
 	$(BIN)/diffvit bench train

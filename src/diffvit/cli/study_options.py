@@ -1,0 +1,76 @@
+"""What the verbs of ``diffvit study`` share: which trials, where everything lies, and how they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from diffvit.cli.options import COMMAND
+from diffvit.studies.definitions import Study
+from diffvit.studies.tiers import TierName
+from diffvit.studies.trials import Trial, trials_of
+
+if TYPE_CHECKING:
+    from diffvit.studies.ledger import Ledger, Standing
+
+Name = Annotated[str, Parameter(name="NAME", help="One of diffvit study list.")]
+LEASE_SECONDS = 60.0
+RUNS, REPORTS = Path("runs/studies"), Path("reports")
+
+
+@Parameter(name="*", group=COMMAND)
+@dataclass(frozen=True)
+class What:
+    """Which trials of a study, and where everything lies."""
+
+    tier: TierName = "short"
+    """How much: smoke (seconds), short (a CPU's hour or two), full (a GPU)."""
+    seeds: Annotated[int | None, Parameter(show_default="the study's own")] = None
+    """How many seeds."""
+    storage: Annotated[str | None, Parameter(show_default="a journal in --runs")] = None
+    """Where the trials are kept: a file, or across machines a database (postgresql+psycopg://user@host/name)."""
+    runs: Path = RUNS
+    """Folder for the run folders; studies share them."""
+    reports: Path = REPORTS
+    """Folder with the committed reports, whose rows are not run again."""
+
+    def trials(self, study: Study) -> tuple[Trial, ...]:
+        """Every run of the study."""
+        return trials_of(study, self.tier, seeds=self.seeds)
+
+    def place(self, study: Study) -> str:
+        """The storage."""
+        return self.storage or str(self.runs / self.tier / f"{study.name}.journal")
+
+    def arguments(self, study: Study) -> list[str]:
+        """The same on a worker's command line."""
+        found = [study.name, "--tier", self.tier, "--storage", self.place(study), "--runs", str(self.runs)]
+        found += ["--reports", str(self.reports)]
+        return found + (["--seeds", str(self.seeds)] if self.seeds else [])
+
+
+WHAT = What()
+
+
+def ledger_of(study: Study, what: What, cells: Sequence[str], lease: float = LEASE_SECONDS) -> Ledger:
+    """The study's ledger, without the trials whose rows are committed."""
+    from diffvit.studies.ledger import Ledger
+    from diffvit.studies.pool import committed
+
+    known = committed(what.trials(study), what.reports)
+    return Ledger(what.place(study), f"{study.name}-{what.tier}", [cell for cell in cells if cell not in known], lease)
+
+
+def standing_of_study(study: Study, what: What, trials: Sequence[Trial]) -> Callable[[], Standing]:
+    """Tells how the study's trials stand, without those whose rows are committed."""
+    if not study.search:
+        return ledger_of(study, what, [trial.name for trial in trials]).standing
+
+    from diffvit.studies.search import ledger_for, standing_of
+
+    ledgers = {each: ledger_for(what.place(study), what.tier, each, LEASE_SECONDS) for each in study.attentions}
+    return lambda: standing_of(ledgers)

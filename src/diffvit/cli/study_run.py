@@ -1,0 +1,118 @@
+"""``diffvit study run``, and ``work``: one worker of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from diffvit.cli import show
+from diffvit.cli.options import COMMAND, OUTPUT, DataDir, Output, data_dir_of
+from diffvit.cli.study_options import LEASE_SECONDS, WHAT, Name, What, ledger_of, standing_of_study
+from diffvit.config import resolve
+from diffvit.errors import ConfigError
+from diffvit.settings import Device
+from diffvit.studies.definitions import Study
+from diffvit.studies.trials import find_study
+
+if TYPE_CHECKING:
+    from diffvit.studies.watch import Watch
+
+
+def work(
+    name: Name,
+    /,
+    *,
+    what: What = WHAT,
+    data_dir: DataDir = None,
+    device: Annotated[Device | None, Parameter(group=COMMAND, show_default="auto", help="Where to run.")] = None,
+    threads: Annotated[int, Parameter(group=COMMAND, help="CPU threads; 0 is all usable cores.")] = 0,
+    lease: Annotated[
+        float, Parameter(group=COMMAND, help="Seconds without a sign until a worker is lost.")
+    ] = LEASE_SECONDS,
+) -> None:
+    """One worker: trials until none is left. ``run`` starts them; across machines they may be started by hand."""
+    from diffvit.studies.runner import Training
+    from diffvit.studies.runner import work as run_trials
+    from diffvit.studies.search import Search, ledger_for
+
+    study = find_study(name)
+    trials = {trial.name: trial for trial in what.trials(study)}
+    where: dict[str, Any] = {"threads": threads, "data_dir": data_dir_of(data_dir)}
+    where |= {} if device is None else {"device": device}
+    training = Training(what.runs, where, show.line)
+    if study.search:
+        for attention in study.attentions:
+            ledger = ledger_for(what.place(study), what.tier, attention, lease)
+            run_trials(ledger, Search(ledger, what.tier, attention, training), tell=show.line)
+        return
+    ledger = ledger_of(study, what, list(trials), lease)
+    run_trials(ledger, lambda claim: training(trials[claim.cell]).result["test_accuracy"], tell=show.line)
+
+
+def run(
+    name: Name,
+    /,
+    *,
+    what: What = WHAT,
+    workers: Annotated[int, Parameter(group=COMMAND, help="Processes, or jobs.")] = 1,
+    launcher: Annotated[
+        Literal["local", "slurm"], Parameter(group=COMMAND, help="This machine, or Slurm through submitit.")
+    ] = "local",
+    data_dir: DataDir = None,
+    device: Annotated[Device | None, Parameter(group=COMMAND, show_default="auto", help="Where to run.")] = None,
+    quiet: Annotated[bool, Parameter(group=COMMAND, negative="", show_default=False, help="Show no progress.")] = False,
+    output: Output = OUTPUT,
+) -> None:
+    """Run every trial that is not done yet, and write the report. Stopped, it goes on where it was."""
+    if workers < 1:
+        raise ConfigError("--workers", f"must be at least 1 (found {workers})")
+
+    from diffvit.studies.watch import Watch
+    from diffvit.training.environment import usable_cores
+
+    study = find_study(name)
+    trials = what.trials(study)
+    config = resolve(None, {} if device is None else {"device": device})
+    command = [*what.arguments(study), "--device", config.device, "--threads", str(max(1, usable_cores() // workers))]
+    command += ["--data-dir", str(folder)] if (folder := data_dir_of(data_dir)) else []
+    watch = Watch(
+        study,
+        what.tier,
+        trials,
+        standing_of_study(study, what, trials),
+        what.runs,
+        what.reports,
+        show.line,
+        quiet=quiet,
+    )
+    watch.begin(config.device)
+    if launcher == "slurm":
+        _submit(command, workers, what)
+    else:
+        _run_here(command, workers, what, study, watch)
+    standing = watch.end()
+    show.line(f"next  diffvit study report {study.name}")
+    if output.json:
+        show.as_json(standing)
+
+
+def _run_here(command: Sequence[str], workers: int, what: What, study: Study, watch: Watch) -> None:
+    from diffvit.studies.launchers import LocalWorkers, worker_command
+
+    logs = what.runs / what.tier / f"{study.name}.logs"
+    codes = LocalWorkers(worker_command(command), workers, logs).run(watch.look)
+    worst = max(codes)
+    if worst:
+        show.line(f"a worker ended with exit code {worst}; what it said is in {logs}")
+
+
+def _submit(command: Sequence[str], workers: int, what: What) -> None:
+    from diffvit.studies.launchers import SlurmOptions, slurm_executor, submit, worker_command
+
+    executor = slurm_executor(what.runs / "slurm", SlurmOptions(gpus=0 if what.tier != "full" else 1))
+    jobs = submit(executor, worker_command(command), workers)
+    show.line(
+        f"submitted {len(jobs)} jobs ({', '.join(job.job_id for job in jobs)}); how they stand: diffvit study show"
+    )

@@ -1,0 +1,137 @@
+"""The experiments' results as one page, from the committed rows: ``python -m diffvit.studies.page [--check]``.
+
+It writes ``docs/results.md`` and brings every study's report up to date with the rows beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffvit.reporting import markdown, stats
+from diffvit.reporting.arms import arms
+from diffvit.reporting.generated import brought_up_to_date, finish
+from diffvit.reporting.readme import stamp_of
+from diffvit.reporting.rows import ROWS_FILE, RunRecord, content_hash, read
+from diffvit.reporting.tables import Table, accuracy_cell, duration, threads
+from diffvit.studies import search_report, words
+from diffvit.studies.definitions import STUDIES, Study
+from diffvit.studies.pool import REPORTS, report_of
+from diffvit.studies.report import REPORT, gathered
+from diffvit.studies.tiers import TIERS
+
+PAGE = Path("docs/results.md")
+GOAL, EPOCHS = 0.80, 50
+_NO_RUNS = Path("none")  # the page is made from committed rows alone
+INTRODUCTION = (
+    "Every table here is made from the rows in [reports](../reports) by `python -m diffvit.studies.page`. A study's "
+    "arms differ in what it asks about, and in nothing else; its report has the loss curves, the cost of each arm, the "
+    "best configuration as a file, and the command that runs it again. Where a study is exploratory (two seeds) no "
+    "winner is named. The tiers: "
+)
+
+
+def page(reports: Path = REPORTS) -> str:
+    """The whole page as Markdown.
+
+    Raises:
+        InputError: damaged rows.
+    """
+    tiers = "; ".join(f"*{name}*, {tier.words}" for name, tier in TIERS.items() if name != "smoke")
+    parts = ["# Results", f"{INTRODUCTION}{tiers}.", "## Over 80% within 50 epochs", _over_the_goal(reports)]
+    for study in STUDIES.values():
+        parts += [f"## {study.question}", *_section(study, reports)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _over_the_goal(reports: Path) -> str:
+    """Recipes whose runs all pass the goal, the best first."""
+    found: list[tuple[float, list[str]]] = []
+    for folder in sorted(path.parent for path in reports.glob(f"*/{ROWS_FILE}") if path.parent.name not in STUDIES):
+        for arm in arms([record for record in read(folder) if _counts(record)]):
+            rows = [record.row for record in arm.records]
+            values, first = list(arm.accuracies.values()), rows[0]
+            if not values or min(values) <= GOAL:
+                continue
+            where = ", ".join(str(part) for part in (first["hardware"], threads(first), first["precision"]) if part)
+            time = duration(stats.mean([row["train_seconds"] for row in rows]))
+            name = f"[{first['run']}](../reports/{folder.name}/report.md)"
+            found.append((stats.mean(values), [name, accuracy_cell(rows), f"{first['epochs']}", time, where]))
+    rows = [cells for _, cells in sorted(found, key=lambda each: -each[0])]
+    if not rows:
+        return "No committed run does yet."
+    return markdown.table(Table(["Run", "Test accuracy", "Epochs", "Training time", "On"], rows))
+
+
+def _counts(record: RunRecord) -> bool:
+    """A classifier of CIFAR-10 within the epochs."""
+    row = record.row
+    known = row["test_accuracy"] is not None and row.get("zero_shot_accuracy") is None
+    return known and str(row["data"]).startswith("CIFAR-10") and row["epochs"] <= EPOCHS
+
+
+def _section(study: Study, reports: Path) -> list[str]:
+    folder = report_of(study.name, reports)
+    link = f"../{REPORTS}/{study.name}"
+    if study.search:
+        if not (folder / search_report.TRIED).is_file():
+            return [_not_yet(study)]
+        best = search_report.words_of(folder)
+        return [
+            best,
+            f"![Validation accuracy against each dial]({link}/{search_report.PLOT})",
+            f"[Report]({link}/{REPORT})",
+        ]
+    if not (folder / ROWS_FILE).is_file():
+        return [_not_yet(study)]
+    results = gathered(study, _NO_RUNS, reports)
+    kind = "exploratory" if study.exploratory else f"{results.seeds} seeds"
+    parts = [f"*{study.name}, tier {results.tier}, {kind}.*", *words.answers(results)]
+    parts.append(markdown.table(words.table(results)))
+    if results.missing:
+        parts.append(f"**Not complete:** {len(results.missing)} trials have no row yet.")
+    return [*parts, f"![Test accuracy of every arm and seed]({link}/accuracy.png)", f"[Report]({link}/{REPORT})"]
+
+
+def _not_yet(study: Study) -> str:
+    return f"Not run yet: `diffvit study run {study.name} --tier short`."
+
+
+def update(path: Path = PAGE, reports: Path = REPORTS, *, check: bool = False) -> list[str]:
+    """Bring the page and the studies' reports up to date with the committed rows, or only check them.
+
+    Returns:
+        What was out of date, one line each; empty when nothing was.
+
+    Raises:
+        InputError: damaged rows.
+        EnvironmentFault: a file cannot be written.
+    """
+    wanted = {path: (page(reports).encode(), f"is not made from the rows in {reports}")}
+    stale: list[str] = []
+    for study in STUDIES.values():
+        folder = report_of(study.name, reports)
+        if study.search or not (folder / ROWS_FILE).is_file():
+            continue
+        results = gathered(study, _NO_RUNS, reports)
+        wanted[folder / REPORT] = (words.report(results).encode(), "is not made from the rows beside it")
+        stamp = content_hash(folder)
+        old = [folder / name for name in words.PLOTS if stamp_of(folder / name) != stamp]
+        stale += [f"{plot}: was not made from the rows beside it; write it with diffvit study report" for plot in old]
+    return [*brought_up_to_date(wanted, check=check), *stale]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code: 0, 1 where ``--check`` found something out of date, 3 for bad input, 4."""
+    parser = argparse.ArgumentParser(prog="python -m diffvit.studies.page", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when out of date")
+    parser.add_argument("--page", type=Path, default=PAGE, help=f"the page (default {PAGE})")
+    parser.add_argument("--reports", type=Path, default=REPORTS, help=f"folder with the rows (default {REPORTS})")
+    given = parser.parse_args(arguments)
+    return finish(lambda: update(given.page, given.reports, check=given.check), check=given.check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
