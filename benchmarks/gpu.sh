@@ -23,9 +23,13 @@ esac
 
 seeds="0 1 2"
 bench=() layer=() tiny=()
+tier=full device=cuda
+experiments=(vit-vs-diffvit patch-size position augmentation width depth mlp-ratio heads pooling head optimizer initialisation search)
 if $dry; then
   OUT=$(mktemp -d) && trap 'rm -rf "$OUT"' EXIT
   seeds="0 1"
+  tier=smoke device=cpu
+  experiments=(vit-vs-diffvit search)
   export TMPDIR=$OUT # what the compiler keeps goes too
   unset DIFFVIT_DATA
   # A variable beats the recipe's file, so every step runs as it is written, only small. No figure of it is kept.
@@ -111,6 +115,16 @@ exact_resume() {
     configs/cifar10_80_gpu.yaml --runs "$runs" --out "$folder/result.json" "${tiny[@]}" || true
 }
 
+# experiment NAME: every trial of a study of ours that is not done, then its report; trials in reports/ are not run again.
+experiment() {
+  local name=$1 where=(--runs "$OUT/runs/studies" --reports "$root/reports")
+  $dry && where=(--runs "$OUT/runs/studies" --reports "$OUT/reports")
+  spend "study $name" diffvit study run "$name" --tier "$tier" --device "$device" "${where[@]}" || return 0
+  # Committed rows that the machine was given take part.
+  [ -d "$root/reports/$name" ] && [ "$OUT" != "$root" ] && ! $dry && mkdir -p "$OUT/reports" && cp -rn "$root/reports/$name" "$OUT/reports/"
+  spend "report $name" diffvit study report "$name" --tier "$tier" --runs "$OUT/runs/studies" --reports "$OUT/reports" || true
+}
+
 benchmark() {
   local kind=$1
   shift
@@ -124,6 +138,7 @@ study gpu-time-to-85 cifar10_85_gpu
 benchmark train --compiled "${bench[@]}"
 benchmark inference --compiled "${bench[@]}"
 benchmark attention "${layer[@]}"
+for name in "${experiments[@]}"; do experiment "$name"; done
 exact_resume
 
 if [ ${#left_undone[@]} -eq 0 ]; then

@@ -28,7 +28,9 @@ def test_the_dry_run_goes_through_every_step_and_leaves_nothing(tmp_path: Path) 
         "report gpu-50-epochs",
         *("cifar10_80_gpu-s0", "cifar10_80_gpu-s1", "report gpu-time-to-80"),
         *("cifar10_85_gpu-s0", "cifar10_85_gpu-s1", "report gpu-time-to-85"),
-        *("bench train", "bench inference", "bench attention", "exact resume"),
+        *("bench train", "bench inference", "bench attention"),
+        *("study vit-vs-diffvit", "report vit-vs-diffvit", "study search", "report search"),
+        "exact resume",
     ]
     assert '"weights_equal": true, "metrics_equal": true' in done.stdout
     assert done.stdout.endswith("finished\n")

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffvit.studies.storage import open_storage, optuna_library
+from diffvit.studies.storage import close_storage, open_storage, optuna_library
 
 CELL, LEASE, WHY = "cell", "lease", "why"
 LOST, ERROR, DOUBLE = "lost", "error", "double"
@@ -160,6 +160,10 @@ class Ledger:
     def history(self) -> list[Any]:
         """All trials as Optuna keeps them, also those that were lost or failed."""
         return self._trials()
+
+    def close(self) -> None:
+        """Let go of the storage."""
+        close_storage(self._storage)
 
     def _trials(self) -> list[Any]:
         return self._storage.get_all_trials(self._study_id, deepcopy=False)

@@ -94,6 +94,14 @@ def open_storage(place: str) -> BaseStorage:
     return optuna.storages.JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
 
 
+def close_storage(storage: Any) -> None:
+    """Close a database's connections; a journal has none."""
+    storage.remove_session()
+    engine = getattr(getattr(storage, "_backend", storage), "engine", None)
+    if engine is not None:
+        engine.dispose()
+
+
 def _database(url: str) -> BaseStorage:
     from optuna.storages import RDBStorage
     from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
