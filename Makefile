@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-system check docs bench attention-study clip-cifar10 clip-published clean
+.PHONY: demo test test-system check docs bench attention-study clip-cifar10 studies clip-published clean
 .DELETE_ON_ERROR:
 
 $(READY): pyproject.toml constraints.txt
@@ -62,6 +62,13 @@ clip-cifar10: $(READY)  ## reports/clip-cifar10: a small CLIP and its supervised
 	$(BIN)/diffvit clip compare cifar10 --model cifar10-clip --supervised cifar10-clip-twin --shift-pictures 10000 \
 	  --out reports/clip-cifar10/compare
 	$(BIN)/python -m diffvit.clip.small.report --run runs/clip-cifar10
+
+STUDIES ?= vit-vs-diffvit position augmentation width depth mlp-ratio heads pooling head optimizer initialisation search patch-size
+studies: $(READY)  ## every study at tier short, its report, docs/results.md (about ten hours of two cores, resumable; STUDIES=names)
+	for name in $(STUDIES); do \
+	  $(BIN)/diffvit study run $$name --tier short --workers 2 && $(BIN)/diffvit study report $$name --tier short || exit 1; \
+	done
+	$(BIN)/python -m diffvit.studies.page
 
 clip-published: $(READY)  ## reports/clip-published: all that needs published weights; IMAGENET=folder of its validation pictures
 	test -n "$(IMAGENET)" || { echo "say where ImageNet's validation pictures lie: make clip-published IMAGENET=folder" >&2; exit 2; }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import signal
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from diffvit.cli.main import run
 from diffvit.errors import ConfigError, EnvironmentFault
 from diffvit.studies.launchers import LocalWorkers, SlurmOptions, Worker, slurm_executor, submit, worker_command
 
@@ -95,6 +98,22 @@ def test_workers_run_through_submitits_own_local_executor(tmp_path: Path) -> Non
     jobs = submit(executor, command, 2)
     assert [job.result() for job in jobs] == [0, 0]
     assert (tmp_path / "made").read_text() == "xx"
+
+
+@pytest.mark.timeout(180)
+def test_a_study_goes_through_submitit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    local = functools.partial(slurm_executor, cluster="local")
+    monkeypatch.setattr("diffvit.studies.launchers.slurm_executor", local)
+    command = ["study", "run", "pooling", "--tier", "smoke", "--workers", "2", "--device", "cpu"]
+    assert run([*command, "--launcher", "slurm"]) == 0
+    assert "submitted 2 jobs (" in capsys.readouterr().out
+    while len(list(tmp_path.glob("runs/studies/smoke/*/result.json"))) < 4:
+        time.sleep(0.2)  # the test's own time limit ends it
+    assert run(["study", "report", "pooling", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["missing"] == []
 
 
 def test_a_job_out_of_time_is_queued_again_after_its_worker_saved(tmp_path: Path) -> None:
