@@ -66,6 +66,18 @@ def test_a_study_is_run_by_two_workers_shown_and_reported(capsys: Captured) -> N
     assert not list(Path("runs").rglob("result.json"))
 
 
+@pytest.mark.parametrize(("code", "said"), [(143, "study depth: was stopped"), (4, "a worker ended with exit code 4")])
+def test_workers_that_do_not_end_well_are_told(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, code: int, said: str
+) -> None:
+    monkeypatch.setattr("diffvit.studies.launchers.LocalWorkers.run", lambda *_: [0, code])
+    assert run(["study", "run", "depth", "--tier", "smoke", "--workers", "2", "--device", "cpu"]) == code
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+    assert "Run the same command to go on." in err
+
+
 def test_a_search_is_run_too(capsys: Captured) -> None:
     assert run(["study", "work", "search", "--tier", "smoke", "--device", "cpu", "--threads", "1"]) == 0
     out = capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -11,13 +12,14 @@ from diffvit.cli import show
 from diffvit.cli.options import COMMAND, OUTPUT, DataDir, Output, data_dir_of
 from diffvit.cli.study_options import LEASE_SECONDS, WHAT, Name, What, ledger_of, standing_of_study
 from diffvit.config import resolve
-from diffvit.errors import ConfigError
+from diffvit.errors import ConfigError, DiffvitError, EnvironmentFault, Interrupted
 from diffvit.settings import Device
-from diffvit.studies.definitions import Study
 from diffvit.studies.trials import find_study
 
 if TYPE_CHECKING:
     from diffvit.studies.watch import Watch
+
+_SIGNALLED = 128
 
 
 def work(
@@ -65,7 +67,7 @@ def run(
     quiet: Annotated[bool, Parameter(group=COMMAND, negative="", show_default=False, help="Show no progress.")] = False,
     output: Output = OUTPUT,
 ) -> None:
-    """Run every trial that is not done yet, and write the report. Stopped, it goes on where it was."""
+    """Run every trial that is not done yet. Stopped, it goes on where it was."""
     if workers < 1:
         raise ConfigError("--workers", f"must be at least 1 (found {workers})")
 
@@ -88,24 +90,34 @@ def run(
         quiet=quiet,
     )
     watch.begin(config.device)
+    logs, codes = what.runs / what.tier / f"{study.name}.logs", []
     if launcher == "slurm":
         _submit(command, workers, what)
     else:
-        _run_here(command, workers, what, study, watch)
+        codes = _run_here(command, workers, logs, watch)
     standing = watch.end()
     show.line(f"next  diffvit study report {study.name}")
     if output.json:
         show.as_json(standing)
+    if worst := max(codes, default=0):
+        raise _ended(study.name, worst, logs)
 
 
-def _run_here(command: Sequence[str], workers: int, what: What, study: Study, watch: Watch) -> None:
+def _run_here(command: Sequence[str], workers: int, logs: Path, watch: Watch) -> list[int]:
+    """The workers' exit codes."""
     from diffvit.studies.launchers import LocalWorkers, worker_command
 
-    logs = what.runs / what.tier / f"{study.name}.logs"
-    codes = LocalWorkers(worker_command(command), workers, logs).run(watch.look)
-    worst = max(codes)
-    if worst:
-        show.line(f"a worker ended with exit code {worst}; what it said is in {logs}")
+    return LocalWorkers(worker_command(command), workers, logs).run(watch.look)
+
+
+def _ended(name: str, code: int, logs: Path) -> DiffvitError:
+    """What to say where workers did not end well."""
+    again = "Run the same command to go on."
+    if code > _SIGNALLED:
+        return Interrupted(code - _SIGNALLED, f"study {name}", "was stopped", f"Its trials are saved. {again}")
+    fault = EnvironmentFault(f"study {name}", f"a worker ended with exit code {code}", f"See {logs}. {again}")
+    fault.exit_code = code
+    return fault
 
 
 def _submit(command: Sequence[str], workers: int, what: What) -> None:

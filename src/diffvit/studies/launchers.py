@@ -15,6 +15,7 @@ from diffvit.errors import ConfigError, EnvironmentFault
 
 _RESTARTS = 20  # of a worker that was killed; each takes up what it was at
 _LOOK = 0.2  # seconds
+_SIGNALLED = 128  # and the signal's number, as a shell has it
 
 
 def worker_command(arguments: Sequence[str]) -> list[str]:
@@ -72,7 +73,8 @@ class LocalWorkers:
                 last = time.monotonic()
                 look()
         look()
-        return [stopped[0] + 128 if stopped else worker.returncode for worker in workers]
+        ends = [stopped[0] + _SIGNALLED if stopped else worker.returncode for worker in workers]
+        return [end if end >= 0 else _SIGNALLED - end for end in ends]
 
     def _start(self, place: int) -> subprocess.Popen[bytes]:
         with (self.logs / f"worker-{place + 1}.log").open("ab") as log:
