@@ -87,6 +87,19 @@ def test_a_worker_that_is_silent_too_long_loses_its_trial_and_its_result_does_no
     assert other.standing().done == {"a": 0.5}
 
 
+def test_cells_of_others_are_left_alone(place: str) -> None:
+    wide, narrow = ledger(place, cells=["a", "b", "c", "d"]), ledger(place, cells=["c"])
+    first = wide.claim()  # a; the others wait
+    assert first is not None
+    claim = narrow.claim()
+    assert claim is not None
+    assert claim.cell == "c"
+    assert narrow.complete(claim, 1.0)
+    assert narrow.claim() is None
+    assert narrow.standing().over
+    assert not wide.standing().over
+
+
 def _claim_and_die(place: str) -> None:
     assert Ledger(place, "test", ["a"]).claim() is not None
 

@@ -104,11 +104,10 @@ class Ledger:
         if self._bury(trials):
             trials = self._trials()
         first = self._first(trials)
-        waiting = [trial for trial in first.values() if trial.state == self._states.WAITING]
+        waiting = self._waiting(first)
         if not waiting and self._fill(first, trials):
-            first = self._first(self._trials())
-            waiting = [trial for trial in first.values() if trial.state == self._states.WAITING]
-        for trial in sorted(waiting, key=lambda trial: self._order.get(trial.user_attrs[CELL], len(self._order))):
+            waiting = self._waiting(self._first(self._trials()))
+        for trial in waiting:
             if self._take(trial):
                 return Claim(trial.user_attrs[CELL], trial._trial_id, trial.number)
         return None
@@ -148,9 +147,10 @@ class Ledger:
             elif trial.state == self._states.RUNNING:
                 beat = trial.user_attrs.get(LEASE)
                 running[cell] = f"{beat[1]}, process {beat[2]}" if beat else "unknown"
-        failed = {cell: words for cell, words in self._given_up(trials).items() if cell not in done}
+        given_up = self._given_up(trials)
+        failed = {cell: given_up[cell] for cell in self.cells if cell in given_up and cell not in done}
         rest = [cell for cell in self.cells if cell not in {*done, *running, *failed}]
-        running = {cell: who for cell, who in running.items() if cell not in done}
+        running = {cell: running[cell] for cell in self.cells if cell in running and cell not in done}
         return Standing({cell: done[cell] for cell in self.cells if cell in done}, running, failed, rest)
 
     def trial(self, claim: Claim) -> Any:
@@ -168,9 +168,10 @@ class Ledger:
     def _trials(self) -> list[Any]:
         return self._storage.get_all_trials(self._study_id, deepcopy=False)
 
-    @property
-    def _order(self) -> dict[str, int]:
-        return {cell: place for place, cell in enumerate(self.cells)}
+    def _waiting(self, first: Mapping[str, Any]) -> list[Any]:
+        """Trials to claim, in the cells' order; what others enqueued of other cells is not this worker's affair."""
+        found = [first[cell] for cell in self.cells if cell in first]
+        return [trial for trial in found if trial.state == self._states.WAITING]
 
     def _first(self, trials: Iterable[Any]) -> dict[str, Any]:
         """For each cell the first trial that is not lost: the one that counts, whatever was enqueued besides."""
