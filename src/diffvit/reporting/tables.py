@@ -56,10 +56,10 @@ def accuracy_cell(rows: Sequence[Row]) -> str:
 
 
 def big(value: float | None) -> str:
-    """A count with its thousands, millions or billions."""
+    """A count with its thousands, millions, billions and so on."""
     if value is None:
         return NONE
-    for factor, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+    for factor, unit in ((1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if abs(value) >= factor:
             return f"{value / factor:.3g}{unit}"
     return f"{value:.3g}"

@@ -74,7 +74,7 @@ def costs(results: Results, *, theme: Theme = LIGHT, stamp: str = "") -> bytes:
     made = figure(theme, 11.0, 4.4)
     left, right = made.subplots(1, 2, sharey=True)
     for axes, title, x, cost in (
-        (left, "Against computation", "FLOPs of a training", lambda line: line.flops),
+        (left, "Against computation", "TFLOPs of a training", lambda line: line.flops / 1e12),
         (right, "Against time", "seconds of a training", lambda line: line.mean_of("train_seconds")),
     ):
         dress(axes, theme, title=title, x=x, y="test accuracy")
