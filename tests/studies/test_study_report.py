@@ -101,6 +101,14 @@ def test_three_arms_are_compared_in_pairs() -> None:
     assert [row[0] for row in words.table(results).rows] == list(PAIR.arms)
 
 
+def test_a_study_of_augmentation_says_how_close_its_arms_fit() -> None:
+    text = words.report(made(STUDIES["augmentation"], lambda trial: 0.7 if trial.arm == "none" else 0.6 + noise(trial)))
+    assert "Training minus test accuracy after 12 epochs, points: " in text
+    assert "none, ViT -5.0" in text  # made rows have a training accuracy five points below
+    assert "`diffvit study run augmentation --tier full` trains for 50" in text
+    assert "Training minus test" not in words.report(made(POSITION))
+
+
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     trials = trials_of(POSITION, "short")
     some = made_records(trials[:20], level)

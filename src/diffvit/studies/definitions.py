@@ -23,6 +23,7 @@ class Study:
         exploratory: two seeds, and no winner is named.
         seeds: how many, where more than the usual three.
         base: laid over the tier's recipe before the arms, for ``short`` and for ``full``.
+        fit: whether the report says how close arms fit their own images, and what more epochs would change.
         search: whether the arms are not given but looked for (see :mod:`diffvit.studies.search`).
     """
 
@@ -33,6 +34,7 @@ class Study:
     exploratory: bool = True
     seeds: int = 3
     base: Mapping[str, Settings] = field(default_factory=dict)
+    fit: bool = False
     search: bool = False
 
 
@@ -78,6 +80,7 @@ AUGMENTATION = Study(
     },
     exploratory=False,
     base={"short": {"epochs": 12}},
+    fit=True,
 )
 VIT_VS_DIFFVIT = Study(
     "vit-vs-diffvit",

@@ -35,6 +35,7 @@ def report(results: Results) -> str:
     if results.missing:
         parts.append(f"**Not complete:** {len(results.missing)} trials have no row yet.")
     parts += [markdown.table(table(results)), COLUMNS_NOTE]
+    parts += [fit_words(results)] if results.study.fit else []
     parts += [f"![{alt}]({file})" for file, alt in PLOTS.items()]
     parts += ["## Best configuration", best_words(results), "## Circumstances", circumstances(results)]
     parts.append(
@@ -139,6 +140,22 @@ def _every_pair(results: Results) -> list[str]:
         confidence = 100 * (1 - (1 - stats.CONFIDENCE) / len(pairs))
         said.append(f"{confidence:.3g}% intervals paired over {results.seeds} seeds, which hold together with 95%.")
     return [" ".join(said)] if said else []
+
+
+def fit_words(results: Results) -> str:
+    """How close each arm came to its own training images, and what that says of a longer schedule."""
+    known = [(line.last_training_accuracy, line) for line in results.lines]
+    gaps = sorted(((seen - line.mean, line) for seen, line in known if seen is not None), key=lambda each: -each[0])
+    if not gaps:
+        return ""
+    epochs = results.lines[0].config.epochs
+    named = "; ".join(f"{line.label} {100 * gap:+.1f}" for gap, line in gaps)
+    return (
+        f"Training minus test accuracy after {epochs} epochs, points: {named}. Above zero an arm fits the images it "
+        "has seen closer than new ones, and more epochs are expected to add little to it; far below zero it still "
+        "learns from images made harder, and is expected to gain most from more epochs. How much these rows cannot "
+        f"say: `diffvit study run {results.study.name} --tier full` trains for 50."
+    )
 
 
 def best_words(results: Results) -> str:
