@@ -46,8 +46,10 @@ def test_the_page_has_what_is_known_and_names_what_is_not(reports: Path) -> None
     assert "![Test accuracy of every arm and seed](../reports/heads/accuracy.png)" in text
     assert text.count("Not run yet: ") == len(STUDIES) - 1
     assert [line for line in text.splitlines() if line.startswith("## ")][1:] == [
-        f"## {study.question}" for study in STUDIES.values()
+        *("## The studies in short", "## Where differential attention helps"),
+        *(f"## {study.question}" for study in STUDIES.values()),
     ]
+    assert f"| {HEADS.question} | 8 heads, 68.0% | 8 heads, 68.0% | short, 2 |" in text
 
 
 def test_a_check_finds_what_is_out_of_date(reports: Path, capsys: Captured) -> None:

@@ -82,6 +82,10 @@ def test_a_search_is_run_too(capsys: Captured) -> None:
     assert run(["study", "work", "search", "--tier", "smoke", "--device", "cpu", "--threads", "1"]) == 0
     out = capsys.readouterr().out
     assert out.count("begins") == 6
+    assert run(["study", "show", "search", "--tier", "smoke", "--json"]) == 0
+    out = capsys.readouterr().out
+    assert "0.002 to 0.02" in out
+    assert json.loads(out.splitlines()[-1]) == {"study": "search", "tier": "smoke", "trials": 6}
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,9 @@ def show_study(name: Name, /, *, what: What = WHAT, output: Output = OUTPUT) -> 
     from diffvit.studies.pool import records_of
 
     study = find_study(name)
+    if study.search:
+        _show_search(study, what, output)
+        return
     trials = what.trials(study)
     records = records_of(trials, what.runs, what.reports)
     flat = {trial.name: flatten(to_dict(trial.config)) for trial in trials}
@@ -74,6 +77,19 @@ def show_study(name: Name, /, *, what: What = WHAT, output: Output = OUTPUT) -> 
     show.line(f"{len(records)} of {len(trials)} trials are done")
     if output.json:
         show.as_json({"study": study.name, "tier": what.tier, "trials": len(trials), "done": len(records)})
+
+
+def _show_search(study: Study, what: What, output: Output) -> None:
+    """Its dials: what is tried is not known before."""
+    from diffvit.studies.search import DIALS, slots_of
+
+    show.pairs({"study": study.name, "question": study.question, "tier": f"{what.tier}: {TIERS[what.tier].words}"})
+    ranges = [[dial.setting, ", ".join(map(str, dial.choices)) or f"{dial.low} to {dial.high}"] for dial in DIALS]
+    show.table(["dial", "values"], ranges)
+    trials = len(slots_of(what.tier)) * len(study.attentions)
+    show.line(f"{trials} trials; those done are in the report: diffvit study report {study.name}")
+    if output.json:
+        show.as_json({"study": study.name, "tier": what.tier, "trials": trials})
 
 
 def _duration(seconds: float) -> str:

@@ -16,10 +16,11 @@ from diffvit.reporting.generated import brought_up_to_date, finish
 from diffvit.reporting.readme import stamp_of
 from diffvit.reporting.rows import ROWS_FILE, RunRecord, content_hash, read
 from diffvit.reporting.tables import Table, accuracy_cell, duration, threads
-from diffvit.studies import search_report, words
+from diffvit.studies import search_report, summary, words
 from diffvit.studies.definitions import STUDIES, Study
 from diffvit.studies.pool import REPORTS, report_of
 from diffvit.studies.report import REPORT, gathered
+from diffvit.studies.results import Results
 from diffvit.studies.tiers import TIERS
 
 PAGE = Path("docs/results.md")
@@ -41,6 +42,12 @@ def page(reports: Path = REPORTS) -> str:
     """
     tiers = "; ".join(f"*{name}*, {tier.words}" for name, tier in TIERS.items() if name != "smoke")
     parts = ["# Results", f"{INTRODUCTION}{tiers}.", "## Over 80% within 50 epochs", _over_the_goal(reports)]
+    compared = _compared(reports)
+    for title, table, note in (
+        ("## The studies in short", summary.best_arms(compared), summary.BEST_NOTE),
+        ("## Where differential attention helps", summary.where_it_helps(compared), summary.WHERE_NOTE),
+    ):
+        parts += [title, markdown.table(table), note] if table.rows else []
     for study in STUDIES.values():
         parts += [f"## {study.question}", *_section(study, reports)]
     return "\n\n".join(parts) + "\n"
@@ -70,6 +77,12 @@ def _counts(record: RunRecord) -> bool:
     row = record.row
     known = row["test_accuracy"] is not None and row.get("zero_shot_accuracy") is None
     return known and str(row["data"]).startswith("CIFAR-10") and row["epochs"] <= EPOCHS
+
+
+def _compared(reports: Path) -> list[Results]:
+    """The studies that have rows."""
+    known = [study for study in STUDIES.values() if not study.search]
+    return [gathered(each, _NO_RUNS, reports) for each in known if (report_of(each.name, reports) / ROWS_FILE).is_file()]
 
 
 def _section(study: Study, reports: Path) -> list[str]:
