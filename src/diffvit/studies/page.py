@@ -82,7 +82,8 @@ def _counts(record: RunRecord) -> bool:
 def _compared(reports: Path) -> list[Results]:
     """The studies that have rows."""
     known = [study for study in STUDIES.values() if not study.search]
-    return [gathered(each, _NO_RUNS, reports) for each in known if (report_of(each.name, reports) / ROWS_FILE).is_file()]
+    there = [each for each in known if (report_of(each.name, reports) / ROWS_FILE).is_file()]
+    return [gathered(each, _NO_RUNS, reports) for each in there]
 
 
 def _section(study: Study, reports: Path) -> list[str]:
