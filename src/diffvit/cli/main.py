@@ -49,6 +49,12 @@ VERBS = {
         "Look inside a model: attention maps, rollout, scores.\n\n"
         "Every head of every layer, for a run or a pretrained model (--pretrained NAME IMAGE...); figures, one page.",
     ),
+    "app": Verb(
+        "diffvit.cli.app:app",
+        "[OPTIONS]",
+        "Open the explorer: a page on this machine to look inside models.\n\n"
+        "Attention by clicking, runs side by side, own labels with CLIP, shapes. Needs the extra app. Ctrl-C stops it.",
+    ),
 }
 # Verbs that have verbs of their own.
 GROUPS = {

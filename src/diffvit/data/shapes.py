@@ -46,19 +46,47 @@ def generate(
     Raises:
         ConfigError: an unknown split or a dial out of range.
     """
+    if count < 1:
+        raise ConfigError("shapes", f"out of range (found count {count} vs at least 1)")
+    return generate_at(split, torch.arange(count), size=size, clutter=clutter, noise=noise, seed=seed)
+
+
+def generate_at(
+    split: str,
+    indices: Int64[Tensor, " n"],
+    *,
+    size: int = 32,
+    clutter: float = 0.3,
+    noise: float = 0.1,
+    seed: int = 0,
+) -> Images:
+    """These images of a split, as :func:`generate` draws them; arguments and errors are its own.
+
+    Args:
+        split: train or test.
+        indices: which images, from 0; the class of each is its index modulo the number of classes.
+        size: side, pixels.
+        clutter: share of the background that distractors cover.
+        noise: standard deviation of the pixel noise.
+        seed: of every draw.
+
+    Raises:
+        ConfigError: as :func:`generate`, or a negative index.
+    """
     if split not in _SPLITS:
         raise ConfigError("split", f"no such split of shapes (found {split!r} vs train or test)")
-    if not (0 <= clutter <= 1 and 0 <= noise <= 1 and size >= 16 and count >= 1):
-        found = f"count {count}, size {size}, clutter {clutter}, noise {noise}"
-        raise ConfigError("shapes", f"out of range (found {found} vs count >= 1, size >= 16, clutter and noise 0 to 1)")
+    if not (0 <= clutter <= 1 and 0 <= noise <= 1 and size >= 16 and bool((indices >= 0).all())):
+        found = f"size {size}, clutter {clutter}, noise {noise}, first index {int(indices.min())}"
+        raise ConfigError("shapes", f"out of range (found {found} vs size >= 16, clutter and noise 0 to 1, index >= 0)")
+    count = len(indices)
     pixels = torch.empty(count, 3, size, size, dtype=torch.uint8)
     masks = torch.empty(count, size, size, dtype=torch.bool)
     for first in range(0, count, _CHUNK):
-        indices = torch.arange(first, min(first + _CHUNK, count))
-        drawn, where = _draw(indices, _SPLITS[split], size, clutter, noise, seed)
-        pixels[first : first + len(indices)] = torch.from_numpy(drawn)
-        masks[first : first + len(indices)] = torch.from_numpy(where)
-    labels = torch.arange(count) % len(CLASSES)
+        some = indices[first : first + _CHUNK]
+        drawn, where = _draw(some, _SPLITS[split], size, clutter, noise, seed)
+        pixels[first : first + len(some)] = torch.from_numpy(drawn)
+        masks[first : first + len(some)] = torch.from_numpy(where)
+    labels = indices % len(CLASSES)
     name = f"shapes (clutter {clutter:g}, noise {noise:g})"
     return Images(pixels, labels, CLASSES, name, fingerprint(pixels, labels, CLASSES), masks)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diffvit.errors import ConfigError, InputError
 from diffvit.models.attention import AttentionMaps
-from diffvit.models.block import Block, walk
+from diffvit.models.block import Block, walk, walk_through
 from diffvit.models.patch_embed import PatchEmbed
 from diffvit.training.score import evaluating
 
@@ -127,12 +127,7 @@ def capture(model: Inside, images: Tensor, *, layers: Sequence[int] | None = Non
     """
     _check(images)
     wanted = _wanted(model, layers)
-    rows, columns = grid_of(model, images)
-    needed = len(wanted) * len(images) * _bytes_of_a_layer(model, rows * columns)
-    if needed > MAX_BYTES:
-        found = f"{len(wanted)} layers of {rows * columns:,} patches for {len(images)} images: {needed / 2**30:.1f} GiB"
-        hint = "Ask for fewer layers or images, or a smaller image size."
-        raise ConfigError("maps", f"would take too much memory ({found} vs {MAX_BYTES / 2**30:g} GiB)", hint)
+    _check_room(model, len(images), len(wanted), grid_of(model, images))
     parts = list(captures(model, images, layers=layers, chunk=chunk))
     first = parts[0]
     if len(parts) == 1:
@@ -158,6 +153,29 @@ def captures(
         yield Record(found, wanted, grid, x.shape[1] - grid[0] * grid[1], model.pool)
 
 
+def capture_and_answer(model: Inside, images: Tensor) -> tuple[Record, Tensor | None]:
+    """Every map of every layer and, of a classifier, the logits (batch, classes) as float32: one pass gives both.
+
+    Arguments as :func:`capture`.
+
+    Raises:
+        ConfigError: more than 8 GiB of maps.
+        InputError: the images do not fit the model.
+    """
+    _check(images)
+    blocks, grid = _wanted(model, None), grid_of(model, images)
+    _check_room(model, len(images), len(blocks), grid)
+    assert isinstance(model, nn.Module)
+    weight = model.patch_embed.proj.weight
+    with evaluating(model), torch.no_grad():
+        x = model.tokens(images.to(weight.device, weight.dtype))
+        prefix = x.shape[1] - grid[0] * grid[1]
+        layers, x = walk_through(model.blocks, x)
+        answer = getattr(model, "answer", None)
+        logits = None if answer is None else answer(x).float().cpu()
+    return Record([_on_cpu(maps) for maps in layers], blocks, grid, prefix, model.pool), logits
+
+
 def grid_of(model: Inside, images: Tensor) -> tuple[int, int]:
     """Rows and columns of patches that the model cuts such images into."""
     side = model.patch_embed.patch_size
@@ -174,6 +192,15 @@ def _wanted(model: Inside, layers: Sequence[int] | None) -> list[int]:
     if not layers:
         raise ConfigError("layers", f"none asked for (have 0 to {depth - 1})")
     return sorted({layer % depth for layer in layers})
+
+
+def _check_room(model: Inside, images: int, layers: int, grid: tuple[int, int]) -> None:
+    patches = grid[0] * grid[1]
+    needed = layers * images * _bytes_of_a_layer(model, patches)
+    if needed > MAX_BYTES:
+        found = f"{layers} layers of {patches:,} patches for {images} images: {needed / 2**30:.1f} GiB"
+        hint = "Ask for fewer layers or images, or a smaller image size."
+        raise ConfigError("maps", f"would take too much memory ({found} vs {MAX_BYTES / 2**30:g} GiB)", hint)
 
 
 def _check(images: Tensor) -> None:

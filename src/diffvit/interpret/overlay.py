@@ -16,21 +16,38 @@ _DARK = 0.22  # of its light where a mask keeps nothing
 
 
 def blend(
-    image: UInt8[Tensor, "3 h w"], heat: Float[Tensor, "rows columns"]
+    image: UInt8[Tensor, "3 h w"],
+    heat: Float[Tensor, "rows columns"],
+    *,
+    strength: float = 1.0,
+    colours: str = _SEQUENTIAL,
+    most: float | None = None,
+    kept: Bool[Tensor, "rows columns"] | None = None,
 ) -> tuple[Float[np.ndarray, "h w 3"], ScalarMappable]:
     """The picture in grey, coloured where there is heat, and the scale of the colours.
 
     Heat from 0 up is one ramp to the map's largest value; heat with negative entries has two hues, and none at zero.
     The stronger, the more it covers: up to four fifths.
+
+    Args:
+        image: the picture.
+        heat: per patch.
+        strength: of the colours, 0 for the picture in grey alone.
+        colours: matplotlib's name of the ramp for heat without negative entries.
+        most: the heat that the scale ends at; by default the map's own largest, whatever its sign.
+        kept: patches that are coloured; the others are grey.
     """
-    values = np.kron(heat.numpy(), np.ones((image.shape[1] // heat.shape[0], image.shape[2] // heat.shape[1])))
-    most = max(float(np.abs(values).max()), 1e-12)
+    spread = np.ones((image.shape[1] // heat.shape[0], image.shape[2] // heat.shape[1]))
+    values = np.kron(heat.numpy(), spread)
+    most = max(float(np.abs(values).max()) if most is None else most, 1e-12)
     signed = bool((values < 0).any())
     norm = Normalize(-most if signed else 0.0, most)
-    scale = ScalarMappable(norm, colormaps[_DIVERGING if signed else _SEQUENTIAL])
+    scale = ScalarMappable(norm, colormaps[_DIVERGING if signed else colours])
     colours = scale.to_rgba(values)[..., :3]
     grey = 1 - _PALE + _PALE * (image.float().mean(dim=0).numpy() / 255)
-    cover = 0.15 + 0.65 * (np.abs(values) / most)
+    cover = strength * (0.15 + 0.65 * (np.abs(values) / most).clip(max=1.0))
+    if kept is not None:
+        cover = cover * np.kron(kept.numpy(), spread)
     return grey[..., None] * (1 - cover[..., None]) + colours * cover[..., None], scale
 
 

@@ -150,7 +150,23 @@ def _files(path: Path) -> list[Path]:
 
 
 def _fitted(file: Path, subject: Subject, size: int | None) -> UInt8[np.ndarray, "3 tall wide"]:
-    pixels = decode(file, name=str(file))
+    return fit(decode(file, name=str(file)), subject, str(file), size=size)
+
+
+def fit(
+    pixels: UInt8[np.ndarray, "3 h w"], subject: Subject, name: str, *, size: int | None = None
+) -> UInt8[np.ndarray, "3 tall wide"]:
+    """A picture as a model takes it; see :func:`from_files`.
+
+    Args:
+        pixels: of the whole picture.
+        subject: the model.
+        name: what an error calls the picture.
+        size: shorter side, pixels, for a model that takes any.
+
+    Raises:
+        InputError: it is smaller than a patch.
+    """
     if subject.side is not None:
         return resize(pixels, subject.side)
     _, height, width = pixels.shape
@@ -161,14 +177,14 @@ def _fitted(file: Path, subject: Subject, size: int | None) -> UInt8[np.ndarray,
         shape = (max(wanted, round(width * scale)), max(wanted, round(height * scale)))
         image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
         pixels = np.asarray(image.resize(shape, Image.Resampling.BICUBIC)).transpose(2, 0, 1)
-    return _cropped(pixels, subject.patch, file)
+    return _cropped(pixels, subject.patch, name)
 
 
-def _cropped(pixels: UInt8[np.ndarray, "3 h w"], patch: int, file: Path) -> UInt8[np.ndarray, "3 tall wide"]:
+def _cropped(pixels: UInt8[np.ndarray, "3 h w"], patch: int, name: str) -> UInt8[np.ndarray, "3 tall wide"]:
     _, height, width = pixels.shape
     tall, wide = height // patch * patch, width // patch * patch
     if not tall or not wide:
-        raise InputError(str(file), f"is smaller than a patch ({width} x {height} vs {patch} pixels a side)")
+        raise InputError(name, f"is smaller than a patch ({width} x {height} vs {patch} pixels a side)")
     top, left = (height - tall) // 2, (width - wide) // 2
     return np.ascontiguousarray(pixels[:, top : top + tall, left : left + wide])
 

@@ -103,3 +103,15 @@ def walk(blocks: nn.Sequential, x: Float[Tensor, "batch tokens dim"], wanted: Co
             layers.append(block.attn.maps(block.norm1(x)))
         x = block(x)
     return layers
+
+
+def walk_through(
+    blocks: nn.Sequential, x: Float[Tensor, "batch tokens dim"]
+) -> tuple[list[AttentionMaps], Float[Tensor, "batch tokens dim"]]:
+    """Every block's maps, as :func:`walk` gives them, and the tokens that leave the last block."""
+    layers = []
+    for block in blocks:
+        assert isinstance(block, Block)
+        layers.append(block.attn.maps(block.norm1(x)))
+        x = block(x)
+    return layers, x

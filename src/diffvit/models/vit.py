@@ -116,7 +116,10 @@ class VisionTransformer(nn.Module):
         """
         x = self.blocks[:-1](self.tokens(images))
         # The head reads [CLS] alone, so in the last block only [CLS] asks: the other rows would be thrown away.
-        x = self.blocks[-1](x, queries=None if self.cls_token is None else 1)
+        return self.answer(self.blocks[-1](x, queries=None if self.cls_token is None else 1))
+
+    def answer(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch classes"]:
+        """Logits from the tokens that leave the last block, of which [CLS] alone may be given where there is one."""
         # A norm acts on each token alone: with [CLS], only its own is read.
         x = self.norm(x).mean(dim=1) if self.cls_token is None else self.norm(x[:, 0])
         return self.head(x)

@@ -1,0 +1,53 @@
+"""From a handler to an answer that the page can show: one line for whatever goes wrong, never a traceback."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import gradio
+
+from diffvit.app.desk import Desk
+from diffvit.app.panels import fault
+from diffvit.errors import DiffvitError
+
+# For answers within a blink: past Gradio's queue (the gate holds for them too), without a progress bar.
+QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+log = logging.getLogger(__name__)
+WENT_WRONG = "That did not work, and it is our fault: the window that diffvit app runs in says more."
+
+
+def answering(desk: Desk, outputs: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Wait for the handler's turn, call it, and add a last output: HTML of what went wrong, or nothing.
+
+    Args:
+        desk: whose gate.
+        outputs: how many the handler returns, as a tuple where it is not one; they stay as they are where it fails.
+    """
+
+    def around(handler: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(handler)
+        def answer(*asked: Any) -> tuple[Any, ...]:
+            try:
+                with desk.gate.turn():
+                    found = handler(*asked)
+            except DiffvitError as error:
+                return (*[gradio.skip()] * outputs, fault(str(error)))
+            except Exception:
+                log.exception("%s failed", handler.__qualname__)
+                return (*[gradio.skip()] * outputs, fault(WENT_WRONG))
+            return (*(found if isinstance(found, tuple) else (found,)), "")
+
+        return answer
+
+    return around
+
+
+def named(handler: Callable[..., Any], *given: Any) -> Callable[..., Any]:
+    """``functools.partial`` that keeps the handler's name, for the log."""
+    made = functools.partial(handler, *given)
+    functools.update_wrapper(made, handler)
+    vars(made).pop("__wrapped__")  # its signature has the arguments that are given
+    return made

@@ -1,0 +1,65 @@
+"""``diffvit app``."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from diffvit.cli import show
+from diffvit.cli.options import COMMAND, OUTPUT, Output, data_dir_of
+from diffvit.config import resolve
+from diffvit.errors import ConfigError, EnvironmentFault
+from diffvit.settings import Device
+
+_PORTS = 65_535
+
+
+def app(
+    *,
+    run: Annotated[
+        tuple[str, ...],
+        Parameter(
+            group=COMMAND, negative="", show_default="finished runs under runs/", help="Runs to offer; repeatable."
+        ),
+    ] = (),
+    port: Annotated[int, Parameter(group=COMMAND, help="Of the page; 0 finds a free one.")] = 7860,
+    data_dir: Annotated[
+        Path | None, Parameter(group=COMMAND, help="Where the data lies; by default what DIFFVIT_DATA says.")
+    ] = None,
+    clip_weights: Annotated[
+        Path | None, Parameter(group=COMMAND, help="OpenAI's RN50.pt, to offer it beside the small CLIP.")
+    ] = None,
+    device: Annotated[Device | None, Parameter(group=COMMAND, show_default="auto", help="Where models run.")] = None,
+    output: Output = OUTPUT,
+) -> None:
+    """Open the explorer: a page on this machine to look inside models. Ctrl-C stops it."""
+    if not 0 <= port <= _PORTS:
+        raise ConfigError("--port", f"must be 0 to {_PORTS} (found {port})")
+    if importlib.util.find_spec("gradio") is None:
+        raise EnvironmentFault("diffvit app", "needs Gradio, which is not installed", "pip install 'diffvit[app]'")
+    place = resolve(None, {} if device is None else {"device": device}).device
+    # Read when Gradio is imported: it would otherwise ask outside servers for its version and send figures of use.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    logging.getLogger("diffvit").addHandler(logging.StreamHandler())
+
+    from diffvit.app.clips import openai_weights
+    from diffvit.app.desk import Desk
+    from diffvit.app.models import Models, offers_of
+    from diffvit.app.server import HOST, application, bound, serve
+    from diffvit.training.environment import resolve_device
+
+    models = Models(offers_of(run), resolve_device(place))
+    openai = openai_weights(clip_weights)
+    with bound(port) as listening:
+        page = application(Desk(models, data_dir_of(data_dir)), openai)
+        address = f"http://{HOST}:{listening.getsockname()[1]}"
+        show.line(f"models  {', '.join(offer.name for offer in (*models.classifiers, *models.clips))}")
+        show.line(f"page    {address} (Ctrl-C stops it)")
+        if output.json:
+            show.as_json({"page": address, "models": [offer.name for offer in (*models.classifiers, *models.clips)]})
+        serve(page, listening)
