@@ -43,11 +43,3 @@ def answering(desk: Desk, outputs: int) -> Callable[[Callable[..., Any]], Callab
         return answer
 
     return around
-
-
-def named(handler: Callable[..., Any], *given: Any) -> Callable[..., Any]:
-    """``functools.partial`` that keeps the handler's name, for the log."""
-    made = functools.partial(handler, *given)
-    functools.update_wrapper(made, handler)
-    vars(made).pop("__wrapped__")  # its signature has the arguments that are given
-    return made

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio
 
-from diffvit.app.answers import QUICK, answering, named
+from diffvit.app.answers import QUICK, answering
 from diffvit.app.desk import Chosen, Desk
 from diffvit.app.explorer import Look, Question
 from diffvit.app.figure import draw_looks
@@ -103,26 +103,29 @@ def build(desk: Desk, chosen: gradio.State, page: gradio.Blocks) -> gradio.Dropd
             who, row, column = _who(desk.look(desk.start[0], first, first))
             drawing, rules = _drawing(), _rollout()
     dials = [layer, head, mean, who, row, column, *drawing, *rules]
-    again: dict[str, Any] = {"fn": answering(desk, 1)(named(draw, desk)), "inputs": [chosen, one, two, *dials], **QUICK}
+    again: dict[str, Any] = {
+        "fn": answering(desk, 1)(lambda *values: draw(desk, *values)),
+        "inputs": [chosen, one, two, *dials],
+        **QUICK,
+    }
     again |= {"outputs": [view, said]}
     for dial in dials:
         dial.input(**again, trigger_mode="always_last")
     page.load(**again)
     picked.then(**again)
     for model in (one, two):
-        fit = answering(desk, 4)(named(_fit, desk))
+        fit = answering(desk, 4)(lambda *values: _fit(desk, *values))
         model.input(fit, [chosen, one, two], [layer, head, row, column, said], **QUICK).then(**again)
+
+    def clicked(chosen: Chosen, name: str, event: gradio.EventData) -> tuple[str, int, int]:
+        """The patch under the pointer asks."""
+        rows, columns = desk.look(chosen, name, name).record.grid
+        down, across = (min(max(float(share), 0.0), 0.999) for share in (event.down, event.across))
+        return _PATCH_ASKS, int(down * rows) + 1, int(across * columns) + 1
+
     upload.upload(uploaded, None, [chosen], **QUICK).then(**again)
-    asks = answering(desk, 3)(named(_clicked, desk))
-    view.click(asks, [chosen, one], [who, row, column, said], **QUICK).then(**again)
+    view.click(answering(desk, 3)(clicked), [chosen, one], [who, row, column, said], **QUICK).then(**again)
     return one
-
-
-def _clicked(desk: Desk, chosen: Chosen, name: str, event: gradio.EventData) -> tuple[str, int, int]:
-    """The patch under the pointer asks."""
-    rows, columns = desk.look(chosen, name, name).record.grid
-    down, across = (min(max(float(share), 0.0), 0.999) for share in (event.down, event.across))
-    return _PATCH_ASKS, int(down * rows) + 1, int(across * columns) + 1
 
 
 def _fit(desk: Desk, chosen: Chosen, first: str, second: str) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ import gradio
 import torch
 from torch import Tensor
 
-from diffvit.app.answers import QUICK, answering, named
+from diffvit.app.answers import QUICK, answering
 from diffvit.app.desk import Desk, scene
 from diffvit.app.explorer import Look, Question
 from diffvit.app.look_tab import NONE
@@ -47,7 +47,7 @@ def build(desk: Desk, page: gradio.Blocks) -> None:
             view, said = gradio.HTML("", elem_id="dv-shapes"), gradio.HTML("")
     controls = [first, second, label, number, clutter, noise, layer]
     answer: dict[str, Any] = {
-        "fn": answering(desk, 1)(named(draw, desk)),
+        "fn": answering(desk, 1)(lambda *values: draw(desk, *values)),
         **{"inputs": controls, "outputs": [view, said], **QUICK},
     }
     for control in controls:

@@ -1,0 +1,59 @@
+"""``diffvit app``: what is wrong is one line, before anything is served."""
+
+from __future__ import annotations
+
+import socket
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import pytest
+
+from diffvit.app.server import HOST, bound
+from diffvit.cli.main import run
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--port", "70000"], 2, "--port: must be 0 to 65535 (found 70000)"),
+        (["--run", "no-such-run"], 3, "no-such-run"),
+        (["--run", "no/such/run"], 3, "no/such/run"),
+        (["--clip-weights", "no.pt"], 3, "no.pt: no such file. --clip-weights names OpenAI's RN50.pt"),
+        (["--device", "gpu"], 2, "--device"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["app", *arguments]) == code
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+def test_a_taken_port_and_a_missing_library_are_named(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind((HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert run(["app", "--port", str(port)]) == 4
+    assert f"--port: cannot be had (found {port}: Address already in use)" in capsys.readouterr().err
+
+    def missing(name: str) -> ModuleSpec | None:
+        assert name == "gradio"
+        return None
+
+    monkeypatch.setattr("importlib.util.find_spec", missing)
+    assert run(["app"]) == 4
+    assert "needs Gradio, which is not installed. pip install 'diffvit[app]'" in capsys.readouterr().err
+
+
+def test_it_listens_on_this_machine_alone() -> None:
+    with bound(0) as listening:
+        assert listening.getsockname()[0] == "127.0.0.1"
+        with socket.create_connection(listening.getsockname(), timeout=5):
+            pass

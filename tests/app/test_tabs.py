@@ -1,0 +1,183 @@
+"""What each tab answers, through its own functions and through the server's routes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from app_parts import made_client, made_desk
+from PIL import Image
+from starlette.testclient import TestClient
+
+from diffvit.app import compare_tab, look_tab, shapes_tab, zero_shot_tab
+from diffvit.app.answers import WENT_WRONG, answering
+from diffvit.app.clips import Clips, openai_weights
+from diffvit.app.desk import Chosen, Desk
+from diffvit.app.explorer import Question
+from diffvit.app.gate import Gate
+from diffvit.app.shapes_tab import scores
+from diffvit.config import parse
+from diffvit.errors import ConfigError, InputError
+from diffvit.interpret.metrics import coverage, mass_on_object
+from diffvit.training.loop import train
+
+VIT, DIFFVIT = "shapes-vit", "shapes-diffvit"
+DIALS: tuple[Any, ...] = (2, 1, True, "the model", 1, 1, 1.0, "inferno", 1.0, "mean", "clamp", 0.0, 0.5)
+
+
+@pytest.fixture(scope="module")
+def desk() -> Desk:
+    return made_desk()
+
+
+@pytest.fixture(scope="module")
+def client(desk: Desk) -> Iterator[TestClient]:
+    with made_client(desk) as made:
+        yield made
+
+
+def test_two_models_side_by_side_and_their_figure(desk: Desk, client: TestClient) -> None:
+    text = look_tab.draw(desk, Chosen("test", 7), VIT, DIFFVIT, *DIALS)
+    assert text.count('<section class="dv-model"') == 2
+    link = text.split('class="dv-download" href="')[1].split('"')[0]
+    answer = client.get(f"/{link}")
+    assert answer.headers["content-type"] == "image/png"
+    assert Image.open(io.BytesIO(answer.content)).width > 1000
+    alone = look_tab.draw(desk, Chosen("test", 7), VIT, "none", *DIALS)
+    assert alone.count('<section class="dv-model"') == 1
+    assert look_tab.draw(desk, Chosen("test", 7), VIT, VIT, *DIALS).count("<section") == 1
+
+
+def test_rules_without_a_meaning_are_told(desk: Desk) -> None:
+    dials = (*DIALS[:9], "max", "signed", 0.0, 0.5)
+    with pytest.raises(ConfigError, match="goes with fusion mean"):
+        look_tab.draw(desk, Chosen("test", 7), DIFFVIT, "none", *dials)
+
+
+def test_an_upload_is_looked_at(desk: Desk, client: TestClient) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 48), "teal").save(buffer, "JPEG")
+    headers = {"x-picture-name": "a%20cat%2F..%2F%3Cb%3E.jpg"}
+    token = client.post("/picture", content=buffer.getvalue(), headers=headers).json()["token"]
+    text = look_tab.draw(desk, Chosen("upload", token), VIT, "none", *DIALS)
+    assert text.count("<img") == 3
+    for bad in (b"GIF89a", b"<svg/>", b""):
+        answer = client.post("/picture", content=bad, headers={"x-picture-name": "x.png"})
+        assert (answer.status_code, list(answer.json())) == (200, ["error"])
+        assert answer.json()["error"].startswith("x.png: ")
+
+
+def test_scores_are_those_of_a_plain_computation(desk: Desk) -> None:
+    text = shapes_tab.draw(desk, VIT, DIFFVIT, "heart", 4, 0.5, 0.1, 3)
+    assert text.count("<table>") == 2
+    look = desk.look(Chosen("shapes", 47), DIFFVIT, DIFFVIT)
+    mask = look.picture.mask
+    assert mask is not None
+    rows = {row[0]: row[1:] for row in scores(look, Question(2), mask).rows}
+    heat = look.record.to_patches(2).mean(dim=1)
+    mass = float(mass_on_object(heat, coverage(mask[None], (8, 8)))[0])
+    assert rows["layer 3"][1] == f"{100 * mass:.1f}%"
+    assert rows["a map that looks at nothing"][1] == f"{100 * float(mask.float().mean()):.1f}%"
+    assert "rollout, A1 alone" in rows
+
+
+@pytest.fixture(scope="module")
+def clips(desk: Desk) -> Clips:
+    return Clips(desk, None)
+
+
+def test_own_labels_beside_a_supervised_model(desk: Desk, clips: Clips) -> None:
+    asked = ("cifar10-clip", "frog, a green car\ntruck", "single", "cifar10-vit")
+    text = zero_shot_tab.name_it(desk, clips, Chosen("shapes", 3), VIT, asked)
+    assert "3 labels, templates single" in text
+    assert "a green car" in text
+    assert text.count('<section class="dv-model"') == 2
+    assert clips.names == ["cifar10-clip"]
+    one = clips.classifier("cifar10-clip", ("frog", "cat"), "single")[1]
+    assert clips.classifier("cifar10-clip", ("frog", "cat"), "single")[1] is one
+    torch.testing.assert_close(one.weights.norm(dim=1), torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "give 2 to 40, with commas between them (found 0)"),
+        ("cat", "(found 1)"),
+        (",".join(f"label {n}" for n in range(41)), "(found 41)"),
+        ("cat, cat", "names 'cat' twice"),
+        ("cat, " + "x" * 81, "one is too long (81 vs at most 80 letters)"),
+        ("cat, a\0b", "holds a NUL byte"),
+    ],
+)
+def test_labels_that_cannot_be_are_one_line(text: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        zero_shot_tab.labels_of(text)
+    assert said in str(caught.value)
+
+
+def test_clip_models_are_those_of_the_start(clips: Clips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, templates in (("/etc/passwd", "single"), ("cifar10-clip", "/etc/passwd")):
+        with pytest.raises(InputError, match="none of those that are offered"):
+            clips.classifier(name, ("a", "b"), templates)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert openai_weights(None) is None
+    (tmp_path / ".cache" / "clip").mkdir(parents=True)
+    (tmp_path / ".cache" / "clip" / "RN50.pt").touch()
+    assert openai_weights(None) == tmp_path / ".cache" / "clip" / "RN50.pt"
+    with pytest.raises(InputError, match="--clip-weights names"):
+        openai_weights(tmp_path / "no.pt")
+
+
+def test_runs_are_compared_from_their_folders(tmp_path: Path) -> None:
+    folders = []
+    for attention in ("softmax", "differential"):
+        tiny = {"attention": attention, "embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 8}
+        shapes = {"train": 40, "test": 20}
+        values = {"data": "shapes", "epochs": 2, "validation_size": 0, "model": tiny, "shapes": shapes}
+        train(parse(values, "test"), out=tmp_path / attention)
+        folders.append(str(tmp_path / attention))
+    text = compare_tab.compared(folders)
+    assert text.count('class="dv-light"') == text.count('class="dv-dark"') >= 4
+    assert "Lambda of every block" in text
+    assert "Confusion matrix: ViT" in text
+    assert "drawn by diffvit itself" in text
+    for wrong in ([], folders * 4):
+        with pytest.raises(ConfigError, match="choose 1 to 6"):
+            compare_tab.compared(wrong)
+
+
+def test_whatever_goes_wrong_is_one_line_without_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    desk = made_desk(Gate(1, 0, patience=0.05))
+
+    def fails(error: Exception) -> str:
+        raise error
+
+    known = answering(desk, 2)(fails)(InputError("thing", "is <b>broken</b>"))
+    assert known[-1] == '<p class="dv-fault" role="alert">thing: is &lt;b&gt;broken&lt;/b&gt;.</p>'
+    assert len(known) == 3
+    unknown = answering(desk, 1)(fails)(ZeroDivisionError("secret"))
+    assert WENT_WRONG in unknown[-1]
+    assert "secret" not in unknown[-1]
+    assert "ZeroDivisionError" in caplog.text
+    with desk.gate.turn():
+        assert "is busy" in answering(desk, 1)(lambda: "x")()[-1]
+    assert answering(desk, 1)(lambda: "x")() == ("x", "")
+
+
+def test_the_page_answers_its_own_questions(client: TestClient) -> None:
+    """Through Gradio's route, as the browser does: the dials of the first tab."""
+    config = client.get("/config").json()
+    drawing = next(each for each in config["dependencies"] if len(each["inputs"]) == 16)
+    first, second = VIT, DIFFVIT
+    asked = {"data": [None, first, second, *DIALS], "fn_index": drawing["id"], "session_hash": "s"}
+    answer = client.post("/gradio_api/run/predict", json=asked)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["data"][0].count("<section") == 2
+    asked["data"][1] = "/etc/passwd"
+    refused = client.post("/gradio_api/run/predict", json=asked)
+    assert "root:" not in refused.text
+    assert "Traceback" not in refused.text
