@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -25,7 +25,8 @@ _FIGURES = 256  # that can be fetched as a file
 _SCENES = 100_000  # built-in pictures that can be asked for, of each class
 
 
-class Chosen(NamedTuple):
+@dataclass(frozen=True)
+class Chosen:
     """Which picture is looked at.
 
     Args:
