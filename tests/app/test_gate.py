@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -10,60 +11,76 @@ from diffvit.app.gate import Busy, Gate
 
 def test_no_more_than_so_many_are_inside_and_all_who_fit_get_their_turn() -> None:
     gate, lock = Gate(2, 50), threading.Lock()
-    inside, most, done = 0, 0, 0
+    inside, most, workers = 0, 0, set[int]()
 
-    def ask() -> None:
-        nonlocal inside, most, done
-        with gate.turn():
-            with lock:
-                inside += 1
-                most = max(most, inside)
-            time.sleep(0.005)
-            with lock:
-                inside -= 1
-                done += 1
+    def work(number: int) -> int:
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+            workers.add(threading.get_ident())
+        time.sleep(0.005)
+        with lock:
+            inside -= 1
+        return number
 
-    threads = [threading.Thread(target=ask) for _ in range(40)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (most, done) == (2, 40)
+    with ThreadPoolExecutor(40) as visitors:
+        found = list(visitors.map(lambda number: gate.call(lambda: work(number)), range(40)))
+    assert found == list(range(40))
+    assert (most, len(workers)) == (2, 2)  # always the same threads
 
 
 def test_who_finds_too_many_waiting_is_told_at_once() -> None:
-    gate, release, ready = Gate(1, 1, patience=30), threading.Event(), threading.Semaphore(0)
+    gate, release, ready = Gate(1, 1, patience=30), threading.Event(), threading.Event()
 
-    def hold() -> None:
-        with gate.turn():
-            ready.release()
-            release.wait(30)
+    def hold() -> bool:
+        ready.set()
+        return release.wait(30)
 
-    holders = [threading.Thread(target=hold) for _ in range(2)]
-    holders[0].start()
-    assert ready.acquire(timeout=10)
-    holders[1].start()
-    deadline = time.monotonic() + 10
-    while gate._room.acquire(blocking=False):  # until the second waits
-        gate._room.release()
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    with pytest.raises(Busy) as caught, gate.turn():
-        pytest.fail("two were inside")
-    assert str(caught.value) == "diffvit: is busy (1 questions are waiting). Ask again in a few seconds."
-    release.set()
-    for holder in holders:
-        holder.join(10)
-    with gate.turn():
-        pass
+    with ThreadPoolExecutor(2) as visitors:
+        first = visitors.submit(gate.call, hold)
+        assert ready.wait(10)
+        second = visitors.submit(gate.call, lambda: "second")
+        deadline = time.monotonic() + 10
+        while gate._room.acquire(blocking=False):  # until the second waits
+            gate._room.release()
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        with pytest.raises(Busy) as caught:
+            gate.call(lambda: pytest.fail("two were inside"))
+        assert str(caught.value) == "diffvit: is busy (1 questions are waiting). Ask again in a few seconds."
+        release.set()
+        assert (first.result(10), second.result(10)) == (True, "second")
+    assert gate.call(lambda: "third") == "third"
 
 
-def test_a_fault_inside_gives_the_turn_back_and_patience_ends() -> None:
-    gate = Gate(1, 1, patience=0.05)
+def test_a_fault_inside_gives_the_turn_back() -> None:
+    gate = Gate(1, 0)
     for _ in range(5):
-        with pytest.raises(ZeroDivisionError), gate.turn():
-            raise ZeroDivisionError
-    with gate.turn(), pytest.raises(Busy), gate.turn():
-        pytest.fail("two were inside")
-    with gate.turn():
-        pass
+        with pytest.raises(ZeroDivisionError):
+            gate.call(lambda: 1 // 0)
+    assert gate.call(lambda: 1) == 1
+
+
+def test_patience_ends_for_who_waits_and_not_for_who_has_begun() -> None:
+    gate, done = Gate(1, 1, patience=0.05), []
+    with ThreadPoolExecutor(2) as visitors:
+        began = threading.Event()
+
+        def slow() -> str:
+            began.set()
+            time.sleep(0.5)
+            return "slow"
+
+        first = visitors.submit(gate.call, slow)
+        assert began.wait(10)
+        with pytest.raises(Busy):
+            gate.call(lambda: done.append("never"))
+        assert first.result(10) == "slow"  # longer than the patience
+    with pytest.raises(TimeoutError, match="its own"):
+        gate.call(_times_out)
+    assert done == []
+
+
+def _times_out() -> None:
+    raise TimeoutError("its own")

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
+
+import pytest
+
+from diffvit.training.memory import share_arenas
 
 COUNT_FAULTS = """
 import resource, sys
@@ -36,3 +41,11 @@ def faults(mode: str) -> int:
 
 def test_repeated_allocations_fault_no_more():
     assert faults("keep") * 4 < faults("default")
+
+
+def test_threads_share_arenas_where_the_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "from diffvit.training.memory import share_arenas; print(share_arenas(2))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(sys.platform == "linux" and platform.libc_ver()[0] == "glibc")
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert not share_arenas(2)

@@ -31,8 +31,7 @@ def answering(desk: Desk, outputs: int) -> Callable[[Callable[..., Any]], Callab
         @functools.wraps(handler)
         def answer(*asked: Any) -> tuple[Any, ...]:
             try:
-                with desk.gate.turn():
-                    found = handler(*asked)
+                found = desk.gate.call(lambda: handler(*asked))
             except DiffvitError as error:
                 return (*[gradio.skip()] * outputs, fault(str(error)))
             except Exception:

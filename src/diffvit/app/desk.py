@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from diffvit.errors import DiffvitError, InputError
 from diffvit.interpret.subject import Picture, fit, from_set
 
 AT_ONCE, WAITING = 2, 24
+_FIGURES_WAITING = 6  # figures are drawn one at a time, so that dials are answered meanwhile
 _FIGURES = 256  # that can be fetched as a file
 _SCENES = 100_000  # built-in pictures that can be asked for, of each class
 
@@ -58,6 +60,7 @@ class Desk:
         self.uploads = Uploads()
         self.explorer = Explorer()
         self.gate = gate or Gate(AT_ONCE, WAITING)
+        self._drawing = Gate(1, _FIGURES_WAITING)
         self._figures: Kept[Callable[[], bytes]] = Kept(_FIGURES)
 
     @cached_property
@@ -118,8 +121,10 @@ class Desk:
         draw = self._figures.find(token)
         if draw is None:
             raise InputError("figure", "is no longer kept", "Ask for the picture again.")
-        with self.gate.turn():
-            return draw()
+        try:
+            return self._drawing.call(draw)
+        finally:
+            gc.collect()  # a figure's parts refer to each other, and are many
 
 
 def scene(index: int, *, size: int = 32, clutter: float = 0.3, noise: float = 0.1) -> Picture:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import gradio
@@ -78,7 +77,10 @@ def draw(desk: Desk, *values: Any) -> str:
     names = [asked.first] + ([asked.second] if asked.second not in (NONE, asked.first) else [])
     looks = [desk.look(asked.chosen, name, asked.first) for name in names]
     question = asked.question(looks[0].record.grid)
-    link = desk.offer_figure(partial(draw_looks, looks, question))
+    # Of the names, not of the looks: an offer that nobody takes holds no maps.
+    link = desk.offer_figure(
+        lambda: draw_looks([desk.look(asked.chosen, name, asked.first) for name in names], question)
+    )
     parts = [panels(look, question, asked.paint(), link=link if look is looks[-1] else "") for look in looks]
     return f'<div class="dv-looks">{"".join(parts)}</div>'
 

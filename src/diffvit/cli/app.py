@@ -17,6 +17,7 @@ from diffvit.errors import ConfigError, EnvironmentFault
 from diffvit.settings import Device
 
 _PORTS = 65_535
+_ARENAS = 2  # of memory, among all threads of the server
 
 
 def app(
@@ -45,6 +46,8 @@ def app(
     place = resolve(None, {} if device is None else {"device": device}).device
     # Read when Gradio is imported: it would otherwise ask outside servers for its version and send figures of use.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    # Read when torch is: several questions run at once, a thread each, and each would start threads of its own.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     logging.getLogger("diffvit").addHandler(logging.StreamHandler())
 
     from diffvit.app.clips import openai_weights
@@ -52,7 +55,9 @@ def app(
     from diffvit.app.models import Models, offers_of
     from diffvit.app.server import HOST, application, bound, serve
     from diffvit.training.environment import resolve_device
+    from diffvit.training.memory import share_arenas
 
+    share_arenas(_ARENAS)
     models = Models(offers_of(run), resolve_device(place))
     openai = openai_weights(clip_weights)
     with bound(port) as listening:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Sequence
 
 # Parameters of glibc's mallopt(3).
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8
 _LARGEST = 2**31 - 1  # bytes; mallopt takes an int
 
 
@@ -17,10 +18,22 @@ def keep_freed_memory() -> bool:
     small model's training time on a CPU (docs/log.md). Peak memory stays; what is free stays with the process.
     Other C libraries, and systems other than Linux, are left as they are.
     """
+    return _set(((_MMAP_THRESHOLD, _LARGEST), (_TRIM_THRESHOLD, _LARGEST), (_TOP_PAD, 2**26)))
+
+
+def share_arenas(count: int) -> bool:
+    """Have the C library's threads share so many arenas; returns whether they will.
+
+    Left alone, glibc gives each of a server's threads its own, and what one frees another cannot use: memory grows
+    with the number of threads that were ever busy. Other C libraries are left as they are.
+    """
+    return _set(((_ARENA_MAX, count),))
+
+
+def _set(settings: Sequence[tuple[int, int]]) -> bool:
     if sys.platform != "linux":
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None or not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"):
         return False
-    settings = ((_MMAP_THRESHOLD, _LARGEST), (_TRIM_THRESHOLD, _LARGEST), (_TOP_PAD, 2**26))
     return all(mallopt(parameter, value) == 1 for parameter, value in settings)
