@@ -5,7 +5,7 @@ import io
 import pytest
 from PIL import Image
 
-from diffvit.app.uploads import MAX_BYTES, SECONDS, Uploads, harmless
+from diffvit.app.uploads import BUDGET, MAX_BYTES, SECONDS, Uploads, harmless
 from diffvit.errors import InputError
 
 
@@ -56,7 +56,7 @@ def test_pictures_are_forgotten_after_a_time_and_when_there_are_too_many() -> No
     big = png(1500, 1500, noise=True)
     assert 6 * 2**20 < len(big) < MAX_BYTES
     tokens = [uploads.add(big, "b.png") for _ in range(12)]
-    assert len(uploads) * len(big) <= 64 * 2**20
+    assert len(uploads) * len(big) <= BUDGET
     with pytest.raises(InputError):
         uploads.pixels(tokens[0])
     assert uploads.pixels(tokens[-1])[0] == "b.png"

@@ -16,7 +16,7 @@ from diffvit.interpret.capture import Record, capture_and_answer
 from diffvit.interpret.rollout import rollout
 from diffvit.interpret.subject import Picture, Subject
 
-BUDGET = 64 * 2**20  # bytes of maps that are kept
+BUDGET = 48 * 2**20  # bytes of maps that are kept
 _LAMBDA = "\N{GREEK SMALL LETTER LAMDA}"
 NAMES = {"positive": "A1", "negative": f"{_LAMBDA} A2", "effective": f"A1 \N{MINUS SIGN} {_LAMBDA} A2"}
 

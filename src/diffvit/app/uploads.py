@@ -17,7 +17,7 @@ from diffvit.errors import InputError
 MAX_BYTES = 8 * 2**20  # of one file
 MIN_SIDE = 8  # pixels
 SECONDS = 3600.0  # that a picture is kept
-_BUDGET = 64 * 2**20  # bytes of all of them
+BUDGET = 32 * 2**20  # bytes of all of them
 _LETTERS = 40  # of a name
 
 
@@ -48,7 +48,7 @@ class Uploads:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._files: Kept[Upload] = Kept(_BUDGET, lambda each: len(each.data))
+        self._files: Kept[Upload] = Kept(BUDGET, lambda each: len(each.data))
         self._clock = clock
 
     def __len__(self) -> int:
