@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import contextlib
+import gc
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -60,6 +63,28 @@ def test_a_fault_inside_gives_the_turn_back() -> None:
         with pytest.raises(ZeroDivisionError):
             gate.call(lambda: 1 // 0)
     assert gate.call(lambda: 1) == 1
+
+
+def test_what_a_failed_work_held_is_free_at_once() -> None:
+    class Large:
+        pass
+
+    gate, alive = Gate(1, 0), weakref.WeakSet[Large]()
+
+    def work() -> None:
+        held = Large()
+        alive.add(held)
+        raise ValueError("failed while it held something")
+
+    gc.collect()
+    gc.disable()
+    try:
+        with contextlib.suppress(ValueError):
+            gate.call(work)
+        gate.call(lambda: None)  # the worker has let go of the first by then
+        assert not alive
+    finally:
+        gc.enable()
 
 
 def test_patience_ends_for_who_waits_and_not_for_who_has_begun() -> None:

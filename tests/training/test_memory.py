@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from diffvit.training.memory import share_arenas
+from diffvit.training.memory import give_memory_back
 
 COUNT_FAULTS = """
 import resource, sys
@@ -43,9 +43,9 @@ def test_repeated_allocations_fault_no_more():
     assert faults("keep") * 4 < faults("default")
 
 
-def test_threads_share_arenas_where_the_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "from diffvit.training.memory import share_arenas; print(share_arenas(2))"
+def test_a_server_gives_memory_back_where_the_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "from diffvit.training.memory import give_memory_back; print(give_memory_back())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(sys.platform == "linux" and platform.libc_ver()[0] == "glibc")
     monkeypatch.setattr("sys.platform", "darwin")
-    assert not share_arenas(2)
+    assert not give_memory_back()

@@ -45,6 +45,7 @@ class Gate:
         """
         if not self._room.acquire(blocking=False):
             raise Busy(self._waiting)
+        future = None
         try:
             future = self._workers.submit(work)
             try:
@@ -54,4 +55,7 @@ class Gate:
                     raise Busy(self._waiting) from None
                 return future.result()  # it has begun, or ended with a timeout of its own
         finally:
+            # A fault knows this frame, and the future knows the fault: what the work held would stay until the next
+            # collection.
+            del future
             self._room.release()

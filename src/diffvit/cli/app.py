@@ -17,7 +17,6 @@ from diffvit.errors import ConfigError, EnvironmentFault
 from diffvit.settings import Device
 
 _PORTS = 65_535
-_ARENAS = 2  # of memory, among all threads of the server
 
 
 def app(
@@ -55,9 +54,9 @@ def app(
     from diffvit.app.models import Models, offers_of
     from diffvit.app.server import HOST, application, bound, serve
     from diffvit.training.environment import resolve_device
-    from diffvit.training.memory import share_arenas
+    from diffvit.training.memory import give_memory_back
 
-    share_arenas(_ARENAS)
+    give_memory_back()
     models = Models(offers_of(run), resolve_device(place))
     openai = openai_weights(clip_weights)
     with bound(port) as listening:

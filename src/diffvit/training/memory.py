@@ -21,13 +21,18 @@ def keep_freed_memory() -> bool:
     return _set(((_MMAP_THRESHOLD, _LARGEST), (_TRIM_THRESHOLD, _LARGEST), (_TOP_PAD, 2**26)))
 
 
-def share_arenas(count: int) -> bool:
-    """Have the C library's threads share so many arenas; returns whether they will.
+def give_memory_back(arenas: int = 2, above: int = 2**20) -> bool:
+    """Have the C library of a server give memory back; returns whether it will.
 
-    Left alone, glibc gives each of a server's threads its own, and what one frees another cannot use: memory grows
-    with the number of threads that were ever busy. Other C libraries are left as they are.
+    Left alone, glibc gives each thread an arena of its own, and what one frees another cannot use; and having seen a
+    large block freed, it keeps the next ones. Then memory grows with the threads that were ever busy, and with the
+    largest picture that was ever decoded. Other C libraries are left as they are.
+
+    Args:
+        arenas: that all threads share.
+        above: bytes; larger blocks go back to the system as they are freed.
     """
-    return _set(((_ARENA_MAX, count),))
+    return _set(((_ARENA_MAX, arenas), (_MMAP_THRESHOLD, above)))
 
 
 def _set(settings: Sequence[tuple[int, int]]) -> bool:
