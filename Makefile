@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-system check docs bench attention-study clip-cifar10 studies clip-published clean
+.PHONY: demo app app-load screenshot test test-system check docs bench attention-study clip-cifar10 studies clip-published clean
 .DELETE_ON_ERROR:
 
 $(READY): pyproject.toml constraints.txt
@@ -34,6 +34,7 @@ check: $(READY)  ## style, types, import contracts, generated documents
 	$(BIN)/python -m diffvit.clip.evaluation.published --check
 	$(BIN)/python -m diffvit.reporting.attention_study --check
 	$(BIN)/python -m diffvit.studies.page --check
+	$(BIN)/python -m diffvit.app.load_report --check
 
 docs: $(READY)  ## rewrite the README's results, the recipes' promises, the reports and the map of CIFAR-10
 	$(BIN)/python -m diffvit.reporting.readme
@@ -45,6 +46,16 @@ docs: $(READY)  ## rewrite the README's results, the recipes' promises, the repo
 	$(BIN)/python -m diffvit.clip.evaluation.published
 	$(BIN)/python -m diffvit.reporting.attention_study
 	$(BIN)/python -m diffvit.studies.page
+	$(BIN)/python -m diffvit.app.load_report
+
+app: $(READY)  ## the explorer: a page on this machine to look inside models
+	$(BIN)/diffvit app
+
+app-load: $(READY)  ## reports/app-load: the explorer under fifty visitors at a time (one minute, run nothing beside it)
+	$(BIN)/python -m diffvit.app.load
+
+screenshot: $(READY)  ## docs/explorer.png, the explorer as the README shows it (needs Debian's chromium)
+	$(BIN)/python benchmarks/screenshot.py docs/explorer.png
 
 bench: $(READY)  ## speed beside timm, vit-pytorch and transformers (under ten minutes on two idle cores)
 	$(BIN)/diffvit bench train

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gradio
 import pytest
 import torch
 from app_parts import made_client, made_desk
@@ -14,7 +15,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from diffvit.app import compare_tab, look_tab, shapes_tab, zero_shot_tab
-from diffvit.app.answers import WENT_WRONG, answering
+from diffvit.app.answers import WENT_WRONG, answering, numbered
 from diffvit.app.clips import Clips, openai_weights
 from diffvit.app.desk import Chosen, Desk
 from diffvit.app.explorer import Question
@@ -166,6 +167,15 @@ def test_whatever_goes_wrong_is_one_line_without_a_traceback(caplog: pytest.LogC
     inside = desk.gate.call(lambda: answering(desk, 1)(lambda: "x")())
     assert "is busy" in inside[-1]
     assert answering(desk, 1)(lambda: "x")() == ("x", "")
+
+
+def test_an_answer_says_when_it_was_asked() -> None:
+    answer = numbered(lambda text: (text, "note"))
+    assert [answer("a"), answer("b")] == [
+        ('<i hidden data-ticket="1"></i>a', "note"),
+        ('<i hidden data-ticket="2"></i>b', "note"),
+    ]
+    assert answer(gradio.skip()) == (gradio.skip(), "note")
 
 
 def test_the_page_answers_its_own_questions(client: TestClient) -> None:

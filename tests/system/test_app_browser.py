@@ -16,7 +16,7 @@ import pytest
 import torch
 from explorer_page import axe, browser, explorer
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from diffvit.config import parse
 from diffvit.training.loop import train
@@ -135,6 +135,30 @@ def test_two_models_side_by_side_layers_and_heads(watched: Watched) -> None:
     page.get_by_role("slider", name="Layer").first.focus()
     page.keyboard.press("ArrowRight")  # by keyboard too
     expect(page.locator(_FIRST)).to_contain_text("layer 2 of 3, head 3 of 4")
+
+
+def test_an_answer_that_was_overtaken_is_not_shown(watched: Watched) -> None:
+    """The first answer is held back until the second is there."""
+    page, held = watched.page, list[Any]()
+
+    def hold(route: Route) -> None:
+        if '"layer' not in str(route.request.post_data) and not held:
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.wait_for_timeout(500)
+    page.route("**/gradio_api/run/predict", hold)
+    page.get_by_role("slider", name="Layer").first.fill("1")
+    page.wait_for_timeout(300)
+    assert len(held) == 1
+    late = held[0].fetch()  # asked now, answered later
+    page.get_by_role("slider", name="Row").first.fill("2")
+    page.wait_for_timeout(600)
+    before = inner(page, "#dv-view")
+    held[0].fulfill(response=late)
+    page.wait_for_timeout(600)
+    assert inner(page, "#dv-view") == before
 
 
 def test_a_click_lets_a_patch_ask(watched: Watched) -> None:

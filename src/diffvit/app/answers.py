@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,17 @@ from diffvit.errors import DiffvitError
 
 # For answers within a blink: past Gradio's queue (the gate holds for them too), without a progress bar.
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+# In the browser, for HTML of `numbered`: a question about a new picture takes a forward pass, and the next one, by a
+# dial, may overtake it. What was asked last stays.
+KEEP_NEWEST = """
+let newest = 0, kept = null;
+watch('value', () => {
+  const ticket = Number((/data-ticket="(\\d+)"/.exec(props.value) || [0, 0])[1]);
+  if (ticket < newest) { props.value = kept; return; }
+  newest = ticket;
+  kept = props.value;
+});
+"""
 log = logging.getLogger(__name__)
 WENT_WRONG = "That did not work, and it is our fault: the window that diffvit app runs in says more."
 
@@ -42,3 +54,19 @@ def answering(desk: Desk, outputs: int) -> Callable[[Callable[..., Any]], Callab
         return answer
 
     return around
+
+
+def numbered(answer: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    """An answer whose first output, HTML, says when it was asked, for :data:`KEEP_NEWEST`.
+
+    Args:
+        answer: of :func:`answering`.
+    """
+    tickets = itertools.count(1)
+
+    def stamped(*asked: Any) -> tuple[Any, ...]:
+        ticket = next(tickets)
+        first, *others = answer(*asked)
+        return (f'<i hidden data-ticket="{ticket}"></i>{first}' if isinstance(first, str) else first, *others)
+
+    return stamped

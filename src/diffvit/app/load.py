@@ -188,14 +188,17 @@ def resident(pid: int) -> int:
 
 
 @contextlib.asynccontextmanager
-async def page() -> AsyncIterator[tuple[str, int]]:
+async def page(folder: Path | None = None) -> AsyncIterator[tuple[str, int]]:
     """``diffvit app`` as a process of its own: its address and its number.
+
+    Args:
+        folder: where it starts, and looks for runs; by default here.
 
     Raises:
         EnvironmentFault: it did not come.
     """
     command = [sys.executable, "-m", "diffvit.cli.main", "app", "--port", "0", "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=folder)
     try:
         assert process.stdout is not None
         async with asyncio.timeout(_START):
@@ -206,6 +209,8 @@ async def page() -> AsyncIterator[tuple[str, int]]:
     finally:
         process.send_signal(signal.SIGTERM)
         await asyncio.to_thread(process.wait, 20)
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 async def measure(clients: int, seconds: float, out: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio
 
-from diffvit.app.answers import QUICK, answering
+from diffvit.app.answers import KEEP_NEWEST, QUICK, answering, numbered
 from diffvit.app.desk import Chosen, Desk
 from diffvit.app.explorer import Look, Question
 from diffvit.app.figure import draw_looks
@@ -100,13 +100,13 @@ def build(desk: Desk, chosen: gradio.State, page: gradio.Blocks) -> gradio.Dropd
         with gradio.Column(scale=3, min_width=330):
             with gradio.Row():
                 layer, head, mean = _where(desk.look(desk.start[0], first, first))
-            view = gradio.HTML(_EMPTY, js_on_load=_CLICK, elem_id="dv-view")
+            view = gradio.HTML(_EMPTY, js_on_load=_CLICK + KEEP_NEWEST, elem_id="dv-view")
             said = gradio.HTML("")
             who, row, column = _who(desk.look(desk.start[0], first, first))
             drawing, rules = _drawing(), _rollout()
     dials = [layer, head, mean, who, row, column, *drawing, *rules]
     again: dict[str, Any] = {
-        "fn": answering(desk, 1)(lambda *values: draw(desk, *values)),
+        "fn": numbered(answering(desk, 1)(lambda *values: draw(desk, *values))),
         "inputs": [chosen, one, two, *dials],
         **QUICK,
     }

@@ -8,7 +8,7 @@ import gradio
 import torch
 from torch import Tensor
 
-from diffvit.app.answers import QUICK, answering
+from diffvit.app.answers import KEEP_NEWEST, QUICK, answering, numbered
 from diffvit.app.desk import Desk, scene
 from diffvit.app.explorer import Look, Question
 from diffvit.app.look_tab import NONE
@@ -44,10 +44,11 @@ def build(desk: Desk, page: gradio.Blocks) -> None:
             noise = gradio.Slider(0, 0.5, value=0.1, step=0.02, label="Noise", info="Of the pixels, of full scale.")
             layer = gradio.Slider(1, deepest, value=4, step=1, label="Layer", info="Whose map is shown and scored.")
         with gradio.Column(scale=3, min_width=330):
-            view, said = gradio.HTML("", elem_id="dv-shapes"), gradio.HTML("")
+            view = gradio.HTML("", js_on_load=KEEP_NEWEST, elem_id="dv-shapes")
+            said = gradio.HTML("")
     controls = [first, second, label, number, clutter, noise, layer]
     answer: dict[str, Any] = {
-        "fn": answering(desk, 1)(lambda *values: draw(desk, *values)),
+        "fn": numbered(answering(desk, 1)(lambda *values: draw(desk, *values))),
         **{"inputs": controls, "outputs": [view, said], **QUICK},
     }
     for control in controls:

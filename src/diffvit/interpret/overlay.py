@@ -43,12 +43,12 @@ def blend(
     signed = bool((values < 0).any())
     norm = Normalize(-most if signed else 0.0, most)
     scale = ScalarMappable(norm, colormaps[_DIVERGING if signed else colours])
-    colours = scale.to_rgba(values)[..., :3]
+    painted = scale.to_rgba(values)[..., :3]
     grey = 1 - _PALE + _PALE * (image.float().mean(dim=0).numpy() / 255)
     cover = strength * (0.15 + 0.65 * (np.abs(values) / most).clip(max=1.0))
     if kept is not None:
         cover = cover * np.kron(kept.numpy(), spread)
-    return grey[..., None] * (1 - cover[..., None]) + colours * cover[..., None], scale
+    return grey[..., None] * (1 - cover[..., None]) + painted * cover[..., None], scale
 
 
 def draw_overlay(axes: Axes, image: UInt8[Tensor, "3 h w"], heat: Float[Tensor, "rows columns"]) -> ScalarMappable:

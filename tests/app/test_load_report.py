@@ -1,0 +1,63 @@
+"""The report of the page under load: counts and times of a made tally, and the check of the committed one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from diffvit.app import load_report
+from diffvit.app.load import Tally
+
+KNOWN = {"hardware": "a machine", "cores": 2, "torch": "2", "python": "3", "diffvit": "0", "commit": None}
+
+
+@pytest.fixture
+def tally() -> Tally:
+    made = Tally()
+    made.answers = [(0.5 * number, 0.1 * (1 + number % 4), "dials", "answered") for number in range(20)]
+    made.answers += [(1.2, 0.0, "dials", "busy"), (9.9, 5.0, "upload", "lost"), (3.0, 2.5, "figure", "answered")]
+    made.probes = [(0.0, 0.01), (1.0, None), (2.0, 0.03)]
+    made.memory = [(0.0, 100 * 2**20), (5.0, 150 * 2**20), (10.0, 110 * 2**20)]
+    return made
+
+
+def test_every_question_is_counted(tally: Tally, tmp_path: Path) -> None:
+    found = load_report.summary(tally, 7, 10, KNOWN)
+    dials = found["kinds"]["dials"]
+    assert (dials["asked"], dials["answered"], dials["busy"], dials["lost"]) == (21, 20, 1, 0)
+    assert (dials["median"], dials["worst"]) == (0.25, 0.4)
+    rows = load_report.by_second(tally)
+    assert sum(row["answered"] + row["busy"] + row["lost"] for row in rows) == len(tally.answers)
+    assert (rows[1]["answered"], rows[1]["busy"], rows[9]["lost"]) == (2, 1, 1)
+    assert [rows[at]["memory"] for at in (0, 4, 9)] == [100 * 2**20, 150 * 2**20, 110 * 2**20]
+    load_report.write(tmp_path, found, rows)
+    text = (tmp_path / "report.md").read_text()
+    assert "23 questions: 21 answered, 1 told that the page is busy, **1 lost**" in text
+    assert "| moving a dial | 21 | 20 | 1 | 0 | 250 ms | 400 ms | 400 ms |" in text
+    assert "2 of 3 answered" in text
+    assert "100 MiB at the begin, at most 150 MiB, 110 MiB after it (+10.0%)" in text
+
+
+def test_a_check_finds_what_is_out_of_date(tally: Tally, tmp_path: Path) -> None:
+    load_report.write(tmp_path, load_report.summary(tally, 7, 10, KNOWN), load_report.by_second(tally))
+    assert load_report.update(tmp_path, check=True) == []
+    found = json.loads((tmp_path / "summary.json").read_text())
+    found["clients"] = 8
+    (tmp_path / "summary.json").write_text(json.dumps(found))
+    stale = load_report.update(tmp_path, check=True)
+    assert [line.partition(":")[0] for line in stale] == [str(tmp_path / "report.md"), str(tmp_path / "load.png")]
+    (tmp_path / "summary.json").write_text("{")
+    with pytest.raises(load_report.InputError, match="cannot be read"):
+        load_report.update(tmp_path)
+    assert load_report.update(tmp_path / "none") == []
+
+
+def test_the_committed_report_lost_nothing() -> None:
+    found = json.loads((load_report.FOLDER / load_report.SUMMARY).read_text())
+    assert found["clients"] == 50
+    assert found["seconds"] == 60
+    assert sum(kind["lost"] for kind in found["kinds"].values()) == 0
+    assert found["probes"]["answered"] == found["probes"]["asked"]
+    assert load_report.update(check=True) == []
