@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffvit.data.shape_outlines import CLUTTER, SHAPES
-from diffvit.data.shapes import CLASSES, generate
+from diffvit.data.shapes import CLASSES, generate, generate_at
 from diffvit.errors import ConfigError
 
 
@@ -156,3 +156,15 @@ def test_unknown_split_and_no_images() -> None:
 
 def test_classes_are_the_outlines() -> None:
     assert list(SHAPES) == CLASSES
+
+
+def test_chosen_images_are_those_of_the_whole_set() -> None:
+    whole, some = generate("test", 60, seed=3), torch.tensor([59, 0, 7, 7])
+    found = generate_at("test", some, seed=3)
+    assert torch.equal(found.pixels, whole.pixels[some])
+    assert torch.equal(found.labels, whole.labels[some])
+    assert whole.masks is not None
+    assert found.masks is not None
+    assert torch.equal(found.masks, whole.masks[some])
+    with pytest.raises(ConfigError, match="first index -1"):
+        generate_at("test", torch.tensor([3, -1]))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from diffvit.errors import ConfigError, InputError
 from diffvit.interpret import capture, captures
 from diffvit.interpret import capture as capture_function
+from diffvit.interpret.capture import capture_and_answer
 from diffvit.models.attention import AttentionMaps
 from diffvit.models.block import Block
 from diffvit.models.differential import DifferentialAttention
@@ -214,3 +215,17 @@ def test_a_saved_head_is_not_needed() -> None:
     model = model_of(num_classes=0)
     assert isinstance(model.head, nn.Identity)
     assert len(capture(model, images_of(model)).layers) == 3
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_one_pass_gives_the_maps_and_the_answer(attention: str, pool: str) -> None:
+    model = model_of(attention=attention, pool=pool).double()
+    images = images_of(model).double()
+    record, logits = capture_and_answer(model, images)
+    torch.testing.assert_close(logits, model(images).float(), rtol=1e-6, atol=1e-6)
+    for found, wanted in zip(record.layers, capture(model, images).layers, strict=True):
+        torch.testing.assert_close(found.effective, wanted.effective, rtol=1e-12, atol=1e-12)
+    assert (record.grid, record.prefix, record.pool) == ((4, 4), int(pool == "cls"), pool)
+    with pytest.raises(InputError, match="must be normalised floats"):
+        capture_and_answer(model, images[0])

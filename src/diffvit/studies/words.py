@@ -88,7 +88,7 @@ def _ranking(results: Results, attention: str) -> str:
     lines = results.of(attention)
     best = max(lines, key=lambda line: line.mean)
     name = MODEL_NAMES[attention]
-    said = f"**{name}**: the highest mean is {best.arm}'s, {accuracy(best)}"
+    said = f"**{name}**: the highest mean is {accuracy(best)}, with {best.arm}"
     if not results.may_rank:
         return f"{said}; {results.seeds} seed{'s' if results.seeds > 1 else ''}: no winner is named."
     others = [line for line in lines if line is not best]
