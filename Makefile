@@ -52,7 +52,7 @@ app: $(READY)  ## the explorer: a page on this machine to look inside models
 	$(BIN)/diffvit app
 
 app-load: $(READY)  ## reports/app-load: the explorer under fifty visitors at a time (one minute, run nothing beside it)
-	$(BIN)/python -m diffvit.app.load
+	$(BIN)/python -m diffvit.app.web.load
 
 screenshot: $(READY)  ## docs/explorer.png, the explorer as the README shows it (needs Debian's chromium)
 	$(BIN)/python benchmarks/screenshot.py docs/explorer.png

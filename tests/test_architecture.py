@@ -25,7 +25,8 @@ IMPORT_ALL = """
 import importlib, pkgutil
 import diffvit
 for module in pkgutil.walk_packages(diffvit.__path__, "diffvit."):
-    importlib.import_module(module.name)
+    if not module.name.startswith("diffvit.app.web."):  # the page, which is what its extra is for
+        importlib.import_module(module.name)
 for name in diffvit.__all__:
     getattr(diffvit, name)
 """

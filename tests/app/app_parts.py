@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 from diffvit.app.desk import Desk
 from diffvit.app.gate import Gate
 from diffvit.app.models import Models, offers_of
-from diffvit.app.server import application
+from diffvit.app.web.server import application
 
 HOST = "http://127.0.0.1:7860"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from diffvit.app.server import HOST, bound
+from diffvit.app.web.server import HOST, bound
 from diffvit.cli.main import run
 
 Captured = pytest.CaptureFixture[str]

@@ -11,7 +11,7 @@ import pytest
 from app_parts import HOST, made_client, made_desk
 from starlette.testclient import TestClient
 
-from diffvit.app.guard import MAX_QUESTION, Guard
+from diffvit.app.web.guard import MAX_QUESTION, Guard
 
 
 @pytest.fixture(scope="module")

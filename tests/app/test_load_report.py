@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from diffvit.app import load_report
-from diffvit.app.load import Tally
+from diffvit.app.web.load import Tally
 
 KNOWN = {"hardware": "a machine", "cores": 2, "torch": "2", "python": "3", "diffvit": "0", "commit": None}
 

@@ -11,8 +11,8 @@ from app_parts import made_desk
 import diffvit
 from diffvit.app.desk import Chosen, Desk
 from diffvit.app.models import Models, offers_of
-from diffvit.app.picker import thumbnails
 from diffvit.app.test_sets import ALL, BOTH_WRONG, FILTERS, ONLY_FIRST, ONLY_SECOND, WRONG
+from diffvit.app.web.picker import thumbnails
 from diffvit.errors import ConfigError, InputError
 
 FIRST, SECOND = "shapes-vit", "shapes-diffvit"

@@ -14,13 +14,13 @@ from app_parts import made_client, made_desk
 from PIL import Image
 from starlette.testclient import TestClient
 
-from diffvit.app import compare_tab, look_tab, shapes_tab, zero_shot_tab
-from diffvit.app.answers import WENT_WRONG, answering, numbered
 from diffvit.app.clips import Clips, openai_weights
 from diffvit.app.desk import Chosen, Desk
 from diffvit.app.explorer import Question
 from diffvit.app.gate import Gate
-from diffvit.app.shapes_tab import scores
+from diffvit.app.web import compare_tab, look_tab, shapes_tab, zero_shot_tab
+from diffvit.app.web.answers import WENT_WRONG, answering, numbered
+from diffvit.app.web.shapes_tab import scores
 from diffvit.config import parse
 from diffvit.errors import ConfigError, InputError
 from diffvit.interpret.metrics import coverage, mass_on_object

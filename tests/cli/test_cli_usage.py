@@ -44,7 +44,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "nothing like it": (["train", "--qqqqqqqq"], "--qqqqqqqq: unknown option. See"),
     "misspelt verb": (
         ["trian"],
-        "trian: unknown command (have train, evaluate, predict, compare, attention, study, clip, data, bench); did you",
+        "trian: unknown command (have train, evaluate, predict, compare, attention, app, study, clip, data, bench)",
     ),
     "misspelt inner verb": (["data", "inf"], "inf: unknown command (have info, fetch); did you mean 'info'?"),
     "odd heads": (["train", *DIFFERENTIAL_ODD], "--model.num-heads: num_heads 5 is odd: differential attention"),

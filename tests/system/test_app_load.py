@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from diffvit.app.load import measure
+from diffvit.app.web.load import measure
 
 pytestmark = pytest.mark.system
 

@@ -52,7 +52,7 @@ def app(
     from diffvit.app.clips import openai_weights
     from diffvit.app.desk import Desk
     from diffvit.app.models import Models, offers_of
-    from diffvit.app.server import HOST, application, bound, serve
+    from diffvit.app.web.server import HOST, application, bound, serve
     from diffvit.training.environment import resolve_device
     from diffvit.training.memory import give_memory_back
 

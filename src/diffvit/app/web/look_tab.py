@@ -7,13 +7,13 @@ from typing import Any
 
 import gradio
 
-from diffvit.app.answers import KEEP_NEWEST, QUICK, answering, numbered
 from diffvit.app.desk import Chosen, Desk
 from diffvit.app.explorer import Look, Question
 from diffvit.app.figure import draw_looks
 from diffvit.app.panels import COLOURS, Paint, panels
-from diffvit.app.picker import picker
-from diffvit.app.upload_zone import upload_zone, uploaded
+from diffvit.app.web.answers import KEEP_NEWEST, QUICK, answering, numbered
+from diffvit.app.web.picker import picker
+from diffvit.app.web.upload_zone import upload_zone, uploaded
 from diffvit.interpret.rollout import FUSIONS, SIGNS
 
 NONE = "none"

@@ -7,10 +7,10 @@ from typing import Any
 
 import gradio
 
-from diffvit.app.answers import QUICK, answering
 from diffvit.app.desk import Chosen, Desk
 from diffvit.app.panels import inline
 from diffvit.app.test_sets import ALL, FILTERS
+from diffvit.app.web.answers import QUICK, answering
 from diffvit.errors import DiffvitError
 
 EVERY = "every class"

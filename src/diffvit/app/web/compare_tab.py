@@ -9,10 +9,10 @@ from html import escape
 
 import gradio
 
-from diffvit.app.answers import answering
 from diffvit.app.desk import Desk
 from diffvit.app.kept import Kept
 from diffvit.app.panels import html_table
+from diffvit.app.web.answers import answering
 from diffvit.errors import ConfigError
 from diffvit.reporting import plots, tables
 from diffvit.reporting.arms import Arm, arms, statements

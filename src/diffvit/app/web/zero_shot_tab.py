@@ -9,12 +9,12 @@ from typing import Any
 import gradio
 import torch
 
-from diffvit.app.answers import QUICK, answering
 from diffvit.app.clips import TEMPLATES, Clips
 from diffvit.app.desk import Chosen, Desk
-from diffvit.app.look_tab import NONE
 from diffvit.app.panels import bars, inline
-from diffvit.app.upload_zone import upload_zone, uploaded
+from diffvit.app.web.answers import QUICK, answering
+from diffvit.app.web.look_tab import NONE
+from diffvit.app.web.upload_zone import upload_zone, uploaded
 from diffvit.errors import ConfigError
 
 MOST_LABELS, MOST_LETTERS = 40, 80

@@ -8,8 +8,8 @@ from typing import Any
 import gradio
 from gradio import themes
 
-from diffvit.app import compare_tab, look_tab, models_tab, shapes_tab, zero_shot_tab
 from diffvit.app.desk import AT_ONCE, WAITING, Desk
+from diffvit.app.web import compare_tab, look_tab, models_tab, shapes_tab, zero_shot_tab
 
 TITLE = "diffvit"
 _HERE = Path(__file__).parent

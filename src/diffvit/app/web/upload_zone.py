@@ -5,8 +5,8 @@ from __future__ import annotations
 import gradio
 
 from diffvit.app.desk import Chosen
-from diffvit.app.guard import UPLOAD
 from diffvit.app.uploads import MAX_BYTES
+from diffvit.app.web.guard import UPLOAD
 
 _LARGEST = f"{MAX_BYTES >> 20} MiB"
 _HTML = f"""

@@ -8,11 +8,11 @@ import gradio
 import torch
 from torch import Tensor
 
-from diffvit.app.answers import KEEP_NEWEST, QUICK, answering, numbered
 from diffvit.app.desk import Desk, scene
 from diffvit.app.explorer import Look, Question
-from diffvit.app.look_tab import NONE
 from diffvit.app.panels import Paint, html_table, panels
+from diffvit.app.web.answers import KEEP_NEWEST, QUICK, answering, numbered
+from diffvit.app.web.look_tab import NONE
 from diffvit.data.shapes import CLASSES
 from diffvit.interpret.metrics import coverage
 from diffvit.interpret.rollout import rollout

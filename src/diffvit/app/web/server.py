@@ -16,11 +16,11 @@ from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp
 
-from diffvit.app.answers import WENT_WRONG
 from diffvit.app.desk import Desk
-from diffvit.app.guard import UPLOAD, Guard
-from diffvit.app.page import build, looks
 from diffvit.app.uploads import MAX_BYTES
+from diffvit.app.web.answers import WENT_WRONG
+from diffvit.app.web.guard import UPLOAD, Guard
+from diffvit.app.web.page import build, looks
 from diffvit.errors import DiffvitError, EnvironmentFault, InputError
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ _NAME = "x-picture-name"
 
 
 def application(desk: Desk, openai: Path | None = None) -> ASGIApp:
-    """The whole server as an ASGI application; arguments as :func:`diffvit.app.page.build`."""
+    """The whole server as an ASGI application; arguments as :func:`diffvit.app.web.page.build`."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     _add_routes(app, desk)
     mounted = gradio.mount_gradio_app(
