@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import socket
+from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -12,6 +15,18 @@ from diffvit.app.web.server import HOST, bound
 from diffvit.cli.main import run
 
 Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def _left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The command sets up its own process; this one is not to keep that."""
+    for name in ("OMP_NUM_THREADS", "GRADIO_ANALYTICS_ENABLED"):
+        monkeypatch.setenv(name, "x")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("diffvit.training.memory.give_memory_back", lambda: True)
+    before = list(logging.getLogger("diffvit").handlers)
+    yield
+    logging.getLogger("diffvit").handlers = before
 
 
 @pytest.mark.parametrize(
@@ -50,6 +65,19 @@ def test_a_taken_port_and_a_missing_library_are_named(capsys: Captured, monkeypa
     monkeypatch.setattr("importlib.util.find_spec", missing)
     assert run(["app"]) == 4
     assert "needs Gradio, which is not installed. pip install 'diffvit[app]'" in capsys.readouterr().err
+
+
+def test_the_browser_is_opened_where_that_is_asked_for(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    served, opened = list[str](), list[str]()
+    monkeypatch.setattr("diffvit.app.web.server.application", lambda *_: "page")
+    monkeypatch.setattr("diffvit.app.web.server.serve", lambda page, _: served.append(page))
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    for flags in ([], ["--open", "--json"]):
+        assert run(["app", "--port", "0", "--run", "shapes-vit", *flags]) == 0
+    assert served == ["page", "page"]
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert opened == [found["page"]]
+    assert found["models"][0] == "shapes-vit"
 
 
 def test_it_listens_on_this_machine_alone() -> None:

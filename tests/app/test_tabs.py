@@ -21,6 +21,7 @@ from diffvit.app.gate import Gate
 from diffvit.app.web import compare_tab, look_tab, shapes_tab, zero_shot_tab
 from diffvit.app.web.answers import WENT_WRONG, answering, numbered
 from diffvit.app.web.shapes_tab import scores
+from diffvit.clip.hub import clip_skeleton
 from diffvit.config import parse
 from diffvit.errors import ConfigError, InputError
 from diffvit.interpret.metrics import coverage, mass_on_object
@@ -131,6 +132,17 @@ def test_clip_models_are_those_of_the_start(clips: Clips, tmp_path: Path, monkey
     assert openai_weights(None) == tmp_path / ".cache" / "clip" / "RN50.pt"
     with pytest.raises(InputError, match="--clip-weights names"):
         openai_weights(tmp_path / "no.pt")
+
+
+def test_openais_clip_is_offered_where_its_weights_are(desk: Desk, tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = clip_skeleton("RN50", quick_gelu=True)
+    torch.save(model.state_dict(), tmp_path / "RN50.pt")
+    clips = Clips(desk, openai_weights(tmp_path / "RN50.pt"))
+    assert clips.names == ["cifar10-clip", "OpenAI's RN50"]
+    text = zero_shot_tab.name_it(desk, clips, Chosen("shapes", 3), VIT, ("OpenAI's RN50", "cat, dog", "single", "none"))
+    assert text.count("<li") == 2
 
 
 def test_runs_are_compared_from_their_folders(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import webbrowser
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,9 @@ def app(
         ),
     ] = (),
     port: Annotated[int, Parameter(group=COMMAND, help="Of the page; 0 finds a free one.")] = 7860,
+    open_browser: Annotated[
+        bool, Parameter(name="--open", group=COMMAND, negative="", show_default=False, help="Show it in the browser.")
+    ] = False,
     data_dir: Annotated[
         Path | None, Parameter(group=COMMAND, help="Where the data lies; by default what DIFFVIT_DATA says.")
     ] = None,
@@ -66,4 +70,6 @@ def app(
         show.line(f"page    {address} (Ctrl-C stops it)")
         if output.json:
             show.as_json({"page": address, "models": [offer.name for offer in (*models.classifiers, *models.clips)]})
+        if open_browser:
+            webbrowser.open(address)  # it waits for the server, which listens already
         serve(page, listening)
