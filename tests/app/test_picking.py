@@ -13,7 +13,7 @@ from diffvit.app.desk import Chosen, Desk
 from diffvit.app.models import Models, offers_of
 from diffvit.app.test_sets import ALL, BOTH_WRONG, FILTERS, ONLY_FIRST, ONLY_SECOND, WRONG
 from diffvit.app.web.picker import thumbnails
-from diffvit.errors import ConfigError, InputError
+from diffvit.errors import InputError
 
 FIRST, SECOND = "shapes-vit", "shapes-diffvit"
 
@@ -85,7 +85,7 @@ def test_pictures_of_every_kind_reach_the_model(desk: Desk) -> None:
     drawn = desk.picture(Chosen("shapes", 17), FIRST, FIRST)
     assert torch.equal(drawn.pixels, test.pixels)  # the test set is drawn by the same rule
     assert drawn.mask is not None
-    with pytest.raises(ConfigError, match="no such image"):
+    with pytest.raises(InputError, match="image 1000000000: is not in shapes"):
         desk.picture(Chosen("test", 10**9), FIRST, FIRST)
     with pytest.raises(InputError, match="no longer kept"):
         desk.picture(Chosen("upload", "guess"), FIRST, FIRST)

@@ -220,6 +220,11 @@ def test_pictures_are_picked_by_class_and_by_error(watched: Watched) -> None:
     before = inner(page, "#dv-view")
     page.locator("#dv-thumbs button").first.click()
     changed(page, "#dv-view", before)
+    page.get_by_role("button", name="Next images").click()
+    expect(page.locator("#dv-thumbs")).to_contain_text("13 to 24 of")
+    expect(page.locator("#dv-thumbs")).not_to_contain_text("of 120,")  # a page of those, not of all
+    page.get_by_role("button", name="Previous images").click()
+    expect(page.locator("#dv-thumbs")).to_contain_text("1 to 12 of")
     truth = page.inner_text("#dv-thumbs button >> nth=0").strip()
     expect(page.locator(f"{_FIRST} >> figcaption >> nth=0")).to_contain_text(truth)
     top = page.inner_text(f"{_FIRST} >> .dv-chances li >> nth=0")

@@ -102,7 +102,10 @@ class Desk:
             name, pixels = self.uploads.pixels(str(chosen.key))
             return Picture(name, torch.from_numpy(pixels))
         if chosen.kind == "test":
-            return from_set(self.sets.images(owner), [int(chosen.key)])[0]
+            images = self.sets.images(owner)
+            if not 0 <= int(chosen.key) < len(images):
+                raise InputError(f"image {chosen.key}", f"is not in {images.name}", "Choose another.")
+            return from_set(images, [int(chosen.key)])[0]
         return scene(int(chosen.key))
 
     def offer_figure(self, draw: Callable[[], bytes]) -> str:

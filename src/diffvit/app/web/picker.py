@@ -33,7 +33,7 @@ def picker(desk: Desk, first: gradio.Dropdown, second: gradio.Dropdown, chosen: 
         chosen: is given the picture.
     """
     name = desk.start[1]
-    found = gradio.State([])
+    found = gradio.State(None)  # places that were chosen; None for all
     at = gradio.State(0)
     with gradio.Row():
         label = gradio.Dropdown(_classes(desk, name), value=EVERY, label="Test images", info="Of which class.")
@@ -51,14 +51,14 @@ def picker(desk: Desk, first: gradio.Dropdown, second: gradio.Dropdown, chosen: 
         places = desk.sets.choose(name, other, None if label == EVERY else label, which)
         return places, 0, thumbnails(desk, name, places, 0)
 
-    def turn(by: int, name: str, places: list[int], at: int) -> tuple[int, str]:
-        places = places or _first(desk, name)
+    def turn(by: int, name: str, places: list[int] | None, at: int) -> tuple[int, str]:
+        places = _first(desk, name) if places is None else places
         at = min(max(at + by, 0), max(0, (len(places) - 1) // _PAGE))
         return at, thumbnails(desk, name, places, at)
 
-    def renew(name: str) -> tuple[Any, str, list[int], int, str]:
+    def renew(name: str) -> tuple[Any, str, None, int, str]:
         places = _first(desk, name)
-        return gradio.update(choices=_classes(desk, name), value=EVERY), ALL, [], 0, thumbnails(desk, name, places, 0)
+        return gradio.update(choices=_classes(desk, name), value=EVERY), ALL, None, 0, thumbnails(desk, name, places, 0)
 
     def pick(event: gradio.EventData) -> Chosen:
         return Chosen("test", int(event.index))
