@@ -96,6 +96,7 @@ def go(page: Page, tab: str) -> None:
     if not wanted.first.is_visible():
         page.locator(".overflow-menu button, button.overflow-menu").first.click()
     wanted.first.click() if wanted.first.is_visible() else page.get_by_text(tab, exact=True).last.click()
+    page.wait_for_timeout(700)  # a tab is made when it is first opened; what is typed before it listens is lost
 
 
 def words(page: Page) -> str:
