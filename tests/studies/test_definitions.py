@@ -8,7 +8,7 @@ from diffvit.config import to_dict
 from diffvit.errors import ConfigError
 from diffvit.reporting.rows import flatten
 from diffvit.studies.cost import flops_per_image, rate_of, seconds_of, training_flops
-from diffvit.studies.definitions import BOTH, STUDIES, WIDE
+from diffvit.studies.definitions import BOTH, STUDIES, WIDE, Study
 from diffvit.studies.tiers import TIERS
 from diffvit.studies.trials import find_study, seeds_of, trials_of
 from diffvit.training.material import fresh_model, load
@@ -32,8 +32,8 @@ GIVEN = [study for study in STUDIES.values() if not study.search]
 
 @pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("study", GIVEN, ids=lambda study: study.name)
-def test_trials_are_runs_of_their_own_that_differ_in_what_is_asked(study: object, tier: str) -> None:
-    study = find_study(study.name)  # type: ignore[attr-defined]
+def test_trials_are_runs_of_their_own_that_differ_in_what_is_asked(study: Study, tier: str) -> None:
+    assert find_study(study.name) is study
     trials = trials_of(study, tier)
     assert len({trial.name for trial in trials}) == len({trial.key for trial in trials}) == len(trials)
     arms = len(study.arms) * max(1, len(study.attentions))

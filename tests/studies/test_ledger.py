@@ -67,10 +67,10 @@ def test_a_worker_that_is_silent_too_long_loses_its_trial_and_its_result_does_no
     place: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow, other = ledger(place, cells=["a"]), ledger(place, clock, ["a"])
-    monkeypatch.setattr("diffvit.studies.ledger._machine", lambda: "far away")
+    monkeypatch.setattr("diffvit.studies.holder._machine", lambda: "far away")
     claim = slow.claim()
     assert claim is not None
-    monkeypatch.setattr("diffvit.studies.ledger._machine", lambda: "here")
+    monkeypatch.setattr("diffvit.studies.holder._machine", lambda: "here")
     assert other.claim() is None
     clock.seconds = 9.0
     assert slow.beat(claim)

@@ -77,9 +77,10 @@ def test_the_live_table_shows_epochs_and_results(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     rows = [{"epoch": epoch, "train_accuracy": epoch / 10} for epoch in (1, 2, 3)]
     (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    console = Console(file=io.StringIO(), width=140)
+    shown_text = io.StringIO()
+    console = Console(file=shown_text, width=140)
     console.print(shown._table(stand(2, 1)))
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+    text = shown_text.getvalue()
     line = next(line for line in text.splitlines() if NAMES[2] in line)
     assert "3 of 8" in line
     assert "30.00%" in line

@@ -9,14 +9,12 @@ compared with another's.
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from diffvit.studies.holder import is_gone, this_process
 from diffvit.studies.storage import close_storage, open_storage, optuna_library
 
 CELL, LEASE, WHY = "cell", "lease", "why"
@@ -115,7 +113,7 @@ class Ledger:
     def beat(self, claim: Claim) -> bool:
         """Say that the trial goes on; False where it is no longer this worker's."""
         self._beats += 1
-        return self._set(claim.trial_id, LEASE, [self._beats, *_me()])
+        return self._set(claim.trial_id, LEASE, [self._beats, *this_process()])
 
     def complete(self, claim: Claim, value: float) -> bool:
         """The trial is done; False where it was given to another, and this does not count."""
@@ -222,7 +220,7 @@ class Ledger:
             if trial._trial_id not in self._seen or self._seen[trial._trial_id][0] != beat:
                 self._seen[trial._trial_id] = (beat, now)
             silent = now - self._seen[trial._trial_id][1]
-            if silent > self.lease or (beat is not None and _is_gone(*beat[1:])):
+            if silent > self.lease or (beat is not None and is_gone(*beat[1:])):
                 self._set(trial._trial_id, WHY, [LOST, "its worker is gone"])
                 found |= self._finish(trial._trial_id, self._states.FAIL)
         return found
@@ -239,31 +237,3 @@ class Ledger:
             return bool(self._storage.set_trial_state_values(trial_id, state, values))
         except self._finished_error:
             return False
-
-
-def _me() -> tuple[str, int, str]:
-    """Machine, number and beginning of the running process (numbers are used again)."""
-    return _machine(), os.getpid(), _began(os.getpid())
-
-
-def _machine() -> str:
-    """Where the process runs; a container with process numbers of its own is another machine."""
-    try:
-        return f"{socket.gethostname()} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return socket.gethostname()
-
-
-def _is_gone(machine: str, process: int, began: str) -> bool:
-    """Whether a process is known to have ended: only one of this machine can be."""
-    return machine == _machine() and _began(process) != began
-
-
-def _began(process: int) -> str:
-    """When a process began, in ticks since the machine did; empty where it has ended."""
-    try:
-        text = Path(f"/proc/{process}/stat").read_text()
-    except OSError:
-        return "" if Path("/proc/self/stat").exists() else "unknown"
-    state, *fields = text.rpartition(")")[2].split()
-    return "" if state in ("Z", "X") else fields[18]
