@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from diffvit.studies.search import DIALS, Search, ledger_for, slots_of, trial_of
 from diffvit.studies.trials import Trial, trials_of
 from diffvit.training.progress import QuietProgress
 from diffvit.training.run_dir import RunDir
+from diffvit.training.signals import StopRequest
 
 CPU = {"device": "cpu", "threads": 1}
 
@@ -55,6 +59,31 @@ def test_a_stopped_worker_gives_its_trial_back(ledger: Ledger) -> None:
     assert standing.running == {}
     assert standing.waiting == ["b", "c"]
     assert work(ledger, lambda _: 0.5) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_a_trials_last_moments_stops_the_worker_after_it(ledger: Ledger, number: int) -> None:
+    def execute(claim: Claim) -> float:
+        with StopRequest():  # as a training that has no step left to stop at
+            os.kill(os.getpid(), number)
+        return 0.5
+
+    with pytest.raises(Interrupted) as raised:
+        work(ledger, execute)
+    assert raised.value.exit_code == 128 + number
+    standing = ledger.standing()
+    assert (standing.done, standing.running, standing.waiting) == ({"a": 0.5}, {}, ["b", "c"])
+
+
+def test_a_worker_that_waits_for_another_can_be_stopped(ledger: Ledger) -> None:
+    theirs = [ledger.claim(), ledger.claim(), ledger.claim()]
+    assert all(theirs)
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    with pytest.raises(Interrupted, match="between trials"):
+        work(ledger, lambda _: 0.5, pause=0.05)
+    timer.join()
+    assert len(ledger.standing().running) == 3
 
 
 def test_a_busy_run_is_waited_for(ledger: Ledger) -> None:

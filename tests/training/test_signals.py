@@ -47,3 +47,14 @@ def test_other_threads_may_use_it():
     thread.start()
     thread.join()
     assert seen == [0]
+
+
+def test_a_request_within_another_tells_it_what_it_sees():
+    with StopRequest() as outer:
+        with StopRequest() as inner:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert (inner.signal, outer.signal) == (signal.SIGTERM, signal.SIGTERM)
+        with StopRequest() as later:
+            assert later.signal == signal.SIGTERM
+    with StopRequest() as new:
+        assert new.signal == 0

@@ -19,6 +19,7 @@ from diffvit.studies.storage import storage_faults
 from diffvit.studies.trials import Trial
 from diffvit.training.progress import Progress
 from diffvit.training.run_dir import RunDir
+from diffvit.training.signals import StopRequest
 
 Execute = Callable[[Claim], float]
 Tell = Callable[[str], object]
@@ -49,13 +50,13 @@ def work(
         Interrupted: this worker was stopped; the trial's state is saved, and the trial given back.
         EnvironmentFault: the storage was lost.
     """
-    with storage_faults():
-        return _all(ledger, execute, tell, pause)
+    with storage_faults(), StopRequest() as stop:
+        return _all(ledger, execute, tell, pause, stop)
 
 
-def _all(ledger: Ledger, execute: Execute, tell: Tell, pause: float) -> int:
+def _all(ledger: Ledger, execute: Execute, tell: Tell, pause: float, stop: StopRequest) -> int:
     completed = 0
-    while True:
+    while not stop.signal:
         claim = ledger.claim()
         if claim is None:
             if ledger.standing().over:
@@ -65,6 +66,8 @@ def _all(ledger: Ledger, execute: Execute, tell: Tell, pause: float) -> int:
         tell(f"{claim.cell}: begins")
         with beating(ledger, claim):
             completed += _run(ledger, claim, execute, tell, pause)
+    # A signal in a trial's last moments does not keep that trial from its end, nor a worker in its own.
+    raise Interrupted(stop.signal, "worker", "was stopped between trials", "Every trial's state is saved.")
 
 
 def _run(ledger: Ledger, claim: Claim, execute: Execute, tell: Tell, pause: float) -> bool:
