@@ -129,6 +129,26 @@ def test_what_always_fails_is_given_up_and_the_rest_goes_on(place: str) -> None:
     assert standing.over
 
 
+def test_what_was_given_up_is_tried_again_when_forgiven(place: str) -> None:
+    mine = ledger(place, cells=["a"])
+    for _ in range(2):
+        for code in (5, 2, 3):
+            claim = mine.claim()
+            assert claim is not None
+            assert mine.fail(claim, f"code {code}", code)
+        assert mine.claim() is None
+        standing = ledger(place, cells=["a"]).standing()
+        assert (standing.failed, standing.worst, standing.waiting) == ({"a": "code 3"}, 3, [])
+        assert ledger(place, cells=["a"]).forgive() == ["a"]
+        standing = mine.standing()
+        assert (standing.failed, standing.worst, standing.waiting) == ({}, 0, ["a"])
+    assert mine.forgive() == []
+    claim = mine.claim()
+    assert claim is not None
+    assert mine.complete(claim, 0.5)
+    assert mine.standing().done == {"a": 0.5}
+
+
 def test_what_is_given_back_counts_as_no_attempt(place: str) -> None:
     mine = ledger(place, cells=["a"])
     for _ in range(ATTEMPTS + 2):

@@ -13,10 +13,11 @@ import pytest
 
 from diffvit.errors import InputError, Interrupted, RunBusyError
 from diffvit.studies.definitions import STUDIES
-from diffvit.studies.ledger import ATTEMPTS, Claim, Ledger
+from diffvit.studies.ledger import ATTEMPTS, Ledger
 from diffvit.studies.pool import folder_of, records_of
 from diffvit.studies.runner import Pruned, Training, work
 from diffvit.studies.search import DIALS, Search, ledger_for, slots_of, trial_of
+from diffvit.studies.standing import Claim
 from diffvit.studies.trials import Trial, trials_of
 from diffvit.training.progress import QuietProgress
 from diffvit.training.run_dir import RunDir

@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 from diffvit.cli.main import run
+from diffvit.cli.study_options import What, ledger_of
+from diffvit.errors import InputError
 from diffvit.studies.definitions import STUDIES
+from diffvit.studies.runner import work
+from diffvit.studies.standing import Claim
 
 Captured = pytest.CaptureFixture[str]
 
@@ -76,6 +80,32 @@ def test_workers_that_do_not_end_well_are_told(
     assert said in err
     assert err.count("\n") == 1
     assert "Run the same command to go on." in err
+
+
+def test_trials_that_were_given_up_are_told_and_tried_again(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, what = STUDIES["pooling"], What(tier="smoke")
+    faults = {"mean-softmax-s0": InputError("data", "is gone")}
+
+    def here(*_: object) -> list[int]:
+        def execute(claim: Claim) -> float:
+            if claim.cell in faults:
+                raise faults[claim.cell]
+            return 0.5
+
+        work(ledger_of(study, what, [trial.name for trial in what.trials(study)]), execute)
+        return [0]
+
+    monkeypatch.setattr("diffvit.studies.launchers.LocalWorkers.run", here)
+    command = ["study", "run", "pooling", "--tier", "smoke", "--device", "cpu"]
+    assert run(command) == 3
+    err = capsys.readouterr().err
+    assert err.startswith("error: study pooling: trials that failed 3 times were given up (mean-softmax-s0). ")
+    assert err.count("\n") == 1
+    faults.clear()
+    assert run(command) == 0
+    out = capsys.readouterr().out
+    assert "given up before, tried again: mean-softmax-s0" in out
+    assert "4 of 4 done" in out
 
 
 def test_a_search_is_run_too(capsys: Captured) -> None:

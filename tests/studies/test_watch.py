@@ -11,10 +11,10 @@ from rich.console import Console
 from study_rows import made_records
 
 from diffvit.studies.definitions import STUDIES
-from diffvit.studies.ledger import Standing
 from diffvit.studies.pool import folder_of
 from diffvit.studies.report import write_report
 from diffvit.studies.results import results_of
+from diffvit.studies.standing import Standing
 from diffvit.studies.trials import trials_of
 from diffvit.studies.watch import Watch
 

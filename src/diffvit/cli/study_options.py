@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +15,8 @@ from diffvit.studies.tiers import TierName
 from diffvit.studies.trials import Trial, trials_of
 
 if TYPE_CHECKING:
-    from diffvit.studies.ledger import Ledger, Standing
+    from diffvit.studies.ledger import Ledger
+    from diffvit.studies.standing import Standing
 
 Name = Annotated[str, Parameter(name="NAME", help="One of diffvit study list.")]
 LEASE_SECONDS = 60.0
@@ -65,12 +66,21 @@ def ledger_of(study: Study, what: What, cells: Sequence[str], lease: float = LEA
     return Ledger(what.place(study), f"{study.name}-{what.tier}", [cell for cell in cells if cell not in known], lease)
 
 
-def standing_of_study(study: Study, what: What, trials: Sequence[Trial]) -> Callable[[], Standing]:
-    """Tells how the study's trials stand, without those whose rows are committed."""
+def ledgers_of(study: Study, what: What) -> dict[str, Ledger]:
+    """The study's ledgers: of a search one for each attention, else one, by no name."""
     if not study.search:
-        return ledger_of(study, what, [trial.name for trial in trials]).standing
+        return {"": ledger_of(study, what, [trial.name for trial in what.trials(study)])}
 
-    from diffvit.studies.search import ledger_for, standing_of
+    from diffvit.studies.search import ledger_for
 
-    ledgers = {each: ledger_for(what.place(study), what.tier, each, LEASE_SECONDS) for each in study.attentions}
-    return lambda: standing_of(ledgers)
+    return {each: ledger_for(what.place(study), what.tier, each, LEASE_SECONDS) for each in study.attentions}
+
+
+def standing_of(ledgers: Mapping[str, Ledger]) -> Standing:
+    """How the trials stand, without those whose rows are committed."""
+    if "" in ledgers:
+        return ledgers[""].standing()
+
+    from diffvit.studies import search
+
+    return search.standing_of(ledgers)

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from diffvit.cli import show
 from diffvit.cli.options import COMMAND, OUTPUT, DataDir, Output, data_dir_of
-from diffvit.cli.study_options import LEASE_SECONDS, WHAT, Name, What, ledger_of, standing_of_study
+from diffvit.cli.study_options import LEASE_SECONDS, WHAT, Name, What, ledger_of, ledgers_of, standing_of
 from diffvit.config import resolve
 from diffvit.errors import ConfigError, DiffvitError, EnvironmentFault, Interrupted
 from diffvit.settings import Device
@@ -79,15 +79,12 @@ def run(
     config = resolve(None, {} if device is None else {"device": device})
     command = [*what.arguments(study), "--device", config.device, "--threads", str(max(1, usable_cores() // workers))]
     command += ["--data-dir", str(folder)] if (folder := data_dir_of(data_dir)) else []
+    ledgers = ledgers_of(study, what)
+    again = [cell for ledger in ledgers.values() for cell in ledger.forgive()]
+    if again and not quiet:
+        show.line(f"given up before, tried again: {', '.join(again)}")
     watch = Watch(
-        study,
-        what.tier,
-        trials,
-        standing_of_study(study, what, trials),
-        what.runs,
-        what.reports,
-        show.line,
-        quiet=quiet,
+        study, what.tier, trials, lambda: standing_of(ledgers), what.runs, what.reports, show.line, quiet=quiet
     )
     watch.begin(config.device)
     logs, codes = what.runs / what.tier / f"{study.name}.logs", []
@@ -101,6 +98,8 @@ def run(
         show.as_json(standing)
     if worst := max(codes, default=0):
         raise _ended(study.name, worst, logs)
+    if code := standing_of(ledgers).worst:
+        raise _given_up(study.name, list(standing["failed"]), code, logs)
 
 
 def _run_here(command: Sequence[str], workers: int, logs: Path, watch: Watch) -> list[int]:
@@ -116,6 +115,16 @@ def _ended(name: str, code: int, logs: Path) -> DiffvitError:
     if code > _SIGNALLED:
         return Interrupted(code - _SIGNALLED, f"study {name}", "was stopped", f"Its trials are saved. {again}")
     fault = EnvironmentFault(f"study {name}", f"a worker ended with exit code {code}", f"See {logs}. {again}")
+    fault.exit_code = code
+    return fault
+
+
+def _given_up(name: str, cells: Sequence[str], code: int, logs: Path) -> DiffvitError:
+    """What to say where trials failed again and again; the exit code is the largest of theirs."""
+    from diffvit.studies.ledger import ATTEMPTS
+
+    why = f"trials that failed {ATTEMPTS} times were given up ({', '.join(cells)})"
+    fault = DiffvitError(f"study {name}", why, f"All others are kept. See {logs}; the same command tries them again.")
     fault.exit_code = code
     return fault
 

@@ -15,44 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffvit.studies.holder import is_gone, this_process
+from diffvit.studies.standing import Claim, Standing
 from diffvit.studies.storage import close_storage, open_storage, optuna_library
 
-CELL, LEASE, WHY = "cell", "lease", "why"
+CELL, LEASE, WHY, FORGIVEN = "cell", "lease", "why", "forgiven"
 LOST, ERROR, DOUBLE = "lost", "error", "double"
 ATTEMPTS = 3  # of a cell that fails by itself; lost workers do not count
 LEASE_SECONDS = 60.0
 _AT_ONCE = 8  # cells enqueued together: workers that begin together enqueue the same ones
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A trial that is this worker's to run."""
-
-    cell: str
-    trial_id: int
-    number: int
-
-
-@dataclass(frozen=True)
-class Standing:
-    """How a study stands, by cell.
-
-    Args:
-        done: their cells, with the value that was told.
-        running: cells that a worker has.
-        failed: cells given up after so many errors, with the last one's words.
-        waiting: all others.
-    """
-
-    done: dict[str, float]
-    running: dict[str, str]
-    failed: dict[str, str]
-    waiting: list[str]
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing is left to do."""
-        return not self.running and not self.waiting
 
 
 @dataclass
@@ -123,9 +93,18 @@ class Ledger:
         """The trial is not worth going on with, which is a way of being done."""
         return self._finish(claim.trial_id, self._states.PRUNED)
 
-    def fail(self, claim: Claim, words: str) -> bool:
-        """The trial failed by itself; it is tried again unless it did so :data:`ATTEMPTS` times."""
-        return self._set(claim.trial_id, WHY, [ERROR, words]) and self._finish(claim.trial_id, self._states.FAIL)
+    def fail(self, claim: Claim, words: str, code: int = 1) -> bool:
+        """The trial failed by itself, with this exit code; it is tried again unless it did :data:`ATTEMPTS` times."""
+        return self._set(claim.trial_id, WHY, [ERROR, words, code]) and self._finish(claim.trial_id, self._states.FAIL)
+
+    def forgive(self) -> list[str]:
+        """Give the cells that were given up as many attempts again; which these are."""
+        errors = self._errors(self._trials())
+        given_up = list(self._given_up(errors))
+        if given_up:
+            forgiven = {cell: len(found) for cell, found in errors.items()}
+            self._storage.set_study_user_attr(self._study_id, FORGIVEN, forgiven)
+        return given_up
 
     def give_back(self, claim: Claim) -> bool:
         """The trial was stopped from outside; whoever comes next takes it up."""
@@ -145,11 +124,12 @@ class Ledger:
             elif trial.state == self._states.RUNNING:
                 beat = trial.user_attrs.get(LEASE)
                 running[cell] = f"{beat[1]}, process {beat[2]}" if beat else "unknown"
-        given_up = self._given_up(trials)
-        failed = {cell: given_up[cell] for cell in self.cells if cell in given_up and cell not in done}
+        given_up = self._given_up(self._errors(trials))
+        failed = {cell: given_up[cell][0] for cell in self.cells if cell in given_up and cell not in done}
         rest = [cell for cell in self.cells if cell not in {*done, *running, *failed}]
         running = {cell: running[cell] for cell in self.cells if cell in running and cell not in done}
-        return Standing({cell: done[cell] for cell in self.cells if cell in done}, running, failed, rest)
+        worst = max((given_up[cell][1] for cell in failed), default=0)
+        return Standing({cell: done[cell] for cell in self.cells if cell in done}, running, failed, rest, worst)
 
     def trial(self, claim: Claim) -> Any:
         """Optuna's trial, which can be asked for suggestions and told values on the way."""
@@ -179,17 +159,25 @@ class Ledger:
                 found.setdefault(trial.user_attrs[CELL], trial)
         return found
 
-    def _given_up(self, trials: Iterable[Any]) -> dict[str, str]:
-        errors: dict[str, list[str]] = {}
+    def _errors(self, trials: Iterable[Any]) -> dict[str, list[tuple[str, int]]]:
+        """By cell, the words and exit code of every time it failed by itself."""
+        found: dict[str, list[tuple[str, int]]] = {}
         for trial in trials:
-            why = trial.user_attrs.get(WHY, (LOST, ""))
-            if trial.state == self._states.FAIL and why[0] == ERROR:
-                errors.setdefault(trial.user_attrs[CELL], []).append(why[1])
-        return {cell: words[-1] for cell, words in errors.items() if len(words) >= ATTEMPTS}
+            why, words, *code = trial.user_attrs.get(WHY, (LOST, ""))
+            if trial.state == self._states.FAIL and why == ERROR:
+                found.setdefault(trial.user_attrs[CELL], []).append((words, code[0] if code else 1))
+        return found
+
+    def _given_up(self, errors: Mapping[str, Sequence[tuple[str, int]]]) -> dict[str, tuple[str, int]]:
+        often = {cell: found for cell, found in errors.items() if len(found) >= ATTEMPTS}
+        if not often:
+            return {}
+        forgiven = self._storage.get_study_user_attrs(self._study_id).get(FORGIVEN, {})
+        return {cell: found[-1] for cell, found in often.items() if len(found) - forgiven.get(cell, 0) >= ATTEMPTS}
 
     def _fill(self, first: Mapping[str, Any], trials: Sequence[Any]) -> bool:
         """Enqueue some cells that have no trial; whether there were any. Two workers may: the first trial counts."""
-        given_up = self._given_up(trials)
+        given_up = self._given_up(self._errors(trials))
         missing = [cell for cell in self.cells if cell not in first and cell not in given_up]
         for cell in missing[:_AT_ONCE]:
             lost = [trial.params for trial in trials if trial.user_attrs[CELL] == cell and trial.params]

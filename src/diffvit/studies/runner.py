@@ -13,8 +13,9 @@ from typing import Any
 
 from diffvit.config import Config
 from diffvit.errors import ConfigError, DiffvitError, Interrupted, RunBusyError
-from diffvit.studies.ledger import Claim, Ledger
+from diffvit.studies.ledger import Ledger
 from diffvit.studies.pool import RUNS, folder_of
+from diffvit.studies.standing import Claim
 from diffvit.studies.storage import storage_faults
 from diffvit.studies.trials import Trial
 from diffvit.training.progress import Progress
@@ -88,7 +89,7 @@ def _run(ledger: Ledger, claim: Claim, execute: Execute, tell: Tell, pause: floa
         return False
     except DiffvitError as error:
         tell(f"{claim.cell}: failed ({error})")
-        ledger.fail(claim, str(error))
+        ledger.fail(claim, str(error), error.exit_code)
         return False
     except Exception as error:  # whatever a trial dies of, the study goes on, and says what it was
         words = f"{type(error).__name__}: {error}"

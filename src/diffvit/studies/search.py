@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffvit.config import merge, parse
-from diffvit.studies.ledger import Claim, Ledger, Standing
+from diffvit.studies.ledger import Ledger
 from diffvit.studies.runner import Pruned, Training
+from diffvit.studies.standing import Claim, Standing
 from diffvit.studies.storage import optuna_library
 from diffvit.studies.tiers import TIERS
 from diffvit.studies.trials import Trial
@@ -153,4 +154,5 @@ def standing_of(ledgers: Mapping[str, Ledger]) -> Standing:
         {name: value for attention, each in found.items() for name, value in named(each.running, attention).items()},
         {name: value for attention, each in found.items() for name, value in named(each.failed, attention).items()},
         [f"{cell}, {attention}" for attention, each in found.items() for cell in each.waiting],
+        max(each.worst for each in found.values()),
     )

@@ -17,8 +17,8 @@ from diffvit.errors import InputError
 from diffvit.reporting.tables import NONE, duration, percent
 from diffvit.studies.cost import known_rate, seconds_of, training_flops
 from diffvit.studies.definitions import Study
-from diffvit.studies.ledger import Standing
 from diffvit.studies.pool import committed, folder_of
+from diffvit.studies.standing import Standing
 from diffvit.studies.tiers import TIERS
 from diffvit.studies.trials import Trial
 from diffvit.training.run_dir import RunDir
