@@ -12,7 +12,7 @@ from study_rows import made_records
 from diffvit.config import parse, read_yaml
 from diffvit.reporting.rows import write
 from diffvit.studies.definitions import STUDIES
-from diffvit.studies.page import main, page
+from diffvit.studies.page import main, page, readme_block
 from diffvit.studies.report import write_report
 from diffvit.studies.results import results_of
 from diffvit.studies.search import DIALS
@@ -29,6 +29,7 @@ def reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A study with rows, and a recipe with three seeds of which all pass 80%."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text("Before.\n<!-- studies:start -->\n<!-- studies:end -->\nAfter.\n")
     trials = trials_of(HEADS, "short")
     records = made_records(trials, lambda trial: 0.6 + trial.config.model.num_heads / 100)
     write_report(results_of(HEADS, "short", trials, records), Path("reports"))
@@ -54,8 +55,14 @@ def test_the_page_has_what_is_known_and_names_what_is_not(reports: Path) -> None
 
 def test_a_check_finds_what_is_out_of_date(reports: Path, capsys: Captured) -> None:
     assert main(["--check"]) == 1
-    assert "docs/results.md: is not made from the rows in reports. Run: make docs" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "docs/results.md: is not made from the rows in reports. Run: make docs" in out
+    assert "README.md: is not made from the rows in reports. Run: make docs" in out
     assert main([]) == 0
+    text = Path("README.md").read_text()
+    assert text.startswith("Before.\n")
+    assert text.endswith("\nAfter.\n")
+    assert f"| {HEADS.question} | 8 heads, 68.0% | 8 heads, 68.0% | short, 2 |" in text
     assert main(["--check"]) == 0
     rows = reports / "heads" / "rows.csv"
     rows.write_text(rows.read_text().replace("0.62,", "0.52,"))
@@ -68,6 +75,15 @@ def test_a_check_finds_what_is_out_of_date(reports: Path, capsys: Captured) -> N
 def test_without_any_rows_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert "No committed run does yet." in page()
+    assert readme_block() == "No study has rows yet."
+
+
+def test_the_readme_has_the_fair_comparison_in_a_sentence(tmp_path: Path) -> None:
+    study = STUDIES["vit-vs-diffvit"]
+    trials = trials_of(study, "short")
+    records = made_records(trials, lambda trial: 0.7 + ("softmax" in trial.name) / 50 + trial.config.seed / 1000)
+    write_report(results_of(study, "short", trials, records), tmp_path)
+    assert f"*{study.question}* softmax minus differential: +2.00 points" in readme_block(tmp_path)
 
 
 def searched() -> list[dict[str, object]]:

@@ -1,6 +1,7 @@
 """The experiments' results as one page, from the committed rows: ``python -m diffvit.studies.page [--check]``.
 
-It writes ``docs/results.md`` and brings every study's report up to date with the rows beside it.
+It writes ``docs/results.md`` and the README's part about the studies, and brings every study's report up to date with
+the rows beside it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from diffvit.reporting import markdown, stats
 from diffvit.reporting.arms import arms
-from diffvit.reporting.generated import brought_up_to_date, finish
+from diffvit.reporting.generated import brought_up_to_date, finish, with_block
 from diffvit.reporting.readme import stamp_of
 from diffvit.reporting.rows import ROWS_FILE, RunRecord, content_hash, read
 from diffvit.reporting.tables import Table, accuracy_cell, duration, threads
@@ -23,7 +24,9 @@ from diffvit.studies.report import REPORT, gathered
 from diffvit.studies.results import Results
 from diffvit.studies.tiers import TIERS
 
-PAGE = Path("docs/results.md")
+PAGE, README = Path("docs/results.md"), Path("README.md")
+BLOCK = "studies"
+_FIRST = "vit-vs-diffvit"  # the study that answers in a sentence of the README
 GOAL, EPOCHS = 0.80, 50
 _NO_RUNS = Path("none")  # the page is made from committed rows alone
 INTRODUCTION = (
@@ -51,6 +54,22 @@ def page(reports: Path = REPORTS) -> str:
     for study in STUDIES.values():
         parts += [f"## {study.question}", *_section(study, reports)]
     return "\n\n".join(parts) + "\n"
+
+
+def readme_block(reports: Path = REPORTS) -> str:
+    """What the README says of the studies: the fair comparison in a sentence, and the best arm of every other.
+
+    Raises:
+        InputError: damaged rows.
+    """
+    compared = _compared(reports)
+    table = summary.best_arms(compared)
+    parts = []
+    for results in (each for each in compared if each.study.name == _FIRST):
+        parts.append(f"*{results.study.question}* {' '.join(words.answers(results))}")
+    tiers = " ".join(f"Tier {name}: {TIERS[name].words}." for name in dict.fromkeys(each.tier for each in compared))
+    parts += [markdown.table(table), f"{tiers} {summary.BEST_NOTE}"] if table.rows else []
+    return "\n\n".join(parts) or "No study has rows yet."
 
 
 def _over_the_goal(reports: Path) -> str:
@@ -113,17 +132,21 @@ def _not_yet(study: Study) -> str:
     return f"Not run yet: `diffvit study run {study.name} --tier short`."
 
 
-def update(path: Path = PAGE, reports: Path = REPORTS, *, check: bool = False) -> list[str]:
-    """Bring the page and the studies' reports up to date with the committed rows, or only check them.
+def update(path: Path = PAGE, reports: Path = REPORTS, readme: Path = README, *, check: bool = False) -> list[str]:
+    """Bring the page, the README and the studies' reports up to date with the committed rows, or only check them.
 
     Returns:
         What was out of date, one line each; empty when nothing was.
 
     Raises:
-        InputError: damaged rows.
+        InputError: damaged rows, or a README without the two markers.
         EnvironmentFault: a file cannot be written.
     """
-    wanted = {path: (page(reports).encode(), f"is not made from the rows in {reports}")}
+    why = f"is not made from the rows in {reports}"
+    wanted = {
+        path: (page(reports).encode(), why),
+        readme: (with_block(readme, BLOCK, readme_block(reports)).encode(), why),
+    }
     stale: list[str] = []
     for study in STUDIES.values():
         folder = report_of(study.name, reports)
@@ -142,9 +165,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m diffvit.studies.page", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when out of date")
     parser.add_argument("--page", type=Path, default=PAGE, help=f"the page (default {PAGE})")
+    parser.add_argument("--readme", type=Path, default=README, help=f"with the part about them (default {README})")
     parser.add_argument("--reports", type=Path, default=REPORTS, help=f"folder with the rows (default {REPORTS})")
     given = parser.parse_args(arguments)
-    return finish(lambda: update(given.page, given.reports, check=given.check), check=given.check)
+    return finish(lambda: update(given.page, given.reports, given.readme, check=given.check), check=given.check)
 
 
 if __name__ == "__main__":
