@@ -37,6 +37,8 @@ def _left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (["--run", "no/such/run"], 3, "no/such/run"),
         (["--clip-weights", "no.pt"], 3, "no.pt: no such file. --clip-weights names OpenAI's RN50.pt"),
         (["--device", "gpu"], 2, "--device"),
+        (["--pretrained", "no.pth"], 3, "no.pth: cannot be read (No such file or directory). Give a .safetensors"),
+        (["--pretrained", "vit_smal"], 2, "pretrained: no model 'vit_smal' in timm"),
     ],
 )
 def test_what_is_wrong_is_one_line(

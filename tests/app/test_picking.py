@@ -63,37 +63,38 @@ def test_what_cannot_be_is_one_line(desk: Desk, asked: tuple[str, str | None, st
 
 def test_nothing_is_fetched_and_the_page_starts_with_what_is_there(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffvit.data.sources.fetch", lambda *_, **__: pytest.fail("fetched"))
-    assert made_desk().start == (Chosen("test", 7), FIRST, SECOND)
+    assert made_desk().start == (Chosen("test", 7, FIRST), FIRST, SECOND)
     assert "is not on this machine" in thumbnails(desk, "cifar10-vit", [1], 0)
 
 
 @pytest.mark.cifar10
 def test_with_cifar10_it_starts_with_that(cifar10_dir: Path) -> None:
     desk = Desk(Models(offers_of([], Path("none")), "cpu"), cifar10_dir)
-    assert desk.start == (Chosen("test", 7), "cifar10-vit", "cifar10-diffvit")
+    assert desk.start == (Chosen("test", 7, "cifar10-vit"), "cifar10-vit", "cifar10-diffvit")
     wrong = desk.sets.choose("cifar10-vit", None, "cat", WRONG)
     assert 150 < len(wrong) < 450  # of 1000: cats are the hardest
-    look = desk.look(Chosen("test", wrong[0]), "cifar10-vit", "cifar10-vit")
+    look = desk.look(Chosen("test", wrong[0], "cifar10-vit"), "cifar10-vit")
     assert look.picture.label == "cat"
     with pytest.raises(InputError, match="has other test images than cifar10-vit"):
         desk.sets.choose("cifar10-vit", FIRST, None, ONLY_FIRST)
 
 
 def test_pictures_of_every_kind_reach_the_model(desk: Desk) -> None:
-    test = desk.picture(Chosen("test", 17), SECOND, FIRST)
+    test = desk.picture(Chosen("test", 17, FIRST), SECOND)
     assert torch.equal(test.pixels, desk.sets.images(FIRST).pixels[17])
-    drawn = desk.picture(Chosen("shapes", 17), FIRST, FIRST)
+    drawn = desk.picture(Chosen("shapes", 17), FIRST)
     assert torch.equal(drawn.pixels, test.pixels)  # the test set is drawn by the same rule
     assert drawn.mask is not None
     with pytest.raises(InputError, match="image 1000000000: is not in shapes"):
-        desk.picture(Chosen("test", 10**9), FIRST, FIRST)
+        desk.picture(Chosen("test", 10**9, FIRST), FIRST)
     with pytest.raises(InputError, match="no longer kept"):
-        desk.picture(Chosen("upload", "guess"), FIRST, FIRST)
+        desk.picture(Chosen("upload", "guess"), FIRST)
 
 
 def test_thumbnails_are_a_page_at_a_time(desk: Desk) -> None:
     text = thumbnails(desk, FIRST, list(range(100, 130)), 2)
     assert text.count("<button") == 6
     assert 'data-index="124"' in text
+    assert f'data-owner="{FIRST}"' in text
     assert "25 to 30 of 30, shapes" in text
     assert "No test image is like that" in thumbnails(desk, FIRST, [], 0)

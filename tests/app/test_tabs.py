@@ -43,21 +43,21 @@ def client(desk: Desk) -> Iterator[TestClient]:
 
 
 def test_two_models_side_by_side_and_their_figure(desk: Desk, client: TestClient) -> None:
-    text = look_tab.draw(desk, Chosen("test", 7), VIT, DIFFVIT, *DIALS)
+    text = look_tab.draw(desk, Chosen("test", 7, VIT), VIT, DIFFVIT, *DIALS)
     assert text.count('<section class="dv-model"') == 2
     link = text.split('class="dv-download" href="')[1].split('"')[0]
     answer = client.get(f"/{link}")
     assert answer.headers["content-type"] == "image/png"
     assert Image.open(io.BytesIO(answer.content)).width > 1000
-    alone = look_tab.draw(desk, Chosen("test", 7), VIT, "none", *DIALS)
+    alone = look_tab.draw(desk, Chosen("test", 7, VIT), VIT, "none", *DIALS)
     assert alone.count('<section class="dv-model"') == 1
-    assert look_tab.draw(desk, Chosen("test", 7), VIT, VIT, *DIALS).count("<section") == 1
+    assert look_tab.draw(desk, Chosen("test", 7, VIT), VIT, VIT, *DIALS).count("<section") == 1
 
 
 def test_rules_without_a_meaning_are_told(desk: Desk) -> None:
     dials = (*DIALS[:9], "max", "signed", 0.0, 0.5)
     with pytest.raises(ConfigError, match="goes with fusion mean"):
-        look_tab.draw(desk, Chosen("test", 7), DIFFVIT, "none", *dials)
+        look_tab.draw(desk, Chosen("test", 7, VIT), DIFFVIT, "none", *dials)
 
 
 def test_an_upload_is_looked_at(desk: Desk, client: TestClient) -> None:
@@ -76,7 +76,7 @@ def test_an_upload_is_looked_at(desk: Desk, client: TestClient) -> None:
 def test_scores_are_those_of_a_plain_computation(desk: Desk) -> None:
     text = shapes_tab.draw(desk, VIT, DIFFVIT, "heart", 4, 0.5, 0.1, 3)
     assert text.count("<table>") == 2
-    look = desk.look(Chosen("shapes", 47), DIFFVIT, DIFFVIT)
+    look = desk.look(Chosen("shapes", 47), DIFFVIT)
     mask = look.picture.mask
     assert mask is not None
     rows = {row[0]: row[1:] for row in scores(look, Question(2), mask).rows}
@@ -94,7 +94,7 @@ def clips(desk: Desk) -> Clips:
 
 def test_own_labels_beside_a_supervised_model(desk: Desk, clips: Clips) -> None:
     asked = ("cifar10-clip", "frog, a green car\ntruck", "single", "cifar10-vit")
-    text = zero_shot_tab.name_it(desk, clips, Chosen("shapes", 3), VIT, asked)
+    text = zero_shot_tab.name_it(desk, clips, Chosen("shapes", 3), asked)
     assert "3 labels, templates single" in text
     assert "a green car" in text
     assert text.count('<section class="dv-model"') == 2
@@ -141,7 +141,7 @@ def test_openais_clip_is_offered_where_its_weights_are(desk: Desk, tmp_path: Pat
     torch.save(model.state_dict(), tmp_path / "RN50.pt")
     clips = Clips(desk, openai_weights(tmp_path / "RN50.pt"))
     assert clips.names == ["cifar10-clip", "OpenAI's RN50"]
-    text = zero_shot_tab.name_it(desk, clips, Chosen("shapes", 3), VIT, ("OpenAI's RN50", "cat, dog", "single", "none"))
+    text = zero_shot_tab.name_it(desk, clips, Chosen("shapes", 3), ("OpenAI's RN50", "cat, dog", "single", "none"))
     assert text.count("<li") == 2
 
 

@@ -32,12 +32,14 @@ class Chosen:
     """Which picture is looked at.
 
     Args:
-        kind: ``test`` (of the first model's test set), ``upload`` or ``shapes`` (drawn on demand).
+        kind: ``test`` (of a model's test set), ``upload`` or ``shapes`` (drawn on demand).
         key: its place, or its token.
+        owner: the model whose test set it is from.
     """
 
     kind: str
     key: int | str
+    owner: str = ""
 
 
 # The pairs to start with where no run is there: the first whose pictures are on this machine.
@@ -65,44 +67,47 @@ class Desk:
 
     @cached_property
     def start(self) -> tuple[Chosen, str, str | None]:
-        """The picture and the models that are shown first: named or found runs, else packaged models."""
+        """The picture and the models that are shown first: named or found runs, else packaged models.
+
+        The second is a pretrained model where there is one: whoever names one wants to see it.
+        """
+        foreign = next((offer.name for offer in self.models.lookers if offer.pretrained), None)
         own = [offer.name for offer in self.models.classifiers if offer.folder is not None][:2]
         pairs = [(own[0], own[1] if len(own) > 1 else None)] if own else []
         for first, second in (*pairs, *_PAIRS):
             try:
                 if len(self.sets.images(first)) > _START:
-                    return Chosen("test", _START), first, second
+                    return Chosen("test", _START, first), first, foreign or second
             except DiffvitError:
                 continue  # its pictures are not here
-        return Chosen("shapes", _START), *_PAIRS[-1]
+        return Chosen("shapes", _START), _PAIRS[-1][0], foreign or _PAIRS[-1][1]
 
-    def look(self, chosen: Chosen, name: str, owner: str) -> Look:
+    def look(self, chosen: Chosen, name: str) -> Look:
         """What a model makes of the chosen picture.
 
         Args:
             chosen: which picture.
             name: of the model.
-            owner: the model whose test set is meant, where the picture is from one.
 
         Raises:
             InputError: no such model or picture.
         """
-        return self.explorer.look(self.models.subject(name), self.picture(chosen, name, owner))
+        return self.explorer.look(self.models.subject(name), self.picture(chosen, name))
 
-    def picture(self, chosen: Chosen, name: str, owner: str) -> Picture:
+    def picture(self, chosen: Chosen, name: str) -> Picture:
         """The chosen picture as a model takes it; arguments and errors as :meth:`look`."""
-        whole = self.whole(chosen, owner)
+        whole = self.whole(chosen)
         fitted = torch.from_numpy(fit(whole.pixels.numpy(), self.models.subject(name), whole.name))
         mask = whole.mask if fitted.shape == whole.pixels.shape else None
         return Picture(whole.name, fitted, whole.label, mask)
 
-    def whole(self, chosen: Chosen, owner: str) -> Picture:
+    def whole(self, chosen: Chosen) -> Picture:
         """The chosen picture as it came; arguments and errors as :meth:`look`."""
         if chosen.kind == "upload":
             name, pixels = self.uploads.pixels(str(chosen.key))
             return Picture(name, torch.from_numpy(pixels))
         if chosen.kind == "test":
-            images = self.sets.images(owner)
+            images = self.sets.images(chosen.owner)
             if not 0 <= int(chosen.key) < len(images):
                 raise InputError(f"image {chosen.key}", f"is not in {images.name}", "Choose another.")
             return from_set(images, [int(chosen.key)])[0]

@@ -12,7 +12,7 @@ from typing import Any
 from diffvit import weights
 from diffvit.app.kept import Kept
 from diffvit.errors import DiffvitError, InputError
-from diffvit.interpret.subject import Subject, of_run
+from diffvit.interpret.subject import Subject, of_pretrained, of_run
 from diffvit.reporting.arms import MODEL_NAMES
 from diffvit.reporting.tables import percent
 from diffvit.training.load import locate, metadata_of, read_header
@@ -20,7 +20,9 @@ from diffvit.training.load import locate, metadata_of, read_header
 RUNS = Path("runs")
 _MOST = 100  # run folders that are offered without being named
 _LOADED = 8  # models in memory
+_SIDE = 224  # pixels of the square that a pretrained model is shown: what most were trained on, and 11 MB of maps
 _CLIP = "clip"
+_FILES = (".pt", ".pth", ".bin", ".safetensors")  # meant as a file, also where there is none
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Offer:
         words: what it is, in a line.
         depth: blocks of its image model.
         clip: whether it is a small CLIP of our own.
+        pretrained: whether others trained it.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Offer:
     words: str
     depth: int
     clip: bool = False
+    pretrained: bool = False
 
 
 def offers_of(runs: Sequence[str], folder: Path = RUNS) -> list[Offer]:
@@ -105,23 +109,65 @@ def _unique(offers: Sequence[Offer]) -> list[Offer]:
     return found
 
 
+def pretrained_of(references: Sequence[str], device: str = "cpu") -> dict[str, Subject]:
+    """Vision Transformers that others trained, by name, loaded at once.
+
+    Args:
+        references: a name that timm has, whose weights are fetched if need be, or a weights file.
+        device: where they run.
+
+    Raises:
+        ConfigError: no such model.
+        InputError: weights that do not fit, or a part that is not supported.
+        EnvironmentFault: no timm, or no network.
+    """
+    found: dict[str, Subject] = {}
+    for reference in references:
+        path = Path(reference)
+        named = (None, path) if path.is_file() or path.suffix in _FILES else (reference, None)
+        subject = of_pretrained(*named, device=device)
+        side = max(_SIDE // subject.patch, 1) * subject.patch
+        name = subject.name if subject.name not in found else f"{subject.name} ({len(found) + 1})"
+        found[name] = dataclasses.replace(subject, name=name, side=side)
+    return found
+
+
+def _pretrained_offer(subject: Subject) -> Offer:
+    blocks = subject.model.blocks
+    words = f"pretrained, patch {subject.patch}, {len(blocks)} blocks"
+    return Offer(subject.name, "", None, "", f"{words}, {subject.source}", len(blocks), pretrained=True)
+
+
 class Models:
     """The offers, loaded as they are asked for.
 
     Args:
         offers: of :func:`offers_of`.
         device: where models run.
+        pretrained: of :func:`pretrained_of`; a name that an offer has already is told apart.
     """
 
-    def __init__(self, offers: Sequence[Offer], device: str = "cpu") -> None:
+    def __init__(
+        self, offers: Sequence[Offer], device: str = "cpu", pretrained: Mapping[str, Subject] | None = None
+    ) -> None:
         self._offers = {offer.name: offer for offer in offers}
+        self._pretrained: dict[str, Subject] = {}
+        for given, subject in (pretrained or {}).items():
+            name = f"{given} (pretrained)" if given in self._offers else given
+            self._pretrained[name] = dataclasses.replace(subject, name=name)
+            self._offers[name] = _pretrained_offer(self._pretrained[name])
         self._loaded: Kept[Subject] = Kept(_LOADED)
         self._loading = threading.Lock()
         self._device = device
 
     @property
     def classifiers(self) -> list[Offer]:
-        """Those that can be looked into."""
+        """Those that can be looked into and have test images: trained by this project."""
+        return [offer for offer in self.lookers if not offer.pretrained]
+
+    @property
+    def lookers(self) -> list[Offer]:
+        """Those that can be looked into, pretrained ones last."""
         return [offer for offer in self._offers.values() if not offer.clip]
 
     @property
@@ -153,6 +199,8 @@ class Models:
         offer = self.offer(name)
         if offer.clip:
             raise InputError(name, "is a CLIP: it is for the zero-shot page")
+        if offer.pretrained:
+            return self._pretrained[name]
         with self._loading:
             return self._loaded.get(name, lambda: self._load(offer))
 

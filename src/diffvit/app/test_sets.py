@@ -49,9 +49,12 @@ class TestSets:
         """The test images of a model.
 
         Raises:
-            InputError: no such model, or its data is not on this machine.
+            InputError: no such model, its data is not on this machine, or it is pretrained and has none.
         """
         offer = self._models.offer(name)
+        if offer.pretrained:
+            hint = "Bring a picture of your own, or choose one of another model's and come back."
+            raise InputError(name, "is pretrained and has no test images here", hint)
         size = self._models.subject(name).side
         place = self._local_cifar10() if offer.data.startswith("CIFAR-10") else self._data_dir
         with self._reading:

@@ -28,6 +28,12 @@ def app(
             group=COMMAND, negative="", show_default="finished runs under runs/", help="Runs to offer; repeatable."
         ),
     ] = (),
+    pretrained: Annotated[
+        tuple[str, ...],
+        Parameter(
+            group=COMMAND, negative="", help="Pretrained ViTs to offer: timm's name or a weights file; repeatable."
+        ),
+    ] = (),
     port: Annotated[int, Parameter(group=COMMAND, help="Of the page; 0 finds a free one.")] = 7860,
     open_browser: Annotated[
         bool, Parameter(name="--open", group=COMMAND, negative="", show_default=False, help="Show it in the browser.")
@@ -55,21 +61,22 @@ def app(
 
     from diffvit.app.clips import openai_weights
     from diffvit.app.desk import Desk
-    from diffvit.app.models import Models, offers_of
+    from diffvit.app.models import Models, offers_of, pretrained_of
     from diffvit.app.web.server import HOST, application, bound, serve
     from diffvit.training.environment import resolve_device
     from diffvit.training.memory import give_memory_back
 
     give_memory_back()
-    models = Models(offers_of(run), resolve_device(place))
+    on = resolve_device(place)
+    models = Models(offers_of(run), on, pretrained_of(pretrained, on))
     openai = openai_weights(clip_weights)
     with bound(port) as listening:
         page = application(Desk(models, data_dir_of(data_dir)), openai)
         address = f"http://{HOST}:{listening.getsockname()[1]}"
-        show.line(f"models  {', '.join(offer.name for offer in (*models.classifiers, *models.clips))}")
+        show.line(f"models  {', '.join(offer.name for offer in (*models.lookers, *models.clips))}")
         show.line(f"page    {address} (Ctrl-C stops it)")
         if output.json:
-            show.as_json({"page": address, "models": [offer.name for offer in (*models.classifiers, *models.clips)]})
+            show.as_json({"page": address, "models": [offer.name for offer in (*models.lookers, *models.clips)]})
         if open_browser:
             webbrowser.open(address)  # it waits for the server, which listens already
         serve(page, listening)

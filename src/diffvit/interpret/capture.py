@@ -171,7 +171,8 @@ def capture_and_answer(model: Inside, images: Tensor) -> tuple[Record, Tensor | 
         x = model.tokens(images.to(weight.device, weight.dtype))
         prefix = x.shape[1] - grid[0] * grid[1]
         layers, x = walk_through(model.blocks, x)
-        answer = getattr(model, "answer", None)
+        classifies = not isinstance(getattr(model, "head", None), nn.Identity)
+        answer = getattr(model, "answer", None) if classifies else None
         logits = None if answer is None else answer(x).float().cpu()
     return Record([_on_cpu(maps) for maps in layers], blocks, grid, prefix, model.pool), logits
 

@@ -195,10 +195,12 @@ class PretrainedVisionTransformer(nn.Module):
             InputError: another number of channels, or sides that the patch does not divide.
         """
         x = self.blocks[:-1](self.tokens(images))
-        if self.pool == "cls":  # [CLS] alone is read, so it alone asks in the last block
-            x = self.norm(self.blocks[-1](x, queries=1)[:, 0])
-        else:
-            x = self.norm(self.blocks[-1](x))[:, self.parts.prefix :].mean(dim=1)
+        # With [CLS] it alone is read, so it alone asks in the last block.
+        return self.answer(self.blocks[-1](x, queries=1 if self.pool == "cls" else None))
+
+    def answer(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch classes"]:
+        """As :meth:`forward`, from the tokens that leave the last block; of these [CLS] alone may be given."""
+        x = self.norm(x[:, 0]) if self.pool == "cls" else self.norm(x)[:, self.parts.prefix :].mean(dim=1)
         return self.head(self.fc_norm(x))
 
     def tokens(self, images: Float[Tensor, "batch chans height width"]) -> Float[Tensor, "batch tokens dim"]:

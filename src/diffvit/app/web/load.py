@@ -129,7 +129,7 @@ class Visitor:
         return await self._ask("dials", [None, *self._models, *dials, "clamp", 0.0, 0.5])
 
     async def _pick(self) -> str:
-        return await self._ask("pick", [], {"index": self._random.randrange(2_000)})
+        return await self._ask("pick", [], {"index": self._random.randrange(2_000), "owner": self._models[0]})
 
     async def _upload(self) -> str:
         pixels = np.random.default_rng(self._random.randrange(10**6)).integers(0, 256, (480, 640, 3), dtype=np.uint8)

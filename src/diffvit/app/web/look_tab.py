@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,20 +76,18 @@ def draw(desk: Desk, *values: Any) -> str:
     """
     asked = Asked(*values)
     names = [asked.first] + ([asked.second] if asked.second not in (NONE, asked.first) else [])
-    looks = [desk.look(asked.chosen, name, asked.first) for name in names]
+    looks = [desk.look(asked.chosen, name) for name in names]
     question = asked.question(looks[0].record.grid)
     # Of the names, not of the looks: an offer that nobody takes holds no maps.
-    link = desk.offer_figure(
-        lambda: draw_looks([desk.look(asked.chosen, name, asked.first) for name in names], question)
-    )
+    link = desk.offer_figure(lambda: draw_looks([desk.look(asked.chosen, name) for name in names], question))
     parts = [panels(look, question, asked.paint(), link=link if look is looks[-1] else "") for look in looks]
     return f'<div class="dv-looks">{"".join(parts)}</div>'
 
 
-def build(desk: Desk, chosen: gradio.State, page: gradio.Blocks) -> gradio.Dropdown:
-    """The tab's controls, and what happens when they are used; returns the choice of the first model."""
+def build(desk: Desk, chosen: gradio.State, page: gradio.Blocks) -> None:
+    """The tab's controls, and what happens when they are used."""
     first, second = desk.start[1:]
-    names = [offer.name for offer in desk.models.classifiers]
+    names = [offer.name for offer in desk.models.lookers]
     with gradio.Row(equal_height=False):
         with gradio.Column(scale=1, min_width=310):
             one = gradio.Dropdown(names, value=first, label="Model", info="Who looks at the picture.")
@@ -99,10 +98,10 @@ def build(desk: Desk, chosen: gradio.State, page: gradio.Blocks) -> gradio.Dropd
             picked = picker(desk, one, two, chosen)
         with gradio.Column(scale=3, min_width=330):
             with gradio.Row():
-                layer, head, mean = _where(desk.look(desk.start[0], first, first))
+                layer, head, mean = _where([desk.look(desk.start[0], name) for name in (first, second) if name])
             view = gradio.HTML(_EMPTY, js_on_load=_CLICK + KEEP_NEWEST, elem_id="dv-view")
             said = gradio.HTML("")
-            who, row, column = _who(desk.look(desk.start[0], first, first))
+            who, row, column = _who(desk.look(desk.start[0], first))
             drawing, rules = _drawing(), _rollout()
     dials = [layer, head, mean, who, row, column, *drawing, *rules]
     again: dict[str, Any] = {
@@ -121,18 +120,17 @@ def build(desk: Desk, chosen: gradio.State, page: gradio.Blocks) -> gradio.Dropd
 
     def clicked(chosen: Chosen, name: str, event: gradio.EventData) -> tuple[str, int, int]:
         """The patch under the pointer asks."""
-        rows, columns = desk.look(chosen, name, name).record.grid
+        rows, columns = desk.look(chosen, name).record.grid
         down, across = (min(max(float(share), 0.0), 0.999) for share in (event.down, event.across))
         return _PATCH_ASKS, int(down * rows) + 1, int(across * columns) + 1
 
     upload.upload(uploaded, None, [chosen], **QUICK).then(**again)
     view.click(answering(desk, 3)(clicked), [chosen, one], [who, row, column, said], **QUICK).then(**again)
-    return one
 
 
 def _fit(desk: Desk, chosen: Chosen, first: str, second: str) -> tuple[Any, ...]:
     """Dials that reach as far as the models do."""
-    looks = [desk.look(chosen, name, first) for name in (first, second) if name != NONE]
+    looks = [desk.look(chosen, name) for name in (first, second) if name != NONE]
     rows, columns = looks[0].record.grid
     return (
         gradio.update(maximum=max(len(look.record.layers) for look in looks)),
@@ -142,12 +140,12 @@ def _fit(desk: Desk, chosen: Chosen, first: str, second: str) -> tuple[Any, ...]
     )
 
 
-def _where(look: Look) -> tuple[gradio.Slider, gradio.Slider, gradio.Checkbox]:
-    layers = len(look.record.layers)
+def _where(looks: Sequence[Look]) -> tuple[gradio.Slider, gradio.Slider, gradio.Checkbox]:
+    layers, heads = max(len(look.record.layers) for look in looks), max(look.heads for look in looks)
     layer = gradio.Slider(
         1, layers, value=layers, step=1, label="Layer", info="Which block's attention; 1 is nearest to the picture."
     )
-    head = gradio.Slider(1, look.heads, value=1, step=1, label="Head", info="Which head, where they are not averaged.")
+    head = gradio.Slider(1, heads, value=1, step=1, label="Head", info="Which head, where they are not averaged.")
     mean = gradio.Checkbox(True, label="Average the heads", info="One map for the whole layer.")
     return layer, head, mean
 

@@ -31,11 +31,11 @@ def build(desk: Desk, openai: Path | None = None) -> gradio.Blocks:
         chosen = gradio.State(desk.start[0])
         with gradio.Tabs():
             with gradio.Tab("Look"):
-                owner = look_tab.build(desk, chosen, page)
+                look_tab.build(desk, chosen, page)
             with gradio.Tab("Compare"):
                 compare_tab.build(desk)
             with gradio.Tab("Zero-shot"):
-                zero_shot_tab.build(desk, chosen, owner, openai)
+                zero_shot_tab.build(desk, chosen, openai)
             with gradio.Tab("Shapes"):
                 shapes_tab.build(desk, page)
             with gradio.Tab("Models"):

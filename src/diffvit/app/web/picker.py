@@ -18,7 +18,7 @@ _PAGE = 12  # thumbnails
 _SELECT = """
 element.addEventListener('click', event => {
   const thumb = event.target.closest('[data-index]');
-  if (thumb) trigger('select', {index: Number(thumb.dataset.index)});
+  if (thumb) trigger('select', {index: Number(thumb.dataset.index), owner: thumb.parentElement.dataset.owner});
 });
 """
 
@@ -47,7 +47,7 @@ def picker(desk: Desk, first: gradio.Dropdown, second: gradio.Dropdown, chosen: 
     shown = [found, at, thumbs, said]
 
     def choose(name: str, beside: str, label: str, which: str) -> tuple[list[int], int, str]:
-        other = beside if beside in [offer.name for offer in desk.models.classifiers] else None
+        other = beside if beside in [offer.name for offer in desk.models.lookers] else None
         places = desk.sets.choose(name, other, None if label == EVERY else label, which)
         return places, 0, thumbnails(desk, name, places, 0)
 
@@ -61,7 +61,7 @@ def picker(desk: Desk, first: gradio.Dropdown, second: gradio.Dropdown, chosen: 
         return gradio.update(choices=_classes(desk, name), value=EVERY), ALL, None, 0, thumbnails(desk, name, places, 0)
 
     def pick(event: gradio.EventData) -> Chosen:
-        return Chosen("test", int(event.index))
+        return Chosen("test", int(event.index), str(event.owner))
 
     for control in (label, which):
         control.input(answering(desk, 3)(choose), [first, second, label, which], shown, api_visibility="private")
@@ -73,7 +73,7 @@ def picker(desk: Desk, first: gradio.Dropdown, second: gradio.Dropdown, chosen: 
 
 
 def _classes(desk: Desk, name: str) -> list[str]:
-    return [EVERY, *desk.models.subject(name).classes]
+    return [EVERY, *(() if desk.models.offer(name).pretrained else desk.models.subject(name).classes)]
 
 
 def _first(desk: Desk, name: str) -> list[int]:
@@ -101,4 +101,4 @@ def thumbnails(desk: Desk, name: str, places: list[int], page: int) -> str:
         for label in [images.classes[int(images.labels[place])]]
     ]
     said = f"{page * _PAGE + 1:,} to {page * _PAGE + len(few):,} of {len(places):,}, {escape(images.name)}"
-    return f'<div class="dv-thumbs">{"".join(buttons)}</div><p class="dv-said">{said}</p>'
+    return f'<div class="dv-thumbs" data-owner="{escape(name)}">{"".join(buttons)}</div><p class="dv-said">{said}</p>'

@@ -44,14 +44,13 @@ def labels_of(text: str) -> tuple[str, ...]:
     return load_labels(given)
 
 
-def name_it(desk: Desk, clips: Clips, chosen: Chosen, owner: str, asked: tuple[str, str, str, str]) -> str:
+def name_it(desk: Desk, clips: Clips, chosen: Chosen, asked: tuple[str, str, str, str]) -> str:
     """The picture with what CLIP and a supervised model call it, as HTML.
 
     Args:
         desk: models and pictures.
         clips: the CLIP models.
         chosen: which picture.
-        owner: the model whose test set is meant, where it is from one.
         asked: the CLIP's name, the labels, the templates, the supervised model's name.
 
     Raises:
@@ -61,14 +60,14 @@ def name_it(desk: Desk, clips: Clips, chosen: Chosen, owner: str, asked: tuple[s
 
     name, text, templates, beside = asked
     clip, classifier = clips.classifier(name, labels_of(text), templates)
-    square = clip.preprocessing.square(desk.whole(chosen, owner).pixels.numpy())
+    square = clip.preprocessing.square(desk.whole(chosen).pixels.numpy())
     images = clip.preprocessing.normalised(torch.from_numpy(square[None]))
     values, order = classify(clip, classifier, images)[0].sort(descending=True, stable=True)
     named = [(classifier.labels[place], chance) for place, chance in zip(order.tolist(), values.tolist(), strict=True)]
     picture = f'<img src="{inline(square.transpose(1, 2, 0))}" alt="The picture as {escape(name)} sees it">'
     parts = [_side(f"{name}, zero-shot", f"{len(named)} labels, templates {templates}", picture + bars(named))]
     if beside != NONE:
-        look = desk.look(chosen, beside, owner)
+        look = desk.look(chosen, beside)
         shown = inline(look.picture.pixels.permute(1, 2, 0).numpy())
         picture = f'<img src="{shown}" alt="The picture as {escape(beside)} sees it">'
         parts.append(_side(beside, "supervised: the classes it was trained on", picture + bars(look.chances)))
@@ -82,13 +81,12 @@ def _side(title: str, words: str, content: str) -> str:
     )
 
 
-def build(desk: Desk, chosen: gradio.State, owner: gradio.Dropdown, openai: Path | None) -> None:
+def build(desk: Desk, chosen: gradio.State, openai: Path | None) -> None:
     """The tab.
 
     Args:
         desk: models and pictures.
         chosen: the picture that the first tab chose.
-        owner: the first tab's model.
         openai: OpenAI's weights for RN50, where they are on this machine.
     """
     clips = Clips(desk, openai)
@@ -115,11 +113,11 @@ def build(desk: Desk, chosen: gradio.State, owner: gradio.Dropdown, openai: Path
             said = gradio.HTML("")
             view = gradio.HTML('<p class="dv-said">Press “Name the picture”.</p>', elem_id="dv-named")
 
-    def answer(chosen: Chosen, owner: str, name: str, text: str, templates: str, beside: str) -> str:
-        return name_it(desk, clips, chosen, owner, (name, text, templates, beside))
+    def answer(chosen: Chosen, name: str, text: str, templates: str, beside: str) -> str:
+        return name_it(desk, clips, chosen, (name, text, templates, beside))
 
     asked: dict[str, Any] = {
-        **{"fn": answering(desk, 1)(answer), "inputs": [chosen, owner, name, text, templates, beside]},
+        **{"fn": answering(desk, 1)(answer), "inputs": [chosen, name, text, templates, beside]},
         **{"outputs": [view, said], "api_visibility": "private"},
     }
     gradio.on([button.click, text.submit], **asked)
