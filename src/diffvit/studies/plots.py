@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from diffvit.reporting import stats
 from diffvit.reporting.arms import MODEL_NAMES
@@ -15,6 +16,7 @@ from diffvit.studies.results import Line, Results
 
 _MARKS = {"softmax": "o", "differential": "s"}
 _SHADES = {"softmax": 0, "differential": 1}
+_POINTS = 190.0  # of a cost panel's height between its lowest and its highest mark
 
 
 def accuracies(results: Results, *, theme: Theme = LIGHT, stamp: str = "") -> bytes:
@@ -36,7 +38,7 @@ def accuracies(results: Results, *, theme: Theme = LIGHT, stamp: str = "") -> by
     axes.set_ylim(len(arms) - 0.45, -0.55)
     axes.grid(axis="x", color=theme.faint, linewidth=0.7)
     axes.set_axisbelow(True)
-    axes.xaxis.set_major_formatter(PercentFormatter(decimals=0))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}%"))
     handles = [_handle(attention, theme) for attention in attentions]
     handles.append(Line2D([], [], color=theme.ink, ls="", marker="|", ms=13, mew=2.5, label="mean"))
     made.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, labelcolor=theme.ink)
@@ -78,22 +80,70 @@ def costs(results: Results, *, theme: Theme = LIGHT, stamp: str = "") -> bytes:
         (right, "Against time", "seconds of a training", lambda line: line.mean_of("train_seconds")),
     ):
         dress(axes, theme, title=title, x=x, y="test accuracy")
+        far_apart = _far_apart([cost(line) for line in results.lines])
         for line in results.lines:
-            shade = colour(theme, _SHADES[line.attention])
-            spot = (cost(line), 100 * line.mean)
-            axes.plot(*spot, _MARKS[line.attention], color=shade, ms=8, mew=0)
-            aside = 7 if line.attention == "softmax" else -12
-            axes.annotate(plain(line.arm), spot, (5, aside), textcoords="offset points", fontsize=8, color=theme.ink)
-        if _far_apart([cost(line) for line in results.lines]):
+            axes.plot(
+                cost(line),
+                100 * line.mean,
+                _MARKS[line.attention],
+                color=colour(theme, _SHADES[line.attention]),
+                ms=8,
+                mew=0,
+            )
+        every = [(math.log(cost(line)) if far_apart else cost(line), 100 * line.mean) for line in results.lines]
+        for attention, side in (("softmax", 1), ("differential", -1)):
+            named = [
+                (line, spot) for line, spot in zip(results.lines, every, strict=True) if line.attention == attention
+            ]
+            heights = _beside([spot for _, spot in named], *map(_extent, zip(*every, strict=True)))
+            for (line, (_, y)), height in zip(named, heights, strict=True):
+                _name(axes, plain(line.arm), (cost(line), y), height, side, colour(theme, _SHADES[attention]))
+        if far_apart:
             axes.set_xscale("log")
-            axes.xaxis.set_minor_formatter(NullFormatter())  # labels between the powers would overlap
-        axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
-        axes.margins(x=0.18, y=0.15)
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())  # labels between these would overlap
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}%"))
+        axes.margins(x=0.3, y=0.12)
     right.set_ylabel("")
     attentions = dict.fromkeys(line.attention for line in results.lines)
     handles = [_handle(attention, theme) for attention in attentions]
     made.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, labelcolor=theme.ink)
     return to_png(made, stamp)
+
+
+_LINE, _WORD = 0.05, 0.3  # of a panel: the height of a label, and how near two spots are whose labels might overlap
+
+
+def _beside(spots: Sequence[tuple[float, float]], across: float, height: float) -> list[float]:
+    """How far labels go down from their spots so as not to overlap, in shares of the marks' whole height."""
+    placed: list[tuple[float, float]] = []
+    found = [0.0] * len(spots)
+    for index in sorted(range(len(spots)), key=lambda index: -spots[index][1]):
+        x, y = spots[index]
+        at = min([y, *(other - _LINE * height for place, other in placed if abs(place - x) < _WORD * across)])
+        placed.append((x, at))
+        found[index] = (y - at) / height
+    return found
+
+
+def _name(axes: Axes, name: str, spot: tuple[float, float], down: float, side: int, shade: str) -> None:
+    """A label right of its spot (side 1) or left (-1), with a line to it."""
+    axes.annotate(
+        name,
+        spot,
+        (side * 14, -down * _POINTS),
+        textcoords="offset points",
+        fontsize=8,
+        color=shade,
+        ha="left" if side > 0 else "right",
+        va="center",
+        arrowprops={"arrowstyle": "-", "color": shade, "alpha": 0.5, "lw": 0.7, "shrinkA": 0, "shrinkB": 5},
+    )
+
+
+def _extent(values: Sequence[float]) -> float:
+    return (max(values) - min(values)) or 1.0
 
 
 def _handle(attention: str, theme: Theme) -> Line2D:

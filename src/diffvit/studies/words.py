@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from itertools import combinations
 
+from diffvit.config import to_dict
 from diffvit.reporting import markdown, stats
 from diffvit.reporting.arms import MODEL_NAMES, points, span
+from diffvit.reporting.rows import flatten
 from diffvit.reporting.tables import NONE, Table, big, duration, percent, threads
 from diffvit.studies.results import Line, Results, difference, over_all_arms
 from diffvit.studies.tiers import TIERS
@@ -23,6 +25,10 @@ COLUMNS_NOTE = (
     "matrix products only, a multiply-add counted as two."
 )
 
+ARMS_NOTE = (
+    "What tells the arms apart, by the settings' names; everything else is the same for all, and stands in best.yaml."
+)
+
 
 def report(results: Results) -> str:
     """The whole report as Markdown."""
@@ -36,6 +42,7 @@ def report(results: Results) -> str:
         parts.append(f"**Not complete:** {len(results.missing)} trials have no row yet.")
     parts += [markdown.table(table(results)), COLUMNS_NOTE]
     parts += [fit_words(results)] if results.study.fit else []
+    parts += ["## Arms", markdown.table(arms(results)), ARMS_NOTE]
     parts += [f"![{alt}]({file})" for file, alt in PLOTS.items()]
     parts += ["## Best configuration", best_words(results), "## Circumstances", circumstances(results)]
     parts.append(
@@ -60,6 +67,19 @@ def table(results: Results) -> Table:
             ]
         )
     return Table(columns, rows)
+
+
+def arms(results: Results) -> Table:
+    """The settings that are not the same in all arms."""
+    settings = {line.arm: flatten(to_dict(line.config)) for line in results.lines}
+    ignored = {"seed"} if not results.study.attentions else {"seed", "model.attention"}
+    keys = [key for key in next(iter(settings.values())) if len({str(each[key]) for each in settings.values()}) > 1]
+    keys = [key for key in keys if key not in ignored]
+    rows = [
+        [arm, *(f"{found[key]:g}" if isinstance(found[key], float) else str(found[key]) for key in keys)]
+        for arm, found in settings.items()
+    ]
+    return Table(["", *(f"`{key}`" for key in keys)], rows)
 
 
 def accuracy(line: Line) -> str:
