@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from diffvit.config import to_yaml
 from diffvit.errors import InputError
@@ -167,6 +167,10 @@ def plot(rows: Sequence[Row], *, theme: Theme = LIGHT, stamp: str = "") -> bytes
             axes.plot(across, values, "os"[place], color=shade, ms=5, alpha=0.75, mew=0, label=label)
         dress(axes, theme, title="", x=dial.setting, y="validation images right")
         axes.set_xscale("log" if dial.log else "linear")
+        if dial.log:
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
         if dial.choices:
             axes.set_xticks(list(dial.choices))
         axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
