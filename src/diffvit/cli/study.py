@@ -12,7 +12,7 @@ from diffvit.cli.options import COMMAND, OUTPUT, Output
 from diffvit.cli.study_options import LEASE_SECONDS, REPORTS, RUNS, WHAT, Name, What
 from diffvit.studies.definitions import STUDIES, Study
 from diffvit.studies.tiers import TIERS, TierName
-from diffvit.studies.trials import find_study, seeds_of, trials_of
+from diffvit.studies.trials import apart_in, find_study, seeds_of, trials_of
 
 app = App(name="study", help_format="plaintext")
 app.command(
@@ -51,8 +51,6 @@ def list_studies(*, output: Output = OUTPUT) -> None:
 @app.command(name="show")
 def show_study(name: Name, /, *, what: What = WHAT, output: Output = OUTPUT) -> None:
     """A study's arms, and how it stands."""
-    from diffvit.config import to_dict
-    from diffvit.reporting.rows import flatten
     from diffvit.studies.pool import records_of
 
     study = find_study(name)
@@ -61,14 +59,13 @@ def show_study(name: Name, /, *, what: What = WHAT, output: Output = OUTPUT) -> 
         return
     trials = what.trials(study)
     records = records_of(trials, what.runs, what.reports)
-    flat = {trial.name: flatten(to_dict(trial.config)) for trial in trials}
-    keys = [key for key in next(iter(flat.values())) if len({str(each[key]) for each in flat.values()}) > 1]
-    keys = [key for key in keys if key != "seed"]
+    apart = apart_in({trial.name: trial.config for trial in trials})
+    keys = list(next(iter(apart.values())))
     show.pairs({"study": study.name, "question": study.question, "tier": f"{what.tier}: {TIERS[what.tier].words}"})
     rows = [
         [
             trial.name,
-            *(str(flat[trial.name][key]) for key in keys),
+            *(str(value) for value in apart[trial.name].values()),
             show.percent(records[trial.name].row["test_accuracy"] if trial.name in records else None),
         ]
         for trial in trials

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from diffvit.config import Config, config_hash, merge, parse
+from diffvit.config import Config, config_hash, merge, parse, to_dict
 from diffvit.errors import ConfigError, did_you_mean
 from diffvit.reporting.arms import MODEL_NAMES
+from diffvit.reporting.rows import flatten
 from diffvit.studies.definitions import STUDIES, Study
 from diffvit.studies.tiers import TIERS
 
@@ -93,3 +95,10 @@ def _config(study: Study, tier: str, arm: str, attention: str | None, seed: int)
 def label_of(arm: str, attention: str, attentions: Sequence[str]) -> str:
     """An arm in a table: with its attention where the study runs several."""
     return f"{arm}, {MODEL_NAMES[attention]}" if attentions else arm
+
+
+def apart_in(configs: Mapping[str, Config]) -> dict[str, dict[str, Any]]:
+    """By name, the settings that are not the same in all configs, by their dotted names; the seed left out."""
+    flat = {name: flatten(to_dict(config)) for name, config in configs.items()}
+    keys = [key for key in next(iter(flat.values())) if len({str(each[key]) for each in flat.values()}) > 1]
+    return {name: {key: found[key] for key in keys if key != "seed"} for name, found in flat.items()}

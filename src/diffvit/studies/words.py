@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from itertools import combinations
 
-from diffvit.config import to_dict
 from diffvit.reporting import markdown, stats
 from diffvit.reporting.arms import MODEL_NAMES, points, span
-from diffvit.reporting.rows import flatten
 from diffvit.reporting.tables import NONE, Table, big, duration, percent, threads
 from diffvit.studies.results import Line, Results, difference, over_all_arms
 from diffvit.studies.tiers import TIERS
+from diffvit.studies.trials import apart_in
 
 BEST = "best.yaml"
 PLOTS = {
@@ -71,13 +70,11 @@ def table(results: Results) -> Table:
 
 def arms(results: Results) -> Table:
     """The settings that are not the same in all arms."""
-    settings = {line.arm: flatten(to_dict(line.config)) for line in results.lines}
-    ignored = {"seed"} if not results.study.attentions else {"seed", "model.attention"}
-    keys = [key for key in next(iter(settings.values())) if len({str(each[key]) for each in settings.values()}) > 1]
-    keys = [key for key in keys if key not in ignored]
+    apart = apart_in({line.arm: line.config for line in results.lines})
+    keys = [key for key in next(iter(apart.values())) if key != "model.attention" or not results.study.attentions]
     rows = [
         [arm, *(f"{found[key]:g}" if isinstance(found[key], float) else str(found[key]) for key in keys)]
-        for arm, found in settings.items()
+        for arm, found in apart.items()
     ]
     return Table(["", *(f"`{key}`" for key in keys)], rows)
 
