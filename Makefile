@@ -18,7 +18,7 @@ test: $(READY)  ## the whole quick suite, one worker per core
 	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 test-system: $(READY)  ## long runs, kills, the demo
-	$(BIN)/python -m pytest -q -m 'system and not cuda' --timeout 900
+	$(BIN)/python -m pytest -q -m 'system and not cuda' --timeout 900 --durations 12
 
 check: $(READY)  ## style, types, import contracts, generated documents
 	$(BIN)/ruff check .
