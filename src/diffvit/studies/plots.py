@@ -7,16 +7,18 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.text import Annotation
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from diffvit.reporting import stats
 from diffvit.reporting.arms import MODEL_NAMES
 from diffvit.reporting.style import LIGHT, Theme, colour, dress, figure, plain, to_png
+from diffvit.studies.labels import Name, name_all, settle
 from diffvit.studies.results import Line, Results
 
 _MARKS = {"softmax": "o", "differential": "s"}
 _SHADES = {"softmax": 0, "differential": 1}
-_POINTS = 190.0  # of a cost panel's height between its lowest and its highest mark
+_SIDES = {"softmax": 1, "differential": -1}
 
 
 def accuracies(results: Results, *, theme: Theme = LIGHT, stamp: str = "") -> bytes:
@@ -75,6 +77,7 @@ def costs(results: Results, *, theme: Theme = LIGHT, stamp: str = "") -> bytes:
     """Mean accuracy against the products of a whole training, and against its seconds."""
     made = figure(theme, 11.0, 4.4)
     left, right = made.subplots(1, 2, sharey=True)
+    panels: list[tuple[Axes, list[Annotation]]] = []
     for axes, title, x, cost in (
         (left, "Against computation", "TFLOPs of a training", lambda line: line.flops / 1e12),
         (right, "Against time", "seconds of a training", lambda line: line.mean_of("train_seconds")),
@@ -90,14 +93,8 @@ def costs(results: Results, *, theme: Theme = LIGHT, stamp: str = "") -> bytes:
                 ms=8,
                 mew=0,
             )
-        every = [(math.log(cost(line)) if far_apart else cost(line), 100 * line.mean) for line in results.lines]
-        for attention, side in (("softmax", 1), ("differential", -1)):
-            named = [
-                (line, spot) for line, spot in zip(results.lines, every, strict=True) if line.attention == attention
-            ]
-            heights = _beside([spot for _, spot in named], *map(_extent, zip(*every, strict=True)))
-            for (line, (_, y)), height in zip(named, heights, strict=True):
-                _name(axes, plain(line.arm), (cost(line), y), height, side, colour(theme, _SHADES[attention]))
+        names = [_named(line, cost(line), theme, far_apart=far_apart) for line in results.lines]
+        panels.append((axes, name_all(axes, names)))
         if far_apart:
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -109,41 +106,14 @@ def costs(results: Results, *, theme: Theme = LIGHT, stamp: str = "") -> bytes:
     attentions = dict.fromkeys(line.attention for line in results.lines)
     handles = [_handle(attention, theme) for attention in attentions]
     made.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, labelcolor=theme.ink)
+    settle(made, panels)
     return to_png(made, stamp)
 
 
-_LINE, _WORD = 0.05, 0.3  # of a panel: the height of a label, and how near two spots are whose labels might overlap
-
-
-def _beside(spots: Sequence[tuple[float, float]], across: float, height: float) -> list[float]:
-    """How far labels go down from their spots so as not to overlap, in shares of the marks' whole height."""
-    placed: list[tuple[float, float]] = []
-    found = [0.0] * len(spots)
-    for index in sorted(range(len(spots)), key=lambda index: -spots[index][1]):
-        x, y = spots[index]
-        at = min([y, *(other - _LINE * height for place, other in placed if abs(place - x) < _WORD * across)])
-        placed.append((x, at))
-        found[index] = (y - at) / height
-    return found
-
-
-def _name(axes: Axes, name: str, spot: tuple[float, float], down: float, side: int, shade: str) -> None:
-    """A label right of its spot (side 1) or left (-1), with a line to it."""
-    axes.annotate(
-        name,
-        spot,
-        (side * 14, -down * _POINTS),
-        textcoords="offset points",
-        fontsize=8,
-        color=shade,
-        ha="left" if side > 0 else "right",
-        va="center",
-        arrowprops={"arrowstyle": "-", "color": shade, "alpha": 0.5, "lw": 0.7, "shrinkA": 0, "shrinkB": 5},
-    )
-
-
-def _extent(values: Sequence[float]) -> float:
-    return (max(values) - min(values)) or 1.0
+def _named(line: Line, cost: float, theme: Theme, *, far_apart: bool) -> Name:
+    place = (math.log(cost) if far_apart else cost, 100 * line.mean)
+    shade = colour(theme, _SHADES[line.attention])
+    return Name(plain(line.arm), (cost, 100 * line.mean), place, _SIDES[line.attention], shade)
 
 
 def _handle(attention: str, theme: Theme) -> Line2D:
