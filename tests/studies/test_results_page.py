@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from study_rows import made_records
 
-from diffvit.config import parse, read_yaml
+from diffvit.config import parse, read_yaml, to_yaml
 from diffvit.reporting.rows import write
 from diffvit.studies.definitions import STUDIES
 from diffvit.studies.page import main, page, readme_block
@@ -51,6 +51,24 @@ def test_the_page_has_what_is_known_and_names_what_is_not(reports: Path) -> None
         *(f"## {study.question}" for study in STUDIES.values()),
     ]
     assert f"| {HEADS.question} | 8 heads, 68.0% | 8 heads, 68.0% | short, 2 |" in text
+
+
+def test_the_best_configuration_is_named_by_its_recipe(reports: Path) -> None:
+    assert "The best configuration" not in page()  # no recipe has these settings
+    assert "| [patch-4-softmax-s0](../reports/recipe/report.md) | – | 82.00% ± 1.00 |" in page()
+    trial = next(each for each in trials_of(STUDIES["patch-size"], "short") if each.arm == "patch 4")
+    Path("configs").mkdir()
+    Path("configs/another.yaml").write_text(to_yaml(trial.config.model_copy(update={"epochs": 9})))
+    Path("configs/the_best.yaml").write_text(
+        to_yaml(trial.config.model_copy(update={"seed": 7}))
+    )  # the seed is no part of it
+    text = page()
+    assert "| [the_best.yaml](../configs/the_best.yaml) | 82.00% ± 1.00 | 8 |" in text
+    assert (
+        "The best configuration so far is [the_best.yaml](../configs/the_best.yaml): 82.00% of the test images after 8 "
+        "epochs (the mean of 3 seeds). To repeat it: `diffvit train configs/the_best.yaml --out runs/the-best`."
+    ) in text
+    assert "another.yaml" not in text
 
 
 def test_a_check_finds_what_is_out_of_date(reports: Path, capsys: Captured) -> None:

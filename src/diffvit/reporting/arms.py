@@ -182,9 +182,9 @@ def _over_images(first: Arm, second: Arm, seed: int) -> str:
 
 def points(fraction: float) -> str:
     """A difference of fractions in percentage points, signed."""
-    return f"{100 * fraction:+.2f} points"
+    return f"{100 * fraction:+z.2f} points"
 
 
 def span(interval: stats.Interval) -> str:
     """An interval in percentage points."""
-    return f"{100 * interval.low:+.2f} to {100 * interval.high:+.2f}"
+    return f"{100 * interval.low:+z.2f} to {100 * interval.high:+z.2f}"

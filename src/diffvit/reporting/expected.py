@@ -67,9 +67,7 @@ def _with_line(path: Path, text: str, line: str) -> str:
 
 def _line(config: Config, studies: dict[str, list[RunRecord]]) -> str:
     """The study with most runs of these settings speaks for the recipe."""
-    found = {
-        name: [record.row for record in records if _is_run_of(record, config)] for name, records in studies.items()
-    }
+    found = {name: [record.row for record in records if is_run_of(record, config)] for name, records in studies.items()}
     name = max(found, key=lambda each: len(found[each]), default=None)
     if name is None or not found[name]:
         return f"{MARK} not yet run"
@@ -87,7 +85,7 @@ def _where(row: Row) -> str:
     return ", ".join(str(part) for part in (row["hardware"], threads, row["precision"]) if part)
 
 
-def _is_run_of(record: RunRecord, config: Config) -> bool:
+def is_run_of(record: RunRecord, config: Config) -> bool:
     """Whether a run had the recipe's settings; a setting that the row's diffvit did not know yet had its default."""
     if record.row.get("objective") != getattr(config, "objective", None):
         return False  # a CLIP and its supervised twin have all other settings in common

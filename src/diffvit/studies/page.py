@@ -11,23 +11,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffvit.reporting import markdown, stats
-from diffvit.reporting.arms import arms
+from diffvit.reporting import markdown
 from diffvit.reporting.generated import brought_up_to_date, finish, with_block
 from diffvit.reporting.readme import stamp_of
-from diffvit.reporting.rows import ROWS_FILE, RunRecord, content_hash, read
-from diffvit.reporting.tables import Table, accuracy_cell, duration, threads
-from diffvit.studies import search_report, summary, words
+from diffvit.reporting.rows import ROWS_FILE, content_hash
+from diffvit.studies import goal, search_report, summary, words
 from diffvit.studies.definitions import STUDIES, Study
 from diffvit.studies.pool import REPORTS, report_of
 from diffvit.studies.report import REPORT, gathered
 from diffvit.studies.results import Results
 from diffvit.studies.tiers import TIERS
 
-PAGE, README = Path("docs/results.md"), Path("README.md")
+PAGE, README, CONFIGS = Path("docs/results.md"), Path("README.md"), Path("configs")
 BLOCK = "studies"
 _FIRST = "vit-vs-diffvit"  # the study that answers in a sentence of the README
-GOAL, EPOCHS = 0.80, 50
 _NO_RUNS = Path("none")  # the page is made from committed rows alone
 INTRODUCTION = (
     "Every table here is made from the rows in [reports](../reports) by `python -m diffvit.studies.page`. A study's "
@@ -37,14 +34,15 @@ INTRODUCTION = (
 )
 
 
-def page(reports: Path = REPORTS) -> str:
+def page(reports: Path = REPORTS, configs: Path = CONFIGS) -> str:
     """The whole page as Markdown.
 
     Raises:
         InputError: damaged rows.
+        ConfigError: a recipe that is not a valid configuration.
     """
     tiers = "; ".join(f"*{name}*, {tier.words}" for name, tier in TIERS.items() if name != "smoke")
-    parts = ["# Results", f"{INTRODUCTION}{tiers}.", "## Over 80% within 50 epochs", _over_the_goal(reports)]
+    parts = ["# Results", f"{INTRODUCTION}{tiers}.", "## Over 80% within 50 epochs", *goal.words(reports, configs)]
     compared = _compared(reports)
     for title, table, note in (
         ("## The studies in short", summary.best_arms(compared), summary.BEST_NOTE),
@@ -70,32 +68,6 @@ def readme_block(reports: Path = REPORTS) -> str:
     tiers = " ".join(f"Tier {name}: {TIERS[name].words}." for name in dict.fromkeys(each.tier for each in compared))
     parts += [markdown.table(table), f"{tiers} {summary.BEST_NOTE}"] if table.rows else []
     return "\n\n".join(parts) or "No study has rows yet."
-
-
-def _over_the_goal(reports: Path) -> str:
-    """Recipes whose runs all pass the goal, the best first."""
-    found: list[tuple[float, list[str]]] = []
-    for folder in sorted(path.parent for path in reports.glob(f"*/{ROWS_FILE}") if path.parent.name not in STUDIES):
-        for arm in arms([record for record in read(folder) if _counts(record)]):
-            rows = [record.row for record in arm.records]
-            values, first = list(arm.accuracies.values()), rows[0]
-            if not values or min(values) <= GOAL:
-                continue
-            where = ", ".join(str(part) for part in (first["hardware"], threads(first), first["precision"]) if part)
-            time = duration(stats.mean([row["train_seconds"] for row in rows]))
-            name = f"[{first['run']}](../reports/{folder.name}/report.md)"
-            found.append((stats.mean(values), [name, accuracy_cell(rows), f"{first['epochs']}", time, where]))
-    rows = [cells for _, cells in sorted(found, key=lambda each: -each[0])]
-    if not rows:
-        return "No committed run does yet."
-    return markdown.table(Table(["Run", "Test accuracy", "Epochs", "Training time", "On"], rows))
-
-
-def _counts(record: RunRecord) -> bool:
-    """A classifier of CIFAR-10 within the epochs."""
-    row = record.row
-    known = row["test_accuracy"] is not None and row.get("zero_shot_accuracy") is None
-    return known and str(row["data"]).startswith("CIFAR-10") and row["epochs"] <= EPOCHS
 
 
 def _compared(reports: Path) -> list[Results]:
@@ -132,7 +104,9 @@ def _not_yet(study: Study) -> str:
     return f"Not run yet: `diffvit study run {study.name} --tier short`."
 
 
-def update(path: Path = PAGE, reports: Path = REPORTS, readme: Path = README, *, check: bool = False) -> list[str]:
+def update(
+    path: Path = PAGE, reports: Path = REPORTS, readme: Path = README, configs: Path = CONFIGS, *, check: bool = False
+) -> list[str]:
     """Bring the page, the README and the studies' reports up to date with the committed rows, or only check them.
 
     Returns:
@@ -140,11 +114,12 @@ def update(path: Path = PAGE, reports: Path = REPORTS, readme: Path = README, *,
 
     Raises:
         InputError: damaged rows, or a README without the two markers.
+        ConfigError: a recipe that is not a valid configuration.
         EnvironmentFault: a file cannot be written.
     """
     why = f"is not made from the rows in {reports}"
     wanted = {
-        path: (page(reports).encode(), why),
+        path: (page(reports, configs).encode(), why),
         readme: (with_block(readme, BLOCK, readme_block(reports)).encode(), why),
     }
     stale: list[str] = []
@@ -167,8 +142,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", type=Path, default=PAGE, help=f"the page (default {PAGE})")
     parser.add_argument("--readme", type=Path, default=README, help=f"with the part about them (default {README})")
     parser.add_argument("--reports", type=Path, default=REPORTS, help=f"folder with the rows (default {REPORTS})")
+    parser.add_argument("--configs", type=Path, default=CONFIGS, help=f"folder with recipes (default {CONFIGS})")
     given = parser.parse_args(arguments)
-    return finish(lambda: update(given.page, given.reports, given.readme, check=given.check), check=given.check)
+    return finish(
+        lambda: update(given.page, given.reports, given.readme, given.configs, check=given.check), check=given.check
+    )
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def _by_arm(results: Results) -> list[tuple[str, float]]:
 
 
 def _cell(interval: Interval) -> str:
-    return f"{100 * interval.estimate:+.2f} ({span(interval)})"
+    return f"{100 * interval.estimate:+z.2f} ({span(interval)})"
 
 
 def _verdict(interval: Interval, results: Results) -> str:

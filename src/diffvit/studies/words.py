@@ -89,7 +89,7 @@ def _cell(line: Line, against: Line) -> str:
     if line is against:
         return NONE
     found = difference(line, against)
-    return f"{100 * found.estimate:+.2f} ({span(found)})" if found else NONE
+    return f"{100 * found.estimate:+z.2f} ({span(found)})" if found else NONE
 
 
 def answers(results: Results) -> list[str]:
