@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from study_rows import made_record
 
 from diffvit.config import to_dict
 from diffvit.errors import ConfigError
@@ -98,8 +101,22 @@ def test_the_cost_is_that_of_the_model_that_is_built(arm: str) -> None:
     model = fresh_model(trial.config, load(trial.config, lambda _: None))
     assert flops_per_image(trial.config) == pytest.approx(counted(model), rel=0.02)
     assert training_flops(trial.config) == 3 * flops_per_image(trial.config) * 640 * 2
-    assert seconds_of([trial, trial], 1e9) == pytest.approx(2 * training_flops(trial.config) / 1e9)
-    assert rate_of([], "cpu") > 0
+    assert seconds_of([trial, trial], 1e9) == pytest.approx(2 * training_flops(trial.config) / 1e9 + 2)
+
+
+def test_the_rate_is_of_all_cores_however_many_threads_a_row_had() -> None:
+    """Two trials of one thread each run side by side on two cores."""
+    trial = trials_of(STUDIES["patch-size"], "short")[0]
+    one = made_record(trial, 0.7)
+    assert one.row["threads"] == 1
+    single = 3 * one.row["flops_per_image"] * one.row["images_per_second"]
+    assert rate_of([one], "cpu") == pytest.approx(2 * single)
+    assert rate_of([one], "cpu", cores=8) == pytest.approx(8 * single)
+    both = replace(one, row=one.row | {"threads": 2})
+    assert rate_of([both], "cpu") == pytest.approx(single)
+    card = replace(one, row=one.row | {"device": "cuda"})
+    assert rate_of([card], "cuda", cores=8) == pytest.approx(single)
+    assert rate_of([card], "cpu") == 2 * rate_of([], "cpu", cores=1)  # no row of a CPU: the usual rate
 
 
 @pytest.mark.parametrize(

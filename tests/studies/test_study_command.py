@@ -13,6 +13,7 @@ from diffvit.cli.study_options import What, ledger_of
 from diffvit.errors import InputError
 from diffvit.studies.definitions import STUDIES
 from diffvit.studies.runner import work
+from diffvit.studies.search import DIALS
 from diffvit.studies.standing import Claim
 
 Captured = pytest.CaptureFixture[str]
@@ -33,9 +34,10 @@ def test_the_list_names_every_study_with_arms_tiers_and_times(capsys: Captured) 
     found = json.loads(out.splitlines()[-1])["studies"]
     assert [each["study"] for each in found] == list(STUDIES)
     for each in found:
-        assert each["arms"] == list(STUDIES[each["study"]].arms)
+        study = STUDIES[each["study"]]
+        assert each["arms"] == ([dial.setting for dial in DIALS] if study.search else list(study.arms))
         assert each["seconds"].keys() == {"smoke", "short", "full"}
-        assert each["study"] == "search" or 0 < each["seconds"]["smoke"] < each["seconds"]["short"]
+        assert 0 < each["seconds"]["smoke"] < each["seconds"]["short"]
     for tier in ("smoke", "short", "full"):
         assert f"\n{tier}: " in out
 

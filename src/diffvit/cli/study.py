@@ -27,23 +27,24 @@ app.command("diffvit.cli.study_run:work", name="work", help="One worker of a stu
 def list_studies(*, output: Output = OUTPUT) -> None:
     """What studies there are, their arms, and how long they take."""
     from diffvit.studies.cost import known_rate, seconds_of
+    from diffvit.studies.search import DIALS, unpruned
 
     rows, found = [], []
     for study in STUDIES.values():
-        arms = ", ".join(study.arms)
+        arms = [dial.setting for dial in DIALS] if study.search else list(study.arms)
         times: dict[str, float] = {}
+        cells = []
         for tier in TIERS:
-            trials = trials_of(study, tier)
-            rate = known_rate(trials, REPORTS, "cuda" if tier == "full" else "cpu")
-            times[tier] = seconds_of(trials, rate)
-        runs = {tier: len(trials_of(study, tier)) for tier in TIERS}
-        found.append({"study": study.name, "question": study.question, "arms": list(study.arms), "seconds": times})
-        cells = [f"{runs[tier]} runs, {_duration(times[tier])}" for tier in TIERS]
-        rows.append([study.name, study.question, arms, f"{seeds_of(study, 'short')}", *cells])
+            trials = unpruned(tier) if study.search else trials_of(study, tier)
+            times[tier] = seconds_of(trials, known_rate(trials, REPORTS, "cuda" if tier == "full" else "cpu"))
+            cells.append(f"{len(trials)} runs, {_duration(times[tier])}")
+        found.append({"study": study.name, "question": study.question, "arms": arms, "seconds": times})
+        seeds = 1 if study.search else seeds_of(study, "short")
+        rows.append([study.name, study.question, ", ".join(arms), f"{seeds}", *cells])
     show.table(["study", "question", "arms", "seeds", *(f"tier {tier}" for tier in TIERS)], rows)
     for name, tier in TIERS.items():
         show.line(f"{name}: {tier.words}")
-    show.line("Times are estimates: of the CPU of a committed row or two usual cores; full of one recent GPU.")
+    show.line("Times are estimates: of two CPU cores like those of the committed rows; full of one recent GPU.")
     if output.json:
         show.as_json({"studies": found})
 

@@ -29,7 +29,7 @@ class What:
     """Which trials of a study, and where everything lies."""
 
     tier: TierName = "short"
-    """How much: smoke (seconds), short (a CPU's hour or two), full (a GPU)."""
+    """How much: smoke (seconds), short (minutes to hours of a CPU), full (a GPU)."""
     seeds: Annotated[int | None, Parameter(show_default="the study's own")] = None
     """How many seeds."""
     storage: Annotated[str | None, Parameter(show_default="a journal in --runs")] = None

@@ -76,11 +76,12 @@ def _line(config: Config, studies: dict[str, list[RunRecord]]) -> str:
     seeds = f"{len(rows)} seeds, mean" if len(rows) > 1 else "one seed"
     return (
         f"{MARK} {tables.percent(stats.mean(accuracies), 1)} of {rows[0]['data']}'s test set in "
-        f"{tables.duration(stats.mean(times))} of training ({seeds}; {_where(rows[0])}; reports/{name})"
+        f"{tables.duration(stats.mean(times))} of training ({seeds}; {where(rows[0])}; reports/{name})"
     )
 
 
-def _where(row: Row) -> str:
+def where(row: Row) -> str:
+    """The machine of a run: its hardware, its threads on a CPU, its precision."""
     threads = tables.threads(row) if row["device"] == "cpu" else None
     return ", ".join(str(part) for part in (row["hardware"], threads, row["precision"]) if part)
 

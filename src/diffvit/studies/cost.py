@@ -12,8 +12,9 @@ from diffvit.studies.trials import Trial
 
 _TRAIN_IMAGES = {"cifar10": 50_000}
 _PASSES = 3  # forward, and backward to inputs and weights
-# Where no row tells: floating-point operations a second, whole machine. Two CPU cores; one H100 or H200.
-_USUAL = {"cpu": 1.2e11, "cuda": 4e13}
+_ASIDE = 1.0  # seconds of a trial that are no training: to begin, to score the test set
+# Where no row tells: floating-point operations a second of one CPU core, and of one H100 or H200.
+_USUAL = {"cpu": 1e11, "cuda": 4e13}
 
 
 def flops_per_image(config: Config) -> float:
@@ -39,20 +40,31 @@ def training_flops(config: Config) -> float:
     return _PASSES * flops_per_image(config) * images * config.epochs
 
 
-def rate_of(records: Iterable[RunRecord], device: str) -> float:
-    """Floating-point operations a second that trainings on such a device reached, the median of rows."""
+def rate_of(records: Iterable[RunRecord], device: str, cores: int = 2) -> float:
+    """Floating-point operations a second that trainings on such a device reached, the median of rows.
+
+    Args:
+        records: rows, of any devices.
+        device: ``cpu`` or ``cuda``.
+        cores: of a CPU, all of them busy; a row tells the rate of as many as it had threads.
+    """
     rows = [record.row for record in records if record.row["device"] == device and record.row["images_per_second"]]
-    rates = sorted(_PASSES * row["flops_per_image"] * row["images_per_second"] for row in rows)
-    return rates[len(rates) // 2] if rates else _USUAL[device]
+    on_cpu = device == "cpu"
+    rates = sorted(
+        _PASSES * row["flops_per_image"] * row["images_per_second"] / ((row["threads"] or 1) if on_cpu else 1)
+        for row in rows
+    )
+    return (rates[len(rates) // 2] if rates else _USUAL[device]) * (cores if on_cpu else 1)
 
 
 def seconds_of(trials: Iterable[Trial], rate: float) -> float:
     """How long these take on a machine of this rate, however many workers share it."""
-    return sum(training_flops(trial.config) for trial in trials) / rate
+    return sum(training_flops(trial.config) / rate + _ASIDE for trial in trials)
 
 
-def known_rate(trials: Sequence[Trial], reports: Path, device: str) -> float:
+def known_rate(trials: Sequence[Trial], reports: Path, device: str, cores: int = 2) -> float:
     """:func:`rate_of` the committed rows of these trials' studies and tier, or the usual one."""
     keys = {trial.key for trial in trials}
     folders = dict.fromkeys(reports / trial.study for trial in trials)
-    return rate_of([record for folder in folders for record in read(folder) if record.key in keys], device)
+    known = [record for folder in folders for record in read(folder) if record.key in keys]
+    return rate_of(known, device, cores)

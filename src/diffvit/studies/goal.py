@@ -7,9 +7,9 @@ from pathlib import Path
 from diffvit.config import Config, parse, read_yaml
 from diffvit.reporting import markdown, stats
 from diffvit.reporting.arms import Arm, arms
-from diffvit.reporting.expected import is_run_of
+from diffvit.reporting.expected import is_run_of, where
 from diffvit.reporting.rows import ROWS_FILE, RunRecord, read
-from diffvit.reporting.tables import NONE, Table, accuracy_cell, duration, percent, threads
+from diffvit.reporting.tables import NONE, Table, accuracy_cell, duration, percent
 from diffvit.studies.definitions import STUDIES
 
 GOAL, EPOCHS = 0.80, 50
@@ -75,12 +75,11 @@ def _link(recipe: Path) -> str:
 def _row(folder: Path, arm: Arm, recipe: Path | None) -> list[str]:
     rows = [record.row for record in arm.records]
     first = rows[0]
-    where = ", ".join(str(part) for part in (first["hardware"], threads(first), first["precision"]) if part)
     return [
         f"[{first['run']}](../reports/{folder.name}/report.md)",
         _link(recipe) if recipe else NONE,
         accuracy_cell(rows),
         f"{first['epochs']}",
         duration(stats.mean([row["train_seconds"] for row in rows])),
-        where,
+        where(first),
     ]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffvit.config import merge, parse
+from diffvit.studies.definitions import BOTH
 from diffvit.studies.ledger import Ledger
 from diffvit.studies.runner import Pruned, Training
 from diffvit.studies.standing import Claim, Standing
@@ -98,6 +99,11 @@ def trial_of(tier: str, attention: str, slot: str, values: Mapping[str, Any]) ->
         "model": {"attention": attention},
     }
     return Trial("search", tier, slot, parse(merge(TIERS[tier].recipe, tried, fixed), f"study search, {slot}"))
+
+
+def unpruned(tier: str) -> list[Trial]:
+    """All trials of both attentions with the base recipe's values and none pruned, to tell about how long they take."""
+    return [trial_of(tier, attention, slot, {}) for attention in BOTH for slot in slots_of(tier)]
 
 
 class _Reporting(QuietProgress):

@@ -1,4 +1,4 @@
-"""How much a study is run: seconds to see that it works, an hour or two on a CPU, or the whole on a GPU."""
+"""How much a study is run: seconds to see that it works, a few hours on a CPU, or the whole on a GPU."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ TIERS: dict[str, Tier] = {
         },
         seeds=1,
     ),
-    "short": Tier("one to two hours of two CPU cores a study: 8 epochs and more of CIFAR-10, patch 8", _SHORT, seeds=5),
+    "short": Tier("up to hours of two CPU cores a study: 8 epochs and more of CIFAR-10, patch 8", _SHORT, seeds=5),
     "full": Tier(
         "50 epochs of CIFAR-10, patch 4, for a GPU",
         {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -62,7 +63,8 @@ class Watch:
         standing = self.standing()
         self._before = set(standing.done)
         left = [trial for trial in self.trials if trial.name not in {*known, *standing.done, *standing.failed}]
-        self._rate = known_rate(self.trials, self.reports, "cuda" if device == "cuda" else "cpu")
+        kind = "cuda" if device == "cuda" else "cpu"
+        self._rate = known_rate(self.trials, self.reports, kind, os.cpu_count() or 1)
         self._say(f"{self.study.name}, tier {self.tier}: {TIERS[self.tier].words}")
         count = len(self.trials) or len(standing.done) + len(standing.failed) + len(standing.waiting)
         time_left = f": about {duration(seconds_of(left, self._rate))}" if left else ""
