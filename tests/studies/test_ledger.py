@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.storages._rdb.models import BaseModel
+from sqlalchemy import Engine, event
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.pool import Pool
 
 from diffvit.errors import EnvironmentFault
 from diffvit.studies.ledger import ATTEMPTS, Ledger
-from diffvit.studies.storage import FileLock, open_storage
+from diffvit.studies.storage import FileLock, close_storage, open_storage
 
 CELLS = ["a", "b", "c"]
 
@@ -221,3 +225,33 @@ def test_a_storage_that_cannot_be_had_is_one_line(where: str, said: str, monkeyp
         open_storage(where)
     assert str(caught.value).startswith(said)
     assert "Name a file, or a database" in str(caught.value)
+
+
+def test_a_refused_opening_leaves_no_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that begin together make the tables together; who comes second is refused, and opens again."""
+    connected, closed, refused = list[object](), list[object](), list[object]()
+    monkeypatch.setattr("time.sleep", refused.append)
+    tables = BaseModel.metadata.create_all
+
+    def create_all(engine: Engine) -> None:
+        tables(engine)
+        if len(refused) < 2:
+            raise IntegrityError("CREATE TABLE", None, Exception("is there already"))
+
+    monkeypatch.setattr(BaseModel.metadata, "create_all", create_all)
+    listeners = (
+        ("connect", lambda found, _: connected.append(found)),
+        ("close", lambda found, _: closed.append(found)),
+    )
+    for name, listener in listeners:
+        event.listen(Pool, name, listener)
+    try:
+        storage = open_storage(f"sqlite:///{tmp_path / 'study.db'}")
+        assert len(refused) == 2
+        assert len(connected) > 2
+        assert closed == connected[:2]
+        close_storage(storage)
+        assert closed == connected
+    finally:
+        for name, listener in listeners:
+            event.remove(Pool, name, listener)

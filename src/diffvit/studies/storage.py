@@ -106,9 +106,20 @@ def _database(url: str) -> BaseStorage:
     from optuna.storages import RDBStorage
     from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
+    class Closing(RDBStorage):
+        """Of an opening that is refused, the connections are closed at once, not when memory is next cleared."""
+
+        def __init__(self) -> None:
+            try:
+                super().__init__(url, engine_kwargs={"pool_pre_ping": True})
+            except Exception:
+                if hasattr(self, "scoped_session"):
+                    close_storage(self)
+                raise
+
     for attempt in range(_OPENINGS):
         try:
-            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+            return Closing()
         except (IntegrityError, ProgrammingError, OperationalError) as error:
             # Workers that begin together make the tables together, and all but one are refused.
             if attempt == _OPENINGS - 1:
