@@ -251,7 +251,7 @@ def test_a_refused_opening_leaves_no_connection(tmp_path: Path, monkeypatch: pyt
         assert len(connected) > 2
         assert closed == connected[:2]
         close_storage(storage)
-        assert closed == connected
+        assert set(map(id, closed)) == set(map(id, connected))  # a pool closes its own in any order
     finally:
         for name, listener in listeners:
             event.remove(Pool, name, listener)
