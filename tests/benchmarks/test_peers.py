@@ -42,8 +42,9 @@ def test_flops_are_those_of_a_hand_count() -> None:
     rest = 2 * 16 * patch * dim + 2 * dim * 7
     for name in ("timm", "vit-pytorch", "transformers"):
         assert forward_flops(build(name, TINY), TINY) == rest + 2 * block, name
-    # In our last block only [CLS] asks: keys and values for all tokens, everything else for one.
-    last = tokens * 2 * dim * 2 * dim + (linear - 2 * dim * 2 * dim) + 2 * 2 * tokens * dim
+    # In our last block only [CLS] asks, and its query and what it reads go through the weights of keys and values: all
+    # for one token, but for the products with every token, one row a head.
+    last = linear + TINY.num_heads * 2 * 2 * tokens * dim
     assert forward_flops(build("diffvit", TINY), TINY) == rest + block + last
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffvit.errors import ConfigError
+from diffvit.models import few_queries
 from diffvit.models.rope import Rope2d
 
 
@@ -109,11 +110,15 @@ class Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch tokens dim"], queries: int | None = None
     ) -> Float[Tensor, "batch read dim"]:
-        """Attend by whichever path is faster here; with ``queries``, only the first so many tokens ask."""
-        q, k, v = self._heads(x, queries)
-        if explicit_is_faster(q.device, q.dtype, k.shape[2]):
-            return self._explicit(q, k, v)
-        return self._merge(F.scaled_dot_product_attention(q, k, v))
+        """Attend by whichever way is fastest here; with ``queries``, only the first so many tokens ask.
+
+        Few queries need no keys and values (:mod:`diffvit.models.few_queries`).
+        """
+        if queries is not None and self.rope is None and few_queries.pays(x, queries, self.num_heads):
+            x = few_queries.in_working_type(x)
+            maps = few_queries.maps_of_few(self.qkv, x, queries, self.num_heads)
+            return self.proj(few_queries.read_by_few(self.qkv, x, maps).flatten(2))
+        return self._by_heads(x, queries)
 
     def attend(
         self, x: Float[Tensor, "batch tokens dim"], queries: int | None = None
@@ -125,6 +130,13 @@ class Attention(nn.Module):
         """The maps of the explicit path."""
         q, k, _ = self._heads(x)
         return AttentionMaps(maps_of(q, k))
+
+    def _by_heads(self, x: Tensor, queries: int | None) -> Tensor:
+        """The explicit path or torch's fused kernel."""
+        q, k, v = self._heads(x, queries)
+        if explicit_is_faster(q.device, q.dtype, k.shape[2]):
+            return self._explicit(q, k, v)
+        return self._merge(F.scaled_dot_product_attention(q, k, v))
 
     def _heads(self, x: Tensor, queries: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values: (batch, heads, tokens, head_dim) each."""

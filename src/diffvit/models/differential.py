@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffvit.errors import ConfigError
+from diffvit.models import few_queries
 from diffvit.models.attention import AttentionMaps, maps_of, project, softmax_map
 from diffvit.models.differential_core import DifferentialCore, pays
 from diffvit.models.rope import Rope2d
@@ -72,14 +73,15 @@ class DifferentialAttention(nn.Module):
     ) -> Float[Tensor, "batch read dim"]:
         """Attend with one value product, by the combined map; with ``queries``, only the first so many tokens ask.
 
-        As :meth:`attend`, with the elementwise steps where they are cheap; in bfloat16 on a CPU by
-        :class:`DifferentialCore`, whose gradient is written out.
+        As :meth:`attend`, with the elementwise steps where they are cheap. Few queries need no keys and values
+        (:mod:`diffvit.models.few_queries`); in bfloat16 on a CPU the gradient is written out
+        (:class:`DifferentialCore`).
         """
         if queries is None and pays(x):
             q, k, v = project(self.qkv, x, None, self.rope)
             normed = DifferentialCore.apply(q, k, v, self.lam(), self.num_heads, self._eps)
         else:
-            normed = self._normed(x, queries)
+            normed = self._normed(self._read(x, queries))
         # The norm's weight and the constant act on what proj reads: put into its columns, they cost dim^2, once.
         columns = self.sub_norm.weight.repeat(self.num_heads // 2) * (1.0 - self.lambda_init)
         return F.linear(normed, self.proj.weight * columns, self.proj.bias)
@@ -100,12 +102,21 @@ class DifferentialAttention(nn.Module):
         (q1, q2), (k1, k2), _ = self._heads(x)
         return AttentionMaps(maps_of(q1, k1), maps_of(q2, k2), self.lam())
 
-    def _normed(self, x: Tensor, queries: int | None) -> Tensor:
-        """The heads' outputs over their root mean square, side by side."""
+    def _read(self, x: Tensor, queries: int | None) -> Float[Tensor, "batch query pairs width"]:
+        """The values by the combined map."""
+        if queries is not None and self.rope is None and few_queries.pays(x, queries, self.num_heads):
+            x = few_queries.in_working_type(x)
+            maps = few_queries.maps_of_few(self.qkv, x, queries, self.num_heads)
+            lam = self.lam()
+            combined = torch.addcmul(maps[:, 0::2], maps[:, 1::2], -lam.to(maps.dtype))
+            return few_queries.read_by_few(self.qkv, x, combined, row_sum=1.0 - lam)
         (q1, q2), (k1, k2), v = self._heads(x, queries)
         positive, negative = softmax_map(q1, k1), softmax_map(q2, k2)
         combined = torch.addcmul(positive, negative, -self.lam().to(positive.dtype))
-        read = torch.bmm(combined, v.flatten(0, 1)).unflatten(0, v.shape[:2]).transpose(1, 2)
+        return torch.bmm(combined, v.flatten(0, 1)).unflatten(0, v.shape[:2]).transpose(1, 2)
+
+    def _normed(self, read: Float[Tensor, "batch query pairs width"]) -> Float[Tensor, "batch query dim"]:
+        """The heads' outputs over their root mean square, side by side."""
         wide = torch.promote_types(read.dtype, torch.float32)
         length = torch.linalg.vector_norm(read, dim=-1, keepdim=True, dtype=wide)
         scale = (length.square() / (2 * self.head_dim) + self._eps).rsqrt().to(read.dtype)

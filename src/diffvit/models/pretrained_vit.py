@@ -113,6 +113,12 @@ class NormedAttention(Attention):
         super().__init__(dim, num_heads, qkv_bias=qkv_bias)
         self.q_norm, self.k_norm = (NORMS[norm](self.head_dim, eps=eps) for _ in range(2))
 
+    def forward(
+        self, x: Float[Tensor, "batch tokens dim"], queries: int | None = None
+    ) -> Float[Tensor, "batch read dim"]:
+        """Attend by the explicit path or the fused one: the shortcuts of the parent go past the norms."""
+        return self._by_heads(x, queries)
+
     def _heads(self, x: Tensor, queries: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = super()._heads(x, queries)
         return self.q_norm(q), self.k_norm(k), v

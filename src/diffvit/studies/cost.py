@@ -8,6 +8,7 @@ from pathlib import Path
 from diffvit.config import Config
 from diffvit.data.cifar10_rows import CLASSES
 from diffvit.reporting.rows import RunRecord, read
+from diffvit.settings import ModelConfig
 from diffvit.studies.trials import Trial
 
 _TRAIN_IMAGES = {"cifar10": 50_000}
@@ -26,18 +27,25 @@ def flops_per_image(config: Config) -> float:
     patches = (model.image_size // model.patch_size) ** 2
     tokens, width = patches + (model.pool == "cls"), model.embed_dim
     embed = patches * width * model.in_chans * model.patch_size**2
-    asking = [tokens] * (model.depth - 1) + [1 if model.pool == "cls" else tokens]  # of the last block only [CLS]
-    blocks = sum(
-        width * width * (2 * tokens + (2 + 2 * model.mlp_ratio) * asks) + 2 * asks * tokens * width for asks in asking
-    )
+    perceptron = 2 * model.mlp_ratio * width**2  # of one token
+    block = tokens * (4 * width**2 + perceptron + 2 * tokens * width)
     head = width * len(CLASSES) + (width * width if model.head == "mlp" else 0)
-    return 2 * (embed + blocks + head)
+    last = block if model.pool == "mean" else _when_one_asks(config.model, tokens) + perceptron
+    return 2 * (embed + (model.depth - 1) * block + last + head)
 
 
-def training_flops(config: Config) -> float:
-    """Of a whole training."""
+def _when_one_asks(model: ModelConfig, tokens: int) -> float:
+    """Multiply-adds of the attention of [CLS] alone: with keys and values of all, or by few_queries."""
+    width = model.embed_dim
+    with_keys = 2 * width**2 + 2 * tokens * width**2 + 2 * tokens * width
+    without = 4 * width**2 + 2 * model.num_heads * tokens * width
+    return with_keys if model.pos_embed.endswith("rope-2d") else min(with_keys, without)
+
+
+def training_flops(config: Config, per_image: float | None = None) -> float:
+    """Of a whole training; ``per_image`` is what was counted in its model, else it is counted from sizes."""
     images = _TRAIN_IMAGES.get(config.data, config.shapes.train) - config.validation_size
-    return _PASSES * flops_per_image(config) * images * config.epochs
+    return _PASSES * (flops_per_image(config) if per_image is None else per_image) * images * config.epochs
 
 
 def rate_of(records: Iterable[RunRecord], device: str, cores: int = 2) -> float:

@@ -43,8 +43,8 @@ class Line:
 
     @property
     def flops(self) -> float:
-        """Of a whole training."""
-        return training_flops(self.config)
+        """Of a whole training, by what was counted in the models that were trained."""
+        return training_flops(self.config, self.mean_of("flops_per_image"))
 
     def mean_of(self, column: str) -> float:
         """Of a figure of the rows."""
