@@ -37,8 +37,8 @@ if $dry; then
   export DIFFVIT_MODEL__EMBED_DIM=16 DIFFVIT_MODEL__DEPTH=2 DIFFVIT_MODEL__NUM_HEADS=2 DIFFVIT_THREADS=1
   export DIFFVIT_SHAPES__TRAIN=200 DIFFVIT_SHAPES__TEST=40
   tiny=(--data shapes)
-  # No peers: theirs need no CUDA to be tested, and an extra.
-  bench=(--device cpu --embed-dim 32 --depth 1 --num-heads 2 --batch-size 2 --rounds 1 --warmup 0 --peers none)
+  # No peers: theirs need no CUDA to be tested, and an extra. One dtype: each is compiled anew, which takes long.
+  bench=(--device cpu --embed-dim 32 --depth 1 --num-heads 2 --batch-size 2 --rounds 1 --warmup 0 --peers none --precision bf16)
   layer=(--device cpu --widths 64 --tokens 16 --tokens-per-step 64 --rounds 1 --peers none)
 elif ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
   echo "error: CUDA device: none found. Nothing was run; try every step on the CPU with --dry-run." >&2

@@ -96,6 +96,13 @@ def test_quiet_says_nothing_but_json(capsys: Captured) -> None:
     assert succeeds(["train", "--resume", "runs/twin", "--quiet"], capsys) == ""
 
 
+def test_evaluating_keeps_freed_memory(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("diffvit.training.memory.keep_freed_memory", lambda: asked.append("keep"))
+    succeeds(["evaluate", "runs/twin", "--data", "shapes"], capsys)
+    assert asked == ["keep"]
+
+
 def test_a_taken_name_gets_a_number(capsys: Captured) -> None:
     succeeds(["train", "tiny.yaml", "--seed", "7", "--quiet"], capsys)
     out = succeeds(["train", "tiny.yaml", "--seed", "7", "--quiet", "--json"], capsys)

@@ -15,6 +15,7 @@ from PIL import Image
 from small_clip import NAME, openai_state, register, small_model
 
 from diffvit.cli.main import run
+from diffvit.errors import InputError
 
 Captured = pytest.CaptureFixture[str]
 BASE = ["clip", "classify", "--model", NAME, "--weights", "w.pt"]
@@ -154,3 +155,15 @@ def test_what_is_wrong_is_one_line_and_its_code(case: str, capsys: Captured) -> 
     assert err.startswith(f"error: {why}")
     assert err.count("\n") == 1
     assert not Path("evil-was-here").exists()
+
+
+def test_the_process_keeps_freed_memory_before_there_is_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        asked.append("model")
+        raise InputError("w.pt", "is refused here")
+
+    asked: list[str] = []
+    monkeypatch.setattr("diffvit.training.memory.keep_freed_memory", lambda: asked.append("keep"))
+    monkeypatch.setattr("diffvit.clip.load.load_clip", refuse)
+    assert run([*BASE, "p0.png", "--labels", "cat,dog"]) == 3
+    assert asked == ["keep", "model"]

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from diffvit.clip.evaluation.published import COMPARISONS, block
 from diffvit.clip.evaluation.shifts import KINDS
+from diffvit.training.memory import keep_freed_memory
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]
 CLIP = [sys.executable, "-m", "diffvit.cli.main", "clip"]
@@ -43,6 +44,7 @@ def _every_core() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> Expected:
+    keep_freed_memory()
     folder = tmp_path_factory.mktemp("imagenet")
     return Expected(folder, imagenet_layout(folder))
 
@@ -82,13 +84,29 @@ def environment(folder: Path, cache: str) -> dict[str, str]:
     return {**os.environ, "XDG_CACHE_HOME": str(folder / cache)}
 
 
-def test_a_killed_evaluation_of_imagenets_layout_counts_as_float64(expected: Expected) -> None:
-    folder = expected.folder
+def copied(folder: Path, name: str, every: int) -> list[int]:
+    """A folder of every so-manieth class, and which these are."""
+    classes = sorted((folder / "val").iterdir())
+    chosen = list(range(0, len(classes), every))
+    for label in chosen:
+        shutil.copytree(classes[label], folder / name / classes[label].name)
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def evaluated(expected: Expected) -> tuple[int, Any]:
+    """How many parts were kept when the evaluation was killed, and what it says when it is run again."""
+    command = [*CLIP, "evaluate", "val", *BOTH, "--json"]
+    parts = killed_on_its_way(command, expected.folder, "cache", "00000?-*.rows", 2)
+    return parts, finished(command, expected.folder, "cache")
+
+
+def test_a_killed_evaluation_of_imagenets_layout_counts_as_float64(
+    expected: Expected, evaluated: tuple[int, Any]
+) -> None:
     for logs in expected.models:
         assert len(set(logs.argmax(1).tolist())) >= 5
-    command = [*CLIP, "evaluate", "val", *BOTH, "--json"]
-    parts = killed_on_its_way(command, folder, "cache", "00000?-*.rows", 2)
-    found = finished(command, folder, "cache")
+    parts, found = evaluated
     assert (found["images"], found["unreadable"], found["labels_computed"]) == (1000, 0, 0)
     assert found["same_names"] == [[657, 744], [836, 837]]
     clip, resnet = found["models"]
@@ -97,12 +115,11 @@ def test_a_killed_evaluation_of_imagenets_layout_counts_as_float64(expected: Exp
     counted(found, expected.models)
 
 
-def test_a_killed_comparison_of_imagenets_layout_counts_as_float64(expected: Expected) -> None:
+@pytest.mark.usefixtures("evaluated")
+def test_a_comparison_of_the_same_folder_computes_nothing_anew_and_counts_as_float64(expected: Expected) -> None:
     folder = expected.folder
-    command = [*CLIP, "compare", "val", *BOTH, "--shifts", "none", "--json"]
-    kept = killed_on_its_way(command, folder, "other", "00000?-*.rows", 6)  # 4 of one model, the rest of the other
-    found = finished(command, folder, "other")
-    assert found["computed"] == [0, 1000 - 256 * (kept - 4)]
+    found = finished([*CLIP, "compare", "val", *BOTH, "--shifts", "none", "--json"], folder, "cache")
+    assert found["computed"] == [0, 0]
     counted(found, expected.models)
     clip, resnet = (logs.argmax(1) == torch.arange(1000) for logs in expected.models)
     assert found["overall"]["only_first"] == pytest.approx(int((clip & ~resnet).sum()), abs=2)
@@ -115,11 +132,21 @@ def test_a_killed_comparison_of_imagenets_layout_counts_as_float64(expected: Exp
     assert page.count('<div class="card">') == sum(map(len, found["galleries"])) > 0
 
 
+def test_a_comparison_killed_in_the_middle_goes_on_and_counts_as_float64(expected: Expected) -> None:
+    folder = expected.folder
+    labels = copied(folder, "third", 3)  # two parts of each model
+    command = [*CLIP, "compare", "third", *BOTH, "--shifts", "none", "--json"]
+    kept = killed_on_its_way(command, folder, "other", "00000?-*.rows", 3)  # both of one model, one of the other
+    assert kept == 3
+    found = finished(command, folder, "other")
+    assert found["computed"] == [0, len(labels) - 256]
+    counted(found, [logs[labels][:, labels] for logs in expected.models])  # among the folder's classes alone
+
+
 @pytest.mark.cifar10
 def test_one_command_fills_every_table_of_published_weights(expected: Expected) -> None:
     folder = expected.folder
-    for class_folder in sorted((folder / "val").iterdir())[::25]:  # forty classes
-        shutil.copytree(class_folder, folder / "few" / class_folder.name)
+    assert len(copied(folder, "few", 25)) == 40
     command = [*CLIP, "published", "few", "--weights", "clip.pt", "--v1-weights", "resnet.pth"]
     command += ["--v2-weights", "resnet.pth", "--limit", "1", "--shift-pictures", "3", "--budget", "25", "--json"]
     command += ["--templates", "single"]

@@ -43,10 +43,12 @@ class ClipChoice:
         return resolve(None, {} if self.device is None else {"device": self.device}).device
 
     def load(self) -> Clip:
-        """The model."""
+        """The model, in a process that keeps freed memory: each batch asks for the same large blocks again."""
         from diffvit.clip.load import load_clip
         from diffvit.clip.small.load import is_own, load_small
+        from diffvit.training.memory import keep_freed_memory
 
+        keep_freed_memory()
         if self.weights is None and is_own(self.model):
             return load_small(self.model, device=self.place)
         return load_clip(

@@ -29,7 +29,9 @@ def evaluate(
     data_dir = data_dir_of(data_dir)
 
     from diffvit.training.evaluate import evaluate as score
+    from diffvit.training.memory import keep_freed_memory
 
+    keep_freed_memory()
     found = score(run, split=split, data=data, data_dir=data_dir, **where)
     per_class = found["per_class_accuracy"]
     show.pairs(
