@@ -145,3 +145,8 @@ def test_autocasts_type_is_taken_once_and_only_from_float32() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert few_queries.in_working_type(x).dtype == torch.bfloat16
         assert few_queries.in_working_type(x.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shapes_come_out_where_nothing_is_computed(kind: str) -> None:
+    assert _layer(kind, 32, 4).to("meta")(torch.empty(2, 17, 32, device="meta"), 1).shape == (2, 1, 32)

@@ -238,3 +238,12 @@ def test_create_model_says_what_it_does_not_know() -> None:
         create_model("vit_tinny")
     with pytest.raises(ConfigError, match=r"atention: no such model setting\. Did you mean 'attention'\?"):
         create_model("vit_pico", atention="softmax")
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+@pytest.mark.parametrize("attention", ["softmax", "differential"])
+def test_torch_exports_it_for_any_number_of_images(attention: str, pool: str) -> None:
+    model = lively(small(attention=attention, pool=pool)).eval()
+    two, five = (torch.randn(count, 3, 16, 16, dtype=torch.float64) for count in (2, 5))
+    exported = torch.export.export(model, (two,), dynamic_shapes=({0: torch.export.Dim("images", max=512)},))
+    torch.testing.assert_close(exported.module()(five), model(five), rtol=0, atol=1e-12)

@@ -37,7 +37,7 @@ class DropPath(nn.Module):
         """Draw once per sample; outside training, nothing changes."""
         if not self.training or self.chance == 0.0:
             return branch
-        kept = torch.rand(len(branch), 1, 1, device=branch.device) >= self.chance
+        kept = torch.rand(branch.shape[0], 1, 1, device=branch.device) >= self.chance
         return branch * (kept.to(branch.dtype) / (1.0 - self.chance))
 
 

@@ -23,8 +23,8 @@ def pays(x: Tensor, queries: int | None, num_heads: int) -> bool:
 def in_working_type(x: Tensor) -> Tensor:
     """What autocast would make of ``x`` in each product that reads it, made once."""
     kind = x.device.type
-    wanted = x.dtype == torch.float32 and torch.is_autocast_enabled(kind)
-    return x.to(torch.get_autocast_dtype(kind)) if wanted else x
+    casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # not so on "meta"
+    return x.to(torch.get_autocast_dtype(kind)) if casts and x.dtype == torch.float32 else x
 
 
 def maps_of_few(

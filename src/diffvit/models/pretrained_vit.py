@@ -216,7 +216,7 @@ class PretrainedVisionTransformer(nn.Module):
         positions = self._positions((images.shape[2] // side, images.shape[3] // side))
         if self.parts.no_embed_class:
             x = x + positions
-        before = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
+        before = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
         x = torch.cat([*before, x], dim=1) if before else x
         return x if self.parts.no_embed_class else x + positions
 

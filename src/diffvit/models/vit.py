@@ -128,7 +128,7 @@ class VisionTransformer(nn.Module):
         """What enters the first block: [CLS] where there is one, then the patches row by row, positions added."""
         x = self.patch_embed(images)
         if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         table = positions.table(self)
         return x if table is None else x + table
 

@@ -42,10 +42,10 @@ def _when_one_asks(model: ModelConfig, tokens: int) -> float:
     return with_keys if model.pos_embed.endswith("rope-2d") else min(with_keys, without)
 
 
-def training_flops(config: Config, per_image: float | None = None) -> float:
-    """Of a whole training; ``per_image`` is what was counted in its model, else it is counted from sizes."""
+def training_flops(config: Config) -> float:
+    """Of a whole training."""
     images = _TRAIN_IMAGES.get(config.data, config.shapes.train) - config.validation_size
-    return _PASSES * (flops_per_image(config) if per_image is None else per_image) * images * config.epochs
+    return _PASSES * flops_per_image(config) * images * config.epochs
 
 
 def rate_of(records: Iterable[RunRecord], device: str, cores: int = 2) -> float:

@@ -117,6 +117,8 @@ OPTIMIZER = Study(
     "AdamW or Muon?",
     {
         "AdamW": {"optimizer": {"name": "adamw", "lr": 1e-3}},
+        "AdamW, rate 0.003": {"optimizer": {"name": "adamw", "lr": 3e-3}},
+        "AdamW, rate 0.01": {"optimizer": {"name": "adamw", "lr": 1e-2}},
         "Muon": {"optimizer": {"name": "muon", "lr": 2e-3, "muon_lr": 5e-3, "split_qkv": True}},
     },
 )

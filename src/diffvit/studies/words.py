@@ -21,7 +21,7 @@ COLUMNS_NOTE = (
     "Mean and standard deviation over seeds. Difference: from the first line of the same attention, paired by seed, "
     "with its 95% interval (Student's t). Training accuracy: of the last epoch, on images as they were augmented. "
     "Training time: as measured, with other workers beside. FLOPs: of a whole training, three forward passes an image, "
-    "matrix products only, a multiply-add counted as two."
+    "matrix products only, a multiply-add counted as two; from the model's sizes, as models multiply today."
 )
 
 ARMS_NOTE = (
