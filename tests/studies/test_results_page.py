@@ -13,7 +13,7 @@ from diffvit.config import parse, read_yaml, to_yaml
 from diffvit.reporting.rows import write
 from diffvit.studies.definitions import STUDIES
 from diffvit.studies.page import main, page, readme_block
-from diffvit.studies.report import write_report
+from diffvit.studies.report import gathered, write_report
 from diffvit.studies.results import results_of
 from diffvit.studies.search import DIALS
 from diffvit.studies.search_report import best_of, rows_of, update
@@ -88,6 +88,22 @@ def test_a_check_finds_what_is_out_of_date(reports: Path, capsys: Captured) -> N
     out = capsys.readouterr().out
     assert "reports/heads/report.md: is not made from the rows beside it" in out
     assert "accuracy.png: was not made from the rows beside it" in out
+
+
+def test_a_check_finds_plots_of_costs_that_were_counted_otherwise(
+    reports: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main([]) == 0
+    assert main(["--check"]) == 0
+    capsys.readouterr()
+    monkeypatch.setattr("diffvit.studies.results.training_flops", lambda config: 1e12 * config.model.num_heads)
+    assert main(["--check"]) == 1
+    out = capsys.readouterr().out
+    assert "reports/heads/cost.png: was not made from the rows beside it" in out
+    assert "accuracy.png" not in out
+    write_report(gathered(HEADS, Path("nowhere"), reports), reports)
+    assert main([]) == 0
+    assert main(["--check"]) == 0
 
 
 def test_without_any_rows_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from diffvit.reporting.rows import ROWS_FILE, content_hash
 from diffvit.studies import goal, search_report, summary, words
 from diffvit.studies.definitions import STUDIES, Study
 from diffvit.studies.pool import REPORTS, report_of
-from diffvit.studies.report import REPORT, gathered
+from diffvit.studies.report import REPORT, gathered, plot_stamp
 from diffvit.studies.results import Results
 from diffvit.studies.tiers import TIERS
 
@@ -129,8 +129,8 @@ def update(
             continue
         results = gathered(study, _NO_RUNS, reports)
         wanted[folder / REPORT] = (words.report(results).encode(), "is not made from the rows beside it")
-        stamp = content_hash(folder)
-        old = [folder / name for name in words.PLOTS if stamp_of(folder / name) != stamp]
+        rows = content_hash(folder)
+        old = [folder / name for name in words.PLOTS if stamp_of(folder / name) != plot_stamp(name, results, rows)]
         stale += [f"{plot}: was not made from the rows beside it; write it with diffvit study report" for plot in old]
     return [*brought_up_to_date(wanted, check=check), *stale]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -19,10 +20,11 @@ from diffvit.studies.trials import trials_of
 from diffvit.training.files import disk_faults, replace
 
 REPORT = "report.md"
+_COSTS = "cost.png"
 _DRAWN: Mapping[str, Callable[..., bytes]] = {
     "accuracy.png": plots.accuracies,
     "curves.png": plots.curves,
-    "cost.png": plots.costs,
+    _COSTS: plots.costs,
 }
 
 
@@ -68,8 +70,16 @@ def write_report(results: Results, reports: Path) -> Path:
     }
     brought_up_to_date(wanted, check=False)
     for name, draw in _DRAWN.items():
-        if stamp_of(folder / name) != stamp:
+        wished = plot_stamp(name, results, stamp)
+        if stamp_of(folder / name) != wished:
             with disk_faults(folder / name):
-                replace(folder / name, draw(results, stamp=stamp))
+                replace(folder / name, draw(results, stamp=wished))
     assert stamp == content_hash(folder)
     return folder / REPORT
+
+
+def plot_stamp(name: str, results: Results, rows: str) -> str:
+    """What a plot's stamp says it was made from: the rows; the plot of costs from the operations counted, too."""
+    if name != _COSTS:
+        return rows
+    return hashlib.sha256(" ".join([rows, *(f"{line.flops:.0f}" for line in results.lines)]).encode()).hexdigest()
