@@ -92,3 +92,12 @@ def test_our_warnings_are_one_line_and_those_of_libraries_are_silent(capsys: pyt
         warnings.warn_explicit("ours", UserWarning, "x.py", 1, module="diffvit.training.checkpoint")
         warnings.warn_explicit("theirs", UserWarning, "x.py", 1, module="lightning_fabric.fabric")
     assert capsys.readouterr().err == "warning: ours\n"
+
+
+def test_a_full_disk_is_code_4(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "runs/full/x")
+
+    monkeypatch.setattr("diffvit.training.loop.train", full)
+    assert run(["train", "--out", "runs/full"]) == 4
+    assert capsys.readouterr().err == "error: runs/full/x: No space left on device.\n"

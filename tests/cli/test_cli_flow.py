@@ -193,45 +193,6 @@ def test_compare_takes_earlier_runs_from_a_committed_folder(capsys: Captured) ->
     assert [row["run"] for row in last_json(out)["rows"]] == ["shapes-softmax-s0", "twin"]
 
 
-def test_data_info_counts_and_draws(capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DIFFVIT_SHAPES__TRAIN", "40")
-    monkeypatch.setenv("DIFFVIT_SHAPES__TEST", "20")
-    out = succeeds(["data", "info", "shapes", "--json"], capsys)
-    found = last_json(out)
-    assert found["images"] == {"train": 40, "test": 20}
-    assert found["per_class"] == {"train": [4] * 10, "test": [2] * 10}
-    assert found["size"] == [3, 32, 32]
-    assert len(found["fingerprint"]["train"]) == 64
-    with Image.open(found["contact_sheet"]) as sheet:
-        assert sheet.format == "PNG"
-        assert sheet.height > 10 * 64
-        assert len(sheet.getcolors(1_000_000)) > 100
-    assert run(["data", "info", "shapes", "--sheet", "sheet.jpg"]) == 2
-    assert "sheet.jpg: a contact sheet is a PNG" in capsys.readouterr().err
-
-
-def test_fetching_says_where_the_data_lies_and_why_not(
-    capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("DIFFVIT_OFFLINE", "1")
-    assert run(["data", "fetch", "cifar10", "--data-dir", str(tmp_path)]) == 4
-    assert capsys.readouterr().err.count("\n") == 1
-
-    def fetched(name: str, folder: Path | None, *, progress: Any) -> Path:
-        for done in (1, 2, 50, 100):
-            progress(done * 10**6, 10**8)
-        assert folder == tmp_path
-        return tmp_path / name
-
-    monkeypatch.setattr("diffvit.data.download.fetch", fetched)
-    monkeypatch.setenv("DIFFVIT_DATA", str(tmp_path))
-    assert run(["data", "fetch", "cifar10", "--json"]) == 0
-    out, err = capsys.readouterr()
-    assert last_json(out) == {"name": "cifar10", "folder": str(tmp_path / "cifar10")}
-    assert err.splitlines() == ["cifar10: 1 of 100 MB", "cifar10: 50 of 100 MB", "cifar10: 100 of 100 MB"]
-
-
 class Interrupting(QuietProgress):
     """Presses Ctrl-C after the first epoch."""
 
@@ -282,15 +243,6 @@ def test_non_finite_training_is_code_5(capsys: Captured) -> None:
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "finite" in err
-
-
-def test_a_full_disk_is_code_4(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device", "runs/full/x")
-
-    monkeypatch.setattr("diffvit.training.loop.train", full)
-    assert run(["train", "tiny.yaml", "--out", "runs/full"]) == 4
-    assert capsys.readouterr().err == "error: runs/full/x: No space left on device.\n"
 
 
 def test_the_next_command_of_a_run_whose_twin_is_there_compares_them(capsys: Captured) -> None:

@@ -105,14 +105,17 @@ def test_the_cost_is_that_of_the_model_that_is_built(arm: str) -> None:
     assert seconds_of([trial, trial], 1e9) == pytest.approx(2 * training_flops(trial.config) / 1e9 + 2)
 
 
+@pytest.mark.parametrize("attention", ["softmax", "differential"])
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 @pytest.mark.parametrize("pos_embed", ["none", "rope-2d", "sincos-2d+rope-2d"])
 @pytest.mark.parametrize(
     "sizes", [{}, {"depth": 1, "mlp_ratio": 1.0}, {"embed_dim": 24, "num_heads": 6, "head": "mlp"}]
 )
-def test_the_cost_from_sizes_is_exactly_what_is_counted(pool: str, pos_embed: str, sizes: dict[str, Any]) -> None:
+def test_the_cost_from_sizes_is_exactly_what_is_counted(
+    attention: str, pool: str, pos_embed: str, sizes: dict[str, Any]
+) -> None:
     config = trials_of(STUDIES["pooling"], "smoke")[0].config
-    model = config.model.model_copy(update={"pool": pool, "pos_embed": pos_embed, **sizes})
+    model = config.model.model_copy(update={"attention": attention, "pool": pool, "pos_embed": pos_embed, **sizes})
     config = config.model_copy(update={"model": model})
     built = fresh_model(config, load(config, lambda _: None))
     assert flops_per_image(config) == counted(built)

@@ -19,7 +19,7 @@ _USUAL = {"cpu": 1e11, "cuda": 4e13}
 
 
 def flops_per_image(config: Config) -> float:
-    """Of a forward pass, matrix products only, a multiply-add counted as two; both attentions have the same.
+    """Of a forward pass, matrix products only, a multiply-add counted as two.
 
     It counts from sizes what :func:`diffvit.training.score.flops_per_image` counts in the model.
     """
@@ -38,7 +38,8 @@ def _when_one_asks(model: ModelConfig, tokens: int) -> float:
     """Multiply-adds of the attention of [CLS] alone: with keys and values of all, or by few_queries."""
     width = model.embed_dim
     with_keys = 2 * width**2 + 2 * tokens * width**2 + 2 * tokens * width
-    without = 4 * width**2 + 2 * model.num_heads * tokens * width
+    reading = model.num_heads // 2 if model.attention == "differential" else model.num_heads
+    without = 4 * width**2 + (model.num_heads + reading) * tokens * width
     return with_keys if model.pos_embed.endswith("rope-2d") else min(with_keys, without)
 
 

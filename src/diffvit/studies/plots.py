@@ -102,6 +102,8 @@ def costs(results: Results, *, theme: Theme = LIGHT, stamp: str = "") -> bytes:
             axes.xaxis.set_minor_formatter(NullFormatter())  # labels between these would overlap
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}%"))
         axes.margins(x=0.3, y=0.12)
+        if not far_apart:
+            axes.set_xlim(*_not_too_narrow(*axes.get_xlim()))
     right.set_ylabel("")
     attentions = dict.fromkeys(line.attention for line in results.lines)
     handles = [_handle(attention, theme) for attention in attentions]
@@ -119,6 +121,13 @@ def _named(line: Line, cost: float, theme: Theme, *, far_apart: bool) -> Name:
 def _handle(attention: str, theme: Theme) -> Line2D:
     shade = colour(theme, _SHADES[attention])
     return Line2D([], [], color=shade, ls="", marker=_MARKS[attention], ms=8, label=MODEL_NAMES[attention])
+
+
+def _not_too_narrow(low: float, high: float) -> tuple[float, float]:
+    """Limits wide enough that costs which are nearly the same look so: a tenth of the middle to either side."""
+    middle = (low + high) / 2
+    half = max((high - low) / 2, 0.1 * middle)
+    return middle - half, middle + half
 
 
 def _far_apart(values: Sequence[float]) -> bool:

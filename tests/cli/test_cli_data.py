@@ -1,0 +1,55 @@
+"""``diffvit data``: what a source holds, and how it is fetched."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from diffvit.cli.main import run
+
+Captured = pytest.CaptureFixture[str]
+
+
+def test_data_info_counts_and_draws(capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DIFFVIT_SHAPES__TRAIN", "40")
+    monkeypatch.setenv("DIFFVIT_SHAPES__TEST", "20")
+    assert run(["data", "info", "shapes", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    found = json.loads(out.splitlines()[-1])
+    assert found["images"] == {"train": 40, "test": 20}
+    assert found["per_class"] == {"train": [4] * 10, "test": [2] * 10}
+    assert found["size"] == [3, 32, 32]
+    assert len(found["fingerprint"]["train"]) == 64
+    with Image.open(found["contact_sheet"]) as sheet:
+        assert sheet.format == "PNG"
+        assert sheet.height > 10 * 64
+        assert len(sheet.getcolors(1_000_000)) > 100
+    assert run(["data", "info", "shapes", "--sheet", "sheet.jpg"]) == 2
+    assert "sheet.jpg: a contact sheet is a PNG" in capsys.readouterr().err
+
+
+def test_fetching_says_where_the_data_lies_and_why_not(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DIFFVIT_OFFLINE", "1")
+    assert run(["data", "fetch", "cifar10", "--data-dir", str(tmp_path)]) == 4
+    assert capsys.readouterr().err.count("\n") == 1
+
+    def fetched(name: str, folder: Path | None, *, progress: Any) -> Path:
+        for done in (1, 2, 50, 100):
+            progress(done * 10**6, 10**8)
+        assert folder == tmp_path
+        return tmp_path / name
+
+    monkeypatch.setattr("diffvit.data.download.fetch", fetched)
+    monkeypatch.setenv("DIFFVIT_DATA", str(tmp_path))
+    assert run(["data", "fetch", "cifar10", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out.splitlines()[-1]) == {"name": "cifar10", "folder": str(tmp_path / "cifar10")}
+    assert err.splitlines() == ["cifar10: 1 of 100 MB", "cifar10: 50 of 100 MB", "cifar10: 100 of 100 MB"]
