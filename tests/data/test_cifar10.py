@@ -23,8 +23,8 @@ from cifar10_files import (
     write_parquet,
 )
 
+from diffvit.cache import cache_folder
 from diffvit.data import cifar10, sources
-from diffvit.data.cache import cache_folder
 from diffvit.data.cifar10_encoded import read_parquet
 from diffvit.errors import InputError
 

@@ -13,8 +13,8 @@ from typing import BinaryIO
 
 import pytest
 
+from diffvit.cache import cache_folder
 from diffvit.data import download
-from diffvit.data.cache import cache_folder
 from diffvit.data.download import RemoteFile, fetch, open_https
 from diffvit.errors import ConfigError, EnvironmentFault
 

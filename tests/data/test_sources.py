@@ -12,8 +12,8 @@ from cifar10_files import synthetic, write_parquet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diffvit.cache import cache_folder
 from diffvit.data import cifar10, shapes, sources
-from diffvit.data.cache import cache_folder
 from diffvit.errors import ConfigError, EnvironmentFault, InputError
 
 SETS = {"train": synthetic(5, 1), "test": synthetic(2, 2)}

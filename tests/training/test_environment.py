@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from diffvit.errors import ConfigError, EnvironmentFault
+from diffvit.native import library
 from diffvit.training import environment
 
 FACTS = {
@@ -13,6 +14,7 @@ FACTS = {
     "device": "cpu",
     "precision": "bf16",
     "processes": 1,
+    "kernels": "native",
     "hardware": "one",
     "commit": "a",
     "data": {"fingerprint": "f" * 64},
@@ -56,6 +58,31 @@ def test_description():
     assert (facts["threads"], facts["precision"], facts["device"]) == (3, "fp32", "cpu")
     assert facts["hardware"]
     assert facts["cores"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "there", "found"),
+    [
+        ("cpu", "bf16", True, "native"),
+        ("cpu", "bf16", False, "torch"),
+        ("cpu", "fp32", True, "torch"),
+        ("cuda", "bf16", True, "torch"),
+    ],
+)
+def test_kernels_are_those_that_run(monkeypatch, device, precision, there, found):
+    monkeypatch.setattr(library, "kernels", lambda: object() if there else None)
+    monkeypatch.setattr(library, "why_not", lambda: "" if there else "no C compiler (cc, gcc or clang)")
+    assert environment.kernels(device, precision) == found
+    line = environment.missed(device, precision)
+    assert (line is not None) == (device == "cpu" and precision == "bf16" and not there)
+    assert line is None or line.endswith("slower: no C compiler (cc, gcc or clang).")
+
+
+def test_a_run_from_before_there_were_kernels_goes_on_without_them(tmp_path):
+    before = {name: value for name, value in FACTS.items() if name != "kernels"}
+    environment.refuse_differences(tmp_path, [], before, {**FACTS, "kernels": "torch"})
+    with pytest.raises(ConfigError, match=r"kernels torch vs native\).*DIFFVIT_NATIVE=off"):
+        environment.refuse_differences(tmp_path, [], before, FACTS)
 
 
 def test_the_same_may_go_on(tmp_path):

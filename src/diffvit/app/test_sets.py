@@ -11,8 +11,8 @@ from torch import Tensor
 
 from diffvit.app.kept import Kept
 from diffvit.app.models import Models
+from diffvit.cache import cache_folder
 from diffvit.data import cifar10
-from diffvit.data.cache import cache_folder
 from diffvit.data.images import Images
 from diffvit.errors import InputError
 from diffvit.interpret.subject import labelled_images

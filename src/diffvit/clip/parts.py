@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from diffvit.data.cache import replacing
+from diffvit.cache import replacing
 
 _SUM = 32  # bytes of a SHA-256
 

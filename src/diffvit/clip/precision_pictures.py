@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diffvit.cache import cache_folder
 from diffvit.clip.encoder import IMAGE_SIZE, MEAN, STD
 from diffvit.data import cifar10, shapes
-from diffvit.data.cache import cache_folder
 from diffvit.data.images import decode
 from diffvit.errors import InputError
 

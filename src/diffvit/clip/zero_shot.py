@@ -13,13 +13,13 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 from torch.nn import functional as F
 
+from diffvit.cache import cache_folder
 from diffvit.clip.fingerprint import text_fingerprint
 from diffvit.clip.hub import open_clip_library
 from diffvit.clip.load import Clip
 from diffvit.clip.parts import Parts
 from diffvit.clip.templates import MAX_LABELS, Templates, twins
 from diffvit.clip.text_tower import text_features
-from diffvit.data.cache import cache_folder
 from diffvit.errors import ConfigError, InputError
 
 Progress = Callable[[int, int], None]

@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from diffvit.cache import cache_folder, replacing
 from diffvit.data import cifar10_archives as archives
-from diffvit.data.cache import cache_folder, replacing
 from diffvit.data.cifar10_encoded import parquet_files, read_folder, read_parquet
 from diffvit.data.cifar10_rows import CLASSES, PER_CLASS, Rows, check_complete
 from diffvit.data.images import Images, fingerprint

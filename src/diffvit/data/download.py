@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from diffvit.data.cache import cache_folder, replacing
+from diffvit.cache import cache_folder, replacing
 from diffvit.errors import ConfigError, EnvironmentFault, did_you_mean
 
 Progress = Callable[[int, int], None]

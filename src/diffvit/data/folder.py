@@ -21,8 +21,9 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from diffvit.data.cache import cache_folder, mapped, replacing
+from diffvit.cache import cache_folder, replacing
 from diffvit.data.images import Images, decode, fingerprint, resize
+from diffvit.data.mapped import mapped
 from diffvit.errors import EnvironmentFault, InputError
 
 _DECODER = "1"  # raise when decoded pixels change for the same bytes

@@ -21,7 +21,8 @@ from jaxtyping import Bool, Int64, UInt8
 from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 from torch import Tensor
 
-from diffvit.data.cache import cache_folder, mapped
+from diffvit.cache import cache_folder
+from diffvit.data.mapped import mapped
 from diffvit.errors import EnvironmentFault, InputError
 
 MAX_PIXELS = 25_000_000

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from diffvit.cache import cache_folder
 from diffvit.data import cifar10, folder
 from diffvit.data import shapes as shape_images
-from diffvit.data.cache import cache_folder
 from diffvit.data.download import fetch
 from diffvit.data.images import Images, fingerprint, resize
 from diffvit.data.random_draws import hash_words

@@ -1,4 +1,4 @@
-"""Softmax self-attention: an explicit path, which writes the maps out, and torch's fused one."""
+"""Softmax self-attention: an explicit path, which writes the maps out, and fused ones, torch's and our own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffvit.errors import ConfigError
-from diffvit.models import few_queries
+from diffvit.models import few_queries, native_core
 from diffvit.models.rope import Rope2d
 
 
@@ -54,13 +54,27 @@ def project(
 ) -> tuple[Float[Tensor, "batch read dim"], Float[Tensor, "batch tokens dim"], Float[Tensor, "batch tokens dim"]]:
     """Queries, keys and values of all heads; with ``queries``, only the first so many tokens ask."""
     if queries is None:
-        q, k, v = qkv(x).chunk(3, dim=2)
-    else:
-        dim = x.shape[2]
-        q_bias, kv_bias = (None, None) if qkv.bias is None else (qkv.bias[:dim], qkv.bias[dim:])
-        k, v = F.linear(x, qkv.weight[dim:], kv_bias).chunk(2, dim=2)
-        q = F.linear(x[:, :queries], qkv.weight[:dim], q_bias)
+        return split(qkv(x), rope)
+    dim = x.shape[2]
+    q_bias, kv_bias = (None, None) if qkv.bias is None else (qkv.bias[:dim], qkv.bias[dim:])
+    k, v = F.linear(x, qkv.weight[dim:], kv_bias).chunk(2, dim=2)
+    q = F.linear(x[:, :queries], qkv.weight[:dim], q_bias)
     return (q, k, v) if rope is None else (rope(q), rope(k), v)
+
+
+def split(
+    projected: Float[Tensor, "batch tokens three_dims"], rope: Rope2d | None
+) -> tuple[Float[Tensor, "batch tokens dim"], Float[Tensor, "batch tokens dim"], Float[Tensor, "batch tokens dim"]]:
+    """Queries, keys and values from what the projection gives, turned by their positions where there is ``rope``."""
+    q, k, v = projected.chunk(3, dim=2)
+    return (q, k, v) if rope is None else (rope(q), rope(k), v)
+
+
+def packed(
+    qkv: nn.Linear, x: Float[Tensor, "batch tokens dim"], rope: Rope2d | None
+) -> tuple[Float[Tensor, "batch tokens any"], ...]:
+    """What :mod:`diffvit.models.native_core` takes: the projection as it is, or its parts where positions turn them."""
+    return (qkv(x),) if rope is None else split(qkv(x), rope)
 
 
 def softmax_map(
@@ -112,12 +126,15 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "batch read dim"]:
         """Attend by whichever way is fastest here; with ``queries``, only the first so many tokens ask.
 
-        Few queries need no keys and values (:mod:`diffvit.models.few_queries`).
+        Few queries need no keys and values (:mod:`diffvit.models.few_queries`); in bfloat16 on a CPU compiled kernels
+        do it where there are some (:mod:`diffvit.models.native_core`).
         """
         if queries is not None and self.rope is None and few_queries.pays(x, queries, self.num_heads):
             x = few_queries.in_working_type(x)
             maps = few_queries.maps_of_few(self.qkv, x, queries, self.num_heads)
             return self.proj(few_queries.read_by_few(self.qkv, x, maps).flatten(2))
+        if queries is None and native_core.pays(x, self.head_dim):
+            return self.proj(native_core.softmax(packed(self.qkv, x, self.rope), self.num_heads))
         return self._by_heads(x, queries)
 
     def attend(

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffvit.errors import ConfigError
-from diffvit.models import few_queries
-from diffvit.models.attention import AttentionMaps, maps_of, project, softmax_map
+from diffvit.models import few_queries, native_core
+from diffvit.models.attention import AttentionMaps, maps_of, packed, project, softmax_map
 from diffvit.models.differential_core import DifferentialCore, pays
 from diffvit.models.rope import Rope2d
 
@@ -74,10 +74,14 @@ class DifferentialAttention(nn.Module):
         """Attend with one value product, by the combined map; with ``queries``, only the first so many tokens ask.
 
         As :meth:`attend`, with the elementwise steps where they are cheap. Few queries need no keys and values
-        (:mod:`diffvit.models.few_queries`); in bfloat16 on a CPU the gradient is written out
+        (:mod:`diffvit.models.few_queries`); in bfloat16 on a CPU compiled kernels do it
+        (:mod:`diffvit.models.native_core`), or, where there are none, the gradient is written out
         (:class:`DifferentialCore`).
         """
-        if queries is None and pays(x):
+        if queries is None and native_core.pays(x, self.head_dim):
+            parts = packed(self.qkv, x, self.rope)
+            normed = native_core.differential(parts, self.num_heads, self.lam(), self._eps)
+        elif queries is None and pays(x):
             q, k, v = project(self.qkv, x, None, self.rope)
             normed = DifferentialCore.apply(q, k, v, self.lam(), self.num_heads, self._eps)
         else:

@@ -24,8 +24,8 @@ RESULT_COLUMNS = (
     *("device", "precision", "hardware", "cores", "threads", "diffvit", "python", "torch", "commit"),
     *("fingerprint", "train_images", "validation_images", "test_images"),
 )
-# What only some runs have: figures of a CLIP.
-OTHER_COLUMNS = ("zero_shot_accuracy", "unseen_names_accuracy")
+# What only some runs have: figures of a CLIP, and, since there are some, which kernels ran.
+OTHER_COLUMNS = ("zero_shot_accuracy", "unseen_names_accuracy", "kernels")
 _YOUNGER_COLUMNS = {"data_seconds", "compile_seconds"}  # which rows of diffvit 0.1.0 lack
 _KEY_COLUMNS = ("run", "config_hash", "seed", "attention", "data")
 # Settings that the result columns already hold (as resolved), or that do not change what is computed.
@@ -73,8 +73,9 @@ def read_run(run: RunDir | Path | str) -> RunRecord:
     evaluation = _read_evaluation(run.path)
     data = environment.get("data", {})
     row: Row = {**dict.fromkeys(RESULT_COLUMNS), "run": run.path.resolve().name}
-    row |= {name: environment[name] for name in RESULT_COLUMNS if name in environment and name != "data"}
-    row |= {name: result[name] for name in (*RESULT_COLUMNS, *OTHER_COLUMNS) if name in result}
+    columns = (*RESULT_COLUMNS, *OTHER_COLUMNS)
+    row |= {name: environment[name] for name in columns if name in environment and name != "data"}
+    row |= {name: result[name] for name in columns if name in result}
     row |= {"fingerprint": data.get("fingerprint"), "commit": environment.get("commit")}
     row |= {f"{split}_images": data.get(split) for split in ("train", "validation", "test")}
     if evaluation and row["calibration_error"] is None:

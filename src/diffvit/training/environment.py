@@ -13,6 +13,7 @@ import torch
 
 import diffvit
 from diffvit.errors import ConfigError, EnvironmentFault
+from diffvit.native import library
 
 # A run may only be continued where these are as they were, else its bits would change.
 _BINDING = {
@@ -22,7 +23,9 @@ _BINDING = {
     "device": "device",
     "precision": "precision",
     "processes": "processes",
+    "kernels": "kernels",
 }
+_BEFORE_KERNELS = {"kernels": "torch"}  # what environment.json need not say
 
 
 def resolve_device(name: str) -> str:
@@ -46,6 +49,18 @@ def resolve_precision(name: str, device: str) -> str:
     else:
         fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bf16" if fast else "fp32"
+
+
+def kernels(device: str, precision: str) -> str:
+    """``native`` where the compiled kernels run (:mod:`diffvit.native`), else ``torch``."""
+    return "native" if device == "cpu" and precision == "bf16" and library.kernels() is not None else "torch"
+
+
+def missed(device: str, precision: str) -> str | None:
+    """A line on why bfloat16 on this CPU is slower than it could be; None where it is not."""
+    if device != "cpu" or precision != "bf16" or library.kernels() is not None:
+        return None
+    return f"Attention runs without its own kernels, a tenth or so slower: {library.why_not()}."
 
 
 def usable_cores() -> int:
@@ -93,6 +108,7 @@ def describe(*, device: str, precision: str, threads: int, processes: int) -> di
         "threads": threads,
         "processes": processes,
         "precision": precision,
+        "kernels": kernels(device, precision),
         "commit": commit(),
     }
 
@@ -110,10 +126,13 @@ def refuse_differences(run: Path, settings: Sequence[str], then: Mapping[str, An
         ConfigError: listing everything that differs.
     """
     found = list(settings)
-    found += [f"{words} {then[key]} vs {now[key]}" for key, words in _BINDING.items() if then.get(key) != now[key]]
+    before = {**_BEFORE_KERNELS, **then}
+    found += [f"{words} {before[key]} vs {now[key]}" for key, words in _BINDING.items() if before.get(key) != now[key]]
     old, new = (str(facts.get("data", {}).get("fingerprint")) for facts in (then, now))
     if old != new:
         found.append(f"data fingerprint {old[:12]} vs {new[:12]}")
     if found:
         hint = "Nothing was changed; resume it as it was started, or start another run with --out."
+        if now["kernels"] == "native" != before["kernels"]:
+            hint += " DIFFVIT_NATIVE=off does without kernels."
         raise ConfigError(str(run), f"cannot go on bit for bit (began with vs now: {'; '.join(found)})", hint)

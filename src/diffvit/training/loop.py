@@ -63,6 +63,8 @@ def train(
             progress.message(f"{out} is complete: nothing to do")
             return run
         facts = environment.describe(device=device, precision=precision, threads=threads, processes=fabric.world_size)
+        if slower := environment.missed(device, precision):
+            progress.message(slower)
         Run(fabric, config, facts, run, progress, task or Task()).go(resume, on_ready)
         return run
 

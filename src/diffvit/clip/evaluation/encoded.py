@@ -19,11 +19,11 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
+from diffvit.cache import cache_folder
 from diffvit.clip.evaluation.encoders import Encoder
 from diffvit.clip.evaluation.labelled import Labelled
 from diffvit.clip.parts import Parts
 from diffvit.clip.zero_shot import Progress
-from diffvit.data.cache import cache_folder
 from diffvit.errors import InputError
 
 _VERSION = 1  # of what is computed here; a change makes every cached part a stranger

@@ -1,21 +1,12 @@
-"""The user's cache folder, whole or not at all files in it, and files as tensors."""
+"""The user's cache folder, and files that are whole or not there at all."""
 
 from __future__ import annotations
 
-import mmap
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
-
-import torch
-from jaxtyping import UInt8
-from torch import Tensor
-
-_LINUX_NORESERVE = 0x4000  # mmap.MAP_NORESERVE, which Python 3.11 does not name
 
 
 def cache_folder() -> Path:
@@ -42,18 +33,3 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def mapped(file: Path | IO[bytes], shape: tuple[int, ...]) -> UInt8[Tensor, "n chans h w"]:
-    """The bytes of a file as a tensor whose pages are read when they are looked at.
-
-    The tensor may be larger than memory. Writing to it would not reach the file.
-    """
-    if isinstance(file, Path):
-        with file.open("rb") as stream:
-            return mapped(stream, shape)
-    options: dict[str, Any] = {"access": mmap.ACCESS_COPY}
-    if sys.platform == "linux":
-        # The same without reserving memory: else the system may refuse a file larger than memory.
-        options = {"flags": mmap.MAP_PRIVATE | _LINUX_NORESERVE, "prot": mmap.PROT_READ | mmap.PROT_WRITE}
-    return torch.frombuffer(mmap.mmap(file.fileno(), 0, **options), dtype=torch.uint8).view(shape)

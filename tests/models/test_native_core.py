@@ -1,0 +1,260 @@
+"""Attention by the compiled kernels: against a float64 loop of the formula, torch's bfloat16 and itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from diffvit.models import native_core
+from diffvit.models.attention import Attention
+from diffvit.models.differential import DifferentialAttention
+from diffvit.models.rope import Rope2d
+from diffvit.native import library
+
+pytestmark = pytest.mark.skipif(library.kernels() is None, reason=library.why_not())
+EPS = 1e-5
+LAM = 0.37
+
+
+def naive(qkv: Tensor, heads: int, maps: int, lam: Tensor) -> Tensor:
+    """The formulas, head by head and image by image."""
+    width = qkv.shape[2] // 3 // heads
+    images = []
+    for image in qkv:
+        q, k, v = image.chunk(3, dim=1)
+        read = []
+        for head in range(heads // maps):
+            weights = []
+            for part in range(head * maps, (head + 1) * maps):
+                columns = slice(part * width, (part + 1) * width)
+                weights.append((q[:, columns] @ k[:, columns].T / math.sqrt(width)).softmax(dim=1))
+            values = v[:, head * maps * width : (head + 1) * maps * width]
+            if maps == 1:
+                read.append(weights[0] @ values)
+            else:
+                found = (weights[0] - lam * weights[1]) @ values
+                read.append(found / (found.square().mean(dim=1, keepdim=True) + EPS).sqrt())
+        images.append(torch.cat(read, dim=1))
+    return torch.stack(images)
+
+
+def native(parts: tuple[Tensor, ...], heads: int, maps: int, lam: Tensor) -> Tensor:
+    if maps == 1:
+        return native_core.softmax(parts, heads)
+    return native_core.differential(parts, heads, lam, EPS)
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def apart(mine: Tensor, theirs: Tensor) -> float:
+    return ((mine.double() - theirs.double()).norm() / theirs.double().norm()).item()
+
+
+def check(batch: int, tokens: int, width: int, heads: int, maps: int, seed: int) -> None:
+    qkv, of_out = (
+        numbers(batch, tokens, 3 * heads * width, seed=seed),
+        numbers(batch, tokens, heads * width, seed=seed + 1),
+    )
+    exact, lam64 = qkv.double().requires_grad_(), torch.tensor(LAM, dtype=torch.float64, requires_grad=True)
+    expected = naive(exact, heads, maps, lam64)
+    expected.backward(of_out.double())
+    given, lam = qkv.requires_grad_(), torch.tensor(LAM, requires_grad=True)
+    found = native((given,), heads, maps, lam)
+    found.backward(of_out)
+    assert (lam.grad is not None) == (maps == 2)
+    assert given.grad is not None
+    assert exact.grad is not None
+    assert found.dtype == given.grad.dtype == torch.bfloat16
+    assert apart(found, expected) < 0.004
+    if tokens > 1:  # a single token's map is 1 whatever the scores, so their gradient is rounding alone
+        for mine, theirs in zip(given.grad.chunk(3, dim=2), exact.grad.chunk(3, dim=2), strict=True):
+            assert apart(mine, theirs) < 0.008
+    if lam.grad is not None and lam64.grad is not None:
+        # Its sum runs over terms of either sign: what rounding leaves is measured against their size.
+        assert abs(lam.grad - lam64.grad) < 0.01 * math.sqrt(found.numel())
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    batch=st.integers(1, 3),
+    tokens=st.integers(1, 70),
+    width=st.sampled_from([16, 32, 48, 64]),
+    pairs=st.integers(1, 3),
+    maps=st.sampled_from([1, 2]),
+    seed=st.integers(0, 1000),
+)
+def test_values_and_gradients_are_those_of_a_loop(
+    batch: int, tokens: int, width: int, pairs: int, maps: int, seed: int
+) -> None:
+    check(batch, tokens, width, 2 * pairs, maps, seed)
+
+
+@pytest.mark.parametrize("maps", [1, 2])
+@pytest.mark.parametrize("tokens", [257, 300])  # several blocks of rows, the last one short, and one of odd length
+def test_long_sequences(tokens: int, maps: int) -> None:
+    check(2, tokens, 32, 2, maps, seed=5)
+
+
+@pytest.mark.parametrize("maps", [1, 2])
+@pytest.mark.parametrize("tokens", [16, 65, 257])
+def test_it_strays_less_than_torchs_steps_in_bfloat16(tokens: int, maps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layer = Attention(64, 4) if maps == 1 else DifferentialAttention(64, 4, layer_index=2)
+    x, of_out = torch.randn(4, tokens, 64, requires_grad=True), torch.randn(4, tokens, 64)
+    leaves = [x, *layer.parameters()]
+    exact = layer.double()(x.double())
+    wanted = [exact, *torch.autograd.grad(exact, leaves, of_out.double())]
+    layer.float()
+    errors = []
+    for found in (library.kernels(), None):
+        monkeypatch.setattr(native_core, "kernels", lambda found=found: found)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = layer(x)
+        mine = [out, *torch.autograd.grad(out, leaves, of_out.to(out.dtype))]
+        errors.append([apart(one, other) for one, other in zip(mine, wanted, strict=True)])
+    for by_us, by_torch in zip(*errors, strict=True):
+        assert by_us < max(1.2 * by_torch, 0.02), (by_us, by_torch)
+
+
+@pytest.mark.parametrize("maps", [1, 2])
+@pytest.mark.parametrize("rotary", [False, True])
+def test_the_layers_take_the_kernels_and_give_what_attend_gives(
+    rotary: bool, maps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, run = [], library.Kernels.run
+    monkeypatch.setattr(library.Kernels, "run", lambda self, which, job: calls.append(which) or run(self, which, job))
+    torch.manual_seed(0)
+    rope = Rope2d((8, 8), 4, 32, 1) if rotary else None
+    layer = Attention(128, 4, rope=rope) if maps == 1 else DifferentialAttention(128, 4, layer_index=1, rope=rope)
+    x = torch.randn(3, 65, 128, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        out, slow = layer(x), layer.attend(x)
+    (of_x,) = torch.autograd.grad(out.float().square().sum(), x)
+    (of_x_slow,) = torch.autograd.grad(slow.float().square().sum(), x)
+    assert calls == ["forward", "backward"]
+    assert apart(out, slow) < 0.01
+    assert apart(of_x, of_x_slow) < 0.02
+
+
+@pytest.mark.parametrize("maps", [1, 2])
+def test_neither_threads_nor_packing_nor_strides_change_a_bit(maps: int) -> None:
+    qkv, of_out, lam = numbers(5, 33, 3 * 64), numbers(5, 33, 64, seed=1), torch.tensor(LAM)
+    apart_in_memory = numbers(5, 33, 3 * 64).mT.contiguous().mT
+    wider = torch.cat([qkv, qkv], dim=2)[:, :, : 3 * 64]
+    results, threads = [], torch.get_num_threads()
+    try:
+        for count, whole in ((1, qkv), (2, qkv), (3, qkv), (1, apart_in_memory), (2, wider)):
+            torch.set_num_threads(count)
+            for given in ((whole,), whole.chunk(3, dim=2)):
+                leaves = [part.detach().requires_grad_() for part in given]
+                out = native(tuple(leaves), 4, maps, lam)
+                grads = torch.autograd.grad(out, leaves, of_out)
+                results.append(torch.cat([out, *grads], dim=2))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+@pytest.mark.parametrize("maps", [1, 2])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_stays_in_its_image_and_is_not_hidden(bad: float, maps: int) -> None:
+    qkv = numbers(3, 20, 3 * 32)
+    clean = native((qkv,), 2, maps, torch.tensor(LAM))
+    qkv[1, 7, 5] = bad  # of a query
+    found = native((qkv,), 2, maps, torch.tensor(LAM))
+    assert not found[1, 7].isfinite().all()
+    assert torch.equal(found[[0, 2]], clean[[0, 2]])
+    qkv[1, 7, 5], qkv[1, 19, 2 * 32 + 3] = 0.0, bad  # of the last value, which all tokens read
+    assert not native((qkv,), 2, maps, torch.tensor(LAM))[1, :, 3].isfinite().any()
+
+
+@pytest.mark.parametrize("maps", [1, 2])
+def test_large_scores_neither_overflow_nor_vanish(maps: int) -> None:
+    qkv = numbers(2, 40, 3 * 32) * 300
+    found = native((qkv,), 2, maps, torch.tensor(LAM))
+    assert apart(found, naive(qkv.double(), 2, maps, torch.tensor(LAM, dtype=torch.float64))) < 0.004
+
+
+def test_backward_again_and_with_tensors_that_were_put_away() -> None:
+    qkv, of_out = numbers(2, 9, 3 * 32).requires_grad_(), numbers(2, 9, 32, seed=1)
+    (plain,) = torch.autograd.grad(native_core.softmax((qkv,), 2), qkv, of_out)
+    with torch.autograd.graph.saved_tensors_hooks(torch.clone, torch.clone):
+        out = native_core.softmax((qkv,), 2)
+    for _ in range(2):
+        assert torch.equal(torch.autograd.grad(out, qkv, of_out, retain_graph=True)[0], plain)
+    of_sum, of_ones = (
+        torch.autograd.grad(out, qkv, each, retain_graph=True)[0]
+        for each in (torch.ones(()).bfloat16().expand_as(out), torch.ones_like(out))
+    )
+    assert torch.equal(of_sum, of_ones)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    qkv = numbers(1, 5, 3 * 32).requires_grad_()
+    (first,) = torch.autograd.grad(native_core.softmax((qkv,), 2).float().square().sum(), qkv, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+def mapped(layer: nn.Module, x: Tensor) -> object:
+    return torch.func.vmap(layer)(x[:, None])
+
+
+def exported(layer: nn.Module, x: Tensor) -> object:
+    return torch.export.export(layer, (x,)).module()(x)
+
+
+@pytest.mark.parametrize("maps", [1, 2])
+@pytest.mark.parametrize("way", [mapped, exported])
+def test_tracing_and_transforms_see_torchs_own_operators(
+    way: Callable[[nn.Module, Tensor], object], maps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = Attention(32, 2) if maps == 1 else DifferentialAttention(32, 2, layer_index=0)
+    layer.bfloat16().requires_grad_(False)
+    x = numbers(2, 9, 32)
+    layer(x)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the kernels ran")
+
+    monkeypatch.setattr(library.Kernels, "run", refuse)
+    with pytest.raises(AssertionError, match="the kernels ran"):
+        layer(x)
+    way(layer, x)
+
+
+@pytest.mark.parametrize(
+    ("x", "head_dim"),
+    [
+        (torch.zeros(2, 9, 32), 16),
+        (torch.zeros(2, 9, 32).double(), 16),
+        (torch.zeros(2, 9, 48).bfloat16(), 24),
+        (torch.zeros(0, 9, 32).bfloat16(), 16),
+        (torch.zeros(2, 9, 32, device="meta").bfloat16(), 16),
+    ],
+)
+def test_what_the_kernels_leave_to_torch(x: Tensor, head_dim: int) -> None:
+    assert not native_core.pays(x, head_dim)
+
+
+def test_a_trace_in_the_making_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert native_core.pays(torch.zeros(2, 9, 32).bfloat16(), 16)
+    monkeypatch.setattr(torch._C, "_is_tracing", lambda: True)
+    assert not native_core.pays(torch.zeros(2, 9, 32).bfloat16(), 16)
+
+
+def test_autocast_decides() -> None:
+    x = torch.zeros(2, 9, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert native_core.pays(x, 16)
+        assert not native_core.pays(x.double(), 16)
+    with torch.autocast("cpu", torch.float16):
+        assert not native_core.pays(x, 16)
