@@ -114,8 +114,8 @@ def test_it_strays_less_than_torchs_steps_in_bfloat16(tokens: int, maps: int, mo
     wanted = [exact, *torch.autograd.grad(exact, leaves, of_out.double())]
     layer.float()
     errors = []
-    for found in (library.kernels(), None):
-        monkeypatch.setattr(native_core, "kernels", lambda found=found: found)
+    for found in (library.kernels(), "switched off"):
+        monkeypatch.setattr(library, "_found", lambda found=found: found)
         with torch.autocast("cpu", torch.bfloat16):
             out = layer(x)
         mine = [out, *torch.autograd.grad(out, leaves, of_out.to(out.dtype))]
@@ -129,8 +129,10 @@ def test_it_strays_less_than_torchs_steps_in_bfloat16(tokens: int, maps: int, mo
 def test_the_layers_take_the_kernels_and_give_what_attend_gives(
     rotary: bool, maps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, run = [], library.Kernels.run
-    monkeypatch.setattr(library.Kernels, "run", lambda self, which, job: calls.append(which) or run(self, which, job))
+    calls, run = [], library.Kernels.attention
+    monkeypatch.setattr(
+        library.Kernels, "attention", lambda self, which, job: calls.append(which) or run(self, which, job)
+    )
     torch.manual_seed(0)
     rope = Rope2d((8, 8), 4, 32, 1) if rotary else None
     layer = Attention(128, 4, rope=rope) if maps == 1 else DifferentialAttention(128, 4, layer_index=1, rope=rope)
@@ -225,7 +227,7 @@ def test_tracing_and_transforms_see_torchs_own_operators(
     def refuse(*_: object) -> None:
         raise AssertionError("the kernels ran")
 
-    monkeypatch.setattr(library.Kernels, "run", refuse)
+    monkeypatch.setattr(library.Kernels, "attention", refuse)
     with pytest.raises(AssertionError, match="the kernels ran"):
         layer(x)
     way(layer, x)

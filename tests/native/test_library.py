@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import shutil
 
 import pytest
@@ -53,16 +52,3 @@ def test_a_library_that_cannot_be_loaded_is_no_error(looks_again: pytest.MonkeyP
     looks_again.setattr(library, "built", lambda: tmp_path / "broken.so")
     assert library.kernels() is None
     assert "broken.so" in library.why_not()
-
-
-def test_a_view_gives_bytes() -> None:
-    x = torch.zeros(2, 3, 96, dtype=torch.bfloat16)[:, :, 32:64]
-    view = library.View.of(x)
-    assert (view.data, view.image, view.token) == (x.data_ptr(), 3 * 96 * 2, 96 * 2)
-
-
-@pytest.mark.skipif(library.kernels() is None, reason=library.why_not())
-def test_both_languages_agree_on_the_size_of_a_job() -> None:
-    size = ctypes.CDLL(str(build.built())).job_bytes
-    size.restype = ctypes.c_int64
-    assert size() == ctypes.sizeof(library.Job)

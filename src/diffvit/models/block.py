@@ -12,6 +12,7 @@ from diffvit.models.attention import Attention, AttentionMaps
 from diffvit.models.choice import check_choice
 from diffvit.models.differential import DifferentialAttention
 from diffvit.models.mlp import Mlp
+from diffvit.models.native_tokens import add_and_norm
 from diffvit.models.rope import Rope2d
 
 # name -> maker from (dim, num_heads, layer_index, qkv_bias, rope)
@@ -84,8 +85,10 @@ class Block(nn.Module):
         self, x: Float[Tensor, "batch tokens dim"], queries: int | None = None
     ) -> Float[Tensor, "batch read dim"]:
         """One step of the encoder; with ``queries``, only for the first so many tokens, which read all of them."""
-        x = x[:, :queries] + self.drop_path(self.attn(self.norm1(x), queries))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x, normed = add_and_norm(self.norm1, x)
+        branch = self.drop_path(self.attn(normed, queries))
+        x, normed = add_and_norm(self.norm2, x if queries is None else x[:, :queries], branch)
+        return x + self.drop_path(self.mlp(normed))
 
 
 def walk(blocks: nn.Sequential, x: Float[Tensor, "batch tokens dim"], wanted: Collection[int]) -> list[AttentionMaps]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from diffvit.models.native_tokens import gelu
 
 
 class Mlp(nn.Module):
@@ -23,4 +24,4 @@ class Mlp(nn.Module):
 
     def forward(self, x: Float[Tensor, "*lead dim"]) -> Float[Tensor, "*lead out"]:
         """Act on the last dimension."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(gelu(self.fc1(x)))

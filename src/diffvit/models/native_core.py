@@ -13,22 +13,16 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from diffvit.native.library import Job, View, kernels
+from diffvit.native import jobs
+from diffvit.native.jobs import View
+from diffvit.native.library import kernels, usable
 
 
 def pays(x: Tensor, head_dim: int) -> bool:
     """Whether :func:`softmax` and :func:`differential` are to be used for tokens x: if they can, outside of tracing."""
-    return (
-        x.device.type == "cpu"
-        and _works_in_bfloat16(x)
-        and head_dim % 16 == 0
-        and x.numel() > 0
-        and type(x) is Tensor  # not a tensor that stands for another, as in torch.export
-        and not torch.compiler.is_compiling()
-        and not torch._C._is_tracing()
-        and not torch._C._are_functorch_transforms_active()
-        and kernels() is not None
-    )
+    # The exact type: a subclass stands for something else, as in torch.export.
+    fits = type(x) is Tensor and x.numel() > 0 and head_dim % 16 == 0
+    return fits and _works_in_bfloat16(x) and usable(x.device)
 
 
 def _works_in_bfloat16(x: Tensor) -> bool:
@@ -109,10 +103,10 @@ def _three(parts: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def _job(
     given: tuple[int, int, float, float], q: Tensor, k: Tensor, v: Tensor, top: Tensor, inverse: Tensor, length: Tensor
-) -> Job:
+) -> jobs.Attention:
     num_heads, maps, lam, eps = given
     images, tokens, dim = q.shape
-    return Job(
+    return jobs.Attention(
         **{"q": View.of(q), "k": View.of(k), "v": View.of(v)},
         **{"top": top.data_ptr(), "inverse": inverse.data_ptr(), "length": length.data_ptr()},
         **{"images": images, "tokens": tokens, "heads": num_heads // maps, "maps": maps, "width": dim // num_heads},
@@ -120,7 +114,7 @@ def _job(
     )
 
 
-def _run(which: str, job: Job) -> None:
+def _run(which: str, job: jobs.Attention) -> None:
     found = kernels()
     assert found is not None
-    found.run(which, job)
+    found.attention(which, job)

@@ -4,6 +4,7 @@
    does (arXiv 2307.08691). Softmax attention is one map per head. Differential attention (arXiv 2410.05258) is two, the
    second taken off lam times, with a value of twice the width, divided by its root mean square.
    diffvit.models.native_core fills in Job. */
+#include "threads.h"
 #include "bfloat16.h"
 #include "layout.h"
 #include "forward.h"
@@ -13,10 +14,10 @@
 
 static void share(Job *job, void (*one)(const Head *)) {
   Head head = {.job = job, .s = sizes_of(job)};
-  int64_t thread = __atomic_fetch_add(&job->next_thread, 1, __ATOMIC_RELAXED), all = job->images * job->heads;
+  int64_t thread = taken(&job->next_thread, 1), all = job->images * job->heads;
   lay_out(job, head.s, job->scratch + thread * bytes_of_scratch(job), &head.at);
   for (;;) {
-    int64_t from = __atomic_fetch_add(&job->next_head, AT_ONCE, __ATOMIC_RELAXED);
+    int64_t from = taken(&job->next_head, AT_ONCE);
     if (from >= all) return;
     for (head.index = from; head.index < from + AT_ONCE && head.index < all; head.index++) {
       head.image = head.index / job->heads;
@@ -29,16 +30,15 @@ static void share(Job *job, void (*one)(const Head *)) {
 static void forward_share(void *job) { share(job, forward_head); }
 static void backward_share(void *job) { share(job, backward_head); }
 
-/* GOMP_parallel of the OpenMP library that torch runs on, so that its threads do the work: no second set of them. */
-typedef void (*Parallel)(void (*)(void *), void *, unsigned threads, unsigned flags);
+int64_t attention_bytes(void) { return sizeof(Job); }
+int64_t scratch_bytes(const Job *job) { return bytes_of_scratch(job); }
 
-static void run(Job *job, void (*part)(void *), Parallel parallel, unsigned threads) {
+void attention_forward(Job *job, Parallel parallel, unsigned threads) {
   job->next_head = job->next_thread = 0;
-  if (threads > 1) parallel(part, job, threads, 0);
-  else part(job);
+  run(job, forward_share, parallel, threads);
 }
 
-int64_t job_bytes(void) { return sizeof(Job); }
-int64_t scratch_bytes(const Job *job) { return bytes_of_scratch(job); }
-void attention_forward(Job *job, Parallel parallel, unsigned threads) { run(job, forward_share, parallel, threads); }
-void attention_backward(Job *job, Parallel parallel, unsigned threads) { run(job, backward_share, parallel, threads); }
+void attention_backward(Job *job, Parallel parallel, unsigned threads) {
+  job->next_head = job->next_thread = 0;
+  run(job, backward_share, parallel, threads);
+}

@@ -43,12 +43,37 @@ INLINE __mmask16 within(int64_t from, int64_t count) {
   return count - from >= VECTOR ? 0xffff : (__mmask16)((1u << (count - from)) - 1);
 }
 
+/* The 16 bfloat16 numbers (8 pairs) of row j, then those of row j + 8; zero where there is no such row. */
+INLINE __m512i two_of(const char *rows, int64_t stride, int64_t j, int64_t count) {
+  __m256i first = _mm256_setzero_si256(), second = first;
+  if (j < count) first = _mm256_loadu_si256((const void *)(rows + j * stride));
+  if (j + 8 < count) second = _mm256_loadu_si256((const void *)(rows + (j + 8) * stride));
+  return _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
+}
+
+/* 16 rows of 8 pairs to 8 rows of 16: to[p][j] = the p-th pair of row j. */
+INLINE void transpose_block(const char *rows, int64_t stride, int64_t count, uint32_t *to, int64_t columns) {
+  const __m512i even = _mm512_set_epi64(13, 12, 5, 4, 9, 8, 1, 0), odd = _mm512_set_epi64(15, 14, 7, 6, 11, 10, 3, 2);
+  __m512i half[8];
+  for (int j = 0; j < 8; j += 4) {
+    __m512i a = two_of(rows, stride, j, count), b = two_of(rows, stride, j + 1, count);
+    __m512i c = two_of(rows, stride, j + 2, count), d = two_of(rows, stride, j + 3, count);
+    __m512i low = _mm512_unpacklo_epi32(a, b), low2 = _mm512_unpacklo_epi32(c, d);
+    __m512i high = _mm512_unpackhi_epi32(a, b), high2 = _mm512_unpackhi_epi32(c, d);
+    half[j] = _mm512_unpacklo_epi64(low, low2), half[j + 1] = _mm512_unpackhi_epi64(low, low2);
+    half[j + 2] = _mm512_unpacklo_epi64(high, high2), half[j + 3] = _mm512_unpackhi_epi64(high, high2);
+  }
+  for (int p = 0; p < 4; p++) {
+    _mm512_storeu_si512(to + p * columns, _mm512_permutex2var_epi64(half[p], even, half[p + 4]));
+    _mm512_storeu_si512(to + (p + 4) * columns, _mm512_permutex2var_epi64(half[p], odd, half[p + 4]));
+  }
+}
+
 /* to[p][j] = the p-th pair of row j: what is multiplied along the rows. Columns from ``count`` on are zero. */
-INLINE void transpose(const char *rows, int64_t stride, int64_t count, int64_t width, uint32_t *to, int64_t columns) {
-  for (int64_t j = 0; j < count; j++)
-    for (int64_t p = 0; p < width / 2; p++) memcpy(to + p * columns + j, rows + j * stride + 4 * p, 4);
-  for (int64_t p = 0; p < width / 2; p++)
-    for (int64_t j = count; j < columns; j++) to[p * columns + j] = 0;
+static void transpose(const char *rows, int64_t stride, int64_t count, int64_t width, uint32_t *to, int64_t columns) {
+  for (int64_t j = 0; j < columns; j += VECTOR)
+    for (int64_t p = 0; p < width / 2; p += 8)
+      transpose_block(rows + j * stride + 4 * p, stride, count - j, to + p * columns + j, columns);
 }
 
 /* to[r][c] = (row 2r, row 2r + 1) at column c: what is multiplied down the rows. A row that is not there is zero. */

@@ -47,7 +47,7 @@ def built() -> Path:
     """
     sources = sorted([*HERE.glob("*.c"), *HERE.glob("*.h")])
     content = b"".join(path.name.encode() + path.read_bytes() for path in sources) + " ".join(FLAGS).encode()
-    name = f"attention-{hashlib.sha256(content).hexdigest()[:16]}.so"
+    name = f"kernels-{hashlib.sha256(content).hexdigest()[:16]}.so"
     places = [HERE / "__pycache__" / name, cache_folder() / "native" / name]
     for place in places:
         if place.is_file():
@@ -64,7 +64,7 @@ def built() -> Path:
 
 
 def _compile(command: list[str], to: Path) -> None:
-    arguments = [*command, *FLAGS, str(HERE / "attention.c"), "-o", str(to)]
+    arguments = [*command, *FLAGS, *map(str, sorted(HERE.glob("*.c"))), "-o", str(to)]
     try:
         done = subprocess.run(arguments, capture_output=True, text=True, timeout=_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -6,58 +6,57 @@ import ctypes
 import functools
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from diffvit.native import jobs
 from diffvit.native.build import Unavailable, built
 
 _OPENMP = re.compile(r"/lib(gomp|iomp5|omp)\b[^/]*$")
 
 
-class View(ctypes.Structure):
-    """A bfloat16 tensor (images, tokens, dim): its first byte, and bytes from one image or token to the next."""
-
-    _fields_ = (("data", ctypes.c_void_p), ("image", ctypes.c_int64), ("token", ctypes.c_int64))
-
-    @classmethod
-    def of(cls, x: Tensor) -> View:
-        """The numbers of a token must lie side by side."""
-        assert x.dtype == torch.bfloat16
-        assert x.stride(2) == 1
-        return cls(x.data_ptr(), 2 * x.stride(0), 2 * x.stride(1))
-
-
-class Job(ctypes.Structure):
-    """What layout.h calls Job, field by field."""
-
-    _fields_ = (
-        *((name, View) for name in ("q", "k", "v", "out", "grad", "of_q", "of_k", "of_v")),
-        *((name, ctypes.c_void_p) for name in ("top", "inverse", "length", "of_lam", "scratch")),
-        *((name, ctypes.c_int64) for name in ("images", "tokens", "heads", "maps", "width")),
-        *((name, ctypes.c_float) for name in ("lam", "eps")),
-        *((name, ctypes.c_int64) for name in ("next_head", "next_thread")),
-    )
-
-
-@dataclass(frozen=True)
 class Kernels:
-    """The library's entry points, run on torch's own threads."""
+    """The library's entry points, run on torch's own threads.
 
-    _scratch: Callable[..., int]
-    _passes: dict[str, Callable[..., None]]
-    _parallel: ctypes.c_void_p
+    Args:
+        library: what was built.
+        parallel: ``GOMP_parallel`` of the OpenMP library that torch has loaded.
+    """
 
-    def run(self, which: str, job: Job) -> None:
-        """``forward`` or ``backward``; the tensors behind ``job`` are to stay alive until it is done."""
+    def __init__(self, library: ctypes.CDLL, parallel: ctypes.c_void_p) -> None:
+        self._parallel = parallel
+        self._entries: dict[str, Any] = {}
+        for name, job in jobs.JOBS.items():
+            for which in ("forward", "backward"):
+                entry = self._entries[f"{name}_{which}"] = library[f"{name}_{which}"]
+                entry.argtypes, entry.restype = [ctypes.POINTER(job), ctypes.c_void_p, ctypes.c_uint], None
+        self._scratch, self._chunks = library.scratch_bytes, library.norm_chunks
+        self._scratch.argtypes, self._scratch.restype = [ctypes.POINTER(jobs.Attention)], ctypes.c_int64
+        self._chunks.argtypes, self._chunks.restype = [ctypes.c_int64], ctypes.c_int64
+
+    def attention(self, which: str, job: jobs.Attention) -> None:
+        """``forward`` or ``backward``; here as below, the tensors behind ``job`` stay alive until it is done."""
         threads = max(1, min(torch.get_num_threads(), job.images * job.heads))
         scratch = torch.empty(threads * self._scratch(ctypes.byref(job)), dtype=torch.uint8)
         job.scratch = scratch.data_ptr()
-        self._passes[which](ctypes.byref(job), self._parallel, threads)
+        self._run(f"attention_{which}", job, threads)
+
+    def norm(self, which: str, job: jobs.Norm) -> None:
+        """A block's sum and layer norm."""
+        self._run(f"norm_{which}", job, torch.get_num_threads())
+
+    def norm_chunks(self, rows: int) -> int:
+        """How many sums the gradients of a norm's weights come in."""
+        return self._chunks(rows)
+
+    def gelu(self, which: str, job: jobs.Gelu) -> None:
+        """GELU of each number."""
+        self._run(f"gelu_{which}", job, torch.get_num_threads())
+
+    def _run(self, name: str, job: ctypes.Structure, threads: int) -> None:
+        self._entries[name](ctypes.byref(job), self._parallel, threads)
 
 
 @functools.cache
@@ -68,17 +67,9 @@ def _found() -> Kernels | str:
     try:
         if not torch.cpu._is_avx512_bf16_supported():
             raise Unavailable("a processor without AVX512-BF16")
-        parallel = _parallel()
-        library = ctypes.CDLL(str(built()))
+        return Kernels(ctypes.CDLL(str(built())), _parallel())
     except (Unavailable, OSError) as error:
         return str(error)
-    scratch, passes = library.scratch_bytes, {}
-    scratch.argtypes, scratch.restype = [ctypes.POINTER(Job)], ctypes.c_int64
-    for name in ("forward", "backward"):
-        entry: Any = library[f"attention_{name}"]
-        entry.argtypes, entry.restype = [ctypes.POINTER(Job), ctypes.c_void_p, ctypes.c_uint], None
-        passes[name] = entry
-    return Kernels(scratch, passes, parallel)
 
 
 def kernels() -> Kernels | None:
@@ -91,6 +82,17 @@ def why_not() -> str:
     """Why there are no kernels, in words; empty where there are some."""
     found = _found()
     return found if isinstance(found, str) else ""
+
+
+def usable(device: torch.device) -> bool:
+    """Whether the kernels may run now: on a CPU, where nothing records or transforms what is computed."""
+    return (
+        device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch._C._is_tracing()
+        and not torch._C._are_functorch_transforms_active()
+        and kernels() is not None
+    )
 
 
 def _parallel() -> ctypes.c_void_p:
