@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from diffvit.errors import ConfigError
 from diffvit.models import few_queries, native_core
+from diffvit.models.linear import linear
 from diffvit.models.rope import Rope2d
 
 
@@ -74,7 +75,8 @@ def packed(
     qkv: nn.Linear, x: Float[Tensor, "batch tokens dim"], rope: Rope2d | None
 ) -> tuple[Float[Tensor, "batch tokens any"], ...]:
     """What :mod:`diffvit.models.native_core` takes: the projection as it is, or its parts where positions turn them."""
-    return (qkv(x),) if rope is None else split(qkv(x), rope)
+    projected = linear(qkv, x)
+    return (projected,) if rope is None else split(projected, rope)
 
 
 def softmax_map(
@@ -134,7 +136,7 @@ class Attention(nn.Module):
             maps = few_queries.maps_of_few(self.qkv, x, queries, self.num_heads)
             return self.proj(few_queries.read_by_few(self.qkv, x, maps).flatten(2))
         if queries is None and native_core.pays(x, self.head_dim):
-            return self.proj(native_core.softmax(packed(self.qkv, x, self.rope), self.num_heads))
+            return linear(self.proj, native_core.softmax(packed(self.qkv, x, self.rope), self.num_heads))
         return self._by_heads(x, queries)
 
     def attend(

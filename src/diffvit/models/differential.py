@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -13,6 +12,7 @@ from diffvit.errors import ConfigError
 from diffvit.models import few_queries, native_core
 from diffvit.models.attention import AttentionMaps, maps_of, packed, project, softmax_map
 from diffvit.models.differential_core import DifferentialCore, pays
+from diffvit.models.linear import linear
 from diffvit.models.rope import Rope2d
 
 
@@ -88,7 +88,7 @@ class DifferentialAttention(nn.Module):
             normed = self._normed(self._read(x, queries))
         # The norm's weight and the constant act on what proj reads: put into its columns, they cost dim^2, once.
         columns = self.sub_norm.weight.repeat(self.num_heads // 2) * (1.0 - self.lambda_init)
-        return F.linear(normed, self.proj.weight * columns, self.proj.bias)
+        return linear(self.proj, normed, self.proj.weight * columns)
 
     def attend(
         self, x: Float[Tensor, "batch tokens dim"], queries: int | None = None

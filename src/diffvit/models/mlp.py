@@ -5,6 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diffvit.models.linear import linear
 from diffvit.models.native_tokens import gelu
 
 
@@ -24,4 +25,4 @@ class Mlp(nn.Module):
 
     def forward(self, x: Float[Tensor, "*lead dim"]) -> Float[Tensor, "*lead out"]:
         """Act on the last dimension."""
-        return self.fc2(gelu(self.fc1(x)))
+        return linear(self.fc2, gelu(linear(self.fc1, x)))

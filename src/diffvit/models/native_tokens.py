@@ -50,8 +50,15 @@ def _pays(norm: nn.LayerNorm, x: Tensor, branch: Tensor | None) -> bool:
         and type(norm) is nn.LayerNorm
         and norm.normalized_shape == x.shape[-1:]
         and all(each is not None and each.dtype == torch.float32 for each in (norm.weight, norm.bias))
-        and not (norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks)
+        and not has_hooks(norm)
         and usable(x.device)
+    )
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody wants to be told when the module is called."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
 
 
