@@ -44,10 +44,10 @@ def naive(qkv: Tensor, heads: int, maps: int, lam: Tensor) -> Tensor:
     return torch.stack(images)
 
 
-def native(parts: tuple[Tensor, ...], heads: int, maps: int, lam: Tensor) -> Tensor:
+def native(projected: Tensor, heads: int, maps: int, lam: Tensor, turn: Tensor | None = None) -> Tensor:
     if maps == 1:
-        return native_core.softmax(parts, heads)
-    return native_core.differential(parts, heads, lam, EPS)
+        return native_core.softmax(projected, heads, turn)
+    return native_core.differential(projected, heads, lam, EPS, turn)
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
@@ -67,7 +67,7 @@ def check(batch: int, tokens: int, width: int, heads: int, maps: int, seed: int)
     expected = naive(exact, heads, maps, lam64)
     expected.backward(of_out.double())
     given, lam = qkv.requires_grad_(), torch.tensor(LAM, requires_grad=True)
-    found = native((given,), heads, maps, lam)
+    found = native(given, heads, maps, lam)
     found.backward(of_out)
     assert (lam.grad is not None) == (maps == 2)
     assert given.grad is not None
@@ -95,6 +95,34 @@ def test_values_and_gradients_are_those_of_a_loop(
     batch: int, tokens: int, width: int, pairs: int, maps: int, seed: int
 ) -> None:
     check(batch, tokens, width, 2 * pairs, maps, seed)
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    sides=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    prefix=st.integers(0, 1),
+    width=st.sampled_from([16, 32, 64]),
+    fewer=st.booleans(),
+    maps=st.sampled_from([1, 2]),
+    seed=st.integers(0, 1000),
+)
+def test_rotary_positions_are_those_of_the_module(
+    sides: tuple[int, int], prefix: int, width: int, fewer: bool, maps: int, seed: int
+) -> None:
+    rope = Rope2d(sides, 2, width, prefix)
+    tokens = max(1, sides[0] * sides[1] + prefix - 3 * fewer)
+    qkv, of_out = (
+        numbers(2, tokens, 6 * width, seed=seed).requires_grad_(),
+        numbers(2, tokens, 2 * width, seed=seed + 1),
+    )
+    q, k, v = (exact := qkv.detach().double().requires_grad_()).chunk(3, dim=2)
+    lam = torch.tensor(LAM, dtype=torch.float64)
+    expected = naive(torch.cat([rope(q), rope(k), v], dim=2), 2, maps, lam)
+    found = native(qkv, 2, maps, lam.float(), rope.turn)
+    assert apart(found, expected) < 0.006
+    (mine,), (theirs,) = torch.autograd.grad(found, qkv, of_out), torch.autograd.grad(expected, exact, of_out.double())
+    for part, whole in zip(mine.chunk(3, dim=2), theirs.chunk(3, dim=2), strict=True):
+        assert (part - whole).norm() < 0.012 * max(whole.norm(), 0.1 * theirs.norm())
 
 
 @pytest.mark.parametrize("maps", [1, 2])
@@ -147,7 +175,7 @@ def test_the_layers_take_the_kernels_and_give_what_attend_gives(
 
 
 @pytest.mark.parametrize("maps", [1, 2])
-def test_neither_threads_nor_packing_nor_strides_change_a_bit(maps: int) -> None:
+def test_neither_threads_nor_strides_change_a_bit(maps: int) -> None:
     qkv, of_out, lam = numbers(5, 33, 3 * 64), numbers(5, 33, 64, seed=1), torch.tensor(LAM)
     apart_in_memory = numbers(5, 33, 3 * 64).mT.contiguous().mT
     wider = torch.cat([qkv, qkv], dim=2)[:, :, : 3 * 64]
@@ -155,11 +183,9 @@ def test_neither_threads_nor_packing_nor_strides_change_a_bit(maps: int) -> None
     try:
         for count, whole in ((1, qkv), (2, qkv), (3, qkv), (1, apart_in_memory), (2, wider)):
             torch.set_num_threads(count)
-            for given in ((whole,), whole.chunk(3, dim=2)):
-                leaves = [part.detach().requires_grad_() for part in given]
-                out = native(tuple(leaves), 4, maps, lam)
-                grads = torch.autograd.grad(out, leaves, of_out)
-                results.append(torch.cat([out, *grads], dim=2))
+            leaf = whole.detach().requires_grad_()
+            out = native(leaf, 4, maps, lam)
+            results.append(torch.cat([out, *torch.autograd.grad(out, leaf, of_out)], dim=2))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(results[0], other) for other in results[1:])
@@ -169,27 +195,27 @@ def test_neither_threads_nor_packing_nor_strides_change_a_bit(maps: int) -> None
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_stays_in_its_image_and_is_not_hidden(bad: float, maps: int) -> None:
     qkv = numbers(3, 20, 3 * 32)
-    clean = native((qkv,), 2, maps, torch.tensor(LAM))
+    clean = native(qkv, 2, maps, torch.tensor(LAM))
     qkv[1, 7, 5] = bad  # of a query
-    found = native((qkv,), 2, maps, torch.tensor(LAM))
+    found = native(qkv, 2, maps, torch.tensor(LAM))
     assert not found[1, 7].isfinite().all()
     assert torch.equal(found[[0, 2]], clean[[0, 2]])
     qkv[1, 7, 5], qkv[1, 19, 2 * 32 + 3] = 0.0, bad  # of the last value, which all tokens read
-    assert not native((qkv,), 2, maps, torch.tensor(LAM))[1, :, 3].isfinite().any()
+    assert not native(qkv, 2, maps, torch.tensor(LAM))[1, :, 3].isfinite().any()
 
 
 @pytest.mark.parametrize("maps", [1, 2])
 def test_large_scores_neither_overflow_nor_vanish(maps: int) -> None:
     qkv = numbers(2, 40, 3 * 32) * 300
-    found = native((qkv,), 2, maps, torch.tensor(LAM))
+    found = native(qkv, 2, maps, torch.tensor(LAM))
     assert apart(found, naive(qkv.double(), 2, maps, torch.tensor(LAM, dtype=torch.float64))) < 0.004
 
 
 def test_backward_again_and_with_tensors_that_were_put_away() -> None:
     qkv, of_out = numbers(2, 9, 3 * 32).requires_grad_(), numbers(2, 9, 32, seed=1)
-    (plain,) = torch.autograd.grad(native_core.softmax((qkv,), 2), qkv, of_out)
+    (plain,) = torch.autograd.grad(native_core.softmax(qkv, 2), qkv, of_out)
     with torch.autograd.graph.saved_tensors_hooks(torch.clone, torch.clone):
-        out = native_core.softmax((qkv,), 2)
+        out = native_core.softmax(qkv, 2)
     for _ in range(2):
         assert torch.equal(torch.autograd.grad(out, qkv, of_out, retain_graph=True)[0], plain)
     of_sum, of_ones = (
@@ -201,7 +227,7 @@ def test_backward_again_and_with_tensors_that_were_put_away() -> None:
 
 def test_a_second_derivative_is_refused() -> None:
     qkv = numbers(1, 5, 3 * 32).requires_grad_()
-    (first,) = torch.autograd.grad(native_core.softmax((qkv,), 2).float().square().sum(), qkv, create_graph=True)
+    (first,) = torch.autograd.grad(native_core.softmax(qkv, 2).float().square().sum(), qkv, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()
 

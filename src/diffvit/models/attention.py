@@ -55,28 +55,13 @@ def project(
 ) -> tuple[Float[Tensor, "batch read dim"], Float[Tensor, "batch tokens dim"], Float[Tensor, "batch tokens dim"]]:
     """Queries, keys and values of all heads; with ``queries``, only the first so many tokens ask."""
     if queries is None:
-        return split(qkv(x), rope)
-    dim = x.shape[2]
-    q_bias, kv_bias = (None, None) if qkv.bias is None else (qkv.bias[:dim], qkv.bias[dim:])
-    k, v = F.linear(x, qkv.weight[dim:], kv_bias).chunk(2, dim=2)
-    q = F.linear(x[:, :queries], qkv.weight[:dim], q_bias)
+        q, k, v = qkv(x).chunk(3, dim=2)
+    else:
+        dim = x.shape[2]
+        q_bias, kv_bias = (None, None) if qkv.bias is None else (qkv.bias[:dim], qkv.bias[dim:])
+        k, v = F.linear(x, qkv.weight[dim:], kv_bias).chunk(2, dim=2)
+        q = F.linear(x[:, :queries], qkv.weight[:dim], q_bias)
     return (q, k, v) if rope is None else (rope(q), rope(k), v)
-
-
-def split(
-    projected: Float[Tensor, "batch tokens three_dims"], rope: Rope2d | None
-) -> tuple[Float[Tensor, "batch tokens dim"], Float[Tensor, "batch tokens dim"], Float[Tensor, "batch tokens dim"]]:
-    """Queries, keys and values from what the projection gives, turned by their positions where there is ``rope``."""
-    q, k, v = projected.chunk(3, dim=2)
-    return (q, k, v) if rope is None else (rope(q), rope(k), v)
-
-
-def packed(
-    qkv: nn.Linear, x: Float[Tensor, "batch tokens dim"], rope: Rope2d | None
-) -> tuple[Float[Tensor, "batch tokens any"], ...]:
-    """What :mod:`diffvit.models.native_core` takes: the projection as it is, or its parts where positions turn them."""
-    projected = linear(qkv, x)
-    return (projected,) if rope is None else split(projected, rope)
 
 
 def softmax_map(
@@ -135,8 +120,9 @@ class Attention(nn.Module):
             x = few_queries.in_working_type(x)
             maps = few_queries.maps_of_few(self.qkv, x, queries, self.num_heads)
             return self.proj(few_queries.read_by_few(self.qkv, x, maps).flatten(2))
-        if queries is None and native_core.pays(x, self.head_dim):
-            return linear(self.proj, native_core.softmax(packed(self.qkv, x, self.rope), self.num_heads))
+        turn = None if self.rope is None else self.rope.turn
+        if queries is None and native_core.pays(x, self.head_dim, turn):
+            return linear(self.proj, native_core.softmax(linear(self.qkv, x), self.num_heads, turn))
         return self._by_heads(x, queries)
 
     def attend(

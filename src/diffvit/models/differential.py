@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from diffvit.errors import ConfigError
 from diffvit.models import few_queries, native_core
-from diffvit.models.attention import AttentionMaps, maps_of, packed, project, softmax_map
+from diffvit.models.attention import AttentionMaps, maps_of, project, softmax_map
 from diffvit.models.differential_core import DifferentialCore, pays
 from diffvit.models.linear import linear
 from diffvit.models.rope import Rope2d
@@ -78,9 +78,9 @@ class DifferentialAttention(nn.Module):
         (:mod:`diffvit.models.native_core`), or, where there are none, the gradient is written out
         (:class:`DifferentialCore`).
         """
-        if queries is None and native_core.pays(x, self.head_dim):
-            parts = packed(self.qkv, x, self.rope)
-            normed = native_core.differential(parts, self.num_heads, self.lam(), self._eps)
+        turn = None if self.rope is None else self.rope.turn
+        if queries is None and native_core.pays(x, self.head_dim, turn):
+            normed = native_core.differential(linear(self.qkv, x), self.num_heads, self.lam(), self._eps, turn)
         elif queries is None and pays(x):
             q, k, v = project(self.qkv, x, None, self.rope)
             normed = DifferentialCore.apply(q, k, v, self.lam(), self.num_heads, self._eps)

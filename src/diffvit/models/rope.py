@@ -32,6 +32,7 @@ class Rope2d(nn.Module):
     """
 
     angles: Tensor
+    turn: Tensor
 
     def __init__(self, grid: tuple[int, int], num_heads: int, head_dim: int, prefix: int) -> None:
         super().__init__()
@@ -43,6 +44,10 @@ class Rope2d(nn.Module):
         of_a_head = torch.cat([rows.reshape(-1, 1) * rates, columns.reshape(-1, 1) * rates], dim=1)
         angles = torch.cat([of_a_head.new_zeros(prefix, head_dim // 2), of_a_head]).repeat(1, num_heads)
         self.register_buffer("angles", angles, persistent=False)  # (tokens, dim / 2)
+        of_a_head = angles[:, : head_dim // 2].float()
+        cosine, sine = (part.repeat_interleave(2, dim=1) for part in (of_a_head.cos(), of_a_head.sin()))
+        sine[:, 0::2].neg_()
+        self.register_buffer("turn", torch.stack([cosine, sine], dim=1), persistent=False)  # (tokens, 2, head_dim)
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
         """Turn queries or keys, heads side by side; where there are fewer tokens than places, they are the first."""

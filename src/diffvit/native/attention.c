@@ -22,6 +22,7 @@ static void share(Job *job, void (*one)(const Head *)) {
     for (head.index = from; head.index < from + AT_ONCE && head.index < all; head.index++) {
       head.image = head.index / job->heads;
       head.column = head.index % job->heads * head.s.value;
+      find_rows(&head);
       one(&head);
     }
   }

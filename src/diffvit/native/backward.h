@@ -68,11 +68,15 @@ INLINE void two_rows(const Head *head, int m, int64_t i, const int second) {
   }
 }
 
+/* Rows of floats to bfloat16; queries and keys are turned back to where they stood before their places turned them. */
 INLINE void store(const Head *head, View view, int64_t start, int64_t rows, int64_t map, const float *from,
-                  int64_t width) {
+                  int64_t width, const float *turn) {
   for (int64_t i = 0; i < rows; i++)
-    for (int64_t c = 0; c < width; c += VECTOR)
-      narrow(row_of(head, view, start + i, map) + 2 * c, _mm512_loadu_ps(from + i * width + c));
+    for (int64_t c = 0; c < width; c += VECTOR) {
+      __m512 x = _mm512_loadu_ps(from + i * width + c);
+      if (turn) x = turned(x, turn + 2 * (start + i) * width + c, width, 1);
+      narrow(row_of(head, view, start + i, map) + 2 * c, x);
+    }
 }
 
 /* Gradients of one map's queries, and what these add to those of its keys. */
@@ -85,8 +89,8 @@ static void through_scores(const Head *head, int m, int64_t start, int64_t rows)
   Left of_scores = {head->at.of_scores, 2 * s.columns, 4};
   Left down = {(char *)head->at.pairs_of_scores, 4, 4 * s.columns};
   product(rows, width, s.pairs, of_scores, head->at.pairs_of_keys[m], head->at.read);
-  store(head, job->of_q, start, rows, m, head->at.read, width);
-  interleave(row_of(head, job->q, start, m), job->q.token, rows, width, head->at.pairs_of_query);
+  store(head, job->of_q, start, rows, m, head->at.read, width, job->turn);
+  interleave(head->q[m].at + start * head->q[m].row, head->q[m].row, rows, width, head->at.pairs_of_query);
   (start ? product_added : product)(job->tokens, width, (rows + 1) / 2, down, head->at.pairs_of_query,
                                     head->at.of_key[m]);
 }
@@ -100,9 +104,8 @@ static void backward_head(const Head *head) {
   if (job->maps == 2) fetch(head, job->out, 0);
   transpose(row_of(head, job->v, 0, 0), job->v.token, tokens, s.value, head->at.values, s.columns);
   for (int m = 0; m < job->maps; m++) {
-    const char *keys = row_of(head, job->k, 0, m);
-    transpose(keys, job->k.token, tokens, job->width, head->at.keys[m], s.columns);
-    interleave(keys, job->k.token, tokens, job->width, head->at.pairs_of_keys[m]);
+    transpose(head->k[m].at, head->k[m].row, tokens, job->width, head->at.keys[m], s.columns);
+    interleave(head->k[m].at, head->k[m].row, tokens, job->width, head->at.pairs_of_keys[m]);
   }
   float of_lam = 0.0f;
   Left down = {(char *)head->at.pairs_of_map, 4, 4 * s.columns};
@@ -124,6 +127,6 @@ static void backward_head(const Head *head) {
     (start ? product_added : product)(tokens, s.value, (rows + 1) / 2, down, head->at.pairs_of_read, head->at.of_value);
   }
   if (job->maps == 2) job->of_lam[head->index] = of_lam;
-  for (int m = 0; m < job->maps; m++) store(head, job->of_k, 0, tokens, m, head->at.of_key[m], job->width);
-  store(head, job->of_v, 0, tokens, 0, head->at.of_value, s.value);
+  for (int m = 0; m < job->maps; m++) store(head, job->of_k, 0, tokens, m, head->at.of_key[m], job->width, job->turn);
+  store(head, job->of_v, 0, tokens, 0, head->at.of_value, s.value, 0);
 }

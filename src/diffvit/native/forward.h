@@ -72,7 +72,7 @@ static void forward_head(const Head *head) {
   Sizes s = head->s;
   fetch(head, job->q, 0), fetch(head, job->k, 0), fetch(head, job->v, 0), fetch(head, job->out, 1);
   for (int m = 0; m < job->maps; m++)
-    transpose(row_of(head, job->k, 0, m), job->k.token, job->tokens, job->width, head->at.keys[m], s.columns);
+    transpose(head->k[m].at, head->k[m].row, job->tokens, job->width, head->at.keys[m], s.columns);
   interleave(row_of(head, job->v, 0, 0), job->v.token, job->tokens, s.value, head->at.pairs_of_values);
   Left map = {head->at.map, 2 * s.columns, 4};
   for (int64_t start = 0; start < job->tokens; start += s.rows) {

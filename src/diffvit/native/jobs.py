@@ -28,7 +28,7 @@ class Attention(ctypes.Structure):
 
     _fields_ = (
         *((name, View) for name in ("q", "k", "v", "out", "grad", "of_q", "of_k", "of_v")),
-        *((name, _POINTER) for name in ("top", "inverse", "length", "of_lam", "scratch")),
+        *((name, _POINTER) for name in ("top", "inverse", "length", "of_lam", "turn", "scratch")),
         *((name, _INT) for name in ("images", "tokens", "heads", "maps", "width")),
         *((name, _FLOAT) for name in ("lam", "eps")),
         *((name, _INT) for name in ("next_head", "next_thread")),

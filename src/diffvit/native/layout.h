@@ -9,6 +9,7 @@ typedef struct {
   float *top, *inverse;                      /* (images, heads, maps, tokens): a row's maximum (base 2), 1 / its sum */
   float *length;                             /* (images, heads, tokens): 1 / root mean square; differential only */
   float *of_lam;                             /* (images, heads); differential only */
+  const float *turn;                         /* (tokens, 2, width): cosine, signed sine of the places; or none */
   char *scratch;                             /* scratch_bytes() for each thread */
   int64_t images, tokens, heads, maps, width;
   float lam, eps;
@@ -24,7 +25,7 @@ typedef struct {
   uint32_t *keys[2], *values, *pairs_of_keys[2], *pairs_of_values;           /* right factors */
   uint32_t *pairs_of_map, *pairs_of_scores, *pairs_of_read, *pairs_of_query; /* the same of one block's rows */
   float *scores[2], *of_map, *read, *dots, *of_key[2], *of_value;
-  char *map, *of_scores, *of_read;
+  char *map, *of_scores, *of_read, *turned_q[2], *turned_k[2];
 } Scratch;
 
 #define L1_HALF 24576 /* bytes of scores that are worked on at once */
@@ -48,6 +49,8 @@ static char *lay_out(const Job *job, Sizes s, char *from, Scratch *at) {
     TAKE(pairs_of_keys[m], 4 * s.pairs * job->width);
     TAKE(scores[m], 4 * block);
     TAKE(of_key[m], 4 * job->tokens * job->width);
+    TAKE(turned_q[m], 2 * job->tokens * job->width);
+    TAKE(turned_k[m], 2 * job->tokens * job->width);
   }
   TAKE(values, 2 * s.value * s.columns);
   TAKE(pairs_of_values, 4 * s.pairs * s.value);
@@ -76,6 +79,7 @@ typedef struct {
   Sizes s;
   Scratch at;
   int64_t index, image, column; /* of images * heads; of the image; first column of the head */
+  Left q[2], k[2];              /* rows of each map's queries and keys, turned */
 } Head;
 
 INLINE char *row_of(const Head *head, View view, int64_t token, int64_t map) {
@@ -93,8 +97,34 @@ INLINE void fetch(const Head *head, View view, const int writes) {
       else __builtin_prefetch(at + c, 0, 2);
 }
 
+/* 16 numbers of a token turned by its place, or (back) as they were before: adjacent ones are a point in a plane. */
+INLINE __m512 turned(__m512 x, const float *turn, int64_t width, const int back) {
+  __m512 cosine = _mm512_loadu_ps(turn);
+  __m512 across = _mm512_mul_ps(_mm512_permute_ps(x, 0xB1), _mm512_loadu_ps(turn + width));
+  return back ? _mm512_fmsub_ps(x, cosine, across) : _mm512_fmadd_ps(x, cosine, across);
+}
+
+INLINE Left rows_of(const Head *head, View view, int m, char *scratch) {
+  const Job *job = head->job;
+  Left found = {row_of(head, view, 0, m), view.token, 4};
+  if (!job->turn) return found;
+  for (int64_t j = 0; j < job->tokens; j++)
+    for (int64_t c = 0; c < job->width; c += VECTOR) {
+      __m512 x = wide(found.at + j * found.row + 2 * c);
+      narrow(scratch + 2 * (j * job->width + c), turned(x, job->turn + 2 * j * job->width + c, job->width, 0));
+    }
+  return (Left){scratch, 2 * job->width, 4};
+}
+
+INLINE void find_rows(Head *head) {
+  for (int m = 0; m < head->job->maps; m++) {
+    head->q[m] = rows_of(head, head->job->q, m, head->at.turned_q[m]);
+    head->k[m] = rows_of(head, head->job->k, m, head->at.turned_k[m]);
+  }
+}
+
 INLINE void scores_of(const Head *head, int m, int64_t start, int64_t rows) {
-  View q = head->job->q;
-  Left queries = {row_of(head, q, start, m), q.token, 4};
+  Left queries = head->q[m];
+  queries.at += start * queries.row;
   product(rows, head->s.columns, head->job->width / 2, queries, head->at.keys[m], head->at.scores[m]);
 }
