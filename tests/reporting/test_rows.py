@@ -100,3 +100,16 @@ def test_an_evaluation_from_before_may_lack_the_calibration(make_run: MakeRun) -
     result = json.loads((run / "result.json").read_text())
     (run / "result.json").write_text(json.dumps(result | {"calibration_error": 0.02}))
     assert read_run(run).row["calibration_error"] == 0.02
+
+
+def test_the_kernels_are_named_where_a_run_names_them(make_run: MakeRun, tmp_path: Path) -> None:
+    folders = [make_run("old"), make_run("new", seed=1)]
+    environment = json.loads((folders[1] / "environment.json").read_text())
+    (folders[1] / "environment.json").write_text(json.dumps({**environment, "kernels": "native"}))
+    old, new = map(read_run, folders)
+    assert "kernels" not in old.row
+    assert new.row["kernels"] == "native"
+    assert "kernels" not in new.settings
+    write(tmp_path / "out", [old, new])
+    again = read(tmp_path / "out")
+    assert [record.row.get("kernels") for record in again] == [None, "native"]

@@ -17,7 +17,8 @@ typedef struct {
 } Job;
 
 typedef struct {
-  int64_t pairs, columns, value, rows; /* pairs of tokens; tokens up to whole vectors; width of a value; queries at once */
+  int64_t pairs, columns; /* of tokens; tokens up to whole vectors */
+  int64_t value, rows;    /* width of a value; queries worked on at once */
   float scale;                         /* of a score, to the base 2 */
 } Sizes;
 

@@ -1,0 +1,77 @@
+"""Which kernels a run in bfloat16 on a CPU takes, says and keeps."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffvit.config import Config, parse
+from diffvit.errors import ConfigError, Interrupted
+from diffvit.native import library
+from diffvit.training.loop import train
+from diffvit.training.progress import QuietProgress
+
+there = pytest.mark.skipif(library.kernels() is None, reason=library.why_not())
+
+
+class Told(QuietProgress):
+    """Keeps messages; may have the run stop after its first epoch."""
+
+    def __init__(self, *, stops: bool = False) -> None:
+        self.lines: list[str] = []
+        self.stops = stops
+
+    def message(self, text: str) -> None:
+        self.lines.append(text)
+
+    def epoch(self, row: Any) -> None:
+        if self.stops and row["epoch"] == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def config(**changes: Any) -> Config:
+    model = {"image_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    shapes = {"train": 48, "test": 16, "size": 16}
+    return parse(
+        {
+            **{"data": "shapes", "shapes": shapes, "validation_size": 0, "epochs": 1, "batch_size": 16, "threads": 1},
+            **{"precision": "bf16", "device": "cpu", "model": {**model, **changes.pop("model", {})}, **changes},
+        }
+    )
+
+
+@there
+@pytest.mark.parametrize("attention", ["softmax", "differential"])
+def test_with_the_kernels_a_run_learns_what_it_learns_without(
+    attention: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(epochs=2, model={"attention": attention, "pos_embed": "sincos-2d+rope-2d"})
+    told = Told()
+    native = train(settings, out=tmp_path / "native", progress=told)
+    assert native.environment["kernels"] == "native"
+    assert not any("kernels" in line for line in told.lines)
+    monkeypatch.setattr(library, "_found", lambda: "no C compiler (cc, gcc or clang)")
+    plain = train(settings, out=tmp_path / "plain", progress=told)
+    assert plain.environment["kernels"] == "torch"
+    said = "Attention runs without its own kernels, a tenth or so slower: no C compiler (cc, gcc or clang)."
+    assert told.lines.count(said) == 1
+    for ours, theirs in zip(native.metrics, plain.metrics, strict=True):
+        assert ours["train_loss"] != theirs["train_loss"]  # rounded otherwise
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=5e-3)
+
+
+@there
+def test_a_run_goes_on_with_the_kernels_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train(config(epochs=2), out=tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(config(epochs=2), out=tmp_path / "run", progress=Told(stops=True))
+    with monkeypatch.context() as without:
+        without.setattr(library, "_found", lambda: "switched off by DIFFVIT_NATIVE")
+        with pytest.raises(ConfigError, match="kernels native vs torch"):
+            train(config(epochs=2), out=tmp_path / "run", resume=True)
+    again = train(config(epochs=2), out=tmp_path / "run", resume=True)
+    assert [row["train_loss"] for row in again.metrics] == [row["train_loss"] for row in whole.metrics]
