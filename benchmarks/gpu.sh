@@ -27,7 +27,7 @@ tier=full device=cuda
 experiments=(vit-vs-diffvit patch-size position augmentation width depth mlp-ratio heads pooling head optimizer initialisation search)
 if $dry; then
   OUT=$(mktemp -d) && trap 'rm -rf "$OUT"' EXIT
-  seeds="0 1"
+  seeds="0"
   tier=smoke device=cpu
   experiments=(vit-vs-diffvit search)
   export TMPDIR=$OUT # what the compiler keeps goes too

@@ -24,10 +24,8 @@ def test_the_dry_run_goes_through_every_step_and_leaves_nothing(tmp_path: Path) 
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     steps = [line.split(" (")[0].removeprefix("== ") for line in done.stdout.splitlines() if line.startswith("== ")]
     assert steps == [
-        *(f"{recipe}-s{seed}" for seed in (0, 1) for recipe in ("cifar10_vit", "cifar10_diffvit")),
-        "report gpu-50-epochs",
-        *("cifar10_80_gpu-s0", "cifar10_80_gpu-s1", "report gpu-time-to-80"),
-        *("cifar10_85_gpu-s0", "cifar10_85_gpu-s1", "report gpu-time-to-85"),
+        *("cifar10_vit-s0", "cifar10_diffvit-s0", "report gpu-50-epochs"),
+        *("cifar10_80_gpu-s0", "report gpu-time-to-80", "cifar10_85_gpu-s0", "report gpu-time-to-85"),
         *("bench train", "bench inference", "bench attention"),
         *("study vit-vs-diffvit", "report vit-vs-diffvit", "study search", "report search"),
         "exact resume",

@@ -19,7 +19,7 @@ typedef struct {
 typedef struct {
   int64_t pairs, columns; /* of tokens; tokens up to whole vectors */
   int64_t value, rows;    /* width of a value; queries worked on at once */
-  float scale;                         /* of a score, to the base 2 */
+  float scale;            /* of a score, to the base 2 */
 } Sizes;
 
 typedef struct {
