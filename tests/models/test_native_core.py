@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffvit.models import native_core
 from diffvit.models.attention import Attention
@@ -153,28 +152,6 @@ def test_it_strays_less_than_torchs_steps_in_bfloat16(tokens: int, maps: int, mo
 
 
 @pytest.mark.parametrize("maps", [1, 2])
-@pytest.mark.parametrize("rotary", [False, True])
-def test_the_layers_take_the_kernels_and_give_what_attend_gives(
-    rotary: bool, maps: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls, run = [], library.Kernels.attention
-    monkeypatch.setattr(
-        library.Kernels, "attention", lambda self, which, job: calls.append(which) or run(self, which, job)
-    )
-    torch.manual_seed(0)
-    rope = Rope2d((8, 8), 4, 32, 1) if rotary else None
-    layer = Attention(128, 4, rope=rope) if maps == 1 else DifferentialAttention(128, 4, layer_index=1, rope=rope)
-    x = torch.randn(3, 65, 128, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        out, slow = layer(x), layer.attend(x)
-    (of_x,) = torch.autograd.grad(out.float().square().sum(), x)
-    (of_x_slow,) = torch.autograd.grad(slow.float().square().sum(), x)
-    assert calls == ["forward", "backward"]
-    assert apart(out, slow) < 0.01
-    assert apart(of_x, of_x_slow) < 0.02
-
-
-@pytest.mark.parametrize("maps", [1, 2])
 def test_neither_threads_nor_strides_change_a_bit(maps: int) -> None:
     qkv, of_out, lam = numbers(5, 33, 3 * 64), numbers(5, 33, 64, seed=1), torch.tensor(LAM)
     apart_in_memory = numbers(5, 33, 3 * 64).mT.contiguous().mT
@@ -230,59 +207,3 @@ def test_a_second_derivative_is_refused() -> None:
     (first,) = torch.autograd.grad(native_core.softmax(qkv, 2).float().square().sum(), qkv, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()
-
-
-def mapped(layer: nn.Module, x: Tensor) -> object:
-    return torch.func.vmap(layer)(x[:, None])
-
-
-def exported(layer: nn.Module, x: Tensor) -> object:
-    return torch.export.export(layer, (x,)).module()(x)
-
-
-@pytest.mark.parametrize("maps", [1, 2])
-@pytest.mark.parametrize("way", [mapped, exported])
-def test_tracing_and_transforms_see_torchs_own_operators(
-    way: Callable[[nn.Module, Tensor], object], maps: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    layer = Attention(32, 2) if maps == 1 else DifferentialAttention(32, 2, layer_index=0)
-    layer.bfloat16().requires_grad_(False)
-    x = numbers(2, 9, 32)
-    layer(x)
-
-    def refuse(*_: object) -> None:
-        raise AssertionError("the kernels ran")
-
-    monkeypatch.setattr(library.Kernels, "attention", refuse)
-    with pytest.raises(AssertionError, match="the kernels ran"):
-        layer(x)
-    way(layer, x)
-
-
-@pytest.mark.parametrize(
-    ("x", "head_dim"),
-    [
-        (torch.zeros(2, 9, 32), 16),
-        (torch.zeros(2, 9, 32).double(), 16),
-        (torch.zeros(2, 9, 48).bfloat16(), 24),
-        (torch.zeros(0, 9, 32).bfloat16(), 16),
-        (torch.zeros(2, 9, 32, device="meta").bfloat16(), 16),
-    ],
-)
-def test_what_the_kernels_leave_to_torch(x: Tensor, head_dim: int) -> None:
-    assert not native_core.pays(x, head_dim)
-
-
-def test_a_trace_in_the_making_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert native_core.pays(torch.zeros(2, 9, 32).bfloat16(), 16)
-    monkeypatch.setattr(torch._C, "_is_tracing", lambda: True)
-    assert not native_core.pays(torch.zeros(2, 9, 32).bfloat16(), 16)
-
-
-def test_autocast_decides() -> None:
-    x = torch.zeros(2, 9, 32)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert native_core.pays(x, 16)
-        assert not native_core.pays(x.double(), 16)
-    with torch.autocast("cpu", torch.float16):
-        assert not native_core.pays(x, 16)
