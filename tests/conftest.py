@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ install_import_hook("diffvit.clip", "beartype.beartype")
 
 import torch  # noqa: E402  (the hook must stand before the first import of the package)
 
+from diffvit.native import library  # noqa: E402
 from diffvit.training.torchvision_names import import_torchvision  # noqa: E402
 
 torch.set_num_threads(1)  # the suite runs one worker per core
@@ -26,13 +28,13 @@ import_torchvision()  # the tests import timm directly
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect, not skip, the tests on real CIFAR-10 where nobody said where it is."""
-    if os.environ.get("DIFFVIT_DATA"):
-        return
-    real = [item for item in items if item.get_closest_marker("cifar10")]
-    if real:
-        config.hook.pytest_deselected(items=real)
-        items[:] = [item for item in items if item not in real]
+    """Deselect, not skip, what this machine lacks the means for: real CIFAR-10, or a processor and a compiler."""
+    compiled = torch.cpu._is_avx512_bf16_supported() and any(map(shutil.which, ("cc", "gcc", "clang")))
+    lacking = {"cifar10": not os.environ.get("DIFFVIT_DATA"), "native": not compiled}
+    left = [item for item in items if any(lacks and item.get_closest_marker(name) for name, lacks in lacking.items())]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in left]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -64,5 +66,7 @@ def _private_environment(
 ) -> None:
     """A cache of its own for each test; only tests marked cifar10 see where the real data is."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    if request.node.get_closest_marker("native") is not None:
+        assert library.kernels() is not None, library.why_not()  # the means are there, so a fault is a fault
     if request.node.get_closest_marker("cifar10") is not None:
         monkeypatch.setenv("DIFFVIT_DATA", _outside["DIFFVIT_DATA"])

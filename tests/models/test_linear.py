@@ -10,16 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from diffvit.models.linear import linear
-from diffvit.native import library
-
-needs_kernels = pytest.mark.skipif(library.kernels() is None, reason=library.why_not())
 
 
 def apart(mine: Tensor, theirs: Tensor) -> float:
     return ((mine.double() - theirs.double()).norm() / theirs.double().norm()).item()
 
 
-@needs_kernels
+@pytest.mark.native
 @settings(deadline=None, max_examples=25)
 @given(
     lead=st.lists(st.integers(1, 5), min_size=1, max_size=3),
@@ -52,7 +49,7 @@ def test_values_and_gradients_are_those_of_float64(
         assert (mine - theirs).abs().max() <= 0.06 * summed**0.5
 
 
-@needs_kernels
+@pytest.mark.native
 def test_the_bias_is_rounded_once_less_than_by_the_module() -> None:
     torch.manual_seed(0)
     layer, x = nn.Linear(64, 96), torch.randn(512, 64)
@@ -62,7 +59,7 @@ def test_the_bias_is_rounded_once_less_than_by_the_module() -> None:
         assert 0 < apart(linear(layer, x), exact) <= apart(layer(x), exact)
 
 
-@needs_kernels
+@pytest.mark.native
 def test_what_is_frozen_gets_no_gradient() -> None:
     layer, x = nn.Linear(8, 8), torch.randn(3, 8, requires_grad=True)
     layer.weight.requires_grad_(False)

@@ -16,7 +16,7 @@ from diffvit.models.differential import DifferentialAttention
 from diffvit.models.rope import Rope2d
 from diffvit.native import library
 
-pytestmark = pytest.mark.skipif(library.kernels() is None, reason=library.why_not())
+pytestmark = pytest.mark.native
 EPS = 1e-5
 LAM = 0.37
 

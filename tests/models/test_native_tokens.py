@@ -15,7 +15,7 @@ from diffvit.models.block import Block
 from diffvit.models.native_tokens import add_and_norm, gelu
 from diffvit.native import library
 
-pytestmark = pytest.mark.skipif(library.kernels() is None, reason=library.why_not())
+pytestmark = pytest.mark.native
 
 
 def norm_of(width: int, seed: int = 0) -> nn.LayerNorm:

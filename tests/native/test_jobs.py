@@ -7,7 +7,7 @@ import ctypes
 import pytest
 import torch
 
-from diffvit.native import build, jobs, library
+from diffvit.native import build, jobs
 
 
 def test_a_view_gives_bytes() -> None:
@@ -16,7 +16,7 @@ def test_a_view_gives_bytes() -> None:
     assert (view.data, view.image, view.token) == (x.data_ptr(), 3 * 96 * 2, 96 * 2)
 
 
-@pytest.mark.skipif(library.kernels() is None, reason=library.why_not())
+@pytest.mark.native
 @pytest.mark.parametrize("name", list(jobs.JOBS))
 def test_both_languages_agree_on_the_size_of_a_job(name: str) -> None:
     size = ctypes.CDLL(str(build.built()))[f"{name}_bytes"]

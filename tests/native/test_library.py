@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 import torch
 
@@ -17,10 +15,10 @@ def looks_again(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
+@pytest.mark.native
 def test_they_are_there_on_a_processor_that_has_the_instructions_and_a_compiler() -> None:
-    fit = torch.cpu._is_avx512_bf16_supported() and any(map(shutil.which, ("cc", "gcc", "clang")))
-    assert (library.kernels() is not None) == fit
-    assert bool(library.why_not()) == (not fit)
+    assert library.why_not() == ""
+    assert library.kernels() is library.kernels() is not None
 
 
 @pytest.mark.parametrize("word", ["off", "0", "OFF"])

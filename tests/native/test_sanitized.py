@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from diffvit.native import build, library
+from diffvit.native import build
 
 HERE = Path(__file__).parent
 SANITIZERS = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wall", "-Wextra", "-Werror")
 
 
-@pytest.mark.skipif(library.kernels() is None, reason=library.why_not())
+@pytest.mark.native
 @pytest.mark.parametrize("program", ["attention_shapes", "token_shapes"])
 def test_no_shape_reaches_outside_its_memory(program: str, tmp_path: Path) -> None:
     flags = [flag for flag in build.FLAGS if flag not in ("-O3", "-shared", "-fPIC")]

@@ -15,8 +15,6 @@ from diffvit.native import library
 from diffvit.training.loop import train
 from diffvit.training.progress import QuietProgress
 
-there = pytest.mark.skipif(library.kernels() is None, reason=library.why_not())
-
 
 class Told(QuietProgress):
     """Keeps messages; may have the run stop after its first epoch."""
@@ -44,7 +42,7 @@ def config(**changes: Any) -> Config:
     )
 
 
-@there
+@pytest.mark.native
 @pytest.mark.parametrize("attention", ["softmax", "differential"])
 def test_with_the_kernels_a_run_learns_what_it_learns_without(
     attention: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -64,7 +62,7 @@ def test_with_the_kernels_a_run_learns_what_it_learns_without(
         assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=5e-3)
 
 
-@there
+@pytest.mark.native
 def test_a_run_goes_on_with_the_kernels_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train(config(epochs=2), out=tmp_path / "whole")
     with pytest.raises(Interrupted):

@@ -28,6 +28,7 @@ from diffvit.benchmarks.settings import (
 )
 from diffvit.models.attention import Attention
 from diffvit.models.differential import DifferentialAttention
+from diffvit.training.environment import kernels
 
 Layer = Callable[[Tensor], Tensor]
 BACKENDS = {
@@ -146,7 +147,7 @@ def run(
         EnvironmentFault: timm was asked for and is not there.
     """
     threads = prepare(threads)
-    environment = facts(device, threads)
+    environment = {**facts(device, threads), "kernels": kernels(device, "bf16")}
     arms: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     combinations = [

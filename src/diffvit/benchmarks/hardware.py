@@ -24,8 +24,8 @@ Shape = tuple[int, int, int]  # rows, inner, columns
 
 def facts(device: str, threads: int) -> dict[str, Any]:
     """Versions, hardware, threads and date, and the machine's load average (one minute) as it was found."""
-    found = describe(device=device, precision="bf16", threads=threads, processes=1)
-    del found["precision"], found["processes"]
+    found = describe(device=device, precision="", threads=threads, processes=1)
+    del found["precision"], found["processes"], found["kernels"]
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     return {**found, **versions(), "date": datetime.now(UTC).date().isoformat(), "load": load}
 

@@ -24,7 +24,7 @@ from diffvit.benchmarks.settings import (
 )
 from diffvit.benchmarks.steps import LEARNING_RATE, STEPS, WEIGHT_DECAY, batch_of, forward_flops
 from diffvit.errors import EnvironmentFault
-from diffvit.training.environment import resolve_precision
+from diffvit.training.environment import kernels, resolve_precision
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,10 @@ def run(
         EnvironmentFault: a peer is not there, or torch.compile does not work.
     """
     threads = prepare(threads)
-    environment = facts(device, threads)  # before: the load average is to be that of others
+    environment = {
+        **facts(device, threads),
+        "kernels": kernels(device, "bf16"),
+    }  # before: the load average is to be that of others
     make, passes = STEPS[kind]
     names = models_of(choice.peers)
     arms = arms_of(names, choice)

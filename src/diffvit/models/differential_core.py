@@ -13,15 +13,12 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from diffvit.models.autocast import casts_to_bfloat16
+
 
 def pays(x: Tensor) -> bool:
     """Whether :class:`DifferentialCore` is the faster way: bfloat16 on a CPU by autocast, outside ``torch.compile``."""
-    return (
-        x.device.type == "cpu"
-        and torch.is_autocast_enabled("cpu")
-        and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        and not torch.compiler.is_compiling()
-    )
+    return x.device.type == "cpu" and casts_to_bfloat16() and not torch.compiler.is_compiling()
 
 
 class DifferentialCore(Function):

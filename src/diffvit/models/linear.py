@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from diffvit.models.autocast import casts_to_bfloat16
 from diffvit.models.native_tokens import has_hooks
 from diffvit.native.library import usable
 
@@ -31,8 +32,7 @@ def linear(
 
 def _pays(layer: nn.Linear, x: Tensor) -> bool:
     return (
-        torch.is_autocast_enabled("cpu")
-        and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        casts_to_bfloat16()
         and x.dtype in (torch.float32, torch.bfloat16)
         and type(x) is Tensor
         and x.numel() > 0

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from diffvit.models.autocast import casts_to_bfloat16
 from diffvit.native import jobs
 from diffvit.native.jobs import View
 from diffvit.native.library import kernels, usable
@@ -31,7 +32,7 @@ def _works_in_bfloat16(x: Tensor) -> bool:
     """Whether a projection of x comes out in bfloat16."""
     if not torch.is_autocast_enabled("cpu"):
         return x.dtype == torch.bfloat16
-    return torch.get_autocast_dtype("cpu") == torch.bfloat16 and x.dtype in (torch.float32, torch.bfloat16)
+    return casts_to_bfloat16() and x.dtype in (torch.float32, torch.bfloat16)
 
 
 def softmax(projected: Tensor, num_heads: int, turn: Tensor | None = None) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from diffvit.models.autocast import casts_to_bfloat16
 from diffvit.native import jobs
 from diffvit.native.library import Kernels, kernels, usable
 
@@ -42,8 +43,7 @@ def _pays(norm: nn.LayerNorm, x: Tensor, branch: Tensor | None) -> bool:
     """Whether one pass does what the module would: hooks on it, for one, want to be called."""
     return (
         x.dtype == torch.float32
-        and torch.is_autocast_enabled("cpu")
-        and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        and casts_to_bfloat16()
         and x.shape[-1] % _LANES == 0
         and _plain(x)
         and (branch is None or (branch.dtype == torch.bfloat16 and _plain(branch) and branch.shape == x.shape))
