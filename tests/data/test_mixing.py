@@ -158,3 +158,21 @@ def test_draws_follow_the_sample_not_its_place():
     assert torch.equal(N - 1 - there.rows.flip(0), here.rows)
     for name in ("partners", "weight", "share"):
         assert torch.equal(getattr(there, name).flip(0), getattr(here, name)), name
+
+
+def test_working_on_every_image_gives_what_working_on_the_chosen_gives():
+    pixels = torch.randint(0, 256, (300, 3, 12, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    indices = torch.arange(300) * 7
+    some, every = (Erasing(0.4, every=choice)(pixels, 3, 2, indices) for choice in (False, True))
+    assert torch.equal(some, every)
+    assert 0 < int((some != pixels).flatten(1).any(1).sum()) < 300
+    for strengths in ((0.8, 0.0), (0.0, 1.0), (0.8, 1.0)):
+        few = Mixing(*strengths, 0.4).draw(3, 2, indices, 1000, (12, 9))
+        all_ = Mixing(*strengths, 0.4, every=True).draw(3, 2, indices, 1000, (12, 9))
+        assert torch.equal(all_.rows, torch.arange(300))
+        assert torch.equal(all_.partners[few.rows], few.partners)
+        assert torch.equal(all_.weight[few.rows], few.weight)
+        assert torch.equal(all_.share[few.rows], few.share)
+        rest = torch.ones(300, dtype=torch.bool).index_fill(0, few.rows, False)
+        assert int(rest.sum()) not in (0, 300)
+        assert bool((all_.weight[rest] == 1).all() and (all_.share[rest] == 1).all())

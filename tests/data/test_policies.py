@@ -100,6 +100,13 @@ def test_a_mixed_batch_equals_one_image_at_a_time():
         assert torch.equal(one[0], whole[i])
 
 
+@pytest.mark.parametrize("space", [trivialaugment_space(), randaugment_space(9.0, SIZE[1])])
+def test_doing_every_operation_to_every_image_gives_the_drawn_one(space: Space):
+    pixels, indices = smooth_noise(200), torch.arange(200)
+    some, every = (Policy(space, 2, SIZE, FILL, every=choice)(pixels, 5, 1, indices) for choice in (False, True))
+    assert torch.equal(some, every)
+
+
 def test_draws_reach_all_operations_both_signs_and_all_strengths_alike():
     """Recover what was drawn by watching the calls, 14 operations x 62 strengths, 200,000 images of one pixel."""
     seen: list[tuple[Tensor, Tensor]] = []

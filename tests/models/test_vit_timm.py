@@ -94,4 +94,5 @@ def test_initial_weights_have_timms_spread() -> None:
     assert len(large) >= 2 + 4 * 3
     for name in large:
         assert mine[name].std().item() == pytest.approx(theirs[name].std().item(), rel=0.1), name
-        assert mine[name].abs().max().item() == pytest.approx(theirs[name].abs().max().item(), rel=0.3), name
+        tails = [weights[name].abs().flatten().quantile(0.995).item() for weights in (mine, theirs)]
+        assert tails[0] == pytest.approx(tails[1], rel=0.3), name  # the largest alone is one draw's luck

@@ -11,7 +11,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffvit.data.batches import normalise
+from diffvit.data.batches import normalise, send
 from diffvit.data.color_ops import brightness, contrast, saturation
 from diffvit.data.geometry import crop_and_flip
 from diffvit.data.mixing import Erasing, Mixing
@@ -93,18 +93,21 @@ class Augment:
         self.mean, self.std = (torch.as_tensor(v, dtype=torch.float32, device=self.device) for v in (mean, std))
         self._check(labels)
         chosen = self.settings
-        self._policy = self._make_policy() if chosen.policy != "none" else None
-        self._erasing = Erasing(chosen.erasing, self.device) if chosen.erasing else None
+        # The work of one batch is queued while an accelerator is at the batch before: nothing here may wait for it.
+        every = self.device.type != "cpu"
+        self._policy = self._make_policy(every) if chosen.policy != "none" else None
+        self._erasing = Erasing(chosen.erasing, self.device, every=every) if chosen.erasing else None
         mixes = (chosen.mixup or chosen.cutmix) and chosen.mix_probability
-        self._mixing = Mixing(chosen.mixup, chosen.cutmix, chosen.mix_probability, self.device) if mixes else None
+        strengths = (chosen.mixup, chosen.cutmix, chosen.mix_probability)
+        self._mixing = Mixing(*strengths, self.device, every=every) if mixes else None
 
     def __call__(self, indices: Int64[Tensor, " batch"], epoch: int) -> Batch:
         """The batch of these samples as they look in this epoch, on :attr:`device`."""
-        indices = indices.to(self.device)
+        given, indices = indices, send(indices, self.device)
         labels = self.labels[indices]
         targets = F.one_hot(labels, self.num_classes).to(torch.float32)
         if self._mixing is None:
-            images = normalise(self.pictures(indices, epoch), self.mean, self.std)
+            images = normalise(self.pictures(given, epoch), self.mean, self.std)
         else:
             images, targets = self._mixed(self._mixing, indices, targets, epoch)
         if self.label_smoothing:
@@ -114,8 +117,8 @@ class Augment:
     def pictures(self, indices: Int64[Tensor, " batch"], epoch: int) -> UInt8[Tensor, "batch chans height width"]:
         """The samples' own pictures in this epoch: all but the mixing and the normalisation, on :attr:`device`."""
         chosen = self.settings
-        pixels = self.pixels.index_select(0, indices.to(self.pixels.device)).to(self.device)
-        indices = indices.to(self.device)
+        pixels = send(self.pixels.index_select(0, send(indices, self.pixels.device)), self.device)
+        indices = send(indices, self.device)
         draw = (self.seed, epoch, indices)
         if chosen.flip or chosen.crop:
             shift = below(hash_words(*draw, Stream.CROP, 2), 2 * chosen.crop + 1) - chosen.crop
@@ -139,13 +142,13 @@ class Augment:
         mixed_targets = targets.index_select(0, mix.rows) * share + other_targets * (1 - share)
         return images.index_copy_(0, mix.rows, mixed), targets.index_copy_(0, mix.rows, mixed_targets)
 
-    def _make_policy(self) -> Policy:
+    def _make_policy(self, every: bool) -> Policy:
         chosen = self.settings
         fill = (self.mean * 255).round().to(torch.uint8)
         if chosen.policy == "randaugment":
             space = randaugment_space(chosen.policy_magnitude, self.size[1])
-            return Policy(space, chosen.policy_ops, self.size, fill)
-        return Policy(trivialaugment_space(), 1, self.size, fill)
+            return Policy(space, chosen.policy_ops, self.size, fill, every=every)
+        return Policy(trivialaugment_space(), 1, self.size, fill, every=every)
 
     def _check(self, labels: Tensor) -> None:
         smaller = min(self.size)
@@ -167,6 +170,6 @@ class Augment:
 
 def _near(pixels: Tensor, device: torch.device) -> Tensor:
     """The pixels on an accelerator where they fill at most half of its free memory; else where they are."""
-    if device.type == "cuda" and 2 * pixels.nbytes <= torch.cuda.mem_get_info(device)[0]:
-        return pixels.to(device)
-    return pixels
+    if device.type == "cpu" or (device.type == "cuda" and 2 * pixels.nbytes > torch.cuda.mem_get_info(device)[0]):
+        return pixels
+    return pixels.to(device)

@@ -50,6 +50,14 @@ def normalise(
     return pixels.to(torch.float32).sub_(offset * 255).mul_(1 / (scale * 255))
 
 
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device. A copy from main memory is queued there and not waited for."""
+    here = tensor.device.type == "cpu"
+    if here and device.type == "cuda":
+        tensor = tensor.pin_memory()  # from other memory the copy would be waited for
+    return tensor.to(device, non_blocking=here)
+
+
 def evaluation_batches(
     pixels: UInt8[Tensor, "n chans height width"],
     batch_size: int,
@@ -58,6 +66,7 @@ def evaluation_batches(
     device: torch.device | str = "cpu",
 ) -> Iterator[Float32[Tensor, "batch chans height width"]]:
     """Every image once, in order, normalised, on ``device``; the last batch may be smaller."""
+    device = torch.device(device)
     mean, std = (torch.as_tensor(v, dtype=torch.float32, device=device) for v in (mean, std))
     for chunk in pixels.split(batch_size):
-        yield normalise(chunk.to(device), mean, std)
+        yield normalise(send(chunk, device), mean, std)

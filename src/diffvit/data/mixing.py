@@ -1,4 +1,8 @@
-"""Rectangles and pairs: random erasing, mixup and CutMix, each image with its own draws."""
+"""Rectangles and pairs: random erasing, mixup and CutMix, each image with its own draws.
+
+Only the images that drew a change are worked on. On an accelerator their number would have to be waited for, which
+costs more than the work: there, ``every`` image is worked on, and those that drew no change keep their values.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +29,8 @@ class Erasing:
     AREA = (0.02, 0.4)
     ASPECT = 0.3
 
-    def __init__(self, probability: float, device: torch.device | str = "cpu") -> None:
-        self.probability = probability
+    def __init__(self, probability: float, device: torch.device | str = "cpu", *, every: bool = False) -> None:
+        self.probability, self.every = probability, every
         aspects = np.geomspace(self.ASPECT, 1 / self.ASPECT, 1025)
         self._aspects = torch.tensor(aspects, dtype=torch.float32, device=device)
 
@@ -35,17 +39,28 @@ class Erasing:
     ) -> UInt8[Tensor, "batch chans height width"]:
         """The images, some with a rectangle of noise."""
         words = hash_words(seed, epoch, indices, Stream.ERASING, 5)
-        chosen = (uniform(words[:, 0]) < self.probability).nonzero()[:, 0]
-        if not len(chosen):
+        chosen = uniform(words[:, 0]) < self.probability
+        if self.every:
+            inside = self._inside(words, pixels) & chosen[:, None, None, None]
+            return self._erased(pixels, inside, seed, epoch, indices)
+        rows = chosen.nonzero()[:, 0]
+        if not len(rows):
             return pixels
-        height, width = pixels.shape[2:]
-        inside = box_mask(*self._box(words[chosen, 1:], height, width), (height, width))
+        kept = pixels.index_select(0, rows)
+        erased = self._erased(kept, self._inside(words[rows], pixels), seed, epoch, indices[rows])
+        return pixels.index_copy(0, rows, erased)
+
+    @staticmethod
+    def _erased(pixels: Tensor, inside: Tensor, seed: int, epoch: int, indices: Tensor) -> Tensor:
         size = math.prod(pixels.shape[1:])
-        noise = hash_words(seed, epoch, indices[chosen], Stream.ERASED_PIXELS, math.ceil(size / 8)).view(torch.uint8)
+        noise = hash_words(seed, epoch, indices, Stream.ERASED_PIXELS, math.ceil(size / 8)).view(torch.uint8)
         noise = noise[:, :size].view(-1, *pixels.shape[1:])
-        kept = pixels.index_select(0, chosen)
         # Bits of the noise where inside, of the image outside; torch.where over bytes is slow on a CPU.
-        return pixels.index_copy(0, chosen, kept ^ ((kept ^ noise) & inside.view(torch.uint8).neg()))
+        return pixels ^ ((pixels ^ noise) & inside.view(torch.uint8).neg())
+
+    def _inside(self, words: Tensor, pixels: Tensor) -> Bool[Tensor, "batch 1 height width"]:
+        height, width = pixels.shape[2:]
+        return box_mask(*self._box(words[:, 1:], height, width), (height, width))
 
     def _box(self, words: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         area = (self.AREA[0] + (self.AREA[1] - self.AREA[0]) * uniform(words[:, 0])) * (height * width)
@@ -80,20 +95,36 @@ class Mixing:
     image draws one of the two.
     """
 
-    def __init__(self, mixup: float, cutmix: float, probability: float, device: torch.device | str = "cpu") -> None:
-        self.mixup, self.cutmix, self.probability = mixup, cutmix, probability
+    def __init__(
+        self,
+        mixup: float,
+        cutmix: float,
+        probability: float,
+        device: torch.device | str = "cpu",
+        *,
+        every: bool = False,
+    ) -> None:
+        self.mixup, self.cutmix, self.probability, self.every = mixup, cutmix, probability, every
         self._tables = [beta_quantiles(a).to(device) if a else None for a in (mixup, cutmix)]
 
     def draw(self, seed: int, epoch: int, indices: Int64[Tensor, " batch"], samples: int, size: tuple[int, int]) -> Mix:
         """Draw partners among ``samples`` images, lambdas and boxes for images of (height, width) ``size``."""
         words = hash_words(seed, epoch, indices, Stream.MIX, 6)
-        rows = (uniform(words[:, 0]) < self.probability).nonzero()[:, 0]
-        words = words[rows]
-        chance = uniform(words[:, 2])
+        chosen = uniform(words[:, 0]) < self.probability
+        if not self.every:
+            rows = chosen.nonzero()[:, 0]
+            return Mix(rows, *self._mixes(words[rows], samples, size))
+        partners, weight, share = self._mixes(words, samples, size)
+        weight = torch.where(chosen[:, None, None, None], weight, 1.0)
+        return Mix(torch.arange(len(indices), device=words.device), partners, weight, torch.where(chosen, share, 1.0))
+
+    def _mixes(self, words: Tensor, samples: int, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Partners, weights and shares, as in :class:`Mix`, of images that are mixed."""
+        partners, chance = below(words[:, 1], samples), uniform(words[:, 2])
         mixup, cutmix = (None if table is None else from_quantiles(table, chance) for table in self._tables)
         if cutmix is None:
             assert mixup is not None
-            return Mix(rows, below(words[:, 1], samples), mixup[:, None, None, None], mixup)
+            return partners, mixup[:, None, None, None], mixup
         outside = ~self._box(cutmix, words[:, 3:5], size)
         left = outside.sum((1, 2, 3)) / (size[0] * size[1])
         weight = outside.to(torch.float32)
@@ -101,7 +132,7 @@ class Mixing:
             mixes = words[:, 5] < 0
             weight = torch.where(mixes[:, None, None, None], mixup[:, None, None, None], weight)
             left = torch.where(mixes, mixup, left)
-        return Mix(rows, below(words[:, 1], samples), weight, left)
+        return partners, weight, left
 
     @staticmethod
     def _box(kept: Tensor, words: Tensor, size: tuple[int, int]) -> Bool[Tensor, "batch 1 height width"]:

@@ -1,0 +1,82 @@
+"""A training step only queues work on an accelerator: it never waits for what is queued.
+
+torch's ``meta`` device stands in for one: it has shapes and no values, so anything that would have to wait for a value
+raises, and copies from main memory can be watched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+import torch
+from torch.optim import AdamW
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from diffvit.config import parse
+from diffvit.data import shapes
+from diffvit.training import material, optimizers, trainer
+from diffvit.training.material import Material
+from diffvit.training.objective import Classification
+from diffvit.training.trainer import Trainer
+
+META = torch.device("meta")
+AUGMENT = {"flip": True, "crop": 2, "policy": "trivialaugment", "cutmix": 1.0, "mix_probability": 0.5, "erasing": 0.2}
+
+
+class Device:
+    """What a trainer asks of its fabric, on one device, without autocast, which meta has not."""
+
+    device, world_size, global_rank = META, 1, 0
+
+    def setup_module(self, module: Any) -> Any:
+        return module
+
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+    def no_backward_sync(self, module: Any, enabled: bool) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+class Waits(TorchDispatchMode):
+    """Counts copies from main memory that are waited for."""
+
+    copies = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and args[0].device != result.device:
+            self.copies += not (kwargs or {}).get("non_blocking", False)
+        return result
+
+
+@pytest.mark.parametrize("attention", ["softmax", "differential"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"augment": AUGMENT, "ema": 0.99, "optimizer": {"name": "muon", "split_qkv": True}},
+        {"accumulate": 2, "optimizer": {"name": "adamw", "grad_clip": 1.0}},
+    ],
+)
+def test_steps_wait_for_nothing(attention: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+
+    def look(self: Trainer) -> None:
+        looks.append(self.position.step)
+        self._pending = None
+
+    monkeypatch.setattr(Trainer, "_read", look)
+    # torch's fused AdamW, which waits for nothing, refuses meta.
+    monkeypatch.setattr(optimizers, "AdamW", lambda *given, fused, **more: AdamW(*given, foreach=fused, **more))
+    monkeypatch.setitem(trainer._READ_EVERY, "meta", 32)
+    model = {"image_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "attention": attention}
+    config = parse({"data": "shapes", "batch_size": 8, "epochs": 2, "model": model, **changes})
+    data = Material("shapes", shapes.generate("train", 30, size=16), None, [0.5] * 3, [0.25] * 3, "")
+    trained: Any = Trainer(Device(), config, data, material.build_model(config.model, 0), Classification())  # pyright: ignore[reportArgumentType]
+    with Waits() as waits:
+        assert sum(1 for _ in trained.steps()) == 4
+    assert waits.copies == 0
+    assert looks == [0, 4]  # the run's first step, and the end of the epoch
+    assert all(parameter.device == META for parameter in trained.parameters)
