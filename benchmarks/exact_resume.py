@@ -12,35 +12,17 @@ import argparse
 import json
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from trainings import finish, start
+
 from diffvit.training.environment import hardware
 from diffvit.training.run_dir import RunDir
 
 TIMES = ("seconds", "images_per_second")
-# Deterministic algorithms are a setting of torch, so the command line is started from a line that sets it.
-START = """
-import sys, torch
-from diffvit.cli.main import main
-torch.use_deterministic_algorithms(True)
-sys.exit(main())
-"""
-
-
-def start(*arguments: str | Path) -> subprocess.Popen[bytes]:
-    """``diffvit train`` with these arguments, deterministic."""
-    return subprocess.Popen([sys.executable, "-c", START, "train", *map(str, arguments), "--quiet"])
-
-
-def finish(process: subprocess.Popen[bytes], expected: int) -> None:
-    """Wait; the exit code must be the expected one."""
-    code = process.wait()
-    if code != expected:
-        raise SystemExit(f"error: diffvit train: ended with exit code {code} (vs {expected}). See its output above.")
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -50,22 +32,23 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form, allow_abbrev=False)
     parser.add_argument("config", type=Path)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     given, flags = parser.parse_known_args()
     shutil.rmtree(given.runs, ignore_errors=True)
     whole, stopped = given.runs / "whole", given.runs / "stopped"
-    finish(start(given.config, "--out", whole, *flags), 0)
-    process = start(given.config, "--out", stopped, *flags)
+    finish(start(given.config, "--out", whole, *flags, deterministic=True), 0)
+    process = start(given.config, "--out", stopped, *flags, deterministic=True)
     metrics = stopped / "metrics.jsonl"
     while process.poll() is None and not (metrics.is_file() and metrics.stat().st_size):
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     finish(process, 128 + signal.SIGTERM)
     epochs = len(rows_of(stopped))
-    finish(start("--resume", stopped), 0)
+    finish(start("--resume", stopped, deterministic=True), 0)
     answer = {
         "config": str(given.config),
         "hardware": hardware(RunDir.open(whole).environment["device"]),

@@ -22,7 +22,10 @@ case "$1" in
 esac
 
 seeds="0 1 2"
-bench=() layer=() tiny=()
+# bf16 alone: every model is compiled anew in each dtype, which takes longer than measuring it.
+bench=(--precision bf16 --batch-size 1024 --steps 10) layer=() tiny=() profiled=()
+precisions=(--device cuda --batch-sizes 1,2,4,8,16,32,64,128,256,512 --images 512 --budget 180)
+together=(configs/cifar10_vit.yaml --epochs-each 5)
 tier=full device=cuda
 experiments=(vit-vs-diffvit patch-size position augmentation width depth mlp-ratio heads pooling head optimizer initialisation search)
 if $dry; then
@@ -40,6 +43,9 @@ if $dry; then
   # No peers: theirs need no CUDA to be tested, and an extra. One dtype: each is compiled anew, which takes long.
   bench=(--device cpu --embed-dim 32 --depth 1 --num-heads 2 --batch-size 2 --rounds 1 --warmup 0 --peers none --precision bf16)
   layer=(--device cpu --widths 64 --tokens 16 --tokens-per-step 64 --rounds 1 --peers none)
+  profiled=(--data shapes --steps 3)
+  precisions=(--device cpu --threads 1 --batch-sizes 1 --images 2 --budget 25)
+  together=(configs/cifar10_vit.yaml --epochs-each 2 --epochs 200)
 elif ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
   echo "error: CUDA device: none found. Nothing was run; try every step on the CPU with --dry-run." >&2
   exit 4
@@ -110,9 +116,26 @@ exact_resume() {
   local folder="$OUT/reports/gpu-resume" runs="$OUT/runs/resume"
   [ -f "$root/reports/gpu-resume/result.json" ] && ! $dry && { echo "== exact resume: in reports/ already"; return 0; }
   mkdir -p "$folder"
-  $dry && export DIFFVIT_EPOCHS=60 # long enough to be stopped in the middle
-  spend "exact resume" env CUBLAS_WORKSPACE_CONFIG=:4096:8 "$PYTHON" benchmarks/exact_resume.py \
+  local long=()
+  $dry && long=(DIFFVIT_EPOCHS=60) # long enough to be stopped in the middle
+  spend "exact resume" env CUBLAS_WORKSPACE_CONFIG=:4096:8 "${long[@]}" "$PYTHON" benchmarks/exact_resume.py \
     configs/cifar10_80_gpu.yaml --runs "$runs" --out "$folder/result.json" "${tiny[@]}" || true
+}
+
+# two_at_once: whether two trainings on one device get more done than one.
+two_at_once() {
+  local folder="$OUT/reports/gpu-two-at-once"
+  [ -f "$root/reports/gpu-two-at-once/result.json" ] && ! $dry && { echo "== two at once: in reports/ already"; return 0; }
+  mkdir -p "$folder"
+  spend "two at once" "$PYTHON" benchmarks/two_at_once.py "${together[@]}" \
+    --runs "$OUT/runs/two" --out "$folder/result.json" "${tiny[@]}" || true
+}
+
+# precision: CLIP's image encoder in every precision and memory format, with peak memory and drift.
+precision() {
+  local folder=clip-precision-cuda
+  [ -f "$root/reports/$folder/precision.json" ] && ! $dry && { echo "== clip precision: in reports/ already"; return 0; }
+  spend "clip precision" diffvit clip precision --out "$OUT/reports/$folder" "${precisions[@]}" || true
 }
 
 # experiment NAME: every trial of a study of ours that is not done, then its report; trials in reports/ are not run again.
@@ -138,8 +161,12 @@ study gpu-time-to-85 cifar10_85_gpu
 benchmark train --compiled "${bench[@]}"
 benchmark inference --compiled "${bench[@]}"
 benchmark attention "${layer[@]}"
-for name in "${experiments[@]}"; do experiment "$name"; done
+benchmark profile configs/cifar10_vit.yaml configs/cifar10_diffvit.yaml configs/cifar10_80_gpu.yaml "${profiled[@]}"
+# Minutes each. The studies come last, for they take whatever time there is.
+precision
 exact_resume
+two_at_once
+for name in "${experiments[@]}"; do experiment "$name"; done
 
 if [ ${#left_undone[@]} -eq 0 ]; then
   echo "finished"

@@ -160,6 +160,18 @@ def test_bad_flags_are_usage_errors(arguments: list[str], line: str, tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
+def test_a_budget_too_short_for_anything_is_refused_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = {"rows": [{"reason": "its first pass found no time"}], "drift": []}
+    monkeypatch.setattr("diffvit.clip.precision.run", lambda *given, **more: nothing)
+    with pytest.raises(DiffvitError) as caught:
+        command("--budget", "6", "--out", str(tmp_path / "out"), "--quiet")
+    code, said = explain(caught.value)
+    assert (code, said.startswith("--budget: 6 seconds were too short to time a single pass.")) == (2, True), said
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_weights_file_is_read_by_the_loader_of_clip_and_refused_by_its_rules(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

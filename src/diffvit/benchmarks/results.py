@@ -12,7 +12,7 @@ from typing import Any
 from diffvit.errors import EnvironmentFault, InputError
 from diffvit.training.files import disk_faults, replace, to_json
 
-BENCHMARKS = ("train", "inference", "attention")
+BENCHMARKS = ("train", "inference", "attention", "profile")
 Result = dict[str, Any]
 
 

@@ -14,6 +14,7 @@ PEERS = ("timm", "vit-pytorch", "transformers")
 SOFTMAX, DIFFERENTIAL = "diffvit", "diffvit differential"
 TIMM, TIMM_DIFFERENTIAL = "timm", "timm differential"
 TOKENS, WIDTHS, HEAD_WIDTH = (16, 64, 65, 256, 257), (128, 192, 384), 32
+PROFILE_WARMUP, PROFILED = 5, 10  # steps before the timed ones, and after them under the profiler
 PASSES = ("forward", "forward+backward")
 # Our attention as it chooses by itself, and the other ways to compute the same.
 FAMILIES: Mapping[str, tuple[str, ...]] = {

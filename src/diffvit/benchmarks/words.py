@@ -93,13 +93,19 @@ def products(result: Result) -> str:
 
 def circumstances(result: Result) -> str:
     """Hardware, versions, date and how often."""
-    of, how = result["environment"], result["settings"]
+    how = result["settings"]
     often = f"{counted(how['rounds'], 'round')} of {counted(how['steps'], 'step')} after {how['warmup']} to warm up"
+    return measured_on(result, often, how["peers"])
+
+
+def measured_on(result: Result, often: str, peers: Sequence[str] = ()) -> str:
+    """Hardware, versions and date, and what is said of how often."""
+    of = result["environment"]
     kernels = " with its own kernels in bf16" if of.get("kernels") == "native" else ""
     parts = [
         *(of["hardware"], of["device"], f"{counted(of['threads'], 'thread')} ({of['cores']} cores)"),
         f"torch {of['torch']}",
-        *(f"{name} {of[name]}" for name in PEERS if name in how["peers"]),
+        *(f"{name} {of[name]}" for name in PEERS if name in peers),
         *(f"diffvit {of['diffvit']}{kernels}", of["date"], often),
     ]
     load = "" if of.get("load") is None else f" Load average before the run: {of['load']:.1f}."

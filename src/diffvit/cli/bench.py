@@ -1,4 +1,4 @@
-"""``diffvit bench train``, ``inference`` and ``attention``."""
+"""``diffvit bench train``, ``inference``, ``attention`` and ``profile``."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from diffvit.benchmarks.settings import (
     Grid,
     Rounds,
     Sizes,
+    at_least_one,
     numbers_of,
     peers_of,
 )
@@ -35,13 +36,9 @@ MODEL = Group("Model and batch, the same for all", sort_key=2)
 
 @Parameter(name="*", group=COMMAND)
 @dataclass(frozen=True)
-class Run:
-    """How a benchmark runs, whatever it measures."""
+class Place:
+    """Where a benchmark runs and where its results go."""
 
-    precision: Literal["both", "fp32", "bf16"] = "both"
-    """bf16 is by autocast."""
-    steps: int = 1
-    """Steps in a turn."""
     device: Annotated[Device | None, Parameter(show_default="auto")] = None
     """Where to run."""
     threads: Annotated[int | None, Parameter(show_default="0")] = None
@@ -50,11 +47,6 @@ class Run:
     """Folder for the JSON, the plots and report.md."""
     quiet: Annotated[bool, Parameter(negative="", show_default=False)] = False
     """Show no progress."""
-
-    @property
-    def dtypes(self) -> tuple[str, ...]:
-        """What precision names."""
-        return DTYPES if self.precision == "both" else (self.precision,)
 
     def place(self) -> dict[str, Any]:
         """Device and threads for a benchmark's ``run``: flag > environment > default. Imports torch.
@@ -77,6 +69,22 @@ class Run:
 
 @Parameter(name="*", group=COMMAND)
 @dataclass(frozen=True)
+class Run(Place):
+    """How a benchmark of models or layers runs, whatever it measures."""
+
+    precision: Literal["both", "fp32", "bf16"] = "both"
+    """bf16 is by autocast."""
+    steps: int = 1
+    """Steps in a turn."""
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """What precision names."""
+        return DTYPES if self.precision == "both" else (self.precision,)
+
+
+@Parameter(name="*", group=COMMAND)
+@dataclass(frozen=True)
 class Compared:
     """Whom whole models are compared with."""
 
@@ -91,7 +99,7 @@ class Compared:
 Count = Annotated[int, Parameter(group=COMMAND, help="Rounds that count; in each everyone has a turn.")]
 Warmup = Annotated[int, Parameter(group=COMMAND, help="Rounds thrown away, after a first step that never counts.")]
 Model = Annotated[Sizes, Parameter(name="*", group=MODEL)]
-SIZES, RUN, COMPARED = Sizes(), Run(), Compared()
+SIZES, PLACE, RUN, COMPARED = Sizes(), Place(), Run(), Compared()
 
 
 @app.command
@@ -149,6 +157,31 @@ def attention(
 
     result = measure(grid, how, choice, **place)
     shown = layer_ratios(result, shown_width(result))
+    show.table(shown.columns, shown.rows)
+    _keep(result, run.out, output)
+
+
+@app.command
+def profile(
+    recipes: Annotated[list[Path] | None, Parameter(group=COMMAND, help="YAML files, as for diffvit train.")] = None,
+    /,
+    *,
+    data: Annotated[str | None, Parameter(group=COMMAND, help="Other data than the recipes'.")] = None,
+    steps: Annotated[int, Parameter(group=COMMAND, help="Timed steps; ten more are profiled.")] = 30,
+    run: Place = PLACE,
+    output: Output = OUTPUT,
+) -> None:
+    """Where the time of a recipe's training step goes: its phases, and the operations the device works on."""
+    at_least_one(steps=steps)
+    changes = {} if data is None else {"data": data}
+    configs = [(path.name, resolve(path, changes)) for path in recipes or ()] or [("defaults", resolve(None, changes))]
+    place = run.place()
+
+    from diffvit.benchmarks.profile import run as measure
+    from diffvit.benchmarks.profile_report import overview
+
+    result = measure(configs, steps=steps, **place)
+    shown = overview(result)
     show.table(shown.columns, shown.rows)
     _keep(result, run.out, output)
 

@@ -14,6 +14,7 @@ from diffvit.cli import show
 from diffvit.cli.options import COMMAND, OUTPUT, DataDir, Output, data_dir_of
 from diffvit.clip.precision_settings import BATCH_SIZES, FOLDER, Plan
 from diffvit.config import resolve
+from diffvit.errors import ConfigError
 from diffvit.settings import Device
 
 if TYPE_CHECKING:
@@ -69,6 +70,9 @@ def precision(
         threads=config.threads,
         tell=lambda line: None if quiet else print(line, file=sys.stderr, flush=True),
     )
+    if all(row["reason"] for row in result["rows"]):
+        why = f"{budget:g} seconds were too short to time a single pass"
+        raise ConfigError("--budget", why, "Nothing was written; give more, or smaller --batch-sizes.")
     for found in (*speed_tables(result), drift_table(result)):
         show.table(found.columns, found.rows)
     write(result, out)
