@@ -32,7 +32,7 @@ if $dry; then
   OUT=$(mktemp -d) && trap 'rm -rf "$OUT"' EXIT
   seeds="0"
   tier=smoke device=cpu
-  experiments=(vit-vs-diffvit search)
+  experiments=(vit-vs-diffvit)
   export TMPDIR=$OUT # what the compiler keeps goes too
   unset DIFFVIT_DATA
   # A variable beats the recipe's file, so every step runs as it is written, only small. No figure of it is kept.

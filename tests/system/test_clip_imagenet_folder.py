@@ -84,10 +84,10 @@ def environment(folder: Path, cache: str) -> dict[str, str]:
     return {**os.environ, "XDG_CACHE_HOME": str(folder / cache)}
 
 
-def copied(folder: Path, name: str, every: int) -> list[int]:
-    """A folder of every so-manieth class, and which these are."""
+def copied(folder: Path, name: str, every: int, most: int) -> list[int]:
+    """A folder of every so-manieth class, so many at most, and which these are."""
     classes = sorted((folder / "val").iterdir())
-    chosen = list(range(0, len(classes), every))
+    chosen = list(range(0, len(classes), every))[:most]
     for label in chosen:
         shutil.copytree(classes[label], folder / name / classes[label].name)
     return chosen
@@ -134,8 +134,8 @@ def test_a_comparison_of_the_same_folder_computes_nothing_anew_and_counts_as_flo
 
 def test_a_comparison_killed_in_the_middle_goes_on_and_counts_as_float64(expected: Expected) -> None:
     folder = expected.folder
-    labels = copied(folder, "third", 3)  # two parts of each model
-    command = [*CLIP, "compare", "third", *BOTH, "--shifts", "none", "--json"]
+    labels = copied(folder, "part", 3, 264)  # two parts of each model
+    command = [*CLIP, "compare", "part", *BOTH, "--shifts", "none", "--json"]
     kept = killed_on_its_way(command, folder, "other", "00000?-*.rows", 3)  # both of one model, one of the other
     assert kept == 3
     found = finished(command, folder, "other")
@@ -146,7 +146,7 @@ def test_a_comparison_killed_in_the_middle_goes_on_and_counts_as_float64(expecte
 @pytest.mark.cifar10
 def test_one_command_fills_every_table_of_published_weights(expected: Expected) -> None:
     folder = expected.folder
-    assert len(copied(folder, "few", 25)) == 40
+    assert len(copied(folder, "few", 50, 20)) == 20
     command = [*CLIP, "published", "few", "--weights", "clip.pt", "--v1-weights", "resnet.pth"]
     command += ["--v2-weights", "resnet.pth", "--limit", "1", "--shift-pictures", "3", "--budget", "25", "--json"]
     command += ["--templates", "single"]

@@ -5,82 +5,123 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from diffvit.config import parse, read_yaml
 from diffvit.errors import InputError
 from diffvit.reporting import markdown, plots, stats, tables
-from diffvit.reporting.arms import arms, statements
+from diffvit.reporting.arms import MODEL_NAMES, arms, statements
+from diffvit.reporting.expected import is_run_of, where
 from diffvit.reporting.generated import brought_up_to_date, finish, with_block
-from diffvit.reporting.rows import RunRecord, content_hash, read
+from diffvit.reporting.rows import Row, RunRecord, content_hash, read
 from diffvit.reporting.style import STAMP
 from diffvit.training.files import disk_faults, replace
 
 BLOCK = "results"
 ROWS = Path("reports/cifar10-50-cpu")
-QUICK_ROWS, QUICK_RECIPE = Path("reports/cifar10-80-cpu"), "configs/cifar10_80_cpu.yaml"
+# Folders beside it whose recipes get a sentence each where there are rows, and how it begins.
+HIGHLIGHTS = {
+    "cifar10-80-cpu": "In a hurry",
+    "gpu-50-epochs": "On a GPU",
+    "gpu-time-to-80": "80% on a GPU",
+    "gpu-time-to-85": "85% on a GPU",
+}
 PLOT = "curves.png"
 
 
-def readme_block(records: Sequence[RunRecord], folder: Path = ROWS, quick: Sequence[RunRecord] = ()) -> str:
-    """Table and plot of committed records as Markdown; ``folder`` is how the README reaches the plot.
+@dataclass(frozen=True)
+class Highlight:
+    """How a sentence begins, the runs it tells of, and the file of their recipe as the README reaches it, if any."""
 
-    ``quick`` are the runs of :data:`QUICK_RECIPE`, which get a sentence.
-    """
+    lead: str
+    records: Sequence[RunRecord]
+    recipe: str | None
+
+
+def readme_block(records: Sequence[RunRecord], folder: Path = ROWS, highlights: Sequence[Highlight] = ()) -> str:
+    """Table and plot of committed records as Markdown; ``folder`` is how the README reaches the plot."""
     grouped = arms(records)
     rows = []
     for arm in grouped:
         of_arm = [record.row for record in arm.records]
         first = of_arm[0]
         cost = (f"{first['parameters']:,}", tables.big(first["flops_per_image"]))
-        time = (tables.duration(first["train_seconds"]), tables.big(first["images_per_second"]))
-        rows.append([arm.label, tables.accuracy_cell(of_arm), tables.percent(first["test_top5"]), *cost, *time])
+        time = (tables.duration(_mean(of_arm, "train_seconds")), tables.big(_mean(of_arm, "images_per_second")))
+        top5 = tables.percent(_mean(of_arm, "test_top5"))
+        rows.append([arm.label, tables.accuracy_cell(of_arm), top5, *cost, *time])
     columns = ["", "Test accuracy", "Top-5", "Parameters", "FLOPs per image", "Training time", "Images/s"]
     parts = [markdown.data_line(name) for name in dict.fromkeys(str(record.row["data"]) for record in records)]
     parts += [markdown.table(tables.Table(columns, rows)), *statements(grouped)]
-    parts += [_quick(arm.records) for arm in arms(quick)]
-    parts.append(
-        " ".join(
-            [*dict.fromkeys(_circumstances(record) for record in records), tables.INTERVAL_NOTE, tables.FLOPS_NOTE]
-        )
-    )
+    parts += [_sentence(highlight) for highlight in highlights]
+    notes = [*_circumstances([record.row for record in records]), tables.INTERVAL_NOTE, tables.FLOPS_NOTE]
+    parts.append(" ".join(notes))
     names = ", ".join(arm.label for arm in grouped)
     parts.append(f"![Loss and accuracy against the epoch: {names}]({(folder / PLOT).as_posix()})")
     return "\n\n".join(parts)
 
 
-def _quick(records: Sequence[RunRecord]) -> str:
-    rows = [record.row for record in records]
-    first = rows[0]
-    time = tables.duration(stats.mean([row["train_seconds"] for row in rows]))
+def _mean(rows: Sequence[Row], column: str) -> float:
+    return stats.mean([float(row[column]) for row in rows])
+
+
+def _sentence(highlight: Highlight) -> str:
+    rows = [record.row for record in highlight.records]
+    first, recipe = rows[0], highlight.recipe
     seeds = f"{len(rows)} seeds, mean and standard deviation" if len(rows) > 1 else "one seed"
-    tokens = "the [CLS] token" if first.get("model.pool") == "cls" else "mean pooling"
-    where = ", ".join(str(part) for part in (first["hardware"], tables.threads(first), first["precision"]) if part)
-    recipe = f"[{Path(QUICK_RECIPE).name}]({QUICK_RECIPE})"
+    name = f"[{Path(recipe).name}]({recipe})" if recipe else MODEL_NAMES.get(str(first["attention"]), "it")
+    compiling = max(float(row.get("compile_seconds") or 0.0) for row in rows)
+    before = f", after at most {tables.duration(compiling)} of compiling" if compiling else ""
     return (
-        f"**In a hurry:** {recipe} reaches {tables.accuracy_cell(rows)} in {time} of training "
-        f"({seeds}; {first['data']}, {first['epochs']} epochs, {tokens}, {where})."
+        f"**{highlight.lead}:** {name} reaches {tables.accuracy_cell(rows)} in "
+        f"{tables.duration(_mean(rows, 'train_seconds'))} of training{before} "
+        f"({seeds}; {first['data']}, {first['epochs']} epochs, {_tokens(first)}, {where(first)})."
     )
 
 
-def _circumstances(record: RunRecord) -> str:
-    row = record.row
-    tokens = "the [CLS] token" if row.get("model.pool") == "cls" else "mean pooling"
-    parts = [
-        *(f"{row['epochs']} epochs of {row['train_images']:,} images", tokens, f"seed {row['seed']}", row["precision"]),
-        *(row["hardware"], tables.threads(row), f"torch {row['torch']}", f"diffvit {row['diffvit']}"),
-    ]
-    return ", ".join(str(part) for part in parts if part) + "."
+def _tokens(row: Row) -> str:
+    return "the [CLS] token" if row.get("model.pool") == "cls" else "mean pooling"
 
 
-def update(readme: Path, folder: Path, quick: Path | None = None, *, check: bool = False) -> list[str]:
+def _circumstances(rows: Sequence[Row]) -> list[str]:
+    """A sentence for all runs that differ in nothing it says but the seed."""
+    seeds: dict[tuple[str, str], list[int]] = {}
+    for row in rows:
+        before = f"{row['epochs']} epochs of {row['train_images']:,} images, {_tokens(row)}"
+        where_ = (row["hardware"], tables.threads(row), f"torch {row['torch']}", f"diffvit {row['diffvit']}")
+        after = ", ".join(str(part) for part in (row["precision"], *where_) if part)
+        of_these = seeds.setdefault((before, after), [])
+        of_these += [int(row["seed"])] if int(row["seed"]) not in of_these else []
+    return [f"{before}, {_seeds(sorted(found))}, {after}." for (before, after), found in seeds.items()]
+
+
+def _seeds(numbers: Sequence[int]) -> str:
+    if len(numbers) == 1:
+        return f"seed {numbers[0]}"
+    return f"seeds {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
+
+
+def highlights_of(readme: Path, reports: Path) -> list[Highlight]:
+    """A sentence for each arm of the folders of :data:`HIGHLIGHTS` that hold rows."""
+    recipes = {path: parse(read_yaml(path), str(path)) for path in sorted((readme.parent / "configs").glob("*.yaml"))}
+    found = []
+    for name, lead in HIGHLIGHTS.items():
+        for arm in arms(read(reports / name)):
+            of_arm = (path for path, config in recipes.items() if is_run_of(arm.records[0], config))
+            recipe = next((_from(readme, path).as_posix() for path in of_arm), None)
+            found.append(Highlight(lead, arm.records, recipe))
+    return found
+
+
+def update(readme: Path, folder: Path, reports: Path | None = None, *, check: bool = False) -> list[str]:
     """Bring the README's results and the plot up to date with the committed rows, or only check them.
 
     Args:
         readme: the file with the two markers.
         folder: rows behind the table and the plot.
-        quick: rows of :data:`QUICK_RECIPE`, if there are any.
+        reports: where the folders of :data:`HIGHLIGHTS` lie; None for no such sentences.
         check: write nothing.
 
     Returns:
@@ -93,8 +134,8 @@ def update(readme: Path, folder: Path, quick: Path | None = None, *, check: bool
     records = read(folder)
     if not records:
         raise InputError(str(folder), "has no rows.csv with runs", f"Write one: diffvit compare RUN ... --out {folder}")
-    relative = _from(readme, folder)
-    new = with_block(readme, BLOCK, readme_block(records, relative, read(quick) if quick else ()))
+    relative, told = _from(readme, folder), highlights_of(readme, reports) if reports else ()
+    new = with_block(readme, BLOCK, readme_block(records, relative, told))
     stamp, plot = content_hash(folder), folder / PLOT
     stale = brought_up_to_date({readme: (new.encode(), f"its results are not those of {folder}")}, check=check)
     if stamp_of(plot) != stamp:
@@ -126,9 +167,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when out of date")
     parser.add_argument("--readme", type=Path, default=Path("README.md"))
     parser.add_argument("--rows", type=Path, default=ROWS, help="folder with rows.csv and epochs.csv")
-    parser.add_argument("--quick", type=Path, default=QUICK_ROWS, help="the same of the quick recipe's runs")
+    parser.add_argument("--reports", type=Path, default=ROWS.parent, help=f"where {', '.join(HIGHLIGHTS)} lie")
     given = parser.parse_args(arguments)
-    return finish(lambda: update(given.readme, given.rows, given.quick, check=given.check), check=given.check)
+    return finish(lambda: update(given.readme, given.rows, given.reports, check=given.check), check=given.check)
 
 
 if __name__ == "__main__":
