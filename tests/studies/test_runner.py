@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import optuna
 import pytest
 
 from diffvit.errors import InputError, Interrupted, RunBusyError
@@ -16,7 +17,7 @@ from diffvit.studies.definitions import STUDIES
 from diffvit.studies.ledger import ATTEMPTS, Ledger
 from diffvit.studies.pool import folder_of, records_of
 from diffvit.studies.runner import Pruned, Training, work
-from diffvit.studies.search import DIALS, Search, ledger_for, slots_of, trial_of
+from diffvit.studies.search import DIALS, EPOCHS, Search, ledger_for, slots_of, trial_of
 from diffvit.studies.standing import Claim
 from diffvit.studies.trials import Trial, trials_of
 from diffvit.training.progress import QuietProgress
@@ -197,3 +198,20 @@ def test_a_poor_trial_of_a_search_is_pruned(tmp_path: Path, monkeypatch: pytest.
     assert work(ledger, Search(ledger, "smoke", "softmax", Training(tmp_path, CPU))) == len(slots_of("smoke"))
     assert {trial.state.name for trial in ledger.history()} == {"PRUNED"}
     assert all(0 < value < 1 for value in ledger.standing().done.values())
+
+
+@pytest.mark.parametrize(("tier", "epochs"), [("short", 2), ("full", 5)])
+def test_no_trial_of_a_search_is_judged_by_its_beginning(tier: str, epochs: int, tmp_path: Path) -> None:
+    ledger = ledger_for(str(tmp_path / "journal"), tier, "softmax", 60.0)
+    study = optuna.create_study(direction="maximize", pruner=ledger.pruner)
+    for _ in range(5):
+        good = study.ask()
+        for epoch in range(1, EPOCHS[tier] + 1):
+            good.report(0.5, epoch)
+        study.tell(good, 0.5)
+    poor = study.ask()
+    judged = []
+    for epoch in range(1, EPOCHS[tier] + 1):
+        poor.report(0.1, epoch)
+        judged.append(poor.should_prune())
+    assert judged == [False] * epochs + [True] * (EPOCHS[tier] - epochs)

@@ -25,7 +25,7 @@ EPOCHS = {"smoke": 2, "short": 6, "full": 15}
 VALIDATION = {"smoke": 100, "short": 5_000, "full": 5_000}
 _SEED = 0
 _BEFORE_PRUNING = 5  # trials that all run to their end
-_WARM = 1  # epochs that all run
+_SAFE = 1 / 3  # of a trial's epochs: none is judged by how it begins, for a warm-up and small rates start slowly
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,13 @@ def ledger_for(place: str, tier: str, attention: str, lease: float) -> Ledger:
         lease,
         # Workers share what is tried: trials that run count as poor, so that no two try the same.
         sampler=optuna.samplers.TPESampler(multivariate=True, constant_liar=True),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=_BEFORE_PRUNING, n_warmup_steps=_WARM),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=_BEFORE_PRUNING, n_warmup_steps=safe_epochs(tier) + 1),
     )
+
+
+def safe_epochs(tier: str) -> int:
+    """Epochs that every trial runs."""
+    return int(EPOCHS[tier] * _SAFE)
 
 
 def trial_of(tier: str, attention: str, slot: str, values: Mapping[str, Any]) -> Trial:
