@@ -23,9 +23,10 @@ esac
 
 seeds="0 1 2"
 # bf16 alone: every model is compiled anew in each dtype, which takes longer than measuring it.
-bench=(--precision bf16 --batch-size 1024 --steps 10) layer=() tiny=() profiled=()
+bench=(--precision bf16 --batch-size 1024 --steps 10) layer=(--precision bf16 --tokens-per-step 65536 --steps 20)
+tiny=() profiled=()
 precisions=(--device cuda --batch-sizes 1,2,4,8,16,32,64,128,256,512 --images 512 --budget 180)
-together=(configs/cifar10_vit.yaml --epochs-each 5)
+together=(configs/cifar10_vit.yaml --epochs-each 5 --checkpoint-every 50)
 tier=full device=cuda
 experiments=(vit-vs-diffvit patch-size position augmentation width depth mlp-ratio heads pooling head optimizer initialisation search)
 if $dry; then
@@ -52,16 +53,18 @@ elif ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'
 fi
 OUT=${OUT:-$root}
 deadline=$((SECONDS + minutes * 60))
+reserve=60 # seconds at the end for the reports of what is done by then
 left_undone=()
 
 # spend NAME COMMAND...: run it within what is left of the time; a training stopped by that saves its state.
 spend() {
-  local name=$1 left=$((deadline - SECONDS)) code=0
+  local name=$1 left=$((deadline - reserve - SECONDS)) code=0
   shift
-  if [ "$left" -lt 20 ]; then left_undone+=("$name"); return 1; fi
+  case "$name" in report*) left=$((deadline - SECONDS)) ;; esac
+  if [ "$left" -lt 10 ]; then left_undone+=("$name"); return 1; fi
   echo "== $name (${left} s left)"
   [ "$1" = diffvit ] && set -- "$PYTHON" -m diffvit.cli.main "${@:2}"
-  timeout --signal=TERM --kill-after=60 "$left" "$@" || code=$?
+  timeout --signal=TERM --kill-after=90 "$left" "$@" || code=$?
   [ "$code" -eq 0 ] && return 0
   left_undone+=("$name (exit code $code)")
   return 1
@@ -142,10 +145,13 @@ precision() {
 experiment() {
   local name=$1 where=(--runs "$OUT/runs/studies" --reports "$root/reports")
   $dry && where=(--runs "$OUT/runs/studies" --reports "$OUT/reports")
-  spend "study $name" diffvit study run "$name" --tier "$tier" --device "$device" "${where[@]}" || return 0
-  # Committed rows that the machine was given take part.
-  [ -d "$root/reports/$name" ] && [ "$OUT" != "$root" ] && ! $dry && mkdir -p "$OUT/reports" && cp -rn "$root/reports/$name" "$OUT/reports/"
-  spend "report $name" diffvit study report "$name" --tier "$tier" --runs "$OUT/runs/studies" --reports "$OUT/reports" || true
+  spend "study $name" diffvit study run "$name" --tier "$tier" --device "$device" "${where[@]}" || true
+  [ -d "$OUT/runs/studies/$tier" ] || return 0
+  # Committed rows that the machine was given take part. What is there already is left as it is.
+  [ ! -d "$root/reports/$name" ] || [ "$OUT" = "$root" ] || $dry || [ -d "$OUT/reports/$name" ] ||
+    { mkdir -p "$OUT/reports" && cp -r "$root/reports/$name" "$OUT/reports/"; }
+  # Without the tier: of the largest one that is complete. Rows of the others are kept beside it.
+  spend "report $name" diffvit study report "$name" --runs "$OUT/runs/studies" --reports "$OUT/reports" || true
 }
 
 benchmark() {
@@ -159,7 +165,7 @@ study gpu-50-epochs cifar10_vit cifar10_diffvit
 study gpu-time-to-80 cifar10_80_gpu
 study gpu-time-to-85 cifar10_85_gpu
 benchmark train --compiled "${bench[@]}"
-benchmark inference --compiled "${bench[@]}"
+benchmark inference --compiled --no-memory "${bench[@]}"
 benchmark attention "${layer[@]}"
 benchmark profile configs/cifar10_vit.yaml configs/cifar10_diffvit.yaml configs/cifar10_80_gpu.yaml "${profiled[@]}"
 # Minutes each. The studies come last, for they take whatever time there is.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 
 from diffvit.benchmarks import hardware, memory, throughput
 from diffvit.benchmarks.peers import build, parameters_of
+from diffvit.benchmarks.report import report
 from diffvit.benchmarks.settings import Choice, Rounds, Sizes
 from diffvit.benchmarks.steps import STEPS, batch_of, inference_step, train_step
 from diffvit.benchmarks.throughput import Arm, rows_of
@@ -137,10 +139,32 @@ def test_a_compiler_that_fails_is_one_line_and_other_faults_pass() -> None:
 
     broken = BackendCompilerFailed(lambda: None, RuntimeError("no C++ compiler"), None)
     with pytest.raises(EnvironmentFault, match="diffvit fp32 compiled: cannot be compiled here") as caught:
-        throughput._try("diffvit fp32 compiled", lambda: fail(broken))
+        throughput._first_step(Arm("diffvit", "fp32", True), lambda: fail(broken))
     assert "Leave out --compiled." in str(caught.value)
     with pytest.raises(ValueError, match="other"):
-        throughput._try("diffvit fp32", lambda: fail(ValueError("other")))
+        throughput._first_step(Arm("diffvit", "fp32", False), lambda: fail(ValueError("other")))
+    why = throughput._first_step(Arm("timm", "fp32", True), lambda: fail(broken))
+    assert why.startswith("cannot be compiled here (")
+    assert throughput._first_step(Arm("timm", "fp32", True), lambda: None) == ""
+
+
+def test_a_peer_that_cannot_be_compiled_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = throughput._first_step
+
+    def first_step(arm: Arm, step: Callable[[], object]) -> str:
+        return "cannot be compiled here (a reason)" if (arm.model, arm.compiled) == ("timm", True) else real(arm, step)
+
+    monkeypatch.setattr(throughput, "_compiled", lambda model: model)
+    monkeypatch.setattr(throughput, "_first_step", first_step)
+    monkeypatch.setitem(hardware.LARGE, "cpu", 64)
+    choice = Choice(("timm",), ("fp32",), compiled=True)
+    found = throughput.run("inference", TINY, Rounds(1), choice, device="cpu", threads=1, memory=False)
+    assert found["left_out"] == {"timm fp32 compiled": "cannot be compiled here (a reason)"}
+    names = [(arm["model"], arm["compiled"]) for arm in found["arms"]]
+    assert ("timm", False) in names
+    assert ("timm", True) not in names
+    assert ("timm differential", True) in names
+    assert "**Left out:** timm fp32 compiled cannot be compiled here (a reason)." in report({"inference": found})
 
 
 def test_product_rates_are_the_work_over_the_time() -> None:

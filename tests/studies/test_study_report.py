@@ -152,6 +152,13 @@ def test_the_larger_tier_is_shown_once_it_is_complete(tmp_path: Path) -> None:
     full = trials_of(POSITION, "full")
     some = results_of(POSITION, "full", full, made_records(full[:5], level))
     assert some.missing
+    write_report(some, tmp_path)
+    shown = gathered(POSITION, tmp_path / "none", tmp_path)
+    assert (shown.tier, shown.missing) == ("short", ())  # its rows are still there, beside five of tier full
+    assert len(gathered(POSITION, tmp_path / "none", tmp_path, tier="full").records) == 5
+    write_report(shown, tmp_path)
+    assert len(gathered(POSITION, tmp_path / "none", tmp_path, tier="full").records) == 5
     write_report(made(POSITION, tier="full"), tmp_path)
     assert gathered(POSITION, tmp_path / "none", tmp_path).tier == "full"
     assert "Tier full" in (tmp_path / "position" / "report.md").read_text()
+    assert gathered(POSITION, tmp_path / "none", tmp_path, tier="short").missing == ()

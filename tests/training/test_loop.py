@@ -17,6 +17,7 @@ from diffvit.errors import ConfigError, EnvironmentFault, InputError, Interrupte
 from diffvit.training.loop import train
 from diffvit.training.progress import QuietProgress
 from diffvit.training.run_dir import RunDir
+from diffvit.training.trainer import Trainer
 
 TIMING = ("seconds", "images_per_second", "train_seconds", "data_seconds", "compile_seconds")
 
@@ -188,6 +189,20 @@ def test_stopping_at_every_step(finished, tmp_path):
             train(config(), out=out, resume=resume, progress=Recorder(at, lambda: os.kill(os.getpid(), 15)))
         resume = True
     assert everything(train(config(), out=out, resume=True)) == everything(finished)
+
+
+def test_a_signal_while_it_compiles_stops_before_the_first_step(finished, tmp_path, monkeypatch):
+    def warm_up(trainer, stopped):
+        assert not stopped()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stopped()
+        return 1.0
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "warm_up", warm_up)
+        with pytest.raises(Interrupted, match=r"after step 0 of 9"):
+            train(config(), out=tmp_path / "run")
+    assert everything(train(config(), out=tmp_path / "run", resume=True)) == everything(finished)
 
 
 class Crash(BaseException):

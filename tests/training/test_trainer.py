@@ -1,6 +1,7 @@
 """The steps of a run."""
 
 import math
+import time
 
 import pytest
 import torch
@@ -230,3 +231,23 @@ def test_the_average_is_what_is_evaluated():
     plain, averaged = trainer(config()), trainer(config(ema=0.9))
     assert plain.evaluated is plain.model
     assert averaged.evaluated is not averaged.model
+
+
+def test_time_spent_waiting_for_the_figures_is_training_time(monkeypatch):
+    trained = trainer(config())
+    trained._read_every = 32  # as on an accelerator
+    steps = trained.steps()
+    next(steps), next(steps)  # the first step's figures are looked at, the second's are pending
+    read = Trainer._read
+
+    def slow(self):
+        time.sleep(0.05)
+        read(self)
+
+    monkeypatch.setattr(Trainer, "_read", slow)
+    before = trained.position.seconds
+    trained.running()
+    assert 0.05 <= trained.position.seconds - before < 1
+    after = trained.position.seconds
+    trained.running()  # nothing is pending any more
+    assert trained.position.seconds == after

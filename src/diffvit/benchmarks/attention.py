@@ -119,6 +119,9 @@ def _backward(layer: Layer, module: nn.Module, x: Tensor, dtype: str) -> Callabl
     return step
 
 
+_NO_KERNEL = ("No available kernel", "No viable backend", "cuDNN Frontend error")
+
+
 def _works(step: Callable[[], object]) -> bool:
     """Whether a kernel takes these shapes in this dtype: torch says so only when asked, and explains by warnings."""
     try:
@@ -126,7 +129,7 @@ def _works(step: Callable[[], object]) -> bool:
             warnings.simplefilter("ignore")
             step()
     except RuntimeError as error:
-        if "No available kernel" in str(error) or "No viable backend" in str(error):
+        if any(reason in str(error) for reason in _NO_KERNEL):
             return False
         raise
     return True

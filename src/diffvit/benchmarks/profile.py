@@ -26,6 +26,7 @@ PHASES = {"_share": "next batch", "_backward": "forward and backward", "_update"
 
 # The first that is found in an operation's or kernel's name, in small letters, names its kind.
 KINDS: tuple[tuple[str, str], ...] = (
+    ("fused by the compiler", r"^triton_"),  # named after all that went into them
     ("copies", r"memcpy|memset|aten::(copy_|_to_copy|contiguous|clone|cat|fill_|zero_)$|catarray"),
     ("optimizer, elementwise", r"multi_tensor_apply|fused_?adam|_foreach_|aten::lerp"),
     ("attention", r"flash|fmha|sdp|attention|^_core|^_softmax(backward)?$"),
@@ -35,7 +36,7 @@ KINDS: tuple[tuple[str, str], ...] = (
     ),
     (
         "norms, activations, sums",
-        r"^triton_|norm|gelu|softmax|reduce|elementwise|bias|aten::(sum|mean|mul|add|sub|div|exp)_?$",
+        r"norm|gelu|softmax|reduce|elementwise|bias|aten::(sum|mean|mul|add|sub|div|exp)_?$",
     ),
 )
 REST = "other"

@@ -50,7 +50,7 @@ def report(results: dict[str, Result]) -> str:
 
 
 def _models(result: Result) -> list[str]:
-    parts = [words.circumstances(result), words.model_line(result), *words.unequal(result)]
+    parts = [words.circumstances(result), words.model_line(result), *words.unequal(result), *words.left_out(result)]
     ratios = words.ratio_table(result)
     parts += [markdown.table(ratios), SPEED_NOTE] if ratios.rows else []
     parts += [markdown.table(words.model_table(result)), f"{MODEL_NOTE} {words.products(result)}"]

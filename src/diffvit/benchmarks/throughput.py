@@ -94,8 +94,8 @@ def run(
         steps[arm.name] = make(_compiled(model) if arm.compiled else model, *batch, arm.dtype)
     products = partial(product_rates, shapes_of(sizes, device), choice.dtypes, device)
     before = products()
-    for name, step in steps.items():
-        _try(name, step)
+    left_out = {arm.name: why for arm in arms if (why := _first_step(arm, steps[arm.name]))}
+    arms, steps = [arm for arm in arms if arm.name not in left_out], _without(steps, left_out)
     seconds = measure(steps, how, wait=waiter(device), progress=progress)
     rates = better(before, products())
     steps.clear()  # the processes that measure memory need theirs
@@ -123,6 +123,7 @@ def run(
         "environment": environment,
         "products": rates,
         "arms": found,
+        "left_out": left_out,
         "rows": list(rows_of(seconds, arms, resolve_precision("auto", device))),
     }
 
@@ -140,15 +141,22 @@ def _compiled(model: nn.Module) -> nn.Module:
     return made
 
 
-def _try(name: str, step: Callable[[], object]) -> None:
-    """The first step, untimed: it compiles, allocates and picks kernels."""
+def _first_step(arm: Arm, step: Callable[[], object]) -> str:
+    """The first step, untimed: it compiles, allocates, picks kernels. Gives why a peer cannot be compiled, or ""."""
     try:
         step()
     except Exception as error:
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
         why = f"cannot be compiled here ({str(error).strip().splitlines()[0]})"
-        raise EnvironmentFault(name, why, "Leave out --compiled.") from error
+        if arm.model in (SOFTMAX, DIFFERENTIAL):
+            raise EnvironmentFault(arm.name, why, "Leave out --compiled.") from error
+        return why
+    return ""
+
+
+def _without(steps: Mapping[str, Callable[[], object]], names: Mapping[str, str]) -> dict[str, Callable[[], object]]:
+    return {name: step for name, step in steps.items() if name not in names}
 
 
 def _figures(

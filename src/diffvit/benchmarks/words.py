@@ -78,6 +78,11 @@ def unequal(result: Result) -> list[str]:
     ]
 
 
+def left_out(result: Result) -> list[str]:
+    """A sentence for every arm that could not be measured."""
+    return [f"**Left out:** {name} {why}." for name, why in result.get("left_out", {}).items()]
+
+
 def products(result: Result) -> str:
     """How fast this machine multiplied matrices in the very run."""
     best: dict[str, Mapping[str, Any]] = {}

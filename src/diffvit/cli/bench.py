@@ -192,13 +192,13 @@ def _models(kind: str, model: Sizes, rounds: int, warmup: int, compared: Compare
     choice, place = Choice(peers_of(compared.peers), run.dtypes, compared.compiled), run.place()
 
     from diffvit.benchmarks.throughput import run as measure
-    from diffvit.benchmarks.words import model_table, ratio_table, unequal
+    from diffvit.benchmarks.words import left_out, model_table, ratio_table, unequal
 
     result = measure(kind, model, how, choice, **place, memory=compared.memory)
     for shown in (model_table(result, intervals=False), ratio_table(result)):
         if shown.rows:
             show.table(shown.columns, shown.rows)
-    for line in unequal(result):
+    for line in (*unequal(result), *left_out(result)):
         show.line(line.replace("*", ""))
     _keep(result, run.out, output)
 

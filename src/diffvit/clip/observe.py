@@ -85,7 +85,7 @@ def kept_bits(dtype: torch.dtype, device: str) -> dict[str, int]:
     23 in float32, 10 in TF32 and float16, 7 in bfloat16, whatever dtype the tensors claim to have: an engine that
     quietly rounds its operands to fewer bits is caught.
     """
-    size = 64  # large enough for the kernels that a network's layers take
+    size = 256 if device == "cuda" else 64  # large enough for the kernels that a network's layers take
     one = torch.eye(size, device=device).to(dtype)
     found = {"convolution": 0, "matrix product": 0}
     for bits in range(1, 24):

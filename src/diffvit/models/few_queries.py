@@ -23,7 +23,9 @@ def pays(x: Tensor, queries: int | None, num_heads: int) -> bool:
 def in_working_type(x: Tensor) -> Tensor:
     """What autocast would make of ``x`` in each product that reads it, made once."""
     kind = x.device.type
-    casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # not so on "meta"
+    # "meta" has no autocast to ask about. torch.amp.is_autocast_available would say so, but the compiler of torch 2.11
+    # cannot read it.
+    casts = kind != "meta" and torch.is_autocast_enabled(kind)
     return x.to(torch.get_autocast_dtype(kind)) if casts and x.dtype == torch.float32 else x
 
 

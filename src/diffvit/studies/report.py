@@ -13,7 +13,7 @@ from diffvit.reporting.readme import stamp_of
 from diffvit.reporting.rows import RunRecord, content_hash, write
 from diffvit.studies import plots, words
 from diffvit.studies.definitions import Study
-from diffvit.studies.pool import records_of, report_of
+from diffvit.studies.pool import committed, records_of, report_of
 from diffvit.studies.results import Results, results_of
 from diffvit.studies.tiers import TIERS
 from diffvit.studies.trials import trials_of
@@ -56,13 +56,16 @@ def gathered(study: Study, runs: Path, reports: Path, *, tier: str | None = None
 def write_report(results: Results, reports: Path) -> Path:
     """Write rows.csv, epochs.csv, report.md, best.yaml and the plots; the path of report.md.
 
-    What is as it should be is not touched: a plot that was made from these very rows stays, byte for byte.
+    What is as it should be is not touched: a plot that was made from these very rows stays, byte for byte. Rows of the
+    study's other tiers stay too.
 
     Raises:
         EnvironmentFault: the disk refuses.
     """
     folder = report_of(results.study.name, reports)
-    stamp = write(folder, results.records)
+    tiers = [name for name in TIERS if name != results.tier]
+    others = [committed(trials_of(results.study, name), reports).values() for name in tiers]
+    stamp = write(folder, [*results.records, *(record for each in others for record in each)])
     best = max(results.lines, key=lambda line: line.mean)
     wanted = {
         folder / REPORT: (words.report(results).encode(), "is not made from the rows beside it"),

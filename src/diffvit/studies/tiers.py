@@ -58,8 +58,9 @@ TIERS: dict[str, Tier] = {
         {
             **_SHORT,
             "epochs": 50,
-            "batch_size": 512,
+            "batch_size": 500,  # divides the images: a smaller last batch would be compiled too
             "compile": True,
+            "checkpoint_every": 10,
             "model": {**_MODEL, "patch_size": 4, "embed_dim": 256, "depth": 8, "num_heads": 8},
             "augment": {"flip": True, "crop": 4, "policy": "trivialaugment", "cutmix": 1.0, "mix_probability": 0.5},
             "schedule": {"name": "linear", "warmup": 0.04},

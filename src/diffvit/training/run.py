@@ -71,7 +71,8 @@ class Run:
         if found:
             self.progress.message(f"going on after step {found.step}, in epoch {position.epoch + 1}")
         with StopRequest() as stop:
-            self.aside["compile_seconds"] = trainer.warm_up()
+            self.aside["compile_seconds"] = trainer.warm_up(lambda: self.fabric.world_size == 1 and stop.signal)
+            self._interrupt_if_asked(trainer, stop)
             while position.epoch < self.config.epochs:
                 self._epoch(trainer, data, stop)
             by_the_first(self.fabric, lambda: self._finish(trainer, data))
@@ -114,6 +115,9 @@ class Run:
         row = trainer.finish_epoch()
         by_the_first(self.fabric, lambda: self._close_epoch(trainer, data, row))
         self.progress.epoch(row)
+        self._interrupt_if_asked(trainer, stop)
+
+    def _interrupt_if_asked(self, trainer: Trainer, stop: StopRequest) -> None:
         if number := largest(self.fabric, stop.signal):
             self._interrupt(trainer, number)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from diffvit.config import Config
 from diffvit.data.batches import epoch_order
 from diffvit.training import optimizers
 from diffvit.training.checkpoint import Checkpoint
+from diffvit.training.compiled import compiled
 from diffvit.training.ema import WeightAverage
 from diffvit.training.material import Material, build_optimizers
 from diffvit.training.objective import Objective
@@ -67,11 +68,9 @@ class Trainer:
         self.average = WeightAverage(self.model, config.ema) if config.ema else None
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizers = build_optimizers(config, self.model)
-        # Static shapes: what a batch size compiles to must not depend on which sizes came before a resume.
-        # "reduce-overhead" records CUDA graphs: a small model's step is bound by the launches of its kernels.
-        mode = "reduce-overhead" if fabric.device.type == "cuda" else None
-        forward: Any = torch.compile(self.model, dynamic=False, mode=mode) if config.compile else self.model
-        self._forward = fabric.setup_module(forward)
+        self._forward = fabric.setup_module(
+            compiled(self.model, config, fabric.device) if config.compile else self.model
+        )
         self._pending: Tensor | None = None  # figures of the steps since the last look, on the device
         self._read_every = _READ_EVERY.get(fabric.device.type, 1)
         self.batches = material.augment(config, fabric.device)
@@ -113,10 +112,11 @@ class Trainer:
             self.position.seconds += time.perf_counter() - start
             yield
 
-    def warm_up(self) -> float:
+    def warm_up(self, stopped: Callable[[], object] = lambda: False) -> float:
         """Have the compiler see every size of batch, and forget what came out; returns the seconds it took.
 
-        Nothing the run computes depends on it. Without ``compile`` there is nothing to do.
+        Nothing the run computes depends on it. Without ``compile`` there is nothing to do. Once ``stopped`` says yes,
+        the rest is left to the steps.
         """
         if not self.config.compile:
             return 0.0
@@ -124,6 +124,8 @@ class Trainer:
         pieces = torch.arange(self.images).split(self.config.batch_size)
         for indices in {len(piece): piece for piece in (pieces[0], pieces[-1])}.values():
             for _ in range(3 if self._read_every > 1 else 1):  # CUDA graphs are recorded on the second pass
+                if stopped():
+                    break
                 self._backward(*self._share(indices, epoch=0)).tolist()
         for parameter in self.parameters:
             parameter.grad = None
@@ -151,7 +153,7 @@ class Trainer:
 
     def running(self) -> dict[str, Any]:
         """Figures of the present epoch so far, for the progress display."""
-        self._read()
+        self._timed_read()
         position, seen = self.position, max(1, self._seen_in_epoch)
         return {
             "step": position.step,
@@ -167,7 +169,7 @@ class Trainer:
         Raises:
             NonFiniteStep: a step since the last look was not finite.
         """
-        self._read()
+        self._timed_read()
         tensors = {"model": self.model.state_dict(), "optimizer": optimizers.state_tensors(self.optimizers, self.model)}
         if self.average:
             tensors["ema"] = self.average.model.state_dict()
@@ -234,6 +236,13 @@ class Trainer:
         if self.average:
             self.average.update(position.step)
         position.step, position.in_epoch = position.step + 1, position.in_epoch + 1
+
+    def _timed_read(self) -> None:
+        """A look between steps: what it waits for is work of theirs, so the time is the epoch's."""
+        if self._pending is not None:
+            start = time.perf_counter()
+            self._read()
+            self.position.seconds += time.perf_counter() - start
 
     def _read(self) -> None:
         """Add the pending figures to the epoch's sums; one that is not finite leaves its trace in their sum."""
