@@ -85,6 +85,16 @@ def _section_of(section: type[BaseModel], key: str) -> type[BaseModel] | None:
     return inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None
 
 
+class _Strict(yaml.SafeLoader):
+    """Refuses a name that a mapping has twice, where plain YAML would take the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise yaml.YAMLError(f"{twice!r} stands twice in one mapping, line {node.start_mark.line + 1} on")
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The plain values of one YAML file.
 
@@ -92,7 +102,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing, unreadable, not YAML, or not a mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Strict)
     except FileNotFoundError:
         raise ConfigError(str(path), "no such config file", "See configs/ for the documented ones.") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -203,3 +203,8 @@ def test_the_page_answers_its_own_questions(client: TestClient) -> None:
     refused = client.post("/gradio_api/run/predict", json=asked)
     assert "root:" not in refused.text
     assert "Traceback" not in refused.text
+
+
+def test_a_dial_without_a_choice_is_made_and_not_shown() -> None:
+    one, many = (gradio.Slider(1, value=1, step=1, **look_tab.reach(count)) for count in (1, 6))
+    assert (one.visible, many.visible, many.maximum) == (False, True, 6)

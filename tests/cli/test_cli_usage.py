@@ -35,6 +35,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
         ["train", "--epohs", "3"],
         "--epohs: unknown option; did you mean '--epochs'? See diffvit train --help.",
     ),
+    "no class asked for": (["predict", "cifar10-vit", "a.png", "--top", "0"], "--top: must be at least 1 (found 0)"),
     "with an equals sign": (["train", "--epohs=3"], "--epohs: unknown option; did you mean '--epochs'?"),
     "inner flag": (
         ["train", "--attention", "softmax"],

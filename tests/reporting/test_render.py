@@ -176,6 +176,18 @@ def test_the_commands_repeat_the_runs(make_run: MakeRun) -> None:
     assert config_hash(parse({"data": "cifar10", **values})) == config_hash(parse(read_yaml(run / "config.yaml")))
 
 
+def test_a_clip_is_repeated_from_its_own_config() -> None:
+    clip, twin = arms(read(Path(__file__).parents[2] / "reports" / "clip-cifar10"))
+    assert command(clip) == "diffvit clip train runs/clip-cifar10/config.yaml --out runs/clip-cifar10-again"
+    assert command(twin).startswith("diffvit train --data cifar10 ")
+
+
+def test_a_committed_folder_without_rows_is_bad_input(make_run: MakeRun, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nothere: has no rows.csv. Nothing was written"):
+        compare([make_run("a")], out=tmp_path / "out", committed=tmp_path / "nothere")
+    assert not (tmp_path / "out").exists()
+
+
 def test_faults_are_one_clear_line(make_run: MakeRun, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no runs given"):
         compare([])

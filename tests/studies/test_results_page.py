@@ -55,7 +55,7 @@ def test_the_page_has_what_is_known_and_names_what_is_not(reports: Path) -> None
 
 def test_the_best_configuration_is_named_by_its_recipe(reports: Path) -> None:
     assert "The best configuration" not in page()  # no recipe has these settings
-    assert "| [patch-4-softmax-s0](../reports/recipe/report.md) | – | 82.00% ± 1.00 |" in page()
+    assert "| [recipe](../reports/recipe/report.md) | – | 82.00% ± 1.00 |" in page()
     trial = next(each for each in trials_of(STUDIES["patch-size"], "short") if each.arm == "patch 4")
     Path("configs").mkdir()
     Path("configs/another.yaml").write_text(to_yaml(trial.config.model_copy(update={"epochs": 9})))
@@ -117,7 +117,12 @@ def test_the_readme_has_the_fair_comparison_in_a_sentence(tmp_path: Path) -> Non
     trials = trials_of(study, "short")
     records = made_records(trials, lambda trial: 0.7 + ("softmax" in trial.name) / 50 + trial.config.seed / 1000)
     write_report(results_of(study, "short", trials, records), tmp_path)
-    assert f"*{study.question}* softmax minus differential: +2.00 points" in readme_block(tmp_path)
+    said = readme_block(tmp_path)
+    assert (
+        f"*{study.question}* After 8 epochs, patch 8, 128 wide, 4 blocks, [CLS]: softmax minus differential: +2.00"
+        in said
+    )
+    assert "one of its own might serve Diff-ViT better" in said
 
 
 def searched() -> list[dict[str, object]]:

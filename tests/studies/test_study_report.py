@@ -16,7 +16,7 @@ from diffvit.errors import InputError
 from diffvit.studies import words
 from diffvit.studies.definitions import STUDIES, Study
 from diffvit.studies.report import gathered, write_report
-from diffvit.studies.results import Results, difference, over_all_arms, results_of
+from diffvit.studies.results import Results, compared_arms, difference, over_all_arms, results_of
 from diffvit.studies.trials import Trial, trials_of
 
 T_975 = {2: 4.302653, 4: 2.776445}  # Student's t by degrees of freedom
@@ -66,6 +66,20 @@ def test_the_attentions_are_paired_by_seed_over_all_arms() -> None:
     ]
     assert found.estimate == pytest.approx(np.mean(by_seed))
     assert found.estimate == pytest.approx(0.01, abs=0.001)
+
+
+def test_arms_that_hardly_learn_are_not_in_the_mean_over_the_arms() -> None:
+    trials = trials_of(POSITION, "short")
+    worse = {trial.name: 0.2 if trial.arm == "none" else level(trial) for trial in trials}
+    records = made_records(trials, lambda trial: worse[trial.name])
+    results = results_of(POSITION, "short", trials, records)
+    kept = [ours.arm for ours, _ in compared_arms(results, "differential", "softmax")]
+    assert "none" not in kept
+    assert len(kept) == 4
+    assert len(compared_arms(made(POSITION), "differential", "softmax")) == 5
+    with_one = dict.fromkeys(worse, 0.2) | {trial.name: 0.9 for trial in trials if trial.arm == "none"}
+    few = results_of(POSITION, "short", trials, made_records(trials, lambda trial: with_one[trial.name]))
+    assert [ours.arm for ours, _ in compared_arms(few, "differential", "softmax")] == ["none"]
 
 
 def test_a_winner_is_named_where_the_interval_allows_it_and_not_else() -> None:

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from diffvit.cli import show
 from diffvit.cli.options import COMMAND, OUTPUT, PLACE, DataDir, Output, Place, data_dir_of
+from diffvit.errors import ConfigError
 
 Run = Annotated[str, Parameter(help="Run folder, model.safetensors, or the name of a packaged model.")]
 Data = Literal["auto", "cifar10", "folder", "shapes"]
@@ -65,6 +66,8 @@ def predict(
     output: Output = OUTPUT,
 ) -> None:
     """Name what is on images: the likeliest classes with their probabilities."""
+    if top < 1:
+        raise ConfigError("--top", f"must be at least 1 (found {top})")
     where = place.resolved()
 
     from diffvit.training.evaluate import predict as name

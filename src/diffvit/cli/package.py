@@ -165,7 +165,11 @@ def _usage(name: str, record: RunRecord) -> list[str]:
         code = f'from diffvit.clip.small.load import load_small\n\nclip = load_small("{name}")'
         command = f"diffvit clip evaluate {record.row['source']} --model {name}"
         note = " It is a demonstration of the whole path on ten classes, not OpenAI's CLIP."
-    return [f"```python\n{code}\n```", f"`{command}` repeats the accuracy below.{note}"]
+    return [
+        f"```python\n{code}\n```",
+        f"`{command}` measures the accuracy below again; on another "
+        f"processor or with other kernels a few pictures may fall otherwise.{note}",
+    ]
 
 
 def main(arguments: list[str] | None = None) -> int:

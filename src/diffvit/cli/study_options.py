@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,12 @@ class What:
     def place(self, study: Study) -> str:
         """The storage."""
         return self.storage or str(self.runs / self.tier / f"{study.name}.journal")
+
+    def reported(self, study: Study) -> str:
+        """The command that reports these trials."""
+        given = {"--tier": (self.tier, "short"), "--runs": (self.runs, RUNS), "--reports": (self.reports, REPORTS)}
+        told = [part for flag, (value, usual) in given.items() if value != usual for part in (flag, str(value))]
+        return shlex.join(["diffvit", "study", "report", study.name, *told])
 
     def arguments(self, study: Study) -> list[str]:
         """The same on a worker's command line."""

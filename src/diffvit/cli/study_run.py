@@ -93,7 +93,7 @@ def run(
     else:
         codes = _run_here(command, workers, logs, watch)
     standing = watch.end()
-    show.line(f"next  diffvit study report {study.name}")
+    show.line(f"next  {what.reported(study)}")
     if output.json:
         show.as_json(standing)
     if worst := max(codes, default=0):

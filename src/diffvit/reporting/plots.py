@@ -46,7 +46,7 @@ def _draw_loss(axes: Axes, grouped: Sequence[Arm], theme: Theme) -> None:
     validated = _draw_lines(axes, grouped, theme, "train_loss", "val_loss", 1.0)
     dress(axes, theme, title="Loss", x="epoch", y="cross-entropy (nats)")
     handles = [Line2D([], [], color=colour(theme, i), lw=2.4, label=arm.label) for i, arm in enumerate(grouped)]
-    _legend(axes, theme, [*handles, *_style_handles(theme, validated)])
+    _legend(axes, theme, [*handles, *_style_handles(theme, validated, grouped)])
 
 
 def _draw_accuracy(axes: Axes, grouped: Sequence[Arm], theme: Theme) -> None:
@@ -63,10 +63,12 @@ def _draw_accuracy(axes: Axes, grouped: Sequence[Arm], theme: Theme) -> None:
         values = list(arm.accuracies.values())
         found = f": test {100 * sum(values) / len(values):.1f}%" if values else ""
         handles.append(Line2D([], [], color=shade, lw=2.4, marker="*", ms=11, label=arm.label + found))
+    left, right = axes.get_xlim()
+    axes.set_xlim(left, right + 0.03 * len(grouped) * (right - left))  # the stars' columns are on the axes too
     _include(axes, [100 * value for arm in grouped for value in arm.accuracies.values()])
     dress(axes, theme, title="Accuracy", x="epoch", y="images right")
     axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
-    _legend(axes, theme, [*handles, *_style_handles(theme, validated)])
+    _legend(axes, theme, [*handles, *_style_handles(theme, validated, grouped)])
 
 
 def _include(axes: Axes, values: Sequence[float]) -> None:
@@ -104,12 +106,15 @@ def _epoch_axis(axes: Axes, epochs: int) -> None:
         axes.set_xlim(0.5, epochs + 0.5)
 
 
-def _style_handles(theme: Theme, validated: bool) -> list[Line2D]:
+def _style_handles(theme: Theme, validated: bool, grouped: Sequence[Arm]) -> list[Line2D]:
+    settings = [record.row for arm in grouped for record in arm.records]
+    mixed = any(float(row.get(f"augment.{name}") or 0) > 0 for row in settings for name in ("mixup", "cutmix"))
+    training = "training images (mixed, so harder)" if mixed else "training images"
     if not validated:
-        return [Line2D([], [], color=theme.ink, lw=2.0, label="training images")]
+        return [Line2D([], [], color=theme.ink, lw=2.0, label=training)]
     return [
         Line2D([], [], color=theme.ink, lw=2.0, label="validation images"),
-        Line2D([], [], color=theme.ink, lw=1.4, ls=(0, (4, 2)), label="training images"),
+        Line2D([], [], color=theme.ink, lw=1.4, ls=(0, (4, 2)), label=training),
     ]
 
 
@@ -146,7 +151,7 @@ def lambdas(arm: Arm, *, theme: Theme = LIGHT, stamp: str = "") -> bytes:
             markersize=4.5,
             label=f"block {block}",
         )
-    dress(axes, theme, title=f"Lambda per block: {label}", x="epoch", y="lambda (share of the second map)")
+    dress(axes, theme, title=f"Lambda per block: {label}", x="epoch", y="lambda (weight of the second map)")
     _epoch_axis(axes, len(rows))
     handles = [*axes.get_legend_handles_labels()[0]]
     handles = [*handles[::-1], Line2D([], [], color=theme.ink, lw=1.1, ls=(0, (4, 3)), label="lambda_init")]

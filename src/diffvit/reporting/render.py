@@ -11,10 +11,10 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from diffvit import __version__
-from diffvit.errors import ConfigError
+from diffvit.errors import ConfigError, InputError
 from diffvit.reporting import markdown, plots, tables
 from diffvit.reporting.arms import Arm, arms, statements
-from diffvit.reporting.rows import Row, RunRecord, merge, read, read_run, write
+from diffvit.reporting.rows import ROWS_FILE, Row, RunRecord, merge, read, read_run, write
 from diffvit.reporting.style import DARK, LIGHT
 from diffvit.training.files import disk_faults, replace
 from diffvit.training.run_dir import RunDir
@@ -68,6 +68,8 @@ def compare(runs: Sequence[RunDir | Path | str], *, out: Path | None = None, com
     records = list({Path(record.folder or "").resolve(): record for record in map(read_run, runs)}.values())
     folders = [record.folder for record in records if record.folder is not None]
     if committed is not None:
+        if not (committed / ROWS_FILE).is_file():
+            raise InputError(str(committed), f"has no {ROWS_FILE}", "Nothing was written; name a folder of a report.")
         records = merge(read(committed), records)
     if not records:
         raise ConfigError(

@@ -181,11 +181,17 @@ def _short(value: object) -> str:
 
 
 def command(arm: Arm) -> str:
-    """The ``diffvit train`` commands that repeat an arm's runs: every setting that is not the default, as a flag."""
+    """The commands that repeat an arm's runs: every setting that is not the default, as a flag.
+
+    Captions are no flags: a CLIP is repeated from its run's own ``config.yaml``.
+    """
     return "\n".join(_train_command(record) for record in arm.records)
 
 
 def _train_command(record: RunRecord) -> str:
+    again = ["--out", f"runs/{record.row['run']}-again"]
+    if record.settings.get("objective") is not None:
+        return shlex.join(["diffvit", "clip", "train", f"runs/{record.row['run']}/config.yaml", *again])
     default = arm_settings(Config()) | {"epochs": Config().epochs, "seed": Config().seed}
     asked = record.settings | {"epochs": record.row["epochs"], "seed": record.row["seed"]}
     parts = ["diffvit", "train", "--data", str(asked.pop("source", "cifar10"))]
@@ -200,4 +206,4 @@ def _train_command(record: RunRecord) -> str:
             parts += [prefix + last, str(value)]
     if record.row["precision"]:
         parts += ["--precision", str(record.row["precision"])]
-    return shlex.join([*parts, "--out", f"runs/{record.row['run']}-again"])
+    return shlex.join([*parts, *again])

@@ -76,7 +76,7 @@ def _row(folder: Path, arm: Arm, recipe: Path | None) -> list[str]:
     rows = [record.row for record in arm.records]
     first = rows[0]
     return [
-        f"[{first['run']}](../reports/{folder.name}/report.md)",
+        f"[{first['run'] if len(rows) == 1 else folder.name}](../reports/{folder.name}/report.md)",
         _link(recipe) if recipe else NONE,
         accuracy_cell(rows),
         f"{first['epochs']}",

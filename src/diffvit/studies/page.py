@@ -64,10 +64,20 @@ def readme_block(reports: Path = REPORTS) -> str:
     table = summary.best_arms(compared)
     parts = []
     for results in (each for each in compared if each.study.name == _FIRST):
-        parts.append(f"*{results.study.question}* {' '.join(words.answers(results))}")
+        line = f"*{results.study.question}* {_base(results)} {' '.join(words.answers(results))}"
+        parts.append(f"{line} The recipe was found with softmax attention; one of its own might serve Diff-ViT better.")
     tiers = " ".join(f"Tier {name}: {TIERS[name].words}." for name in dict.fromkeys(each.tier for each in compared))
     parts += [markdown.table(table), f"{tiers} {summary.BEST_NOTE}"] if table.rows else []
     return "\n\n".join(parts) or "No study has rows yet."
+
+
+def _base(results: Results) -> str:
+    """What the comparison is of, before what came out."""
+    config = results.lines[0].config
+    model = config.model
+    tokens = "[CLS]" if model.pool == "cls" else "mean pooling"
+    size = f"{model.embed_dim} wide, {model.depth} blocks"
+    return f"After {config.epochs} epochs, patch {model.patch_size}, {size}, {tokens}:"
 
 
 def _compared(reports: Path) -> list[Results]:

@@ -142,12 +142,19 @@ def difference(one: Line, two: Line, comparisons: int = 1) -> stats.Interval | N
     return stats.paired_difference([a for a, _ in pairs], [b for _, b in pairs], confidence)
 
 
+def compared_arms(results: Results, one: str, two: str) -> list[tuple[Line, Line]]:
+    """Each arm with both attentions; not those that hardly learn with either, under half of the study's best mean."""
+    least = max(line.mean for line in results.lines) / 2
+    pairs = [(a, b) for a in results.of(one) for b in results.of(two) if a.arm == b.arm]
+    return [(a, b) for a, b in pairs if max(a.mean, b.mean) >= least]
+
+
 def over_all_arms(results: Results, one: str, two: str) -> stats.Interval | None:
     """One attention minus the other as the mean over the arms that have both, paired by seed.
 
     A seed is a unit: its arms start from the same weights where they can, and are no independent draws.
     """
-    pairs = [(a, b) for a in results.of(one) for b in results.of(two) if a.arm == b.arm]
+    pairs = compared_arms(results, one, two)
     if not pairs:
         return None
     seeds = set.intersection(*(a.accuracies.keys() & b.accuracies.keys() for a, b in pairs))

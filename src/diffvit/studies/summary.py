@@ -8,7 +8,7 @@ from diffvit.reporting.arms import MODEL_NAMES, points, span
 from diffvit.reporting.stats import Interval
 from diffvit.reporting.tables import NONE, Table, percent
 from diffvit.studies.definitions import BOTH
-from diffvit.studies.results import Line, Results, difference, over_all_arms
+from diffvit.studies.results import Line, Results, compared_arms, difference, over_all_arms
 
 BEST_NOTE = (
     "The arm with the highest mean test accuracy of each attention. **Bold** beats every other arm of its study surely "
@@ -16,7 +16,8 @@ BEST_NOTE = (
 )
 WHERE_NOTE = (
     "Points of test accuracy, paired by seed. Mean over the arms: with its 95% interval, the seed as the unit. The "
-    "arms where Diff-ViT stands best and worst beside ViT are the extremes of several, and go by their means alone."
+    "arms where Diff-ViT stands best and worst beside ViT are the extremes of several, and go by their means alone. "
+    "Arms that hardly learn with either, under half of the study's best accuracy, are left out."
 )
 
 
@@ -56,13 +57,8 @@ def where_it_helps(found: Sequence[Results]) -> Table:
 
 
 def _by_arm(results: Results) -> list[tuple[str, float]]:
-    found = []
-    for ours in results.of("differential"):
-        for theirs in results.of("softmax"):
-            apart = difference(ours, theirs) if ours.arm == theirs.arm else None
-            if apart is not None:
-                found.append((ours.arm, apart.estimate))
-    return found
+    apart = ((ours.arm, difference(ours, theirs)) for ours, theirs in compared_arms(results, "differential", "softmax"))
+    return [(arm, found.estimate) for arm, found in apart if found is not None]
 
 
 def _cell(interval: Interval) -> str:

@@ -132,20 +132,21 @@ def _fit(desk: Desk, chosen: Chosen, first: str, second: str) -> tuple[Any, ...]
     """Dials that reach as far as the models do."""
     looks = [desk.look(chosen, name) for name in (first, second) if name != NONE]
     rows, columns = looks[0].record.grid
-    return (
-        gradio.update(maximum=max(len(look.record.layers) for look in looks)),
-        gradio.update(maximum=max(look.heads for look in looks)),
-        gradio.update(maximum=rows),
-        gradio.update(maximum=columns),
-    )
+    layers, heads = max(len(look.record.layers) for look in looks), max(look.heads for look in looks)
+    return tuple(gradio.update(**reach(count)) for count in (layers, heads, rows, columns))
+
+
+def reach(count: int) -> dict[str, Any]:
+    """How far a dial goes that counts from 1. One without a choice is not shown: a slider needs two places."""
+    return {"maximum": max(2, count), "visible": count > 1}
 
 
 def _where(looks: Sequence[Look]) -> tuple[gradio.Slider, gradio.Slider, gradio.Checkbox]:
     layers, heads = max(len(look.record.layers) for look in looks), max(look.heads for look in looks)
-    layer = gradio.Slider(
-        1, layers, value=layers, step=1, label="Layer", info="Which block's attention; 1 is nearest to the picture."
-    )
-    head = gradio.Slider(1, heads, value=1, step=1, label="Head", info="Which head, where they are not averaged.")
+    info = "Which block's attention; 1 is nearest to the picture."
+    layer = gradio.Slider(1, value=layers, step=1, label="Layer", info=info, **reach(layers))
+    info = "Which head, where they are not averaged."
+    head = gradio.Slider(1, value=1, step=1, label="Head", info=info, **reach(heads))
     mean = gradio.Checkbox(True, label="Average the heads", info="One map for the whole layer.")
     return layer, head, mean
 
@@ -159,8 +160,10 @@ def _who(look: Look) -> tuple[gradio.Radio, gradio.Slider, gradio.Slider]:
             label="Who asks",
             info="The model: what its answer is read from, [CLS] or the mean. A patch: click one on the picture.",
         )
-        row = gradio.Slider(1, rows, value=1, step=1, label="Row", info="Of the patch that asks, from the top.")
-        column = gradio.Slider(1, columns, value=1, step=1, label="Column", info="Of the patch, from the left.")
+        info = "Of the patch that asks, from the top."
+        row = gradio.Slider(1, value=1, step=1, label="Row", info=info, **reach(rows))
+        info = "Of the patch, from the left."
+        column = gradio.Slider(1, value=1, step=1, label="Column", info=info, **reach(columns))
     return who, row, column
 
 
