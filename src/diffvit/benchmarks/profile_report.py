@@ -73,12 +73,13 @@ def _cells(milliseconds: float, wall: float) -> list[str]:
 def draw(result: Result, *, theme: Theme = LIGHT) -> bytes:
     """A bar per recipe, cut by kind of operation; PNG."""
     arms, of = result["arms"], result["environment"]
-    names = list(dict.fromkeys(kind["kind"] for kind in arms[0]["kinds"]))
+    worked = (kind for arm in arms for kind in arm["kinds"] if kind["calls"])
+    names = list(dict.fromkeys(kind["kind"] for kind in worked))
     made = figure(theme, 9.6, 1.9 + 0.75 * len(arms))
     axes: Any = made.subplots()
     for place, arm in enumerate(arms):
         wall, left = arm["profiled_milliseconds"], 0.0
-        spent = {kind["kind"]: kind["milliseconds"] for kind in arm["kinds"]}
+        spent = {kind["kind"]: kind["milliseconds"] for kind in arm["kinds"]}  # all kinds, in every arm
         for shade, name in enumerate([*names, IDLE]):
             width = 100 * (arm["idle"] if name == IDLE else spent[name]) / wall
             tint = theme.faint if name == IDLE else colour(theme, shade)

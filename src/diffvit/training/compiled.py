@@ -8,9 +8,8 @@ import torch
 
 from diffvit.config import Config
 
-_AT_MOST = (
-    256  # compilations of a model's code in one process: two for each kind of model, as the last batch may be smaller
-)
+# Compilations of a model's code in one process: two for each kind of model, as the last batch may be smaller.
+_AT_MOST = 256
 
 
 def compiled(model: Any, config: Config, device: torch.device) -> Any:
