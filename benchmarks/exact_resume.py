@@ -8,7 +8,6 @@ takes that up. What is compared: the final weights' bytes and every column of th
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import signal
@@ -17,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from trainings import finish, start
+from trainings import finish, parser, start
 
 from diffvit.training.environment import hardware
 from diffvit.training.run_dir import RunDir
@@ -32,12 +31,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 def main() -> None:
     """The command."""
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form, allow_abbrev=False)
-    parser.add_argument("config", type=Path)
-    parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    given, flags = parser.parse_known_args()
+    given, flags = parser(__doc__).parse_known_args()
     shutil.rmtree(given.runs, ignore_errors=True)
     whole, stopped = given.runs / "whole", given.runs / "stopped"
     finish(start(given.config, "--out", whole, *flags, deterministic=True), 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -26,3 +27,13 @@ def finish(process: subprocess.Popen[bytes], expected: int) -> None:
     code = process.wait()
     if code != expected:
         raise SystemExit(f"error: diffvit train: ended with exit code {code} (vs {expected}). See its output above.")
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """What both scripts ask for; every other flag is for ``diffvit train``, so none is abbreviated."""
+    form = argparse.RawDescriptionHelpFormatter
+    made = argparse.ArgumentParser(description=description, formatter_class=form, allow_abbrev=False)
+    made.add_argument("config", type=Path)
+    made.add_argument("--runs", type=Path, required=True)
+    made.add_argument("--out", type=Path, required=True)
+    return made

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from trainings import finish, start
+from trainings import finish, parser, start
 
 from diffvit.training.environment import hardware
 from diffvit.training.run_dir import RunDir
@@ -74,14 +74,9 @@ def measure(seeds: list[int], given: argparse.Namespace, flags: list[str]) -> li
 
 def main() -> None:
     """The command."""
-    # No abbreviations: --epochs is a flag of diffvit train.
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form, allow_abbrev=False)
-    parser.add_argument("config", type=Path)
-    parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--epochs-each", type=int, default=5)
-    given, flags = parser.parse_known_args()
+    asked = parser(__doc__)
+    asked.add_argument("--epochs-each", type=int, default=5)
+    given, flags = asked.parse_known_args()
     shutil.rmtree(given.runs, ignore_errors=True)
     alone = measure([0], given, flags)[0]
     together = measure([1, 2], given, flags)

@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffvit.config import AugmentConfig
 from diffvit.data.augment import Augment, Settings
@@ -251,33 +250,6 @@ def test_what_cannot_be_is_refused_in_one_line():
         make(num_classes=3)
     with pytest.raises(TypeError, match="mixpu"):
         make({"mixpu": 1.0})
-
-
-class Waits(TorchDispatchMode):
-    """Counts copies from main memory that are waited for. Values that only the device knows cannot be had from meta."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.copies = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten._to_copy.default and args[0].device != result.device:
-            self.copies += not (kwargs or {}).get("non_blocking", False)
-        return result
-
-
-@pytest.mark.parametrize("chosen", [{}, *SINGLE.values(), EVERYTHING])
-def test_no_batch_waits_for_an_accelerator(chosen: dict[str, Any]):
-    augment = make(chosen, label_smoothing=0.1, device="meta")
-    with Waits() as waits:
-        batch = augment(ALL, 2)
-    assert waits.copies == 0
-    assert (batch.images.device.type, batch.images.shape) == ("meta", PIXELS.shape)
-    assert batch.targets.shape == (len(ALL), CLASSES)
-    with Waits() as waits:
-        ALL.to("meta")
-    assert waits.copies == 1
 
 
 @pytest.mark.cuda

@@ -23,6 +23,7 @@ from diffvit.training.trainer import Trainer
 
 META = torch.device("meta")
 AUGMENT = {"flip": True, "crop": 2, "policy": "trivialaugment", "cutmix": 1.0, "mix_probability": 0.5, "erasing": 0.2}
+OTHERS = {"color_jitter": 0.3, "policy": "randaugment", "mixup": 0.8}
 
 
 class Device:
@@ -57,7 +58,8 @@ class Waits(TorchDispatchMode):
     "changes",
     [
         {"augment": AUGMENT, "ema": 0.99, "optimizer": {"name": "muon", "split_qkv": True}},
-        {"accumulate": 2, "optimizer": {"name": "adamw", "grad_clip": 1.0}},
+        {"augment": OTHERS},
+        {"augment": AUGMENT | OTHERS, "accumulate": 2, "optimizer": {"name": "adamw", "grad_clip": 1.0}},
     ],
 )
 def test_steps_wait_for_nothing(attention: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

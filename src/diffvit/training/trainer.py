@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from diffvit.training import optimizers
 from diffvit.training.checkpoint import Checkpoint
 from diffvit.training.compiled import compiled
 from diffvit.training.ema import WeightAverage
+from diffvit.training.generators import seed_generators
 from diffvit.training.material import Material, build_optimizers
 from diffvit.training.objective import Objective
 from diffvit.training.schedule import factor
@@ -200,7 +200,7 @@ class Trainer:
     def _backward(self, total: int, parts: list[tuple[Any, int]]) -> Tensor:
         """Gradients of the step's mean loss; returns the sums (loss, metrics...) over this process's images."""
         position = self.position
-        _seed_generators(self.config.seed, position.step, self.fabric.global_rank, self.fabric.device)
+        seed_generators(self.config.seed, position.step, self.fabric.global_rank, self.fabric.device)
         for parameter in self.parameters:
             parameter.grad = None
         sums: Tensor | None = None
@@ -254,12 +254,3 @@ class Trainer:
         sums = self.position.sums
         for name, value in zip([*self._names, "gradient_norm"], figures, strict=True):
             sums[name] = sums.get(name, 0.0) + value
-
-
-def _seed_generators(seed: int, step: int, rank: int, device: torch.device) -> None:
-    """Set torch's generators from (seed, step, rank), so that no generator state has to be saved."""
-    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
-    number = int.from_bytes(digest, "little") >> 1
-    torch.default_generator.manual_seed(number)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(number)
