@@ -49,7 +49,7 @@ def made_up(better: float = BETTER, seeds: tuple[int, ...] = SEEDS) -> Study:
                     score |= dict.fromkeys(METRICS, level if data == "shapes" else None)
                     areas = {"deletion": 0.5 - level / 2, "insertion": level}
                     score |= areas if data == "cifar10" or name == "rollout" else dict.fromkeys(areas)
-                    scores.append(score | {"images": 100, "removal_images": 50})
+                    scores.append(score | {"images": 100_000, "removal_images": 50_000})
                     if data == "cifar10" and name in ("layer 1", "rollout", "random"):
                         point = {"arm": arm, **key, "data": data, "clutter": None, "map": name}
                         curves += [point | {"share": at, "deletion": 1 - at, "insertion": at} for at in (0.0, 0.5, 1.0)]
@@ -67,18 +67,18 @@ def test_gaps_are_paired_by_seed_and_averaged_over_clutter() -> None:
     first, second = (study.values(arm, "rollout", "mass") for arm in (DIFFERENTIAL, SOFTMAX))
     assert len(differences(first, second)) == len(SEEDS) * len(CLUTTER)
     means = [[stats.mean([side[seed, clutter] for clutter in CLUTTER]) for seed in SEEDS] for side in (first, second)]
-    expected, found = stats.paired_difference(*means), gap(first, second)
+    expected, found = stats.paired_difference(*means, 100), gap(first, second, 100)
     assert found is not None
     assert (found.estimate, found.low, found.high) == pytest.approx((expected.estimate, expected.low, expected.high))
     assert found.estimate == pytest.approx(BETTER, abs=0.005)
-    one = gap(first, second, clutter=0.5)
+    one = gap(first, second, 100, clutter=0.5)
     assert one is not None
     assert one.estimate == pytest.approx(stats.mean([first[s, 0.5] - second[s, 0.5] for s in SEEDS]))
-    wide = gap(first, second, comparisons=6)
+    wide = gap(first, second, 100, comparisons=6)
     assert wide is not None
     assert wide.low < found.low < found.high < wide.high
-    assert gap({(0, 0.5): 1.0, (0, 0.0): 1.0}, {(0, 0.5): 0.5, (0, 0.0): 0.5}) is None  # one seed is one pair
-    assert gap({(0, 0.5): 1.0, (1, 0.5): 1.0}, {(2, 0.5): 0.5}) is None
+    assert gap({(0, 0.5): 1.0, (0, 0.0): 1.0}, {(0, 0.5): 0.5, (0, 0.0): 0.5}, 100) is None  # one seed is one pair
+    assert gap({(0, 0.5): 1.0, (1, 0.5): 1.0}, {(2, 0.5): 0.5}, 100) is None
 
 
 @pytest.mark.parametrize(("better", "outcome"), [(0.1, "better"), (-0.1, "worse"), (0.0, "undecided")])

@@ -126,7 +126,7 @@ def test_different_data_is_shown_but_not_ranked(make_run: MakeRun, tmp_path: Pat
     other = {"data": "shapes (clutter 0.3, noise 0.1)", "evaluated": False}
     pair = [make_run("a", evaluated=False), make_run("b", attention="differential", **other)]
     words = " ".join(_page(compare(pair, out=tmp_path / "report").path).words)
-    assert "they are not ranked" in words
+    assert "never ranked together" in words
     assert "Data: shapes (clutter 0.3, noise 0.1)" in words
     assert "points of test accuracy" not in words
 

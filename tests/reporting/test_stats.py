@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import statistics
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from diffvit.reporting.stats import (
     normal_quantile,
     paired_difference,
     paired_images,
+    simultaneous_differences,
     std,
     t_quantile,
     wilson,
@@ -63,18 +65,69 @@ def test_wilson_holds_the_share_and_stays_a_share(count: int, data: st.DataObjec
 
 
 def test_paired_difference_by_hand() -> None:
-    found = paired_difference([0.82, 0.84, 0.83], [0.80, 0.81, 0.82])  # differences 2, 3, 1: mean 2, sd 1
+    """Differences of 2, 3 and 1 points: mean 2, standard deviation 1; no test images to sample."""
+    found = paired_difference([0.82, 0.84, 0.83], [0.80, 0.81, 0.82], None)
     assert found.estimate == pytest.approx(0.02)
     assert found.high - found.estimate == pytest.approx(4.3027 * 0.01 / math.sqrt(3), rel=1e-4)
     assert not found.excludes_zero
-    assert paired_difference([0.82, 0.84, 0.83], [0.80, 0.82, 0.8101]).excludes_zero
+    assert paired_difference([0.82, 0.84, 0.83], [0.80, 0.82, 0.8101], None).excludes_zero
 
 
 def test_pairs_must_match_and_be_two() -> None:
-    with pytest.raises(ValueError, match="two pairs"):
-        paired_difference([0.5], [0.4])
-    with pytest.raises(ValueError, match="zip"):
-        paired_difference([0.5, 0.6], [0.4])
+    with pytest.raises(ValueError, match="shared seeds"):
+        paired_difference([0.5], [0.4], 100)
+    with pytest.raises(ValueError, match="shared seeds"):
+        paired_difference([0.5, 0.6], [0.4], 100)
+
+
+def test_all_pairs_are_those_of_tukeys_honestly_significant_difference() -> None:
+    """Against the textbook's analysis of variance of a randomised block design, by numpy and printed tables of q."""
+    table = np.random.default_rng(0).normal(0.7, 0.01, (4, 3)) + np.array([0.0, 0.03, -0.02])
+    found = simultaneous_differences(table.tolist(), None)
+    residual = table - table.mean(1, keepdims=True) - table.mean(0, keepdims=True) + table.mean()
+    standard_error = math.sqrt((residual**2).sum() / 6 / 3)
+    q = 4.896  # of four means with 6 degrees of freedom, at 5%
+    assert len(found) == 6
+    for (one, two), interval in found.items():
+        assert interval.estimate == pytest.approx(table[one].mean() - table[two].mean())
+        assert interval.high - interval.estimate == pytest.approx(q * standard_error, rel=2e-4)
+
+
+def test_the_images_of_the_test_set_are_drawn_too() -> None:
+    """With no spread over seeds what is left is the normal interval of two independent shares, and it is not zero."""
+    found = paired_difference([0.16, 0.19, 0.16], [0.15, 0.18, 0.15], 100)
+    shares = [(17 + 1) / 102, (16 + 1) / 102]
+    half = 1.96 * math.sqrt(sum(share * (1 - share) / 100 for share in shares))
+    assert found.high - found.estimate == pytest.approx(half, rel=1e-4)
+    assert paired_difference([1.0] * 3, [1.0] * 3, 50).high > 0.01
+
+
+def test_more_seeds_do_not_make_up_for_few_images() -> None:
+    def width(seeds: int, images: int | None) -> float:
+        table = np.random.default_rng(1).normal(0.7, 0.003, (2, seeds)).tolist()
+        found = paired_difference(*table, images)
+        return found.high - found.low
+
+    floor = 2 * 1.96 * math.sqrt(2 * 0.7 * 0.3 / 1000)
+    assert width(50, 1000) > floor
+    assert width(50, None) < floor / 10
+
+
+def test_intervals_of_simulated_predictions_cover_the_true_difference() -> None:
+    """Seeds and images crossed: each image is hard to a degree of its own, for all arms and for each."""
+    draw, skills = np.random.default_rng(2), (0.9, 1.1)
+    many = draw.normal(0, math.sqrt(1 + 0.3**2 + 0.05**2), 2_000_000)  # images, arms and seeds at once
+    truth = np.subtract(*(np.mean(1 / (1 + np.exp(-2 * (skill + many)))) for skill in skills))
+    covered = 0
+    for _ in range(400):
+        difficulty = draw.normal(0, 1, 400)
+        tables = []
+        for skill in skills:
+            level = skill + difficulty + draw.normal(0, 0.3, 400) + draw.normal(0, 0.05, (3, 1))
+            tables.append((draw.random((3, 400)) < 1 / (1 + np.exp(-2 * level))).mean(1).tolist())
+        found = paired_difference(*tables, 400)
+        covered += bool(found.low <= truth <= found.high)
+    assert covered >= 0.95 * 400
 
 
 def test_paired_images_count_only_the_disagreements() -> None:

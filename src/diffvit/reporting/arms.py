@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffvit.reporting import stats
-from diffvit.reporting.rows import Row, RunRecord
+from diffvit.reporting.rows import CONDITIONS, Row, RunRecord
 
 MODEL_NAMES = {"softmax": "ViT", "differential": "Diff-ViT"}
 
@@ -55,7 +55,7 @@ def arms(records: Sequence[RunRecord]) -> list[Arm]:
 
 
 def _identity(record: RunRecord) -> Row:
-    own = {name: record.row[name] for name in ("epochs", "precision", "data", "fingerprint")}
+    own = {name: record.row[name] for name in ("epochs", *CONDITIONS)}
     return own | {name: str(value) for name, value in record.settings.items() if value is not None}
 
 
@@ -64,7 +64,8 @@ def _arm_labels(records: Sequence[RunRecord]) -> list[str]:
     kinds = [_kind(record.row) for record in records]
     if len(set(kinds)) == len(kinds):
         return kinds
-    names = [name for name in differences(records) if name not in ("model.attention", "seed", "device", "fingerprint")]
+    hidden = ("model.attention", "seed", "fingerprint", "hardware")
+    names = [name for name in differences(records) if name not in hidden]
     if 0 < len(names) <= 2:
         details = ["".join(f", {name.split('.')[-1]} {record.row.get(name)}" for name in names) for record in records]
         labels = [kind + detail for kind, detail in zip(kinds, details, strict=True)]
@@ -90,68 +91,129 @@ def _unique(labels: Sequence[str]) -> list[str]:
 
 
 def differences(records: Sequence[RunRecord]) -> dict[str, list[object]]:
-    """Settings (and epochs, precision, data, seed) in which the runs differ, with each run's value."""
+    """Settings (and epochs, seed, data, precision, hardware) in which the runs differ, with each run's value."""
     names = dict.fromkeys(name for record in records for name in record.settings)
     found: dict[str, list[object]] = {}
-    for name in (*names, "epochs", "precision", "seed", "data", "fingerprint", "device"):
+    for name in (*names, "epochs", "precision", "seed", "data", "fingerprint", "device", "hardware"):
         values: list[object] = [record.row.get(name) for record in records]
         if len({repr(value) for value in values}) > 1:
             found[name] = values
     return found
 
 
-def cannot_rank(records: Sequence[RunRecord]) -> str | None:
-    """Why these runs must not be ranked against each other; None where they may be."""
-    names = sorted({str(record.row["data"]) for record in records})
-    if len(names) > 1:
-        return f"These runs were scored on different data ({'; '.join(names)}): they are not ranked."
+@dataclass(frozen=True)
+class Ranking:
+    """Arms compared over the seeds that they share.
+
+    Args:
+        seeds: which.
+        intervals: by the places of two arms, the first smaller; see
+            :func:`diffvit.reporting.stats.simultaneous_differences`.
+    """
+
+    seeds: list[int]
+    intervals: dict[tuple[int, int], stats.Interval]
+
+    def between(self, one: int, two: int) -> stats.Interval:
+        """The first arm minus the second, whichever order."""
+        return self.intervals[one, two] if one < two else -self.intervals[two, one]
+
+
+def shared_seeds(groups: Sequence[Sequence[RunRecord]]) -> list[int]:
+    """The seeds that every arm has a run of, computed with the same kernels."""
+    runs = [
+        {(int(each.row["seed"]), each.row.get("kernels")) for each in records if each.row["test_accuracy"] is not None}
+        for records in groups
+    ]
+    return sorted({seed for seed, _ in set.intersection(*runs)})
+
+
+def ranking(groups: Sequence[Sequence[RunRecord]]) -> Ranking | None:
+    """All pairs of arms over their shared seeds; None for fewer than two arms or shared seeds.
+
+    Args:
+        groups: the runs of each arm, of the same data, precision and hardware.
+    """
+    seeds = shared_seeds(groups) if len(groups) > 1 else []
+    if len(seeds) < 2:
+        return None
+    images = {record.row.get("test_images") for records in groups for record in records}
+    known = [int(count) for count in images if count]
+    tables = [{int(record.row["seed"]): float(record.row["test_accuracy"]) for record in records} for records in groups]
+    arms_ = [[table[seed] for seed in seeds] for table in tables]
+    return Ranking(seeds, stats.simultaneous_differences(arms_, min(known) if known else None))
+
+
+def why_apart(records: Sequence[RunRecord]) -> str | None:
+    """Why not all of these runs may be ranked against each other; None where they may be."""
+    named = (("data", "data"), ("precision", "precision"), ("device", "devices"), ("hardware", "hardware"))
+    for column, word in named:
+        found = sorted({str(record.row.get(column)) for record in records})
+        if len(found) > 1:
+            return f"Runs of different {word} ({'; '.join(found)}) are shown and never ranked together."
     if len({record.row["fingerprint"] for record in records}) > 1:
-        return f"These runs name the same data ({names[0]}) but its images differ (fingerprints): they are not ranked."
+        name = records[0].row["data"]
+        return f"Runs of the same name of data ({name}) but other images (fingerprints) are never ranked together."
     return None
 
 
 def statements(grouped: Sequence[Arm]) -> list[str]:
     """What may be said of these arms, one sentence or two each; a winner only with seeds and an interval."""
-    refusal = cannot_rank([record for arm in grouped for record in arm.records])
-    if refusal:
-        return [refusal]
+    together: dict[tuple[object, ...], list[Arm]] = {}
+    for arm in grouped:
+        together.setdefault(arm.records[0].conditions, []).append(arm)
+    refusal = why_apart([record for arm in grouped for record in arm.records])
+    return [*([refusal] if refusal else []), *(text for each in together.values() for text in _comparable(each))]
+
+
+def _comparable(grouped: Sequence[Arm]) -> list[str]:
+    """Of arms of the same data, precision and hardware: all pairs, or of many arms the first beside each other."""
     pairs = list(itertools.combinations(grouped, 2))
     if len(grouped) > 4:
         pairs = [(grouped[0], other) for other in grouped[1:]]
-    said = [_pair(first, second, len(pairs)) for first, second in pairs]
-    ranked = [text for text in said if "seeds" in text and "interval" in text]
-    if len(ranked) > 1:
-        said.append(
-            f"Each interval is widened for {len(pairs)} comparisons (Bonferroni), so that together they hold 95%."
-        )
+    family = _family(grouped)
+    ranked = ranking([arm.records for arm in family])
+    said = []
+    for first, second in pairs:
+        if ranked and first in family and second in family:
+            said.append(_ranked(first, second, ranked.between(family.index(first), family.index(second)), ranked.seeds))
+        else:
+            said.append(_unranked(first, second))
+    if ranked and len(family) > 2:
+        said.append(f"The intervals of all pairs of these {len(family)} arms hold together with 95% (Tukey's HSD).")
     return said
 
 
-def _pair(first: Arm, second: Arm, comparisons: int) -> str:
-    seeds = sorted(first.accuracies.keys() & second.accuracies.keys())
-    if len(seeds) >= stats.MIN_SEEDS:
-        return _over_seeds(first, second, seeds, comparisons)
-    gap = stats.mean(list(first.accuracies.values())) - stats.mean(list(second.accuracies.values()))
-    count = "one seed" if len(seeds) == 1 else f"{len(seeds)} shared seeds"
+def _family(grouped: Sequence[Arm]) -> list[Arm]:
+    """The arms that can be ranked: each shares three seeds or more with those before it."""
+    family: list[Arm] = []
+    for arm in grouped:
+        if len(shared_seeds([each.records for each in (*family, arm)])) >= stats.MIN_SEEDS:
+            family.append(arm)
+    return family
+
+
+def _unranked(first: Arm, second: Arm) -> str:
+    """Too few shared seeds for a winner: the gap over those there are."""
+    seeds = shared_seeds([first.records, second.records])
+    over = [[arm.accuracies[seed] for seed in seeds or arm.accuracies] for arm in (first, second)]
+    gap = stats.mean(over[0]) - stats.mean(over[1])
+    count = {0: "no shared seed, so not paired", 1: "one seed"}.get(len(seeds), f"{len(seeds)} shared seeds")
     text = f"{first.label} minus {second.label}: {points(gap)} of test accuracy; {count}: no winner is named."
     if len(seeds) == 1:
         return f"{text} {_over_images(first, second, seeds[0])}".strip()
     return text
 
 
-def _over_seeds(first: Arm, second: Arm, seeds: Sequence[int], comparisons: int) -> str:
-    confidence = 1 - (1 - stats.CONFIDENCE) / comparisons
-    pairs = [(first.accuracies[seed], second.accuracies[seed]) for seed in seeds]
-    interval = stats.paired_difference([a for a, _ in pairs], [b for _, b in pairs], confidence)
-    what = f"{100 * confidence:.3g}% paired interval over {len(seeds)} seeds"
+def _ranked(first: Arm, second: Arm, interval: stats.Interval, seeds: Sequence[int]) -> str:
+    what = f"95% interval paired over {len(seeds)} seeds"
     if not interval.excludes_zero:
         return (
             f"No winner between {first.label} and {second.label}: the first minus the second is "
             f"{points(interval.estimate)} ({what} {span(interval)}, which includes 0)."
         )
     winner, loser = (first, second) if interval.estimate > 0 else (second, first)
-    if interval.estimate < 0:
-        interval = stats.Interval(-interval.estimate, -interval.high, -interval.low)
+    interval = interval if interval.estimate > 0 else -interval
     return (
         f"{winner.label} beats {loser.label} by {points(interval.estimate).lstrip('+')} of test accuracy "
         f"({what} {span(interval)})."

@@ -69,31 +69,51 @@ class Study:
             if (row["arm"], row["map"], row["data"]) == (arm, name, data) and row[metric] is not None
         }
 
+    def images(self, metric: str, data: str = "shapes") -> int | None:
+        """Of how many test images a metric, or ``accuracy``, is the mean; the fewest of its rows, None where unknown.
+
+        Clutter levels have images of their own, which makes an interval of their mean wider than it need be.
+        """
+        if metric == "accuracy":
+            sources = {row["config_hash"]: row["data"] for row in self.scores}
+            counts = [each.row["test_images"] for each in self.records if sources.get(each.row["config_hash"]) == data]
+        else:
+            column = "removal_images" if metric in ("deletion", "insertion") else "images"
+            counts = [row[column] for row in self.scores if row["data"] == data]
+        return min((int(count) for count in counts if count), default=None)
+
     def accuracies(self, arm: str, data: str = "shapes") -> Values:
         """Test accuracy by seed and clutter."""
         owners = {(row["config_hash"], row["seed"]): row for row in self.scores if row["arm"] == arm}
         return {
             (owner["seed"], owner["clutter"]): record.row["test_accuracy"]
             for record in self.records
-            if (owner := owners.get(record.key)) is not None and owner["data"] == data
+            if (owner := owners.get((record.row["config_hash"], record.row["seed"]))) and owner["data"] == data
         }
 
 
-def gap(first: Values, second: Values, comparisons: int = 1, clutter: float | None = None) -> stats.Interval | None:
+def gap(
+    first: Values, second: Values, images: int | None, comparisons: int = 1, clutter: float | None = None
+) -> stats.Interval | None:
     """First minus second, paired by seed; None for fewer than two seeds.
 
     The pairs of one seed, one per clutter level, are averaged first (or those at one level taken, if given): they start
     from the same weights, so they are no independent evidence of what training does.
+
+    Args:
+        first: scores in [0, 1], such as shares of images.
+        second: likewise.
+        images: that each score is a mean over; its sampling variance is bounded by that of a share.
+        comparisons: that were chosen beforehand and are made together (Bonferroni).
+        clutter: this level alone.
     """
-    by_seed: dict[int, list[float]] = {}
-    for key, difference in differences(first, second).items():
-        if clutter is None or key[1] == clutter:
-            by_seed.setdefault(key[0], []).append(difference)
-    if len(by_seed) < 2:
+    pairs = [key for key in differences(first, second) if clutter is None or key[1] == clutter]
+    seeds = sorted({seed for seed, _ in pairs})
+    if len(seeds) < 2:
         return None
-    means = [stats.mean(found) for found in by_seed.values()]
+    means = [[stats.mean([side[key] for key in pairs if key[0] == seed]) for seed in seeds] for side in (first, second)]
     confidence = 1 - (1 - stats.CONFIDENCE) / comparisons
-    return stats.paired_difference(means, [0.0] * len(means), confidence)
+    return stats.paired_difference(*means, images, confidence)
 
 
 def differences(first: Values, second: Values) -> Values:

@@ -21,7 +21,8 @@ def by_clutter(study: Study, name: str, metric: str) -> str:
 
 
 def _cell(study: Study, name: str, metric: str, clutter: float) -> str:
-    interval = gap(study.values(DIFFERENTIAL, name, metric), study.values(SOFTMAX, name, metric), clutter=clutter)
+    ours, theirs = (study.values(arm, name, metric) for arm in (DIFFERENTIAL, SOFTMAX))
+    interval = gap(ours, theirs, study.images(metric), clutter=clutter)
     return "-" if interval is None else f"{100 * interval.estimate:+.1f} ({span(interval)})"
 
 
@@ -40,7 +41,7 @@ def subtraction(study: Study) -> str:
     for name in names:
         whole, first = (study.values(DIFFERENTIAL, each, "mass") for each in (name, name + FIRST_MAP))
         both = [f"{100 * stats.mean(list(part.values())):.1f}" if part else "-" for part in (whole, first)]
-        interval = gap(whole, first)
+        interval = gap(whole, first, study.images("mass"))
         lines.append([name, *both, "-" if interval is None else f"{100 * interval.estimate:+.1f} ({span(interval)})"])
     return markdown.table(Table(["Mass on the object, %", "effective", "A1 alone", "difference (95%)"], lines))
 
@@ -65,7 +66,7 @@ def removal(study: Study) -> str:
         for metric in ("deletion", "insertion"):
             first, second = (study.values(arm, name, metric, "cifar10") for arm in (DIFFERENTIAL, SOFTMAX))
             means = [f"{stats.mean(list(part.values())):.3f}" if part else "-" for part in (second, first)]
-            interval = gap(first, second)
+            interval = gap(first, second, study.images(metric, "cifar10"))
             told = (
                 "-" if interval is None else f"{interval.estimate:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})"
             )
@@ -79,11 +80,12 @@ def accuracy(study: Study) -> str:
     arms = (SOFTMAX, WIDE, DIFFERENTIAL)
     lines = []
     for clutter in study.clutter:
-        found = gap(study.accuracies(DIFFERENTIAL), study.accuracies(SOFTMAX), clutter=clutter)
+        ours, theirs = (study.accuracies(arm) for arm in (DIFFERENTIAL, SOFTMAX))
+        found = gap(ours, theirs, study.images("accuracy"), clutter=clutter)
         told = "-" if found is None else f"{100 * found.estimate:+.1f} ({span(found)})"
         lines.append([f"shapes, clutter {clutter:g}", *(_mean(study.accuracies(arm), clutter) for arm in arms), told])
     on_cifar = [study.accuracies(arm, "cifar10") for arm in arms]
-    found = gap(on_cifar[2], on_cifar[0])
+    found = gap(on_cifar[2], on_cifar[0], study.images("accuracy", "cifar10"))
     told = "-" if found is None else f"{100 * found.estimate:+.1f} ({span(found)})"
     lines.append([study.names.get("cifar10", "CIFAR-10"), *(_mean(part, None) for part in on_cifar), told])
     return markdown.table(Table(["Test accuracy, %", *arms, "Diff-ViT minus ViT (95%)"], lines))

@@ -30,9 +30,9 @@ the middle, random numbers."""
 _LIMITS = """- A map tells where a head reads, not what it does with what it reads: values, norms and MLPs act after it.
 - The object is large and never far from the middle, so the middle alone scores well: compare with that line,
   not with 0.
-- An interval is over seeds: two arms of one seed are trained on the same images in the same order, and their
-  difference is averaged over the clutter levels before it counts as one. With three seeds an interval is wide, and
-  "undecided" is what it says. How many of the single pairs fall on which side is given beside it.
+- An interval covers seeds and test images. Two arms of one seed are trained on the same images in the same order, and
+  their difference is averaged over the clutter levels before it counts as one. With three seeds an interval is wide,
+  and "undecided" is what it says. How many of the single pairs fall on which side is given beside it.
 - Models this small, and these two data sets: nothing here speaks of large ones."""
 _ADJUSTED = (
     "Better and worse are said only where the interval, widened for the number of lines in its list (Bonferroni), "
@@ -102,7 +102,9 @@ def answers(study: Study, questions: Sequence[Question], data: str = "shapes") -
     for question in questions:
         first, second = (study.values(*side, question.metric, data) for side in (question.first, question.second))
         pairs = tuple(differences(first, second).values())
-        found.append(Answer(question, gap(first, second), gap(first, second, len(questions)), pairs))
+        images = study.images(question.metric, data)
+        widened = gap(first, second, images, comparisons=len(questions))
+        found.append(Answer(question, gap(first, second, images), widened, pairs))
     return found
 
 
@@ -133,7 +135,7 @@ def report(study: Study) -> str:
 def _in_short(study: Study) -> list[str]:
     own, inner = answers(study, between(study, DIFFERENTIAL, SOFTMAX)), answers(study, within(study))
     cifar = answers(study, taken_apart(study), "cifar10")
-    accuracy = gap(study.accuracies(DIFFERENTIAL), study.accuracies(SOFTMAX))
+    accuracy = gap(study.accuracies(DIFFERENTIAL), study.accuracies(SOFTMAX), study.images("accuracy"))
     return [
         f"{_verdict(own)} {_verdict_within(inner)} {_verdict_cifar(cifar)}",
         "**Diff-ViT's maps minus ViT's, on shapes:**",
@@ -205,10 +207,16 @@ def _trend(study: Study) -> str:
     low, high = study.clutter[0], study.clutter[-1]
     sentences = []
     for metric, text in METRICS.items():
-        gaps = differences(*(study.values(arm, "rollout", metric) for arm in (DIFFERENTIAL, SOFTMAX)))
-        most: Values = {(seed, None): value for (seed, clutter), value in gaps.items() if clutter == high}
-        least: Values = {(seed, None): value for (seed, clutter), value in gaps.items() if clutter == low}
-        sentences.append(f"{text}: {_one(gap(most, least))}")
+        ours, theirs = (study.values(arm, "rollout", metric) for arm in (DIFFERENTIAL, SOFTMAX))
+        seeds = [
+            seed for seed in study.seeds if all((seed, at) in side for side in (ours, theirs) for at in (low, high))
+        ]
+        # (ours at high + theirs at low) - (theirs at high + ours at low), halved: each side is a mean score again.
+        one: Values = {(seed, None): (ours[seed, high] + theirs[seed, low]) / 2 for seed in seeds}
+        two: Values = {(seed, None): (theirs[seed, high] + ours[seed, low]) / 2 for seed in seeds}
+        half = gap(one, two, study.images(metric))
+        whole = half and stats.Interval(2 * half.estimate, 2 * half.low, 2 * half.high)
+        sentences.append(f"{text}: {_one(whole)}")
     return f"The gap (rollout) at clutter {high:g} minus the gap at {low:g}: {'; '.join(sentences)}."
 
 

@@ -26,6 +26,7 @@ RESULT_COLUMNS = (
 )
 # What only some runs have: figures of a CLIP, and, since there are some, which kernels ran.
 OTHER_COLUMNS = ("zero_shot_accuracy", "unseen_names_accuracy", "kernels")
+CONDITIONS = ("data", "fingerprint", "precision", "device", "hardware")
 _YOUNGER_COLUMNS = {"data_seconds", "compile_seconds"}  # which rows of diffvit 0.1.0 lack
 _KEY_COLUMNS = ("run", "config_hash", "seed", "attention", "data")
 # Settings that the result columns already hold (as resolved), or that do not change what is computed.
@@ -51,9 +52,15 @@ class RunRecord:
     folder: Path | None = None
 
     @property
-    def key(self) -> tuple[str, int]:
-        """What makes a run unique: the hash of its config, and its seed."""
-        return str(self.row["config_hash"]), int(self.row["seed"])
+    def key(self) -> tuple[Any, ...]:
+        """What makes a run unique: what was asked (config hash and seed), and on what it was computed."""
+        asked = (str(self.row["config_hash"]), int(self.row["seed"]))
+        return (*asked, *(self.row.get(name) for name in ("fingerprint", "precision", "device", "kernels")))
+
+    @property
+    def conditions(self) -> tuple[Any, ...]:
+        """The values of :data:`CONDITIONS`: runs that differ in one are shown apart, never ranked or paired."""
+        return tuple(self.row.get(name) for name in CONDITIONS)
 
     @property
     def settings(self) -> Row:
@@ -172,10 +179,10 @@ def _unfold(epoch: Row) -> Row:
 
 
 def merge(committed: Iterable[RunRecord], new: Iterable[RunRecord]) -> list[RunRecord]:
-    """Committed records, each replaced by a new one of the same config hash and seed; further new ones follow."""
+    """Committed records, each replaced by a new one of the same :attr:`RunRecord.key`; further new ones follow."""
     merged = {record.key: record for record in committed}
     extra: list[RunRecord] = []
-    replaced: set[tuple[str, int]] = set()
+    replaced: set[tuple[Any, ...]] = set()
     for record in new:
         if record.key in merged and record.key not in replaced:
             merged[record.key] = record

@@ -1,13 +1,17 @@
-"""The little statistics an honest comparison needs, without scipy.
+"""Intervals for accuracies and for their differences.
 
 Intervals are two-sided, 95% unless told otherwise.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+
+from scipy.special import ndtri, stdtrit
 
 MIN_SEEDS = 3
 CONFIDENCE = 0.95
@@ -20,6 +24,10 @@ class Interval:
     estimate: float
     low: float
     high: float
+
+    def __neg__(self) -> Interval:
+        """Of the difference the other way round."""
+        return Interval(-self.estimate, -self.high, -self.low)
 
     @property
     def excludes_zero(self) -> bool:
@@ -53,19 +61,86 @@ def wilson(correct: int, count: int, confidence: float = CONFIDENCE) -> Interval
     return Interval(share, min(share, centre - half), max(share, centre + half))
 
 
-def paired_difference(first: Sequence[float], second: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
-    """Mean of ``first - second`` over pairs (one pair per seed) with Student's t interval; needs two pairs.
+def simultaneous_differences(
+    arms: Sequence[Sequence[float]], images: int | None, confidence: float = CONFIDENCE
+) -> dict[tuple[int, int], Interval]:
+    """Every pairwise difference of mean accuracies, with intervals that hold together; arms are paired by seed.
+
+    Seeds and test images are crossed random effects of a mixed model (McCullagh 2000, "Resampling and exchangeable
+    arrays"; Owen 2007, "The pigeonhole bootstrap"), and each contributes to an interval's half-width:
+
+    - Training: Tukey's honestly significant difference in a randomised block design, accuracy = arm + seed + residual,
+      whose residual mean square is pooled over all arms. The intervals of all pairs hold together, so that any pair may
+      be picked after seeing the data (Hsu 1996, "Multiple comparisons", chapter 5). It assumes that all arms vary alike
+      over seeds. For two arms it is Student's paired t interval.
+    - Test images: the variance is ``(p (1 - p) + q (1 - q)) / images``, the largest that it can be unless two models
+      tend to be right on opposite images, with each share moved a little towards one half (Agresti and Caffo 2000), so
+      that no interval has zero width. It does not shrink with more seeds.
+
+    The two half-widths are added in squares (Zou and Donner 2008, "Construction of confidence limits about effect
+    measures: a general approach"), so an interval is never narrower than either alone.
+
+    Args:
+        arms: accuracies (fractions), one sequence per arm, with the same seeds in the same order.
+        images: how many test images the accuracies are shares of; None where there are none to sample.
+        confidence: of all intervals together.
+
+    Returns:
+        By the places of the two arms, the first smaller, the interval of the first minus the second.
 
     Raises:
-        ValueError: unequal lengths or fewer than two pairs.
+        ValueError: fewer than two arms or seeds, or arms of unequal length.
     """
-    differences = [a - b for a, b in zip(first, second, strict=True)]
-    spread = std(differences)
-    if spread is None:
-        raise ValueError("a paired interval needs at least two pairs")
-    centre = mean(differences)
-    half = t_quantile(0.5 + confidence / 2, len(differences) - 1) * spread / math.sqrt(len(differences))
-    return Interval(centre, centre - half, centre + half)
+    seeds = len(arms[0]) if arms else 0
+    if len(arms) < 2 or seeds < 2 or any(len(arm) != seeds for arm in arms):
+        raise ValueError(f"needs two or more arms of two or more shared seeds (found {[len(arm) for arm in arms]})")
+    means = [mean(arm) for arm in arms]
+    by_seed = [mean(values) for values in zip(*arms, strict=True)]
+    grand = mean(means)
+    residuals = [
+        value - centre - of_seed + grand
+        for arm, centre in zip(arms, means, strict=True)
+        for value, of_seed in zip(arm, by_seed, strict=True)
+    ]
+    degrees = (len(arms) - 1) * (seeds - 1)
+    error = math.sqrt(2 * math.fsum(each * each for each in residuals) / degrees / seeds)
+    training = _critical_difference(confidence, len(arms), degrees) * error
+    found = {}
+    for one, two in itertools.combinations(range(len(arms)), 2):
+        error = math.sqrt(_sampling_variance(means[one], images) + _sampling_variance(means[two], images))
+        half = math.hypot(training, _critical_difference(confidence, len(arms), math.inf) * error)
+        centre = means[one] - means[two]
+        found[one, two] = Interval(centre, centre - half, centre + half)
+    return found
+
+
+def paired_difference(
+    first: Sequence[float], second: Sequence[float], images: int | None, confidence: float = CONFIDENCE
+) -> Interval:
+    """Mean of ``first - second`` over seeds: :func:`simultaneous_differences` of two arms.
+
+    Raises:
+        ValueError: unequal lengths or fewer than two seeds.
+    """
+    return simultaneous_differences([first, second], images, confidence)[0, 1]
+
+
+def _sampling_variance(share: float, images: int | None) -> float:
+    """Of a share of so many test images; also an upper bound for the mean of any score in [0, 1]."""
+    if images is None:
+        return 0.0
+    adjusted = (share * images + 1) / (images + 2)
+    return adjusted * (1 - adjusted) / images
+
+
+@cache
+def _critical_difference(confidence: float, arms: int, degrees: float) -> float:
+    """Tukey's critical value for a difference of two of so many arms, in units of its standard error."""
+    if arms == 2:
+        return t_quantile(0.5 + confidence / 2, degrees)
+    from scipy.stats import studentized_range  # its import takes a second
+
+    return float(studentized_range.ppf(confidence, arms, degrees)) / math.sqrt(2)
 
 
 def paired_images(first: Sequence[bool], second: Sequence[bool], confidence: float = CONFIDENCE) -> Interval:
@@ -85,48 +160,15 @@ def paired_images(first: Sequence[bool], second: Sequence[bool], confidence: flo
 
 def normal_quantile(probability: float) -> float:
     """Quantile of the standard normal distribution."""
-    return _solve(lambda x: 0.5 * math.erfc(-x / math.sqrt(2)), probability)
+    return float(ndtri(_probability(probability)))
 
 
-def t_quantile(probability: float, degrees: int) -> float:
+def t_quantile(probability: float, degrees: float) -> float:
     """Quantile of Student's t distribution."""
-    return _solve(lambda x: _t_cdf(x, degrees), probability)
+    return float(stdtrit(degrees, _probability(probability)))
 
 
-def _t_cdf(x: float, degrees: int) -> float:
-    """Student's t distribution function from its closed form for whole degrees of freedom.
-
-    Source: Abramowitz and Stegun 1964, equations 26.7.3 and 26.7.4.
-    """
-    theta = math.atan(x / math.sqrt(degrees))
-    cosine = math.cos(theta)
-    if degrees % 2:
-        term, total = cosine, 0.0
-        for k in range(1, (degrees - 1) // 2 + 1):
-            total += term
-            term *= cosine * cosine * 2 * k / (2 * k + 1)
-        area = 2 / math.pi * (theta + math.sin(theta) * total)
-    else:
-        term, total = 1.0, 0.0
-        for k in range(1, degrees // 2 + 1):
-            total += term
-            term *= cosine * cosine * (2 * k - 1) / (2 * k)
-        area = math.sin(theta) * total
-    return 0.5 + area / 2
-
-
-def _solve(cdf: Callable[[float], float], probability: float) -> float:
-    """Where a distribution function reaches ``probability``, by bisection."""
-    if not 0 < probability < 1:
-        raise ValueError(f"a probability lies between 0 and 1 (found {probability})")
-    low, high = -1.0, 1.0
-    while cdf(low) > probability:
-        low *= 2
-    while cdf(high) < probability:
-        high *= 2
-    for _ in range(200):
-        middle = (low + high) / 2
-        if middle in (low, high):
-            break
-        low, high = (middle, high) if cdf(middle) < probability else (low, middle)
-    return (low + high) / 2
+def _probability(value: float) -> float:
+    if not 0 < value < 1:
+        raise ValueError(f"a probability lies between 0 and 1 (found {value})")
+    return value
