@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
@@ -14,6 +15,10 @@ from diffvit.studies.definitions import STUDIES, Study
 from diffvit.studies.tiers import TIERS, TierName
 from diffvit.studies.trials import apart_in, find_study, seeds_of, trials_of
 
+if TYPE_CHECKING:
+    from diffvit.reporting.rows import RunRecord
+
+CONDITIONS = ("data", "precision", "device", "kernels")  # as a trial's rows are told apart
 app = App(name="study", help_format="plaintext")
 app.command(
     "diffvit.cli.study_run:run",
@@ -67,7 +72,7 @@ def show_study(name: Name, /, *, what: What = WHAT, output: Output = OUTPUT) -> 
         [
             trial.name,
             *(str(value) for value in apart[trial.name].values()),
-            show.percent(records[trial.name].row["test_accuracy"] if trial.name in records else None),
+            _accuracies(records.get(trial.name, ())),
         ]
         for trial in trials
     ]
@@ -75,6 +80,17 @@ def show_study(name: Name, /, *, what: What = WHAT, output: Output = OUTPUT) -> 
     show.line(f"{len(records)} of {len(trials)} trials are done")
     if output.json:
         show.as_json({"study": study.name, "tier": what.tier, "trials": len(trials), "done": len(records)})
+
+
+def _accuracies(records: Sequence[RunRecord]) -> str:
+    """Of a trial, with what each is of where there are several."""
+    if len(records) == 1:
+        return show.percent(records[0].row["test_accuracy"])
+    shown = [
+        f"{show.percent(record.row['test_accuracy'])} ({', '.join(str(record.row[name]) for name in CONDITIONS)})"
+        for record in records
+    ]
+    return "; ".join(shown) or show.NONE
 
 
 def _show_search(study: Study, what: What, output: Output) -> None:
@@ -131,12 +147,12 @@ def report(
 
 def _report_search(study: Study, what: What, output: Output) -> None:
     """From the storage where there is one, else from the committed trials."""
-    from diffvit.studies.search import ledger_for
+    from diffvit.studies.search import ledgers_in
     from diffvit.studies.search_report import TRIED, rows_of, update, write_report
 
     folder = what.reports / study.name
     if Path(what.place(study)).is_file() or not (folder / TRIED).is_file():
-        ledgers = {each: ledger_for(what.place(study), what.tier, each, LEASE_SECONDS) for each in study.attentions}
+        ledgers = {each: ledgers_in(what.place(study), what.tier, each, LEASE_SECONDS) for each in study.attentions}
         path = write_report(rows_of(ledgers, what.tier), folder)
     else:
         path = update(folder)

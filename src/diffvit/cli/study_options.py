@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -17,6 +17,7 @@ from diffvit.studies.trials import Trial, trials_of
 
 if TYPE_CHECKING:
     from diffvit.studies.ledger import Ledger
+    from diffvit.studies.pool import Conditions
     from diffvit.studies.standing import Standing
 
 Name = Annotated[str, Parameter(name="NAME", help="One of diffvit study list.")]
@@ -64,23 +65,41 @@ class What:
 WHAT = What()
 
 
-def ledger_of(study: Study, what: What, cells: Sequence[str], lease: float = LEASE_SECONDS) -> Ledger:
-    """The study's ledger, without the trials whose rows are committed."""
+def ledger_of(
+    study: Study,
+    what: What,
+    trials: Sequence[Trial],
+    conditions: Mapping[str, Conditions],
+    lease: float = LEASE_SECONDS,
+) -> Ledger:
+    """The study's ledger for what its trials are computed on here, without the trials whose rows are committed."""
     from diffvit.studies.ledger import Ledger
-    from diffvit.studies.pool import committed
+    from diffvit.studies.pool import committed, tag_of
 
-    known = committed(what.trials(study), what.reports)
-    return Ledger(what.place(study), f"{study.name}-{what.tier}", [cell for cell in cells if cell not in known], lease)
+    known = committed(trials, conditions, what.reports)
+    cells = [trial.name for trial in trials if trial.name not in known]
+    return Ledger(what.place(study), f"{study.name}-{what.tier}-{tag_of(conditions.values())}", cells, lease)
 
 
-def ledgers_of(study: Study, what: What) -> dict[str, Ledger]:
-    """The study's ledgers: of a search one for each attention, else one, by no name."""
+def ledgers_of(study: Study, what: What, where: Mapping[str, Any], lease: float = LEASE_SECONDS) -> dict[str, Ledger]:
+    """The study's ledgers: of a search one for each attention, else one, by no name.
+
+    Args:
+        study: which.
+        what: which of its trials.
+        where: settings that say where and how, such as ``data_dir`` and ``device``.
+        lease: see :class:`~diffvit.studies.ledger.Ledger`.
+    """
+    from diffvit.studies.pool import located
+
     if not study.search:
-        return {"": ledger_of(study, what, [trial.name for trial in what.trials(study)])}
+        trials = what.trials(study)
+        return {"": ledger_of(study, what, trials, located(trials, where), lease)}
 
-    from diffvit.studies.search import ledger_for
+    from diffvit.studies.search import ledger_for, unpruned
 
-    return {each: ledger_for(what.place(study), what.tier, each, LEASE_SECONDS) for each in study.attentions}
+    on = located(unpruned(what.tier)[:1], where)
+    return {each: ledger_for(what.place(study), what.tier, each, lease, on) for each in study.attentions}
 
 
 def standing_of(ledgers: Mapping[str, Ledger]) -> Standing:

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from diffvit.cli import show
 from diffvit.cli.options import COMMAND, OUTPUT, DataDir, Output, data_dir_of
-from diffvit.cli.study_options import LEASE_SECONDS, WHAT, Name, What, ledger_of, ledgers_of, standing_of
+from diffvit.cli.study_options import LEASE_SECONDS, WHAT, Name, What, ledgers_of, standing_of
 from diffvit.config import resolve
 from diffvit.errors import ConfigError, DiffvitError, EnvironmentFault, Interrupted
 from diffvit.settings import Device
@@ -37,20 +37,18 @@ def work(
     """One worker: trials until none is left. ``run`` starts them; across machines they may be started by hand."""
     from diffvit.studies.runner import Training
     from diffvit.studies.runner import work as run_trials
-    from diffvit.studies.search import Search, ledger_for
+    from diffvit.studies.search import Search
 
     study = find_study(name)
     trials = {trial.name: trial for trial in what.trials(study)}
     where: dict[str, Any] = {"threads": threads, "data_dir": data_dir_of(data_dir)}
     where |= {} if device is None else {"device": device}
     training = Training(what.runs, where, show.line)
-    if study.search:
-        for attention in study.attentions:
-            ledger = ledger_for(what.place(study), what.tier, attention, lease)
+    for attention, ledger in ledgers_of(study, what, where, lease).items():
+        if study.search:
             run_trials(ledger, Search(ledger, what.tier, attention, training), tell=show.line)
-        return
-    ledger = ledger_of(study, what, list(trials), lease)
-    run_trials(ledger, lambda claim: training(trials[claim.cell]).result["test_accuracy"], tell=show.line)
+        else:
+            run_trials(ledger, lambda claim: training(trials[claim.cell]).result["test_accuracy"], tell=show.line)
 
 
 def run(
@@ -71,6 +69,7 @@ def run(
     if workers < 1:
         raise ConfigError("--workers", f"must be at least 1 (found {workers})")
 
+    from diffvit.studies.pool import located
     from diffvit.studies.watch import Watch
     from diffvit.training.environment import usable_cores
 
@@ -79,12 +78,21 @@ def run(
     config = resolve(None, {} if device is None else {"device": device})
     command = [*what.arguments(study), "--device", config.device, "--threads", str(max(1, usable_cores() // workers))]
     command += ["--data-dir", str(folder)] if (folder := data_dir_of(data_dir)) else []
-    ledgers = ledgers_of(study, what)
+    where = {"device": config.device, "data_dir": data_dir_of(data_dir)}
+    ledgers = ledgers_of(study, what, where)
     again = [cell for ledger in ledgers.values() for cell in ledger.forgive()]
     if again and not quiet:
         show.line(f"given up before, tried again: {', '.join(again)}")
     watch = Watch(
-        study, what.tier, trials, lambda: standing_of(ledgers), what.runs, what.reports, show.line, quiet=quiet
+        study,
+        what.tier,
+        trials,
+        located(trials, where),
+        lambda: standing_of(ledgers),
+        what.runs,
+        what.reports,
+        show.line,
+        quiet=quiet,
     )
     watch.begin(config.device)
     logs, codes = what.runs / what.tier / f"{study.name}.logs", []

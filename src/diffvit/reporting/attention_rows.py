@@ -111,9 +111,10 @@ def gap(
     seeds = sorted({seed for seed, _ in pairs})
     if len(seeds) < 2:
         return None
-    means = [[stats.mean([side[key] for key in pairs if key[0] == seed]) for seed in seeds] for side in (first, second)]
-    confidence = 1 - (1 - stats.CONFIDENCE) / comparisons
-    return stats.paired_difference(*means, images, confidence)
+    one, two = (
+        [stats.mean([side[key] for key in pairs if key[0] == seed]) for seed in seeds] for side in (first, second)
+    )
+    return stats.paired_difference(one, two, images, 1 - (1 - stats.CONFIDENCE) / comparisons)
 
 
 def differences(first: Values, second: Values) -> Values:

@@ -1,10 +1,16 @@
-"""The run folders of all studies at a tier: one per config and seed, whichever studies ask for it."""
+"""The run folders of all studies at a tier: one for each config, seed and what it is computed on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+from diffvit.config import Config, parse, to_dict
 from diffvit.reporting.rows import RunRecord, read, read_run
 from diffvit.studies.trials import Trial
 from diffvit.training.run_dir import RunDir
@@ -12,10 +18,82 @@ from diffvit.training.run_dir import RunDir
 RUNS, REPORTS = Path("runs/studies"), Path("reports")
 
 
-def folder_of(trial: Trial, runs: Path = RUNS) -> Path:
-    """The run folder of a trial; trials of the same config and seed share it, as those of the base recipe do."""
+@dataclass(frozen=True)
+class Conditions:
+    """What a trial is computed on, beside its config and seed.
+
+    Args:
+        data: name of the images.
+        fingerprint: of the training images.
+        precision: as resolved.
+        device: cpu or cuda.
+        kernels: native or torch.
+    """
+
+    data: str
+    fingerprint: str
+    precision: str
+    device: str
+    kernels: str
+
+    @property
+    def tag(self) -> str:
+        """Eight hex digits for names of folders and rows."""
+        return tag_of([self])
+
+
+def tag_of(conditions: Iterable[Conditions]) -> str:
+    """Eight hex digits over all the different conditions."""
+    told = sorted({f"{each.fingerprint} {each.precision} {each.device} {each.kernels}" for each in conditions})
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:8]
+
+
+def conditions_of(config: Config) -> Conditions:
+    """What a run of this config would be computed on here; reads the training images, once for each source.
+
+    Raises:
+        ConfigError, InputError, EnvironmentFault: the data is missing or damaged, or there is no such device.
+    """
+    from diffvit.training import environment
+
+    device = environment.resolve_device(config.device)
+    precision = environment.resolve_precision(config.precision, device)
+    asked = {name: to_dict(config)[name] for name in ("data", "data_dir", "shapes")}
+    asked |= {"model": {name: getattr(config.model, name) for name in ("image_size", "num_classes", "in_chans")}}
+    data, fingerprint = _images(json.dumps(asked))
+    return Conditions(data, fingerprint, precision, device, environment.kernels(device, precision))
+
+
+@cache
+def _images(asked: str) -> tuple[str, str]:
+    """Name and fingerprint of the training images of these settings."""
+    from diffvit.data import sources
+    from diffvit.training.material import load_split
+
+    config = parse(json.loads(asked))
+    source = sources.resolve_auto(config.data_dir) if config.data == "auto" else config.data
+    images = load_split(config, source, "train")
+    return images.name, images.fingerprint
+
+
+def located(trials: Iterable[Trial], where: Mapping[str, Any]) -> dict[str, Conditions]:
+    """By name, what each trial is computed on here.
+
+    Args:
+        trials: which.
+        where: settings that say where and how, not what, such as ``data_dir`` and ``device``.
+    """
+    return {trial.name: conditions_of(trial.config.model_copy(update=dict(where))) for trial in trials}
+
+
+def folder_of(trial: Trial, conditions: Conditions, runs: Path = RUNS) -> Path:
+    """The run folder of a trial; trials of the same config, seed and conditions share it, whatever their studies."""
+    return runs / trial.tier / f"{_stem(trial)}-{conditions.tag}"
+
+
+def _stem(trial: Trial) -> str:
     digest, seed = trial.key
-    return runs / trial.tier / f"{digest}-s{seed}"
+    return f"{digest}-s{seed}"
 
 
 def report_of(study: str, reports: Path = REPORTS) -> Path:
@@ -23,8 +101,15 @@ def report_of(study: str, reports: Path = REPORTS) -> Path:
     return reports / study
 
 
-def committed(trials: Sequence[Trial], reports: Path = REPORTS) -> dict[str, RunRecord]:
+def committed(
+    trials: Sequence[Trial], conditions: Mapping[str, Conditions], reports: Path = REPORTS
+) -> dict[str, RunRecord]:
     """Trials whose rows are in a committed report, by name: they are not run again.
+
+    Args:
+        trials: which.
+        conditions: by name; rows of others do not count.
+        reports: where committed rows lie.
 
     Raises:
         InputError: a damaged rows.csv.
@@ -32,19 +117,39 @@ def committed(trials: Sequence[Trial], reports: Path = REPORTS) -> dict[str, Run
     found: dict[str, RunRecord] = {}
     for study in dict.fromkeys(trial.study for trial in trials):
         known = {record.key: record for record in read(report_of(study, reports))}
-        found |= {trial.name: known[trial.key] for trial in trials if trial.study == study and trial.key in known}
+        for trial in (each for each in trials if each.study == study):
+            on = conditions[trial.name]
+            record = known.get((*trial.key, on.fingerprint, on.precision, on.device, on.kernels))
+            found |= {trial.name: record} if record else {}
     return found
 
 
-def records_of(trials: Sequence[Trial], runs: Path = RUNS, reports: Path = REPORTS) -> Mapping[str, RunRecord]:
-    """What is known of each trial by name: of its finished run, else of its committed row.
+def records_of(trials: Sequence[Trial], runs: Path = RUNS, reports: Path = REPORTS) -> dict[str, list[RunRecord]]:
+    """What is known of each trial by name, on whatever it was computed: of finished runs, and of committed rows.
 
     Raises:
         InputError: a damaged run or rows.csv.
     """
-    found = committed(trials, reports)
+    known: dict[tuple[Any, ...], dict[tuple[Any, ...], RunRecord]] = {}
+    for study in dict.fromkeys(trial.study for trial in trials):
+        for record in read(report_of(study, reports)):
+            known.setdefault(record.key[:2], {})[record.key] = record
+    found: dict[str, list[RunRecord]] = {}
     for trial in trials:
-        run = RunDir(folder_of(trial, runs))
-        if run.finished:
-            found[trial.name] = read_run(run)
+        records = dict(known.get(trial.key, {}))
+        stem = _stem(trial)
+        for folder in sorted((runs / trial.tier).glob(f"{stem}*")):
+            tag = folder.name.removeprefix(stem)
+            if tag and not (tag.startswith("-") and tag[1:].isalnum()):
+                continue  # another seed, or what was set aside
+            run = RunDir(folder)
+            if run.finished:
+                record = read_run(run)
+                # A row that is committed keeps its name.
+                name = records[record.key].row["run"] if record.key in records else f"{trial.name}{tag}"
+                records[record.key] = RunRecord(
+                    {**record.row, "run": name}, record.epochs, record.evaluation, record.classes, folder
+                )
+        if records:
+            found[trial.name] = list(records.values())
     return found

@@ -10,11 +10,11 @@ from diffvit.config import to_yaml
 from diffvit.errors import InputError
 from diffvit.reporting.generated import brought_up_to_date
 from diffvit.reporting.readme import stamp_of
-from diffvit.reporting.rows import RunRecord, content_hash, write
+from diffvit.reporting.rows import content_hash, read, write
 from diffvit.studies import plots, words
 from diffvit.studies.definitions import Study
-from diffvit.studies.pool import committed, records_of, report_of
-from diffvit.studies.results import Results, results_of
+from diffvit.studies.pool import records_of, report_of
+from diffvit.studies.results import Results, beside, results_of
 from diffvit.studies.tiers import TIERS
 from diffvit.studies.trials import trials_of
 from diffvit.training.files import disk_faults, replace
@@ -40,17 +40,22 @@ def gathered(study: Study, runs: Path, reports: Path, *, tier: str | None = None
     Raises:
         InputError: nothing is known, or a run or rows.csv is damaged.
     """
-    found: list[Results] = []
-    for name in [tier] if tier else list(TIERS):
-        trials = trials_of(study, name)
-        records: Mapping[str, RunRecord] = records_of(trials, runs, reports)
-        if records:
-            found.append(results_of(study, name, trials, records))
+    found = [each for name in ([tier] if tier else TIERS) if (each := _of_tier(study, name, runs, reports))]
     if not found:
         hint = f"Run it first: diffvit study run {study.name}"
         raise InputError(f"study {study.name}", "has no finished run and no committed row", hint)
     whole = [each for each in found if not each.missing]
     return whole[-1] if whole else max(found, key=lambda each: len(each.records))
+
+
+def _of_tier(study: Study, tier: str, runs: Path, reports: Path) -> Results | None:
+    """With rows of before studies kept images for validation beside them, or alone where there are no others."""
+    found = []
+    for validation in (True, False):
+        trials = trials_of(study, tier, validation=validation)
+        if records := records_of(trials, runs, reports):
+            found.append(results_of(study, tier, trials, records))
+    return beside(found) if found else None
 
 
 def write_report(results: Results, reports: Path) -> Path:
@@ -63,10 +68,11 @@ def write_report(results: Results, reports: Path) -> Path:
         EnvironmentFault: the disk refuses.
     """
     folder = report_of(results.study.name, reports)
-    tiers = [name for name in TIERS if name != results.tier]
-    others = [committed(trials_of(results.study, name), reports).values() for name in tiers]
-    stamp = write(folder, [*results.records, *(record for each in others for record in each)])
-    best = max(results.lines, key=lambda line: line.mean)
+    records = [record for each in (results, *results.others) for record in each.records]
+    # Last the committed rows of other tiers, and of trials that the study no longer has.
+    known = {record.key for record in records}
+    stamp = write(folder, [*records, *(record for record in read(folder) if record.key not in known)])
+    best = results.best()
     wanted = {
         folder / REPORT: (words.report(results).encode(), "is not made from the rows beside it"),
         folder / words.BEST: (to_yaml(best.config).encode(), "is not the best of the rows beside it"),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from diffvit.config import Config
 from diffvit.reporting import stats
-from diffvit.reporting.rows import RunRecord
+from diffvit.reporting.arms import Ranking, ranking, shared_seeds
+from diffvit.reporting.rows import CONDITIONS, RunRecord
 from diffvit.studies.cost import training_flops
 from diffvit.studies.definitions import Study
 from diffvit.studies.trials import Trial, label_of
@@ -42,6 +44,12 @@ class Line:
         return stats.mean(list(self.accuracies.values()))
 
     @property
+    def validation(self) -> float | None:
+        """Mean validation accuracy; None where images were not kept for it."""
+        found = [record.row["val_accuracy"] for record in self.records.values()]
+        return None if any(value is None for value in found) else stats.mean([float(value) for value in found])
+
+    @property
     def flops(self) -> float:
         """Of a whole training, from the model's sizes: alike for arms that differ in nothing that costs."""
         return training_flops(self.config)
@@ -59,14 +67,15 @@ class Line:
 
 @dataclass(frozen=True)
 class Results:
-    """A study's rows.
+    """A study's rows of the same data, precision and hardware.
 
     Args:
         study: which.
         tier: how much.
         lines: in the study's order, those with rows.
         missing: names of trials without a row.
-        records: all of them in the trials' order, called as their trials are.
+        records: all of them in the trials' order.
+        others: rows of the same tier on other data, precision or hardware, which are never ranked with these.
     """
 
     study: Study
@@ -74,6 +83,7 @@ class Results:
     lines: tuple[Line, ...]
     missing: tuple[str, ...]
     records: tuple[RunRecord, ...]
+    others: tuple[Results, ...] = ()
 
     @property
     def seeds(self) -> int:
@@ -85,32 +95,65 @@ class Results:
         """Whether a winner may be named: not in an exploratory study, nor with too few seeds."""
         return not self.study.exploratory and self.seeds >= stats.MIN_SEEDS
 
+    @property
+    def chosen_on(self) -> Literal["validation", "test"]:
+        """On which images the best line is chosen: on the test set only where none were kept for validation."""
+        return "test" if any(line.validation is None for line in self.lines) else "validation"
+
+    @property
+    def conditions(self) -> dict[str, str]:
+        """Data, precision, device, hardware and training images of the rows, in words."""
+        row = self.records[0].row
+        told = {name: str(row[name]) for name in CONDITIONS if name != "fingerprint"}
+        return told | {"train_images": f"{row['train_images']:,} training images"}
+
+    def best(self, lines: Sequence[Line] | None = None) -> Line:
+        """The line with the highest mean accuracy on the images of :attr:`chosen_on`; of all lines by default."""
+        choose = (lambda line: line.mean) if self.chosen_on == "test" else (lambda line: line.validation)
+        return max(lines or self.lines, key=choose)
+
     def of(self, attention: str) -> list[Line]:
         """The lines with this attention."""
         return [line for line in self.lines if line.attention == attention]
 
+    def ranking(self, lines: Sequence[Line]) -> Ranking | None:
+        """All pairs of these lines together; None where no winner may be named."""
+        if not self.may_rank:
+            return None
+        found = ranking([list(line.records.values()) for line in lines])
+        return found if found and len(found.seeds) >= stats.MIN_SEEDS else None
 
-def results_of(study: Study, tier: str, trials: Sequence[Trial], records: Mapping[str, RunRecord]) -> Results:
-    """The rows of a study by line.
+
+def results_of(study: Study, tier: str, trials: Sequence[Trial], records: Mapping[str, Sequence[RunRecord]]) -> Results:
+    """The rows of a study by line, those of the data, precision and hardware with most rows; the others beside them.
 
     Args:
         study: which.
         tier: how much.
         trials: all of its trials at this tier.
-        records: by the trials' names; see :func:`diffvit.studies.pool.records_of`.
+        records: by the trials' names; see :func:`diffvit.studies.pool.records_of`. There is at least one.
     """
+    together: dict[tuple[object, ...], dict[str, RunRecord]] = {}
+    for trial in trials:
+        for record in records.get(trial.name, ()):
+            together.setdefault(record.conditions, {}).setdefault(trial.name, record)
+    found = [_results(study, tier, trials, each) for each in together.values()]
+    return beside(found)
+
+
+def beside(found: Sequence[Results]) -> Results:
+    """The results with fewest trials missing, of these the first, with the others beside them."""
+    first = min(found, key=lambda each: len(each.missing))
+    return replace(first, others=tuple(each for one in found if one is not first for each in (one, *one.others)))
+
+
+def _results(study: Study, tier: str, trials: Sequence[Trial], records: Mapping[str, RunRecord]) -> Results:
     groups: dict[tuple[str, str], dict[int, RunRecord]] = {}
     first: dict[tuple[str, str], Trial] = {}
-    kept: list[RunRecord] = []
-    for trial in trials:
-        if trial.name not in records:
-            continue
-        found = records[trial.name]
-        record = replace(found, row={**found.row, "run": trial.name})
-        kept.append(record)
+    for trial in (each for each in trials if each.name in records):
         key = (trial.arm, trial.config.model.attention)
         first.setdefault(key, trial)
-        groups.setdefault(key, {})[trial.config.seed] = record
+        groups.setdefault(key, {})[trial.config.seed] = records[trial.name]
     ordered = sorted(groups, key=lambda key: list(study.arms).index(key[0]))  # stable: attentions as they come
     lines = [
         Line(
@@ -123,23 +166,14 @@ def results_of(study: Study, tier: str, trials: Sequence[Trial], records: Mappin
         for arm, attention in ordered
     ]
     missing = tuple(trial.name for trial in trials if trial.name not in records)
-    return Results(study, tier, tuple(lines), missing, tuple(kept))
+    kept = tuple(records[trial.name] for trial in trials if trial.name in records)
+    return Results(study, tier, tuple(lines), missing, kept)
 
 
-def difference(one: Line, two: Line, comparisons: int = 1) -> stats.Interval | None:
-    """The first minus the second, paired by seed; None with fewer than two seeds in common.
-
-    Args:
-        one: the first.
-        two: the second.
-        comparisons: that are made together; each then has so much more confidence that all hold with 95% (Bonferroni).
-    """
-    seeds = sorted(one.accuracies.keys() & two.accuracies.keys())
-    if len(seeds) < 2:
-        return None
-    confidence = 1 - (1 - stats.CONFIDENCE) / comparisons
-    pairs = [(one.accuracies[seed], two.accuracies[seed]) for seed in seeds]
-    return stats.paired_difference([a for a, _ in pairs], [b for _, b in pairs], confidence)
+def difference(one: Line, two: Line) -> stats.Interval | None:
+    """The first minus the second, paired by seed, for this one comparison; None with fewer than two seeds in common."""
+    found = ranking([list(one.records.values()), list(two.records.values())])
+    return found.between(0, 1) if found else None
 
 
 def compared_arms(results: Results, one: str, two: str) -> list[tuple[Line, Line]]:
@@ -157,10 +191,9 @@ def over_all_arms(results: Results, one: str, two: str) -> stats.Interval | None
     pairs = compared_arms(results, one, two)
     if not pairs:
         return None
-    seeds = set.intersection(*(a.accuracies.keys() & b.accuracies.keys() for a, b in pairs))
+    seeds = shared_seeds([list(line.records.values()) for pair in pairs for line in pair])
     if len(seeds) < 2:
         return None
-    ours, theirs = (
-        [stats.mean([pair[side].accuracies[seed] for pair in pairs]) for seed in sorted(seeds)] for side in (0, 1)
-    )
-    return stats.paired_difference(ours, theirs)
+    ours, theirs = ([stats.mean([pair[side].accuracies[seed] for pair in pairs]) for seed in seeds] for side in (0, 1))
+    images = [record.row["test_images"] for record in results.records if record.row["test_images"]]
+    return stats.paired_difference(ours, theirs, min(map(int, images), default=None))

@@ -14,7 +14,7 @@ from typing import Any
 from diffvit.config import Config
 from diffvit.errors import ConfigError, DiffvitError, Interrupted, RunBusyError
 from diffvit.studies.ledger import Ledger
-from diffvit.studies.pool import RUNS, folder_of
+from diffvit.studies.pool import RUNS, conditions_of, folder_of
 from diffvit.studies.standing import Claim
 from diffvit.studies.storage import storage_faults
 from diffvit.studies.trials import Trial
@@ -143,14 +143,14 @@ class Training:
         Raises:
             DiffvitError: whatever :func:`diffvit.training.loop.train` raises.
         """
-        folder = folder_of(trial, self.runs)
+        config = trial.config.model_copy(update=dict(self.where or {}))
+        folder = folder_of(trial, conditions_of(config), self.runs)
         run = RunDir(folder)
-        return run if run.finished else self._trained(trial, folder, progress)
+        return run if run.finished else self._trained(trial, config, folder, progress)
 
-    def _trained(self, trial: Trial, folder: Path, progress: Progress | None) -> RunDir:
+    def _trained(self, trial: Trial, config: Config, folder: Path, progress: Progress | None) -> RunDir:
         from diffvit.training.loop import train
 
-        config = trial.config.model_copy(update=dict(self.where or {}))
         if not (folder / "config.yaml").is_file():
             return train(config, out=folder, progress=progress)
         try:

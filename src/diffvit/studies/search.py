@@ -13,9 +13,10 @@ from typing import Any
 from diffvit.config import merge, parse
 from diffvit.studies.definitions import BOTH
 from diffvit.studies.ledger import Ledger
+from diffvit.studies.pool import Conditions, conditions_of, tag_of
 from diffvit.studies.runner import Pruned, Training
 from diffvit.studies.standing import Claim, Standing
-from diffvit.studies.storage import optuna_library
+from diffvit.studies.storage import close_storage, open_storage, optuna_library
 from diffvit.studies.tiers import TIERS
 from diffvit.studies.trials import Trial
 from diffvit.training.progress import QuietProgress
@@ -23,6 +24,7 @@ from diffvit.training.progress import QuietProgress
 TRIALS = {"smoke": 3, "short": 20, "full": 60}  # for each attention
 EPOCHS = {"smoke": 2, "short": 6, "full": 15}
 VALIDATION = {"smoke": 100, "short": 5_000, "full": 5_000}
+ON = "on"  # a trial's attribute: data, precision and device
 _SEED = 0
 _BEFORE_PRUNING = 5  # trials that all run to their end
 _SAFE = 1 / 3  # of a trial's epochs: none is judged by how it begins, for a warm-up and small rates start slowly
@@ -70,18 +72,38 @@ def slots_of(tier: str) -> tuple[str, ...]:
     return tuple(f"trial-{number:02}" for number in range(TRIALS[tier]))
 
 
-def ledger_for(place: str, tier: str, attention: str, lease: float) -> Ledger:
-    """The search's ledger for one attention."""
+def ledger_for(
+    place: str, tier: str, attention: str, lease: float, on: Mapping[str, Conditions], name: str = ""
+) -> Ledger:
+    """The search's ledger for one attention.
+
+    Args:
+        place: see :func:`diffvit.studies.storage.open_storage`.
+        tier: how much.
+        attention: of the models.
+        lease: see :class:`~diffvit.studies.ledger.Ledger`.
+        on: what its trials are computed on; those on other data, precision or devices are another ledger's.
+        name: of the study in the storage, where it is known already.
+    """
     optuna = optuna_library()
     return Ledger(
         place,
-        f"search-{tier}-{attention}",
+        name or f"search-{tier}-{attention}-{tag_of(on.values())}",
         slots_of(tier),
         lease,
         # Workers share what is tried: trials that run count as poor, so that no two try the same.
         sampler=optuna.samplers.TPESampler(multivariate=True, constant_liar=True),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=_BEFORE_PRUNING, n_warmup_steps=safe_epochs(tier) + 1),
     )
+
+
+def ledgers_in(place: str, tier: str, attention: str, lease: float) -> list[Ledger]:
+    """All ledgers of the search at a place, whatever their trials were computed on."""
+    storage = open_storage(place)
+    names = [study.study_name for study in storage.get_all_studies()]
+    close_storage(storage)
+    mine = sorted(name for name in names if f"{name}-".startswith(f"search-{tier}-{attention}-"))
+    return [ledger_for(place, tier, attention, lease, {}, name) for name in mine]
 
 
 def safe_epochs(tier: str) -> int:
@@ -149,7 +171,10 @@ class Search:
         """
         trial = self.ledger.trial(claim)
         values = {dial.setting: dial.suggested(trial) for dial in DIALS}
-        run = self.training(trial_of(self.tier, self.attention, claim.cell, values), _Reporting(trial))
+        asked = trial_of(self.tier, self.attention, claim.cell, values)
+        on = conditions_of(asked.config.model_copy(update=dict(self.training.where or {})))
+        trial.set_user_attr(ON, {"data": on.data, "precision": on.precision, "device": on.device})
+        run = self.training(asked, _Reporting(trial))
         return float(run.result["val_accuracy"])
 
 

@@ -20,24 +20,25 @@ from diffvit.reporting.style import LIGHT, Theme, colour, dress, figure, to_png
 from diffvit.reporting.tables import Table, percent
 from diffvit.studies.definitions import BOTH
 from diffvit.studies.ledger import CELL, Ledger
-from diffvit.studies.search import DIALS, EPOCHS, trial_of
+from diffvit.studies.search import DIALS, EPOCHS, ON, trial_of
 from diffvit.training.files import disk_faults, replace
 
 TRIED, REPORT, PLOT, BEST = "trials.csv", "report.md", "dials.png", "best-{}.yaml"
+_ON = ("data", "precision", "device")
 _SHOWN = 5  # of each attention in the table
 _DONE = {"COMPLETE": "complete", "PRUNED": "pruned"}
 _COLUMNS = 4
 
 
-def rows_of(ledgers: Mapping[str, Ledger], tier: str) -> list[Row]:
+def rows_of(ledgers: Mapping[str, Sequence[Ledger]], tier: str) -> list[Row]:
     """Every trial that is done, a row each.
 
     Args:
-        ledgers: by attention.
+        ledgers: by attention, each for other data, precision or device.
         tier: how much.
     """
     rows: list[Row] = []
-    for attention, ledger in ledgers.items():
+    for attention, ledger in ((attention, each) for attention, found in ledgers.items() for each in found):
         seen: set[str] = set()
         for trial in ledger.history():
             cell = trial.user_attrs[CELL]
@@ -46,6 +47,7 @@ def rows_of(ledgers: Mapping[str, Ledger], tier: str) -> list[Row]:
                 values = trial.intermediate_values
                 value = trial.values[0] if trial.values else max(values.values(), default=0.0)
                 known = {"tier": tier, "attention": attention, "trial": cell, "state": _DONE[trial.state.name]}
+                known |= dict.fromkeys(_ON) | trial.user_attrs.get(ON, {})
                 known |= {"epochs": max(values, default=0), "val_accuracy": value}
                 rows.append({**known, **{dial.setting: trial.params.get(dial.setting) for dial in DIALS}})
     return rows
@@ -76,7 +78,7 @@ def update(folder: Path) -> Path:
     wanted: dict[Path, tuple[bytes, str]] = {
         folder / REPORT: (report(rows).encode(), "is not made from trials.csv"),
     }
-    for attention, best in best_of(rows).items():
+    for attention, best in best_of(comparable(rows)).items():
         values = {dial.setting: best[dial.setting] for dial in DIALS}
         config = trial_of(best["tier"], attention, best["trial"], values).config
         wanted[folder / BEST.format(attention)] = (to_yaml(config).encode(), "is not the best of trials.csv")
@@ -84,13 +86,21 @@ def update(folder: Path) -> Path:
     stamp = stamp_from(folder)
     if stamp_of(folder / PLOT) != stamp:
         with disk_faults(folder / PLOT):
-            replace(folder / PLOT, plot(rows, stamp=stamp))
+            replace(folder / PLOT, plot(comparable(rows), stamp=stamp))
     return folder / REPORT
 
 
 def stamp_from(folder: Path) -> str:
     """What the plot carries to say what it was made from."""
     return hashlib.sha256((folder / TRIED).read_bytes()).hexdigest()
+
+
+def comparable(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the data, precision and device that most trials were computed on; trials of others are not ranked."""
+    together: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        together.setdefault(tuple(row.get(name) for name in _ON), []).append(row)
+    return max(together.values(), key=len)
 
 
 def best_of(rows: Sequence[Row]) -> dict[str, Row]:
@@ -105,6 +115,7 @@ def best_of(rows: Sequence[Row]) -> dict[str, Row]:
 
 def report(rows: Sequence[Row]) -> str:
     """The whole report as Markdown."""
+    everything, rows = rows, comparable(rows)
     tier = str(rows[0]["tier"])
     complete = sum(row["state"] == "complete" for row in rows)
     parts = [
@@ -113,6 +124,10 @@ def report(rows: Sequence[Row]) -> str:
         "pruned on their way. TPE (Optuna) looked at the validation split only, at images that were not trained on; "
         "the best of many is a little too good. One seed: exploratory, no setting is named a winner.",
     ]
+    if known := ", ".join(str(rows[0][name]) for name in _ON if rows[0].get(name)):
+        parts.append(f"Data, precision, device: {known}.")
+    if apart := len(everything) - len(rows):
+        parts.append(f"{apart} trials on other data, precisions or devices are in {TRIED} and are not ranked here.")
     for attention in BOTH:
         mine = [row for row in rows if row["attention"] == attention]
         if mine:
@@ -127,7 +142,7 @@ def report(rows: Sequence[Row]) -> str:
 
 def words_of(folder: Path) -> str:
     """The search in a few sentences, from its trials.csv."""
-    rows = read_csv(folder / TRIED)
+    rows = comparable(read_csv(folder / TRIED))
     found = [
         f"{MODEL_NAMES[attention]}: {percent(best['val_accuracy'])} validation accuracy with "
         + ", ".join(f"{dial.setting} {_short(best[dial.setting])}" for dial in DIALS)

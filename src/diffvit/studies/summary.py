@@ -11,8 +11,9 @@ from diffvit.studies.definitions import BOTH
 from diffvit.studies.results import Line, Results, compared_arms, difference, over_all_arms
 
 BEST_NOTE = (
-    "The arm with the highest mean test accuracy of each attention. **Bold** beats every other arm of its study surely "
-    "(intervals paired by seed that hold together with 95%); the others do not, or have too few seeds to say."
+    "The best arm of each attention and its mean test accuracy; chosen by validation accuracy where the study's rows "
+    "have one, else, marked *, on the test set. **Bold** beats every other arm of its study surely (95% intervals over "
+    "seeds and test images that hold together over all pairs of arms); the others do not, or have too few seeds to say."
 )
 WHERE_NOTE = (
     "Points of test accuracy, paired by seed. Mean over the arms: with its 95% interval, the seed as the unit. The "
@@ -34,12 +35,12 @@ def best_arms(found: Sequence[Results]) -> Table:
 def _best(lines: Sequence[Line], results: Results) -> str:
     if not lines:
         return NONE
-    best = max(lines, key=lambda line: line.mean)
-    others = [line for line in lines if line is not best]
-    against = [difference(best, line, len(others)) for line in others]
-    surely = results.may_rank and bool(others) and all(each is not None and each.low > 0 for each in against)
+    best = results.best(lines)
+    ranked = results.ranking(lines)
+    others = [place for place, line in enumerate(lines) if line is not best]
+    surely = ranked and others and all(ranked.between(lines.index(best), place).low > 0 for place in others)
     name = f"**{best.arm}**" if surely else best.arm
-    return f"{name}, {percent(best.mean, 1)}"
+    return f"{name}, {percent(best.mean, 1)}{'*' if results.chosen_on == 'test' else ''}"
 
 
 def where_it_helps(found: Sequence[Results]) -> Table:

@@ -28,7 +28,7 @@ _OPTIMIZER = {"name": "muon", "lr": 0.002, "muon_lr": 0.005, "weight_decay": 0.0
 _MODEL = {"mlp_ratio": 2.0, "pool": "cls", "pos_embed": "sincos-2d"}
 _SHORT: Mapping[str, Any] = {
     "data": "cifar10",
-    "validation_size": 0,
+    "validation_size": 5_000,  # the best arm is chosen on these
     "epochs": 8,
     "batch_size": 128,
     "label_smoothing": 0.1,
@@ -43,7 +43,7 @@ TIERS: dict[str, Tier] = {
         "seconds, on the built-in shapes: shows that everything works, and nothing else",
         {
             "data": "shapes",
-            "validation_size": 0,
+            "validation_size": 100,
             "epochs": 2,
             "batch_size": 64,
             "model": {**_MODEL, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 4},

@@ -41,7 +41,7 @@ class Trial:
 
     @property
     def key(self) -> tuple[str, int]:
-        """What a row of it is known by: config hash and seed."""
+        """What is asked: config hash and seed. A row is known by this and by what it was computed on."""
         return config_hash(self.config), self.config.seed
 
 
@@ -57,13 +57,14 @@ def find_study(name: str) -> Study:
     return STUDIES[name]
 
 
-def trials_of(study: Study, tier: str, *, seeds: int | None = None) -> tuple[Trial, ...]:
+def trials_of(study: Study, tier: str, *, seeds: int | None = None, validation: bool = True) -> tuple[Trial, ...]:
     """Every run of a study with given arms; all arms of one seed before the next seed.
 
     Args:
         study: which.
         tier: one of :data:`~diffvit.studies.tiers.TIERS`.
         seeds: how many instead of the study's own.
+        validation: False for the trials as they were before studies kept images for validation.
 
     Raises:
         ConfigError: no such tier, no seed, or an arm that the tier's recipe does not allow.
@@ -73,8 +74,9 @@ def trials_of(study: Study, tier: str, *, seeds: int | None = None) -> tuple[Tri
     if seeds is not None and seeds < 1:
         raise ConfigError("--seeds", f"must be at least 1 (found {seeds})")
     count = seeds or seeds_of(study, tier)
+    last: Mapping[str, Any] = {} if validation else {"validation_size": 0}
     return tuple(
-        Trial(study.name, tier, arm, _config(study, tier, arm, attention, seed))
+        Trial(study.name, tier, arm, _config(study, tier, arm, attention, {"seed": seed, **last}))
         for seed in range(count)
         for arm in study.arms
         for attention in study.attentions or (None,)
@@ -86,9 +88,9 @@ def seeds_of(study: Study, tier: str) -> int:
     return min(EXPLORATORY_SEEDS if study.exploratory else study.seeds, TIERS[tier].seeds)
 
 
-def _config(study: Study, tier: str, arm: str, attention: str | None, seed: int) -> Config:
+def _config(study: Study, tier: str, arm: str, attention: str | None, last: Mapping[str, Any]) -> Config:
     own = {} if attention is None else {"model": {"attention": attention}}
-    layers = [TIERS[tier].recipe, study.base.get(tier, {}), study.arms[arm], own, {"seed": seed}]
+    layers = [TIERS[tier].recipe, study.base.get(tier, {}), study.arms[arm], own, last]
     return parse(merge(*layers), f"study {study.name}, {arm}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from diffvit.errors import InputError
 from diffvit.reporting.tables import NONE, duration, percent
 from diffvit.studies.cost import known_rate, seconds_of, training_flops
 from diffvit.studies.definitions import Study
-from diffvit.studies.pool import committed, folder_of
+from diffvit.studies.pool import Conditions, committed, folder_of
 from diffvit.studies.standing import Standing
 from diffvit.studies.tiers import TIERS
 from diffvit.studies.trials import Trial
@@ -35,6 +35,7 @@ class Watch:
         study: which.
         tier: how much.
         trials: all of them.
+        conditions: by name, what each is computed on.
         standing: how those stand whose rows are not committed.
         runs: where the run folders lie.
         reports: where committed rows lie.
@@ -45,6 +46,7 @@ class Watch:
     study: Study
     tier: str
     trials: Sequence[Trial]
+    conditions: Mapping[str, Conditions]
     standing: Callable[[], Standing]
     runs: Path
     reports: Path
@@ -59,7 +61,7 @@ class Watch:
 
     def begin(self, device: str) -> None:
         """Say what is going to be done, and how long it may take."""
-        known = committed(self.trials, self.reports)
+        known = committed(self.trials, self.conditions, self.reports)
         standing = self.standing()
         self._before = set(standing.done)
         left = [trial for trial in self.trials if trial.name not in {*known, *standing.done, *standing.failed}]
@@ -133,7 +135,7 @@ class Watch:
 
     def _metrics(self, trial: Trial) -> list[dict[str, Any]]:
         try:
-            return RunDir(folder_of(trial, self.runs)).metrics
+            return RunDir(folder_of(trial, self.conditions[trial.name], self.runs)).metrics
         except InputError:
             return []
 
