@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from app_parts import HOST, made_client, made_desk
 from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
 
 from diffvit.app.web.guard import MAX_QUESTION, Guard
 
@@ -128,3 +129,27 @@ def test_a_body_in_pieces_reaches_the_application_whole() -> None:
     scope = {"type": "http", "method": "POST", "path": "/gradio_api/run/x", "headers": [(b"host", b"localhost:1")]}
     asyncio.run(Guard(inner)(scope, receive, send))
     assert seen == [b'{"data": [1]}']
+
+
+@pytest.mark.parametrize("headers", [{}, {"origin": HOST}, {"origin": "http://evil.example"}])
+def test_a_websocket_is_refused_before_it_opens(headers: dict[str, str]) -> None:
+    async def opens(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+
+    for path in ("/", "/gradio_api/queue/join"):
+        with (
+            pytest.raises(WebSocketDisconnect),
+            TestClient(Guard(opens), base_url=HOST).websocket_connect(path, headers=headers),
+        ):
+            pass
+
+
+def test_the_start_and_the_end_of_the_server_reach_the_application() -> None:
+    seen: list[str] = []
+
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["type"])
+
+    asyncio.run(Guard(inner)({"type": "lifespan"}, None, None))  # pyright: ignore[reportArgumentType]
+    assert seen == ["lifespan"]

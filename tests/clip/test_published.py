@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,12 +27,21 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def put(folder: Path, name: str) -> dict[str, object]:
-    """Some comparison's result in a place for one of published weights."""
-    source = ROOT / "reports" / "clip-cifar10" / "compare" / "compare.json"
+# Whether CLIP wins there, what the page names and what not: by more than the interval alone.
+GROUPS = {"bird": (0.02, 0.01, 0.03), "fish": (0.01, -0.01, 0.03), "tool": (-0.03, -0.04, -0.02)}
+
+
+def put(folder: Path, name: str) -> dict[str, Any]:
+    """Some comparison's result, with groups of its own, in a place for one of published weights."""
+    result = json.loads((ROOT / "reports" / "clip-cifar10" / "compare" / "compare.json").read_bytes())
+    row = result["superclasses"][0] if result["superclasses"] else {}
+    result["superclasses"] = [
+        {**row, "superclass": group, "difference": difference, "low": low, "high": high}
+        for group, (difference, low, high) in GROUPS.items()
+    ]
     (folder / name).mkdir(parents=True)
-    shutil.copy(source, folder / name)
-    return json.loads(source.read_bytes())
+    (folder / name / "compare.json").write_text(json.dumps(result))
+    return result
 
 
 def test_without_figures_the_page_says_so_and_how_they_are_had(here: Path, capsys: Captured) -> None:
@@ -49,9 +59,12 @@ def test_with_some_figures_the_rest_is_named_as_missing(here: Path) -> None:
     text = block()
     assert "**Not measured here: what has no figure below.**" in text
     assert text.count("| – | – | – | – | – |") == len(COMPARISONS) - 1
-    first = result["models"][0]  # type: ignore[index]
-    assert f"| torchvision V1 | {100 * first['accuracy']:.2f}% |" in text
-    assert "CLIP wins most in placental (+1.2); the ResNet-50 nowhere beyond the interval." in text
+    assert f"| torchvision V1 | {100 * result['overall']['first']:.2f}% |" in text
+    (line,) = [line for line in text.splitlines() if "CLIP wins" in line]
+    clip, resnet = line.split("CLIP wins")[1].split("the ResNet-50")
+    assert "bird (+2.0)" in clip
+    assert "tool (-3.0)" in resnet
+    assert "fish" not in line
 
 
 def test_with_all_figures_nothing_is_missing_and_the_precisions_are_there(here: Path) -> None:
@@ -61,7 +74,8 @@ def test_with_all_figures_nothing_is_missing_and_the_precisions_are_there(here: 
     text = block()
     assert "Not measured" not in text
     assert "| – |" not in text
-    assert "Weights: random (seed 0)." in text
+    measured = json.loads((here / FOLDER / "precision" / "precision.json").read_bytes())
+    assert measured["encoder"]["weights"] in text
     assert "| Drift |" in text
 
 

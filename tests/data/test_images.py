@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import struct
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import encoded, picture
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from diffvit.data.images import Images, decode, fingerprint, is_lossy, resize
 
@@ -101,6 +107,60 @@ def test_broken_exif_leaves_the_image_as_it_lies() -> None:
     pixels = picture()
     found = decode(encoded(Image.fromarray(pixels), "PNG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff nonsense"), name="x")
     assert np.array_equal(found.transpose(1, 2, 0), pixels)
+
+
+def exif_record(order: str, *entries: tuple[int, int, int, int]) -> bytes:
+    """An EXIF record of entries (tag, type, count, value or place), one value of two bytes being padded to four."""
+    record = struct.pack(order + "2sHLH", {"<": b"II", ">": b"MM"}[order], 42, 8, len(entries))
+    for tag, kind, count, value in entries:
+        record += struct.pack(order + "HHL" + ("Hxx" if (kind, count) == (3, 1) else "L"), tag, kind, count, value)
+    return b"Exif\0\0" + record + bytes(4)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", [3, 4])
+def test_exif_of_either_byte_order_as_pillow_reads_it(order: str, kind: int) -> None:
+    resolution = (0x011A, 5, 1, 8)  # a rational, read at the place that is given
+    data = encoded(
+        Image.fromarray(picture()), "PNG", exif=exif_record(order, resolution, (0x0112, kind, 1, 6), resolution)
+    )
+    with Image.open(io.BytesIO(data)) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    assert expected.shape == (9, 6, 3)
+    assert np.array_equal(decode(data, name="x").transpose(1, 2, 0), expected)
+
+
+def test_orientation_also_from_xmp_and_from_text() -> None:
+    stored = Image.fromarray(picture())
+    xmp = '<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    text, hexadecimal = PngInfo(), PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", xmp)
+    hexadecimal.add_text("Raw profile type exif", f"\nexif\n 1\n{exif_record('>', (0x0112, 3, 1, 6)).hex()}\n")
+    upright = np.rot90(picture(), -1).transpose(2, 0, 1)
+    for data in (
+        encoded(stored, "PNG", pnginfo=text),
+        encoded(stored, "PNG", pnginfo=hexadecimal),
+        encoded(stored, "WEBP", lossless=True, xmp=xmp.encode()),
+    ):
+        assert np.array_equal(decode(data, name="x"), upright)
+
+
+def test_threads_read_damaged_exif_without_a_warning_or_a_change_of_the_filters() -> None:
+    # Pillow's own reader warns of the second entry, which lies beyond the end.
+    exif = exif_record("<", (0x0112, 3, 1, 6), (0x010F, 2, 1000, 5000))
+    pixels = np.full((16, 24, 3), 200, np.uint8)
+    data = {kind: encoded(Image.fromarray(pixels), kind, exif=exif) for kind in ("JPEG", "PNG", "WEBP")}
+    for encoding in data.values():
+        with pytest.warns(UserWarning, match="Truncated"), Image.open(io.BytesIO(encoding)) as image:
+            image.getexif()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before, shown = list(warnings.filters), warnings.showwarning
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda kind: decode(data[kind], name="x").shape, [*data] * 200))
+        assert warnings.filters == before
+        assert warnings.showwarning is shown
+    assert set(found) == {(3, 24, 16)}
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])

@@ -43,6 +43,34 @@ def test_a_killed_worker_comes_again(tmp_path: Path) -> None:
     assert looks
 
 
+# Tells its number in a file; waits the first time.
+WAITS_ONCE = """
+import os, sys, time
+first = not os.path.exists(sys.argv[1])
+with open(sys.argv[1], "a") as file:
+    print(os.getpid(), file=file, flush=True)
+if first:
+    time.sleep(60)
+"""
+
+
+def test_a_worker_killed_while_the_table_is_shown_comes_again(tmp_path: Path) -> None:
+    starts = tmp_path / "starts"
+    workers = LocalWorkers([sys.executable, "-c", WAITS_ONCE, str(starts)], 1, tmp_path / "logs")
+
+    killed: list[int] = []
+
+    def look() -> None:
+        told = starts.read_text().split() if starts.exists() else []
+        if told and not killed:
+            killed.append(int(told[0]))
+            os.kill(killed[0], signal.SIGKILL)
+            time.sleep(0.2)  # gone before the look ends
+
+    assert workers.run(look, every=0.05) == [0]
+    assert len(starts.read_text().split()) == 2
+
+
 def test_a_signal_is_passed_on_and_waited_for(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     workers = LocalWorkers([sys.executable, "-c", WAITS], 2, tmp_path)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from study_rows import made_records
 
 from diffvit.cli.main import run
 from diffvit.cli.study_options import What, ledger_of
 from diffvit.errors import InputError
+from diffvit.reporting.rows import write
+from diffvit.studies.cost import training_flops
 from diffvit.studies.definitions import STUDIES
 from diffvit.studies.runner import work
 from diffvit.studies.search import DIALS
 from diffvit.studies.standing import Claim
+from diffvit.studies.trials import trials_of
 
 Captured = pytest.CaptureFixture[str]
 
@@ -36,10 +41,28 @@ def test_the_list_names_every_study_with_arms_tiers_and_times(capsys: Captured) 
     for each in found:
         study = STUDIES[each["study"]]
         assert each["arms"] == ([dial.setting for dial in DIALS] if study.search else list(study.arms))
-        assert each["seconds"].keys() == {"smoke", "short", "full"}
-        assert 0 < each["seconds"]["smoke"] < each["seconds"]["short"]
+        assert each["seconds"] == {"smoke": None, "short": None, "full": None}  # nothing is committed here
     for tier in ("smoke", "short", "full"):
         assert f"\n{tier}: " in out
+
+
+def test_a_time_needs_a_committed_row_of_such_a_device(capsys: Captured) -> None:
+    def seconds() -> dict[str, dict[str, float | None]]:
+        assert run(["study", "list", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out.splitlines()[-1])["studies"]
+        return {each["study"]: each["seconds"] for each in found}
+
+    pooling = STUDIES["pooling"]
+    records = list(made_records(trials_of(pooling, "short"), lambda _: 0.7).values())
+    write(Path("reports/pooling"), records)
+    for times in seconds().values():
+        assert times["full"] is None
+        assert 0 < (times["smoke"] or 0) < (times["short"] or 0)
+    card = replace(records[0], row=records[0].row | {"device": "cuda", "images_per_second": 1e5})
+    write(Path("reports/gpu-50-epochs"), [card])
+    rate = 3 * card.row["flops_per_image"] * 1e5
+    expected = sum(1 + training_flops(trial.config) / rate for trial in trials_of(pooling, "full"))
+    assert seconds()["pooling"]["full"] == pytest.approx(expected)
 
 
 @pytest.mark.timeout(240)

@@ -69,6 +69,19 @@ def test_committed_rows_are_no_part_of_what_is_to_do(tmp_path: Path) -> None:
     assert ", 0 done, 5 to do: about " in said[1]
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_there_is_no_forecast_without_a_row_of_such_a_device(tmp_path: Path, device: str) -> None:
+    if device == "cuda":  # rows of the other kind
+        write_report(results_of(STUDY, "short", TRIALS, made_records(TRIALS[:3], lambda _: 0.7)), tmp_path / "reports")
+    said: list[str] = []
+    shown = watch(tmp_path, [stand(0, 2)], said)
+    shown.begin(device)
+    shown.look()
+    assert "not measured" in said[1]
+    assert not any("about" in line for line in said)
+    assert said[2] == "0 of 8 done, 2 running"
+
+
 def test_the_live_table_shows_epochs_and_results(tmp_path: Path) -> None:
     said: list[str] = []
     shown = watch(tmp_path, [stand(2, 1)], said)

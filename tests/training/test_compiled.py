@@ -9,15 +9,12 @@ import torch
 from torch import nn
 
 from diffvit.config import parse
-from diffvit.training.compiled import compiled
+from diffvit.training.compiled import compile_limits, compiled
 
 
 @pytest.fixture(autouse=True)
-def _as_before() -> Any:
-    settings: Any = torch._dynamo.config
-    before = settings.recompile_limit, settings.fail_on_recompile_limit_hit
+def _nothing_compiled() -> Any:
     yield
-    settings.recompile_limit, settings.fail_on_recompile_limit_hit = before
     torch._dynamo.reset()
 
 
@@ -42,8 +39,9 @@ def test_many_kinds_of_models_in_one_process_are_all_compiled(monkeypatch: pytes
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda model, **how: real(model, dynamic=how["dynamic"], backend=backend))
     config = parse({})
-    for width in range(1, 13):
-        assert compiled(Layer(width), config, torch.device("cpu"))(torch.ones(width)).sum() == width
+    with compile_limits():
+        for width in range(1, 13):
+            assert compiled(Layer(width), config, torch.device("cpu"))(torch.ones(width)).sum() == width
     assert len(graphs) == 12  # torch's usual limit is 8
 
 

@@ -48,7 +48,7 @@ def config():
     )
 
 
-def together(arguments: list[str], count: int = 2) -> list[str]:
+def together(arguments: list[str], count: int = 2, script: str = SCRIPT) -> list[str]:
     """Run the script in processes that know of each other; returns what each printed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -58,7 +58,7 @@ def together(arguments: list[str], count: int = 2) -> list[str]:
         ranks = {"RANK": rank, "LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
         environ = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         environ |= {name: str(value) for name, value in ranks.items()}
-        command = [sys.executable, "-c", SCRIPT, *arguments]
+        command = [sys.executable, "-c", script, *arguments]
         running.append(
             subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         )
@@ -95,3 +95,37 @@ def test_one_process_decides_alone():
 
     with pytest.raises(DiffvitError, match="this: is wrong"):
         by_the_first(fabric, refuse)
+
+
+STOPPED = """
+import os, signal, sys
+from pathlib import Path
+from diffvit.config import resolve
+from diffvit.errors import Interrupted
+from diffvit.training import run, trainer
+from diffvit.training.loop import train
+
+trainer._READ_EVERY["cpu"] = 4
+run._SHOWN_EVERY = 0.0
+
+class Signalling(trainer.Trainer):
+    def running(self):
+        if self.position.step == 2 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().running()
+
+run.Trainer = Signalling
+try:
+    train(resolve(Path(sys.argv[1])), out=sys.argv[2])
+except Interrupted as error:
+    print(error.exit_code, error)
+"""
+
+
+def test_a_signal_to_one_process_stops_both_at_the_next_read(tmp_path: Path):
+    changed = config().model_copy(update={"batch_size": 4, "accumulate": 1, "epochs": 1})
+    (tmp_path / "config.yaml").write_text(to_yaml(changed))
+    first, second = together([str(tmp_path / "config.yaml"), str(tmp_path / "run")], script=STOPPED)
+    assert first.startswith("143 ")
+    assert first == second
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000005"]

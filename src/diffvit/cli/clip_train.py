@@ -40,8 +40,10 @@ def train(
 
     from diffvit.clip.small.task import ContrastiveTask
     from diffvit.training.loop import train as run_training
+    from diffvit.training.memory import keep_freed_memory
     from diffvit.training.progress import make_progress
 
+    keep_freed_memory()
     progress = make_progress(quiet)
     run = run_training(resolved, out=place, resume=resume is not None, progress=progress, task=ContrastiveTask())
     if int(os.environ.get("RANK", "0")):

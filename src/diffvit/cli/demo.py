@@ -29,8 +29,10 @@ def demo(recipes: Path, out: Path) -> Path:
     from diffvit.data.sources import resolve_auto
     from diffvit.reporting.render import compare
     from diffvit.training.loop import train
+    from diffvit.training.memory import keep_freed_memory
     from diffvit.training.progress import make_progress
 
+    keep_freed_memory()
     data_dir = os.environ.get("DIFFVIT_DATA")
     source = resolve_auto(data_dir=Path(data_dir) if data_dir else None)
     if source == "shapes":

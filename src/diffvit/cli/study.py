@@ -31,17 +31,17 @@ app.command("diffvit.cli.study_run:work", name="work", help="One worker of a stu
 @app.command(name="list")
 def list_studies(*, output: Output = OUTPUT) -> None:
     """What studies there are, their arms, and how long they take."""
-    from diffvit.studies.cost import known_rate, seconds_of
+    from diffvit.studies.cost import known_rate, measured, seconds_of
     from diffvit.studies.search import DIALS, unpruned
 
-    rows, found = [], []
+    rows, found, known = [], [], measured(REPORTS)
     for study in STUDIES.values():
         arms = [dial.setting for dial in DIALS] if study.search else list(study.arms)
-        times: dict[str, float] = {}
+        times: dict[str, float | None] = {}
         cells = []
         for tier in TIERS:
             trials = unpruned(tier) if study.search else trials_of(study, tier)
-            times[tier] = seconds_of(trials, known_rate(trials, REPORTS, "cuda" if tier == "full" else "cpu"))
+            times[tier] = seconds_of(trials, known_rate(trials, known, "cuda" if tier == "full" else "cpu"))
             cells.append(f"{len(trials)} runs, {_duration(times[tier])}")
         found.append({"study": study.name, "question": study.question, "arms": arms, "seconds": times})
         seeds = 1 if study.search else seeds_of(study, "short")
@@ -49,7 +49,7 @@ def list_studies(*, output: Output = OUTPUT) -> None:
     show.table(["study", "question", "arms", "seeds", *(f"tier {tier}" for tier in TIERS)], rows)
     for name, tier in TIERS.items():
         show.line(f"{name}: {tier.words}")
-    show.line("Times are estimates: of two CPU cores like those of the committed rows; full of one recent GPU.")
+    show.line("Times are estimates from the rows in reports: of two such CPU cores; tier full of one such GPU.")
     if output.json:
         show.as_json({"studies": found})
 
@@ -106,10 +106,10 @@ def _show_search(study: Study, what: What, output: Output) -> None:
         show.as_json({"study": study.name, "tier": what.tier, "trials": trials})
 
 
-def _duration(seconds: float) -> str:
+def _duration(seconds: float | None) -> str:
     from diffvit.reporting.tables import duration
 
-    return duration(seconds)
+    return "not measured" if seconds is None else duration(seconds)
 
 
 @app.command

@@ -38,7 +38,9 @@ def work(
     from diffvit.studies.runner import Training
     from diffvit.studies.runner import work as run_trials
     from diffvit.studies.search import Search
+    from diffvit.training.memory import keep_freed_memory
 
+    keep_freed_memory()
     study = find_study(name)
     trials = {trial.name: trial for trial in what.trials(study)}
     where: dict[str, Any] = {"threads": threads, "data_dir": data_dir_of(data_dir)}

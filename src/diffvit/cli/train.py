@@ -43,8 +43,10 @@ def train(
     place = resume or out or default_folder(resolved)
 
     from diffvit.training.loop import train as run_training
+    from diffvit.training.memory import keep_freed_memory
     from diffvit.training.progress import make_progress
 
+    keep_freed_memory()
     run = run_training(resolved, out=place, resume=resume is not None, progress=make_progress(quiet))
     if int(os.environ.get("RANK", "0")):
         return  # of many processes the first one reports

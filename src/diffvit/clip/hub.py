@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffvit.errors import EnvironmentFault, InputError
-from diffvit.training.hubs import cache_where_offline, forbidden, reason
+from diffvit.training.hubs import cache_where_offline, forbidden, quietly, reason
 from diffvit.training.torchvision_names import import_torchvision
 
 _INSTALL = "Install it with pip install 'diffvit[pretrained]'."
@@ -25,8 +24,7 @@ def open_clip_library() -> ModuleType:
         EnvironmentFault: it is missing, or does not work here.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quietly():
             import_torchvision()
             import open_clip
     except (ImportError, RuntimeError) as error:
@@ -41,8 +39,7 @@ def timm_library() -> ModuleType:
         EnvironmentFault: it is missing, or does not work here.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quietly():
             import_torchvision()
             import timm
     except (ImportError, RuntimeError) as error:
@@ -82,8 +79,7 @@ def clip_skeleton(name: str, *, quick_gelu: bool) -> nn.Module:
     kind = library.CoCa if "multimodal_cfg" in config else library.CustomTextCLIP
     kind = kind if custom or foreign else library.CLIP
     try:
-        with warnings.catch_warnings(), cache_where_offline(), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore")
+        with quietly(), cache_where_offline(), torch.random.fork_rng(devices=[]):
             return kind(**config).eval()
     except OSError as error:  # transformers' word for no network
         raise EnvironmentFault(name, f"its text tower's settings could not be fetched ({reason(error)})") from None
@@ -101,8 +97,7 @@ def tokenizer_of(name: str) -> Any:
     """
     library = open_clip_library()
     try:
-        with warnings.catch_warnings(), cache_where_offline():
-            warnings.simplefilter("ignore")
+        with quietly(), cache_where_offline():
             return library.get_tokenizer(name)
     except Exception as error:  # each way of fetching has errors of its own
         raise EnvironmentFault(name, f"its tokenizer could not be fetched ({reason(error)})") from None
@@ -135,8 +130,7 @@ def fetch_clip(name: str, tag: str) -> tuple[Path, str]:
         if not place or (place == url and forbidden() and not known.is_file()):
             continue
         try:
-            with warnings.catch_warnings(), cache_where_offline():
-                warnings.simplefilter("ignore")
+            with quietly(), cache_where_offline():
                 path = library.download_pretrained(config, prefer_hf_hub=place == hub)
             return Path(path), f"open_clip {library.__version__}, {place}"
         except Exception as error:  # each way of fetching has errors of its own
@@ -169,8 +163,7 @@ def arranged(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def timm_skeleton(name: str) -> tuple[nn.Module, dict[str, Any]]:
     """A model of timm's by name, with throw-away weights, and its settings; random numbers stay as they were."""
     library = timm_library()
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")
+    with quietly(), torch.random.fork_rng(devices=[]):
         model = library.create_model(name, pretrained=False).eval()
     return model, dict(model.pretrained_cfg)
 
@@ -184,8 +177,7 @@ def fetch_timm(name: str, config: Mapping[str, Any]) -> tuple[dict[str, Tensor],
     library = timm_library()
     hub, url = config.get("hf_hub_id") or "", config.get("url") or ""
     try:
-        with warnings.catch_warnings(), cache_where_offline(), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore")
+        with quietly(), cache_where_offline(), torch.random.fork_rng(devices=[]):
             model: nn.Module = library.create_model(name, pretrained=True)
     except Exception as error:  # each way of fetching has errors of its own
         published = " or ".join(place for place in (hub and f"https://huggingface.co/{hub}", url) if place)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
+import struct
 import tempfile
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,10 +31,19 @@ MAX_PIXELS = 25_000_000
 MAX_BYTES = 128 * 2**20
 MAX_IN_MEMORY = 2 * 2**30  # bytes of pixels that a choice of images may take without a file
 
+
+class _Jpeg(JpegImagePlugin.JpegImageFile):
+    """Pillow's reader; it would look into the EXIF for a resolution, and warn about damage there."""
+
+    def getexif(self) -> Image.Exif:
+        """Nothing; see :func:`_orientation`."""
+        return Image.Exif()
+
+
 # First bytes -> Pillow's reader. The readers are called directly: Image.open would try every installed format, and
 # warns about large headers (a process-wide matter) before this module can refuse them.
 _READERS = {
-    b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile,
+    b"\xff\xd8\xff": _Jpeg,
     b"\x89PNG\r\n\x1a\n": PngImagePlugin.PngImageFile,
     b"GIF87a": GifImagePlugin.GifImageFile,
     b"GIF89a": GifImagePlugin.GifImageFile,
@@ -40,7 +51,6 @@ _READERS = {
     b"RIFF": WebPImagePlugin.WebPImageFile,
 }
 FORMATS = "JPEG, PNG, GIF, BMP, WebP"
-_ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -50,7 +60,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_MAY_HOLD_ORIENTATION = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
 
 
 @dataclass(frozen=True)
@@ -165,8 +174,8 @@ def _read(path: Path, name: str) -> bytes:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     image.load()
-    if _MAY_HOLD_ORIENTATION & image.info.keys():
-        image = _upright(image)
+    if (turn := _UPRIGHT.get(_orientation(image.info))) is not None:
+        image = image.transpose(turn)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips at 255
@@ -179,14 +188,36 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _orientation(info: Mapping[Any, Any]) -> int:
+    """The orientation in EXIF, else in XMP; 1, as it lies, where neither has one or can be read.
+
+    Pillow's own reader is not used: it warns about damaged EXIF, which is common, and the filters of Python's warnings
+    belong to all threads, so that no thread may change them for a while.
+    """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # broken EXIF is common; then the image stays as it lies
-            turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # the same
-        return image
-    return image if turn is None else image.transpose(turn)
+        text = str(info.get("Raw profile type exif", ""))
+        record = info.get("exif") or bytes.fromhex("".join(text.split("\n")[3:]))
+        if (found := _tag(record.removeprefix(b"Exif\0\0"), 0x0112)) is not None:
+            return found
+        xmp = info.get("XML:com.adobe.xmp") or info.get("xmp") or b""
+        match = re.search(rb'tiff:Orientation(?:="|>)([0-9])', xmp.encode() if isinstance(xmp, str) else xmp)
+        return int(match[1]) if match else 1
+    except (AttributeError, TypeError, ValueError, struct.error):
+        return 1
+
+
+def _tag(tiff: bytes, wanted: int) -> int | None:
+    """The whole number (SHORT or LONG) of a tag in the first directory of a TIFF file; None where it is not there."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    if order is None:
+        return None
+    (start,) = struct.unpack_from(order + "L", tiff, 4)
+    (count,) = struct.unpack_from(order + "H", tiff, start)
+    for place in range(start + 2, start + 2 + 12 * count, 12):
+        tag, kind, number = struct.unpack_from(order + "HHL", tiff, place)
+        if tag == wanted and kind in (3, 4) and number == 1:
+            return int(struct.unpack_from(order + {3: "H", 4: "L"}[kind], tiff, place + 8)[0])
+    return None
 
 
 def resize(pixels: UInt8[np.ndarray, "3 h w"], size: int) -> UInt8[np.ndarray, "3 s s"]:

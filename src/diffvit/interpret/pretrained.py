@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from diffvit.errors import ConfigError, EnvironmentFault, InputError, did_you_me
 from diffvit.interpret.timm_parts import parts_of_timm
 from diffvit.interpret.weights_parts import fit, infer
 from diffvit.models.pretrained_vit import PretrainedVisionTransformer, VitParts
-from diffvit.training.hubs import cache_where_offline, reason
+from diffvit.training.hubs import cache_where_offline, quietly, reason
 from diffvit.training.torchvision_names import import_torchvision
 from diffvit.training.weights_file import WeightsFile, read_weights
 
@@ -103,8 +102,7 @@ def _downloaded(name: str) -> Pretrained:
     if not timm.models.is_model_pretrained(name):
         raise ConfigError("pretrained", f"nobody published weights for {name}", "Give some with --weights FILE.")
     try:
-        with warnings.catch_warnings(), cache_where_offline():
-            warnings.simplefilter("ignore")
+        with quietly(), cache_where_offline():
             theirs: nn.Module = timm.create_model(name, pretrained=True)
     except Exception as error:  # each way of downloading has errors of its own
         why = f"its weights could not be fetched ({reason(error)})"
@@ -132,8 +130,7 @@ def _skeleton(name: str) -> tuple[ModuleType, nn.Module]:
             did_you_mean(name, names).replace(" did", "Did", 1),
         )
     try:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.device("meta"):
-            warnings.simplefilter("ignore")
+        with quietly(), torch.random.fork_rng(devices=[]), torch.device("meta"):
             return timm, timm.create_model(name, pretrained=False)
     except (RuntimeError, NotImplementedError, ValueError, TypeError, AssertionError) as error:
         # No plain ViT does this; models that compute while they are built may.

@@ -25,6 +25,7 @@ from diffvit.reporting.attention_rows import DIFFERENTIAL, SOFTMAX, WIDE
 from diffvit.reporting.csv_files import read_csv, write_csv
 from diffvit.training.files import disk_faults
 from diffvit.training.loop import train
+from diffvit.training.memory import keep_freed_memory
 
 RUNS, SEEDS, CLUTTER = Path("runs/attention"), (0, 1, 2), (0.0, 0.3, 0.6, 0.9)
 # As ViT, but for these settings. The third arm has as many heads, as wide, as the differential one's values.
@@ -145,6 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=RUNS, help=f"run folders, found or made (default {RUNS})")
     parser.add_argument("--out", type=Path, default=report.FOLDER, help=f"rows and report (default {report.FOLDER})")
     given = parser.parse_args(arguments)
+    keep_freed_memory()
     try:
         run(list(trials()), runs=given.runs, out=given.out, announce=partial(print, flush=True))
     except DiffvitError as error:

@@ -14,8 +14,6 @@ from diffvit.studies.trials import Trial
 _TRAIN_IMAGES = {"cifar10": 50_000}
 _PASSES = 3  # forward, and backward to inputs and weights
 _ASIDE = 1.0  # seconds of a trial that are no training: to begin, to score the test set
-# Where no row tells: floating-point operations a second of one CPU core, and of one H100 or H200.
-_USUAL = {"cpu": 1e11, "cuda": 4e13}
 
 
 def flops_per_image(config: Config) -> float:
@@ -49,8 +47,8 @@ def training_flops(config: Config) -> float:
     return _PASSES * flops_per_image(config) * images * config.epochs
 
 
-def rate_of(records: Iterable[RunRecord], device: str, cores: int = 2) -> float:
-    """Floating-point operations a second that trainings on such a device reached, the median of rows.
+def rate_of(records: Iterable[RunRecord], device: str, cores: int = 2) -> float | None:
+    """Floating-point operations a second that trainings on such a device reached, the median; None without a row.
 
     Args:
         records: rows, of any devices.
@@ -63,17 +61,24 @@ def rate_of(records: Iterable[RunRecord], device: str, cores: int = 2) -> float:
         _PASSES * row["flops_per_image"] * row["images_per_second"] / ((row["threads"] or 1) if on_cpu else 1)
         for row in rows
     )
-    return (rates[len(rates) // 2] if rates else _USUAL[device]) * (cores if on_cpu else 1)
+    return rates[len(rates) // 2] * (cores if on_cpu else 1) if rates else None
 
 
-def seconds_of(trials: Iterable[Trial], rate: float) -> float:
-    """How long these take on a machine of this rate, however many workers share it."""
-    return sum(training_flops(trial.config) / rate + _ASIDE for trial in trials)
+def seconds_of(trials: Iterable[Trial], rate: float | None) -> float | None:
+    """How long these take on a machine of this rate, however many workers share it; None without a rate."""
+    return None if rate is None else sum(training_flops(trial.config) / rate + _ASIDE for trial in trials)
 
 
-def known_rate(trials: Sequence[Trial], reports: Path, device: str, cores: int = 2) -> float:
-    """:func:`rate_of` the committed rows of these trials' studies and tier, or the usual one."""
+def measured(reports: Path) -> list[RunRecord]:
+    """The committed rows of all reports.
+
+    Raises:
+        InputError: a damaged rows.csv.
+    """
+    return [record for file in sorted(reports.glob("*/rows.csv")) for record in read(file.parent)]
+
+
+def known_rate(trials: Iterable[Trial], rows: Sequence[RunRecord], device: str, cores: int = 2) -> float | None:
+    """:func:`rate_of` the rows of these trials; of all rows where none of theirs is of such a device."""
     keys = {trial.key for trial in trials}
-    folders = dict.fromkeys(reports / trial.study for trial in trials)
-    known = [record for folder in folders for record in read(folder) if record.key in keys]
-    return rate_of(known, device, cores)
+    return rate_of([row for row in rows if row.key[:2] in keys], device, cores) or rate_of(rows, device, cores)

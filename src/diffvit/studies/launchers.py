@@ -57,14 +57,9 @@ class LocalWorkers:
 
     def _run(self, look: Callable[[], object], every: float, stopped: list[int]) -> list[int]:
         workers = [self._start(place) for place in range(self.count)]
-        restarts, last, told = 0, 0.0, False
-        while any(worker.poll() is None for worker in workers):
+        restarts, last, told, running = 0, 0.0, False, True
+        while running:
             time.sleep(_LOOK)
-            for place, worker in enumerate(workers):
-                killed = worker.poll() is not None and (worker.returncode or 0) < 0
-                if killed and not stopped and restarts < _RESTARTS:
-                    restarts += 1
-                    workers[place] = self._start(place)
             if stopped and not told:
                 told = True
                 for worker in workers:
@@ -72,6 +67,13 @@ class LocalWorkers:
             if time.monotonic() - last >= every:
                 last = time.monotonic()
                 look()
+            running = False
+            for place, worker in enumerate(workers):
+                code = worker.poll()
+                if code is not None and code < 0 and not stopped and restarts < _RESTARTS:
+                    restarts += 1
+                    workers[place], code = self._start(place), None
+                running = running or code is None
         look()
         ends = [stopped[0] + _SIGNALLED if stopped else worker.returncode for worker in workers]
         return [end if end >= 0 else _SIGNALLED - end for end in ends]

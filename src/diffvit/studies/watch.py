@@ -16,7 +16,7 @@ from rich.table import Table
 
 from diffvit.errors import InputError
 from diffvit.reporting.tables import NONE, duration, percent
-from diffvit.studies.cost import known_rate, seconds_of, training_flops
+from diffvit.studies.cost import known_rate, measured, seconds_of, training_flops
 from diffvit.studies.definitions import Study
 from diffvit.studies.pool import Conditions, committed, folder_of
 from diffvit.studies.standing import Standing
@@ -57,7 +57,7 @@ class Watch:
     _said: float = float("-inf")
     _told: set[str] = field(default_factory=set)
     _before: set[str] = field(default_factory=set)
-    _rate: float = 0.0
+    _rate: float | None = None
 
     def begin(self, device: str) -> None:
         """Say what is going to be done, and how long it may take."""
@@ -66,14 +66,15 @@ class Watch:
         self._before = set(standing.done)
         left = [trial for trial in self.trials if trial.name not in {*known, *standing.done, *standing.failed}]
         kind = "cuda" if device == "cuda" else "cpu"
-        self._rate = known_rate(self.trials, self.reports, kind, os.cpu_count() or 1)
+        self._rate = known_rate(self.trials, measured(self.reports), kind, os.cpu_count() or 1)
         self._say(f"{self.study.name}, tier {self.tier}: {TIERS[self.tier].words}")
         count = len(self.trials) or len(standing.done) + len(standing.failed) + len(standing.waiting)
-        time_left = f": about {duration(seconds_of(left, self._rate))}" if left else ""
+        seconds = seconds_of(left, self._rate)
+        time_left = ": time not measured" if seconds is None else f": about {duration(seconds)}"
         to_do = len(left) or len(standing.waiting) + len(standing.running)
         self._say(
             f"{count} trials, {len(known)} of them in {self.reports / self.study.name}, "
-            f"{len(standing.done)} done, {to_do} to do{time_left}"
+            f"{len(standing.done)} done, {to_do} to do{time_left if left else ''}"
         )
         if not self.quiet and sys.stdout.isatty():
             self._live = Live(console=Console(), refresh_per_second=2)
@@ -117,8 +118,8 @@ class Watch:
         left = self._left(standing)
         return f"{text}; about {duration(left)} left" if left else text
 
-    def _left(self, standing: Standing) -> float:
-        """Seconds, at the rate of what was done since the beginning, else at the usual one."""
+    def _left(self, standing: Standing) -> float | None:
+        """Seconds, at the rate of what was done since the beginning, else of committed rows; None without either."""
         by_name = {trial.name: trial for trial in self.trials}
         open_cells = [*standing.waiting, *standing.running]
         new = standing.done.keys() - self._before
@@ -127,7 +128,8 @@ class Watch:
             return len(open_cells) * seconds / len(new) if new else 0.0
         ahead = sum(training_flops(by_name[cell].config) * (1 - self._share(by_name[cell])) for cell in open_cells)
         behind = sum(training_flops(by_name[cell].config) for cell in new)
-        return ahead / (behind / seconds if behind else self._rate)
+        rate = behind / seconds if behind else self._rate
+        return ahead / rate if rate else None
 
     def _share(self, trial: Trial) -> float:
         """How much of a trial is done."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,13 +14,19 @@ from diffvit.config import Config
 _AT_MOST = 256
 
 
-def compiled(model: Any, config: Config, device: torch.device) -> Any:
-    """The model with its forward and backward pass compiled; one that cannot be is an error, never run as it is.
+@contextmanager
+def compile_limits() -> Iterator[None]:
+    """Compile many models in one process, as a study's worker does; one that cannot be compiled is an error.
 
-    A process may train many models, as a study's worker does: beyond torch's usual limit it would go on uncompiled.
+    Beyond torch's usual limit a model would go on uncompiled. torch's limits are put back afterwards.
     """
     settings: Any = torch._dynamo.config
-    settings.recompile_limit, settings.fail_on_recompile_limit_hit = _AT_MOST, True
+    with settings.patch(recompile_limit=_AT_MOST, fail_on_recompile_limit_hit=True):
+        yield
+
+
+def compiled(model: Any, config: Config, device: torch.device) -> Any:
+    """The model with its forward and backward pass compiled; for use within :func:`compile_limits`."""
     # "reduce-overhead" records CUDA graphs: a small model's step is bound by the launches of its kernels. The gradients
     # are the graph's own memory, so a second forward pass before the update would overwrite them.
     graphs = device.type == "cuda" and config.accumulate == 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +17,20 @@ from urllib.request import getproxies
 def forbidden() -> bool:
     """Whether ``DIFFVIT_OFFLINE`` forbids fetching anything."""
     return os.environ.get("DIFFVIT_OFFLINE", "0") not in ("", "0")
+
+
+_ONE_AT_A_TIME = threading.RLock()
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Ignore the warnings of other libraries.
+
+    The filters of warnings, and what :func:`cache_where_offline` sets, belong to all threads: one at a time is in here.
+    """
+    with _ONE_AT_A_TIME, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ import torch
 from diffvit.config import Config, config_hash
 from diffvit.errors import EnvironmentFault
 from diffvit.training import environment, processes
-from diffvit.training.memory import keep_freed_memory
+from diffvit.training.compiled import compile_limits
 from diffvit.training.progress import Progress, QuietProgress
 from diffvit.training.run import Run
 from diffvit.training.run_dir import RunDir
@@ -28,6 +28,8 @@ def train(
     task: Task | None = None,
 ) -> RunDir:
     """Train, evaluate on the test set once, and return the run folder.
+
+    Threads, random numbers and whatever else belongs to the whole process are as before when it returns or raises.
 
     Args:
         config: the whole run.
@@ -50,12 +52,12 @@ def train(
     out, progress = Path(out), progress or QuietProgress()
     device = environment.resolve_device(config.device)
     precision = environment.resolve_precision(config.precision, device)
-    keep_freed_memory()
     fabric = processes.launch(device, precision)
     if fabric.global_rank:
         progress = QuietProgress()
     threads = config.threads or max(1, environment.usable_cores() // processes.local_world_size())
-    with ExitStack() as held, _thread_count(threads), _memory_faults(out):
+    limits = compile_limits() if config.compile else nullcontext()
+    with ExitStack() as held, _thread_count(threads), _random_numbers(device), limits, _memory_faults(out):
         held.callback(progress.close)
         processes.by_the_first(fabric, lambda: held.enter_context(_folder(out, resume)))
         run = RunDir(out)
@@ -88,6 +90,13 @@ def _thread_count(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(former)
+
+
+@contextmanager
+def _random_numbers(device: str) -> Iterator[None]:
+    """The caller's random numbers, as they were, after those that training sets."""
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
+        yield
 
 
 @contextmanager

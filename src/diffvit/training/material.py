@@ -106,8 +106,8 @@ def load(config: Config, say: Callable[[str], None]) -> Material:
 
 
 def build_model(config: ModelConfig, seed: int) -> VisionTransformer:
-    """The model with fresh weights that depend on the seed alone."""
-    torch.manual_seed(seed)
+    """The model with fresh weights that depend on the seed alone; sets torch's random numbers on the CPU."""
+    torch.default_generator.manual_seed(seed)
     return VisionTransformer(**config.model_dump(exclude={"preset"}))
 
 

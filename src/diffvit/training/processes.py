@@ -19,16 +19,21 @@ Outcome = TypeVar("Outcome")
 
 def launch(device: str, precision: str) -> Fabric:
     """Join the processes that a launcher such as torchrun started, as its environment says; one without a launcher."""
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces its precision otherwise
     world, local = world_size(), local_world_size()
-    fabric = Fabric(
-        accelerator=device,
-        devices=local,
-        num_nodes=world // local,
-        strategy="ddp" if world > 1 else "auto",
-        precision="bf16-mixed" if precision == "bf16" else "32-true",
-    )
-    fabric.launch()
+    logger = logging.getLogger("lightning_fabric")
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # it announces its precision otherwise
+    try:
+        fabric = Fabric(
+            accelerator=device,
+            devices=local,
+            num_nodes=world // local,
+            strategy="ddp" if world > 1 else "auto",
+            precision="bf16-mixed" if precision == "bf16" else "32-true",
+        )
+        fabric.launch()
+    finally:
+        logger.setLevel(level)
     if world > 1:
         atexit.register(_leave)
     return fabric

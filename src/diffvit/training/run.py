@@ -107,9 +107,10 @@ class Run:
         try:
             for _ in trainer.steps():
                 self._show(trainer)
-                number = largest(self.fabric, stop.signal)
-                if number and trainer.position.in_epoch < trainer.steps_per_epoch:
-                    self._interrupt(trainer, number)
+                # Many processes ask each other, and the answer has to be waited for, as the figures have to be.
+                asks = self.fabric.world_size == 1 or trainer.figures_read
+                if asks and trainer.position.in_epoch < trainer.steps_per_epoch:
+                    self._interrupt_if_asked(trainer, stop)
         except NonFiniteStep as error:
             raise self._not_finite(trainer, error) from None
         row = trainer.finish_epoch()

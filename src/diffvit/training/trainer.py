@@ -93,6 +93,11 @@ class Trainer:
     def _seen_in_epoch(self) -> int:
         return min(self.position.in_epoch * self.config.batch_size, self.images)
 
+    @property
+    def figures_read(self) -> bool:
+        """Whether the step that has just ended read the figures; depends on its number alone."""
+        return (self.position.step - 1) % self._read_every == 0
+
     def steps(self) -> Iterator[None]:
         """Run the rest of the present epoch; yields after every optimiser step.
 

@@ -33,9 +33,9 @@ _HEADERS = (
 class Guard:
     """An ASGI layer around the whole application.
 
-    It answers 403 to other hosts and origins, 404 to addresses that the page does not use, 413 to large questions and
-    400 to those that name a file or an address: Gradio would fetch it. Every answer gets a content policy under which
-    the browser asks no other server for anything.
+    It answers 403 to other hosts and origins and to every websocket, 404 to addresses that the page does not use, 413
+    to large questions and 400 to those that name a file or an address: Gradio would fetch it. Every answer gets a
+    content policy under which the browser asks no other server for anything.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -43,8 +43,11 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})  # before it is accepted: the server answers 403
             return
         refused = _refusal(scope)
         if refused is None and scope["method"] == "POST" and scope["path"] != UPLOAD:

@@ -35,7 +35,7 @@ class ContrastiveTask(Task):
         words = _captions(config, data).vocabulary
         tower = config.model.model_copy(update={"num_classes": config.joint_dim})
         visual = tower.model_dump(exclude={"preset"})
-        torch.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed)
         model = SmallClip(visual=visual, text=to_dict(config.text), joint_dim=config.joint_dim, vocabulary=len(words))
         model.text.token_embedding.know(words)
         twin = fresh_model(config, data).state_dict()

@@ -1,0 +1,168 @@
+"""Training, scoring and loading leave the process that calls them as they found it."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import diffvit
+from diffvit.config import Config, parse
+from diffvit.errors import NonFiniteError
+from diffvit.training import memory
+from diffvit.training.evaluate import predict
+
+LIGHTNING = logging.getLogger("lightning_fabric")
+
+
+def config(**changes: Any) -> Config:
+    return parse(
+        {
+            "data": "shapes",
+            "shapes": {"train": 40, "test": 20, "size": 16},
+            "validation_size": 10,
+            "epochs": 1,
+            "batch_size": 15,
+            "threads": 1,
+            "precision": "fp32",
+            "model": {"image_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "drop_path": 0.2},
+            "augment": {"flip": True, "crop": 2, "mixup": 0.2, "policy": "randaugment"},
+            **changes,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> diffvit.RunDir:
+    """Trained before anything is compared: what an import changes, it changes once."""
+    return diffvit.train(config(), out=tmp_path_factory.mktemp("runs") / "first")
+
+
+@pytest.fixture
+def _as_a_caller_may_have_it(run: diffvit.RunDir) -> Iterator[None]:
+    """Settings other than those that training takes, in the same process, and its own afterwards."""
+    compiler: Any = torch._dynamo.config
+    level, threads = LIGHTNING.level, torch.get_num_threads()
+    torch.set_num_threads(2)
+    LIGHTNING.setLevel(logging.INFO)
+    with compiler.patch(recompile_limit=3, fail_on_recompile_limit_hit=False), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1234)
+        yield
+    LIGHTNING.setLevel(level)
+    torch.set_num_threads(threads)
+
+
+def state() -> dict[str, Any]:
+    """What belongs to the process and not to a call; but for ``random``, of which beartype draws in tests."""
+    compiler: Any = torch._dynamo.config
+    loggers = [logging.getLogger(name) for name in ("", "torch", "diffvit", LIGHTNING.name)]
+    return {
+        "torch": torch.get_rng_state().tolist(),
+        "numpy": repr(np.random.get_state()),
+        "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
+        "numbers": (torch.get_default_dtype(), torch.get_float32_matmul_precision(), torch.is_grad_enabled()),
+        "algorithms": (torch.are_deterministic_algorithms_enabled(), torch.is_autocast_enabled("cpu")),
+        "compiler": compiler.get_config_copy(),
+        "signals": {number: signal.getsignal(number) for number in signal.valid_signals()},
+        "loggers": [(logger.name, logger.level, list(logger.handlers), logger.propagate) for logger in loggers],
+        "warnings": (list(warnings.filters), warnings.showwarning),
+        "exit": atexit._ncallbacks(),  # pyright: ignore[reportAttributeAccessIssue]
+        "environ": dict(os.environ),
+        "folder": Path.cwd(),
+    }
+
+
+def settings_of_the_compiler() -> tuple[int, bool]:
+    compiler: Any = torch._dynamo.config
+    return compiler.recompile_limit, compiler.fail_on_recompile_limit_hit
+
+
+@pytest.mark.usefixtures("_as_a_caller_may_have_it")
+@pytest.mark.parametrize("compiles", [False, True])
+def test_training_changes_nothing_of_the_process(
+    compiles: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, bool]] = []
+
+    def compile_nothing(model: Any, **_: Any) -> Any:
+        seen.append(settings_of_the_compiler())
+        return model
+
+    def fail(_: object) -> None:
+        raise OSError("of the caller's own")
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    monkeypatch.setattr(memory, "_set", lambda _: pytest.fail("the allocator is the whole process's"))
+    before = state()
+    diffvit.train(config(compile=compiles), out=tmp_path / "done")
+    assert state() == before
+    wild = config(compile=compiles, optimizer={"name": "adamw", "lr": 1e37}, schedule={"warmup": 0.0})
+    with pytest.raises(NonFiniteError):
+        diffvit.train(wild, out=tmp_path / "wild")
+    assert state() == before
+    with pytest.raises(OSError, match="of the caller's own"):
+        diffvit.train(config(compile=compiles), out=tmp_path / "failed", on_ready=fail)
+    assert state() == before
+    if compiles:
+        assert min(limit for limit, _ in seen) > 100
+        assert all(fails for _, fails in seen)
+
+
+@pytest.mark.usefixtures("_as_a_caller_may_have_it")
+def test_the_callers_random_numbers_are_not_training_s(run: diffvit.RunDir, tmp_path: Path) -> None:
+    again = diffvit.train(config(), out=tmp_path / "again")
+    assert (again.path / "model.safetensors").read_bytes() == (run.path / "model.safetensors").read_bytes()
+
+
+def _picture(folder: Path) -> Path:
+    Image.new("RGB", (16, 16), "red").save(folder / "red.png")
+    return folder / "red.png"
+
+
+@pytest.mark.usefixtures("_as_a_caller_may_have_it")
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda run, _: diffvit.evaluate(run),
+        lambda run, _: diffvit.load(run.path),
+        lambda run, folder: predict(run, [_picture(folder)]),
+    ],
+    ids=["evaluate", "load", "predict"],
+)
+def test_scoring_and_loading_change_nothing_of_the_process(
+    call: Callable[[diffvit.RunDir, Path], object], run: diffvit.RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_set", lambda _: pytest.fail("the allocator is the whole process's"))
+    before = state()
+    call(run, tmp_path)
+    assert state() == before
+
+
+@pytest.mark.usefixtures("_as_a_caller_may_have_it")
+def test_create_model_draws_from_the_callers_generator() -> None:
+    before = state()
+    diffvit.create_model("vit_tiny", depth=1)
+    after = state()
+    assert after.pop("torch") != before.pop("torch")
+    assert after == before
+
+
+def test_the_command_line_keeps_freed_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffvit.cli.main import run as command
+    from diffvit.config import to_yaml
+
+    asked: list[object] = []
+    monkeypatch.setattr(memory, "_set", lambda settings: asked.append(settings) or True)
+    (tmp_path / "config.yaml").write_text(to_yaml(config()))
+    assert command(["train", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "run"), "--quiet"]) == 0
+    assert len(asked) == 1
