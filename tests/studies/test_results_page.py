@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from study_rows import made_records
+from study_rows import rows_of as every_row
 
 from diffvit.config import parse, read_yaml, to_yaml
 from diffvit.reporting.rows import write
@@ -35,7 +36,7 @@ def reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_report(results_of(HEADS, "short", trials, records), Path("reports"))
     recipe = [each for each in trials_of(STUDIES["patch-size"], "short") if each.arm == "patch 4"][::2]
     good = made_records(recipe, lambda trial: 0.81 + trial.config.seed / 100)
-    write(Path("reports/recipe"), list(good.values()))
+    write(Path("reports/recipe"), every_row(good))
     return Path("reports")
 
 

@@ -7,15 +7,17 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
 import pytest
 
 from diffvit.errors import InputError, Interrupted, RunBusyError
+from diffvit.reporting.rows import write
 from diffvit.studies.definitions import STUDIES
 from diffvit.studies.ledger import ATTEMPTS, Ledger
-from diffvit.studies.pool import folder_of, records_of
+from diffvit.studies.pool import Conditions, committed, conditions_of, folder_of, records_of
 from diffvit.studies.runner import Pruned, Training, work
 from diffvit.studies.search import DIALS, EPOCHS, Search, ledger_for, slots_of, trial_of
 from diffvit.studies.standing import Claim
@@ -128,6 +130,10 @@ def trial() -> Trial:
     return trials_of(STUDIES["pooling"], "smoke")[0]
 
 
+def here(trial: Trial) -> Conditions:
+    return conditions_of(trial.config.model_copy(update=CPU))
+
+
 class StopAfterEpoch(QuietProgress):
     def epoch(self, row: object) -> None:
         raise KeyboardInterrupt
@@ -138,7 +144,7 @@ def test_a_training_is_taken_up_and_gives_the_same_bits(trial: Trial, tmp_path: 
     training = Training(tmp_path / "parts", CPU)
     with pytest.raises(KeyboardInterrupt):
         training(trial, StopAfterEpoch())
-    assert not RunDir(folder_of(trial, tmp_path / "parts")).finished
+    assert not RunDir(folder_of(trial, here(trial), tmp_path / "parts")).finished
     parts = training(trial)
     assert [row["train_loss"] for row in parts.metrics] == [row["train_loss"] for row in whole.metrics]
     assert (parts.path / "model.safetensors").read_bytes() == (whole.path / "model.safetensors").read_bytes()
@@ -158,7 +164,7 @@ def test_a_run_begun_with_other_threads_goes_on_with_those(trial: Trial, tmp_pat
 def test_a_run_that_cannot_be_taken_up_is_put_aside(trial: Trial, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         Training(tmp_path, CPU)(trial, StopAfterEpoch())
-    folder = folder_of(trial, tmp_path)
+    folder = folder_of(trial, here(trial), tmp_path)
     facts = json.loads((folder / "environment.json").read_text())
     (folder / "environment.json").write_text(json.dumps({**facts, "torch": "1.0"}))
     told: list[str] = []
@@ -171,21 +177,51 @@ def test_studies_share_the_run_of_the_base_recipe(tmp_path: Path) -> None:
     one = next(t for t in trials_of(STUDIES["pooling"], "smoke") if t.arm == "cls")
     two = next(t for t in trials_of(STUDIES["depth"], "short") if t.arm == "depth 4")
     three = next(t for t in trials_of(STUDIES["mlp-ratio"], "short") if t.arm == "ratio 2")
-    assert folder_of(two) == folder_of(three)
+    assert folder_of(two, here(one)) == folder_of(three, here(one))
     run = Training(tmp_path, CPU)(one)
     head = next(t for t in trials_of(STUDIES["head"], "smoke") if t.arm == "linear")
-    assert (
-        records_of([head], tmp_path, tmp_path / "none")[head.name].row["test_accuracy"] == run.result["test_accuracy"]
-    )
+    [record] = records_of([head], tmp_path, tmp_path / "none")[head.name]
+    assert record.row["test_accuracy"] == run.result["test_accuracy"]
+
+
+def test_a_cell_is_known_by_its_data_precision_device_and_kernels(
+    trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same trial where auto means another precision is another run, and each keeps its row."""
+    runs, on = {}, {}
+    for precision in ("fp32", "bf16"):
+        monkeypatch.setattr("diffvit.training.environment.resolve_precision", lambda *_, found=precision: found)
+        runs[precision], on[precision] = Training(tmp_path, CPU)(trial), here(trial)
+    for changed in ("fingerprint", "precision", "device", "kernels"):
+        assert folder_of(trial, replace(on["fp32"], **{changed: "x"})) != folder_of(trial, on["fp32"])
+    found = records_of([trial], tmp_path, tmp_path / "none")[trial.name]
+    assert sorted(record.row["precision"] for record in found) == ["bf16", "fp32"]
+    assert {record.row["run"] for record in found} == {f"{trial.name}-{each.tag}" for each in on.values()}
+    assert {run.path for run in runs.values()} == {record.folder for record in found}
+    assert committed([trial], {trial.name: on["bf16"]}, tmp_path / "none") == {}
+    write(tmp_path / "reports" / trial.study, found)
+    for precision, each in on.items():
+        known = committed([trial], {trial.name: each}, tmp_path / "reports")
+        assert known[trial.name].row["precision"] == precision
+    other = replace(on["bf16"], fingerprint="of other images")
+    assert committed([trial], {trial.name: other}, tmp_path / "reports") == {}
+
+
+def test_other_images_are_another_cell(trial: Trial) -> None:
+    shapes = trial.config.shapes.model_copy(update={"seed": 1})
+    other = replace(trial, config=trial.config.model_copy(update={"shapes": shapes}))
+    assert here(other).fingerprint != here(trial).fingerprint
+    assert here(other).tag != here(trial).tag
 
 
 def test_a_search_tries_what_is_suggested_and_reads_the_validation_split(tmp_path: Path) -> None:
-    ledger = ledger_for(str(tmp_path / "journal"), "smoke", "softmax", 60.0)
+    ledger = ledger_for(str(tmp_path / "journal"), "smoke", "softmax", 60.0, {})
     training = Training(tmp_path, CPU)
     assert work(ledger, Search(ledger, "smoke", "softmax", training)) == len(slots_of("smoke"))
     for found in (trial for trial in ledger.history() if trial.state.name == "COMPLETE"):
         assert set(found.params) == {dial.setting for dial in DIALS}
-        run = RunDir(folder_of(trial_of("smoke", "softmax", found.user_attrs["cell"], found.params), tmp_path))
+        tried = trial_of("smoke", "softmax", found.user_attrs["cell"], found.params)
+        run = RunDir(folder_of(tried, here(tried), tmp_path))
         assert found.values == [run.result["val_accuracy"]]
         assert run.config.validation_size == 100
         assert run.config.optimizer.muon_lr == found.params["optimizer.muon_lr"]
@@ -193,7 +229,7 @@ def test_a_search_tries_what_is_suggested_and_reads_the_validation_split(tmp_pat
 
 
 def test_a_poor_trial_of_a_search_is_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ledger = ledger_for(str(tmp_path / "journal"), "smoke", "softmax", 60.0)
+    ledger = ledger_for(str(tmp_path / "journal"), "smoke", "softmax", 60.0, {})
     monkeypatch.setattr("optuna.trial.Trial.should_prune", lambda _: True)
     assert work(ledger, Search(ledger, "smoke", "softmax", Training(tmp_path, CPU))) == len(slots_of("smoke"))
     assert {trial.state.name for trial in ledger.history()} == {"PRUNED"}
@@ -202,7 +238,7 @@ def test_a_poor_trial_of_a_search_is_pruned(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize(("tier", "epochs"), [("short", 2), ("full", 5)])
 def test_no_trial_of_a_search_is_judged_by_its_beginning(tier: str, epochs: int, tmp_path: Path) -> None:
-    ledger = ledger_for(str(tmp_path / "journal"), tier, "softmax", 60.0)
+    ledger = ledger_for(str(tmp_path / "journal"), tier, "softmax", 60.0, {})
     study = optuna.create_study(direction="maximize", pruner=ledger.pruner)
     for _ in range(5):
         good = study.ask()

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from study_rows import made_records
+from study_rows import made_records, rows_of
 
 from diffvit.cli.main import run
-from diffvit.cli.study_options import What, ledger_of
+from diffvit.cli.study_options import What, ledgers_of
 from diffvit.errors import InputError
 from diffvit.reporting.rows import write
 from diffvit.studies.cost import training_flops
@@ -53,7 +53,7 @@ def test_a_time_needs_a_committed_row_of_such_a_device(capsys: Captured) -> None
         return {each["study"]: each["seconds"] for each in found}
 
     pooling = STUDIES["pooling"]
-    records = list(made_records(trials_of(pooling, "short"), lambda _: 0.7).values())
+    records = rows_of(made_records(trials_of(pooling, "short"), lambda _: 0.7))
     write(Path("reports/pooling"), records)
     for times in seconds().values():
         assert times["full"] is None
@@ -117,7 +117,7 @@ def test_trials_that_were_given_up_are_told_and_tried_again(capsys: Captured, mo
                 raise faults[claim.cell]
             return 0.5
 
-        work(ledger_of(study, what, [trial.name for trial in what.trials(study)]), execute)
+        work(ledgers_of(study, what, {"device": "cpu"})[""], execute)
         return [0]
 
     monkeypatch.setattr("diffvit.studies.launchers.LocalWorkers.run", here)

@@ -20,8 +20,8 @@ def _limits(monkeypatch: pytest.MonkeyPatch, seconds: list[float]) -> tuple[tupl
     trials = trials_of(STUDIES["pooling"], "smoke")
     records = made_records(trials, lambda trial: 0.6 + 0.01 * (trial.config.model.pool == "mean"))
     timed = {
-        name: replace(record, row=record.row | {"train_seconds": seconds[place % len(seconds)]})
-        for place, (name, record) in enumerate(records.items())
+        name: [replace(record, row=record.row | {"train_seconds": seconds[place % len(seconds)]})]
+        for place, (name, [record]) in enumerate(records.items())
     }
     seen: list[Any] = []
 

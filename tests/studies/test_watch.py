@@ -11,7 +11,7 @@ from rich.console import Console
 from study_rows import made_records
 
 from diffvit.studies.definitions import STUDIES
-from diffvit.studies.pool import folder_of
+from diffvit.studies.pool import Conditions, folder_of
 from diffvit.studies.report import write_report
 from diffvit.studies.results import results_of
 from diffvit.studies.standing import Standing
@@ -21,10 +21,12 @@ from diffvit.studies.watch import Watch
 STUDY = STUDIES["pooling"]
 TRIALS = trials_of(STUDY, "short")
 NAMES = [trial.name for trial in TRIALS]
+HERE = Conditions("CIFAR-10 (JPEG)", "f", "bf16", "cpu", "torch")
 
 
 def watch(tmp_path: Path, standing: list[Standing], said: list[str]) -> Watch:
-    return Watch(STUDY, "short", TRIALS, lambda: standing[0], tmp_path / "runs", tmp_path / "reports", said.append)
+    on = dict.fromkeys(NAMES, HERE)
+    return Watch(STUDY, "short", TRIALS, on, lambda: standing[0], tmp_path / "runs", tmp_path / "reports", said.append)
 
 
 def stand(done: int, running: int, failed: int = 0) -> Standing:
@@ -60,7 +62,7 @@ def test_the_plan_the_trials_as_they_are_done_and_the_end(tmp_path: Path, monkey
 
 
 def test_committed_rows_are_no_part_of_what_is_to_do(tmp_path: Path) -> None:
-    records = made_records(TRIALS[:3], lambda _: 0.7)
+    records = made_records(TRIALS[:3], lambda _: 0.7, kernels="torch")
     write_report(results_of(STUDY, "short", TRIALS, records), tmp_path / "reports")
     said: list[str] = []
     rest = Standing({}, {}, {}, NAMES[3:])
@@ -72,7 +74,10 @@ def test_committed_rows_are_no_part_of_what_is_to_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_there_is_no_forecast_without_a_row_of_such_a_device(tmp_path: Path, device: str) -> None:
     if device == "cuda":  # rows of the other kind
-        write_report(results_of(STUDY, "short", TRIALS, made_records(TRIALS[:3], lambda _: 0.7)), tmp_path / "reports")
+        write_report(
+            results_of(STUDY, "short", TRIALS, made_records(TRIALS[:3], lambda _: 0.7, kernels="torch")),
+            tmp_path / "reports",
+        )
     said: list[str] = []
     shown = watch(tmp_path, [stand(0, 2)], said)
     shown.begin(device)
@@ -86,7 +91,7 @@ def test_the_live_table_shows_epochs_and_results(tmp_path: Path) -> None:
     said: list[str] = []
     shown = watch(tmp_path, [stand(2, 1)], said)
     shown.begin("cpu")
-    folder = folder_of(TRIALS[2], tmp_path / "runs")
+    folder = folder_of(TRIALS[2], HERE, tmp_path / "runs")
     folder.mkdir(parents=True)
     rows = [{"epoch": epoch, "train_accuracy": epoch / 10} for epoch in (1, 2, 3)]
     (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
@@ -103,7 +108,8 @@ def test_the_live_table_shows_epochs_and_results(tmp_path: Path) -> None:
 
 def test_quiet_says_nothing(tmp_path: Path) -> None:
     said: list[str] = []
-    shown = Watch(STUDY, "short", TRIALS, lambda: stand(8, 0), tmp_path, tmp_path, said.append, quiet=True)
+    shown = watch(tmp_path, [stand(8, 0)], said)
+    shown.quiet = True
     shown.begin("cpu")
     shown.look()
     assert shown.end()["done"] == 8

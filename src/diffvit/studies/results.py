@@ -144,7 +144,10 @@ def results_of(study: Study, tier: str, trials: Sequence[Trial], records: Mappin
 def beside(found: Sequence[Results]) -> Results:
     """The results with fewest trials missing, of these the first, with the others beside them."""
     first = min(found, key=lambda each: len(each.missing))
-    return replace(first, others=tuple(each for one in found if one is not first for each in (one, *one.others)))
+    rest = [one for one in found if one is not first]
+    return replace(
+        first, others=(*first.others, *(each for one in rest for each in (replace(one, others=()), *one.others)))
+    )
 
 
 def _results(study: Study, tier: str, trials: Sequence[Trial], records: Mapping[str, RunRecord]) -> Results:
