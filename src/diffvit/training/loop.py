@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from diffvit.config import Config, config_hash
+from diffvit.data.sources import place_of
 from diffvit.errors import EnvironmentFault
 from diffvit.training import environment, processes
 from diffvit.training.memory import keep_freed_memory
@@ -48,6 +49,8 @@ def train(
     if out is None:
         out = f"runs/{config.data}-{config.model.attention}-{config_hash(config)}-s{config.seed}"
     out, progress = Path(out), progress or QuietProgress()
+    if place := place_of(config.data, config.data_dir):  # absolute: config.yaml is read from anywhere
+        config = config.model_copy(update={"data_dir": place.absolute()})
     device = environment.resolve_device(config.device)
     precision = environment.resolve_precision(config.precision, device)
     keep_freed_memory()
