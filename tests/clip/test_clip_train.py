@@ -210,3 +210,10 @@ def test_a_file_that_lies(finished: RunDir, tmp_path: Path, change: dict[str, An
     save_file(load_file(file), tmp_path / "m.safetensors", {"diffvit": json.dumps(meta)})
     with pytest.raises(InputError, match=said):
         load_small(tmp_path / "m.safetensors")
+
+
+def test_templates_that_nobody_has_are_refused_before_the_first_step(tmp_path: Path) -> None:
+    words = {**settings()["captions"], "evaluated_with": "openai-81"}
+    with pytest.raises(ConfigError, match="openai-81"):
+        train(clip_config(captions=words, validation_size=0), out=tmp_path / "run", task=ContrastiveTask())
+    assert not (tmp_path / "run").exists()

@@ -155,6 +155,20 @@ def test_training_in_python_follows_the_variable_and_evaluating_needs_it_no_more
     assert diffvit.evaluate(run)["accuracy"] == run.result["test_accuracy"]
 
 
+def test_training_is_refused_at_once_where_the_test_set_is_not_whole(tmp_path: Path) -> None:
+    values = {"epochs": 1, "data": "cifar10", "data_dir": tmp_path / "data", "validation_size": 0, "threads": 1}
+    config = diffvit.Config.model_validate(values)
+    steps: list[object] = []
+    for test in (None, synthetic(1, 2)):
+        write_parquet(tmp_path / "data", "train", SETS["train"])
+        if test:
+            write_parquet(tmp_path / "data", "test", test)
+        with pytest.raises(InputError, match="test"):
+            diffvit.train(config, out=tmp_path / "run", on_ready=steps.append)
+        assert not steps
+        assert not (tmp_path / "run").exists()
+
+
 def test_other_sizes_are_resized(tmp_path: Path) -> None:
     put_cifar10(tmp_path)
     large = sources.load("cifar10", "test", data_dir=tmp_path, image_size=64)

@@ -38,6 +38,8 @@ def train(
         on_ready: called with the run folder before the first step.
         task: what it learns; classification if not given.
 
+    A start that is refused leaves no folder; one that was there before stays as it was.
+
     Raises:
         ConfigError: the config does not fit the data, or is not the one the resumed run began with.
         InputError: bad data, a folder in use, no intact checkpoint.
@@ -102,5 +104,6 @@ def _memory_faults(out: Path) -> Iterator[None]:
         text = str(error)
         if isinstance(error, RuntimeError) and "out of memory" not in text and "allocate memory" not in text:
             raise
-        hint = f"Checkpoints in {out} are kept. Start another run with a smaller --batch-size or a larger --accumulate."
+        kept = f"Checkpoints in {out} are kept. " if (out / "config.yaml").is_file() else ""
+        hint = f"{kept}Start another run with a smaller --batch-size or a larger --accumulate."
         raise EnvironmentFault("memory", "is used up", hint) from error

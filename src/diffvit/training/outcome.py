@@ -18,7 +18,7 @@ OTHER_FIGURES = ("zero_shot_accuracy", "unseen_names_accuracy")
 
 
 def data_facts(material: Material) -> dict[str, Any]:
-    """What environment.json says of the data; the test set is not read before the end."""
+    """What environment.json says of the data; the test set's count comes when it is scored."""
     counts = {"train": len(material.train), "validation": len(material.validation or ()), "test": None}
     return {
         "data": {"name": material.train.name, "fingerprint": material.fingerprint, **counts},
