@@ -174,9 +174,9 @@ class Run:
         figures = self.task.last_score(trainer.evaluated, test, *self._where(data))
         self.facts["data"]["test"] = len(test)
         self.folder.write_json("environment.json", self.facts)
-        outcome.write_model(self.folder, trainer.evaluated, self.facts)
+        digest = outcome.write_model(self.folder, trainer.evaluated, self.facts)
         size = sum(parameter.numel() for parameter in trainer.evaluated.parameters())
-        facts = self.facts | self.aside | {"parameters": size, "flops_per_image": flops}
+        facts = self.facts | self.aside | {"parameters": size, "flops_per_image": flops, "model_sha256": digest}
         result = outcome.result(self.config, facts, self.folder.metrics, figures)
         self.folder.write_json("evaluation.json", outcome.evaluation(self.folder, self.facts, result, test, figures))
         self.folder.write_json("result.json", result)

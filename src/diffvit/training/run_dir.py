@@ -76,6 +76,22 @@ class RunDir:
             )
         return cls(path)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The plain values of config.yaml.
+
+        Raises:
+            InputError: it is damaged; an empty one is, for a run writes down every setting.
+        """
+        file = self.path / "config.yaml"
+        try:
+            values = read_yaml(file)
+        except ConfigError as error:
+            raise InputError(error.what, error.why, error.hint) from None
+        if not values:
+            raise InputError(str(file), "is empty: it is damaged", "Restore it, or train again into another folder.")
+        return values
+
     @cached_property
     def config(self) -> Config:
         """The resolved config.
@@ -84,7 +100,7 @@ class RunDir:
             InputError: config.yaml is damaged.
         """
         try:
-            return parse(read_yaml(self.path / "config.yaml"), str(self.path / "config.yaml"))
+            return parse(self.settings, str(self.path / "config.yaml"))
         except ConfigError as error:
             raise InputError(error.what, error.why, error.hint) from None
 
