@@ -117,18 +117,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def from_environment(environ: Mapping[str, str], kind: type[Config] = Config) -> dict[str, Any]:
-    """``DIFFVIT_EPOCHS=3`` and ``DIFFVIT_MODEL__EMBED_DIM=64`` as nested values; ``DIFFVIT_DATA`` is the data folder.
+    """``DIFFVIT_EPOCHS=3`` and ``DIFFVIT_MODEL__EMBED_DIM=64`` as nested values.
 
-    Variables that name no setting are left alone: the prefix is shared with other uses.
+    Variables that name no setting are left alone: the prefix is shared with other uses. ``DIFFVIT_DATA`` is one of
+    those: it says where CIFAR-10 lies (:func:`diffvit.data.sources.place_of`), not which data to take.
 
     Raises:
         ConfigError: a value is not YAML.
     """
     values: dict[str, Any] = {}
     for name, text in environ.items():
-        if not name.startswith("DIFFVIT_") or not text:
+        if not name.startswith("DIFFVIT_") or name == "DIFFVIT_DATA" or not text:
             continue
-        path = ("data_dir",) if name == "DIFFVIT_DATA" else tuple(name.removeprefix("DIFFVIT_").lower().split("__"))
+        path = tuple(name.removeprefix("DIFFVIT_").lower().split("__"))
         section: type[BaseModel] | None = kind
         for key in path[:-1]:
             section = _section_of(section, key) if section else None
@@ -217,7 +218,7 @@ def _blame(path: _Path, why: str, layers: list[tuple[str, Mapping[str, Any]]]) -
         if kind == "--":
             return "--" + ".".join(full).replace("_", "-")
         if kind == "DIFFVIT_":
-            return "DIFFVIT_DATA" if full == ("data_dir",) else "DIFFVIT_" + "__".join(full).upper()
+            return "DIFFVIT_" + "__".join(full).upper()
         return kind + ".".join(full)
     return f"{layers[0][0]}{'.'.join(path)}" if layers[0][0].endswith(": ") else ".".join(path) or "config"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from diffvit.app.models import Models, offers_of
+from diffvit.app.test_sets import TestSets
 from diffvit.cli.main import run
 from diffvit.config import parse
 from diffvit.training.progress import QuietProgress
@@ -250,3 +253,59 @@ def test_the_next_command_of_a_run_whose_twin_is_there_compares_them(capsys: Cap
     succeeds(["train", "tiny.yaml", "--model.attention", "differential", "--out", "runs/pair-differential"], capsys)
     out = succeeds(["train", "--resume", "runs/pair"], capsys)
     assert "diffvit compare runs/pair runs/pair-differential" in out
+
+
+@pytest.fixture(scope="module")
+def photos(session: Path) -> Path:
+    """A folder with photos/ of two classes, and runs/photos, trained on them by a relative path."""
+    place = session / "apart"
+    for number in range(24):
+        file = place / "photos" / ("train" if number < 16 else "test") / ("dark", "light")[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (10 * number, 200 * (number % 2), 40)).save(file)
+    (place / "cifar").mkdir()
+    flags = ["--data", "folder", "--data-dir", "photos", "--validation-size", "0", "--model.num-classes", "2"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setattr("diffvit.reporting.render.run_report", plain_report)
+        patch.setenv("DIFFVIT_DATA", "cifar")
+        assert run(["train", "../tiny.yaml", *flags, "--out", "runs/photos", "--quiet"]) == 0
+    return place
+
+
+def test_a_run_on_a_folder_keeps_it_whatever_the_variable_says(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trained, accuracy = photos / "runs" / "photos", RunDir(photos / "runs" / "photos").result["test_accuracy"]
+    assert RunDir.open(trained).config.data_dir == photos / "photos"
+    for variable in (str(photos / "cifar"), ""):
+        monkeypatch.setenv("DIFFVIT_DATA", variable)
+        found = last_json(succeeds(["evaluate", str(trained), "--json"], capsys))
+        assert (found["accuracy"], found["images"], found["data"]) == (accuracy, 8, "folder photos")
+        succeeds(["attention", str(trained), "--index", "0", "--out", "looked"], capsys)
+        assert len(TestSets(Models(offers_of([str(trained)])), None).images("photos")) == 8
+    succeeds(["train", str(trained / "config.yaml"), "--out", "again", "--quiet"], capsys)
+    assert RunDir.open("again").result["test_accuracy"] == accuracy
+    assert run(["evaluate", str(trained), "--data-dir", str(photos / "cifar")]) == 3  # the flag says otherwise
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_folder_has_to_be_named_by_the_flag(photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    monkeypatch.setenv("DIFFVIT_DATA", str(photos / "photos"))
+    for command in (["train", "--data", "folder", "--out", "runs/none"], ["data", "info", "folder"]):
+        assert run(command) == 3
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert "--data-dir" in err
+
+
+def test_a_run_of_before_with_a_relative_folder_still_loads(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured, tmp_path: Path
+) -> None:
+    old = Path(shutil.copytree(photos / "runs" / "photos", tmp_path / "old"))
+    written = (old / "config.yaml").read_text()
+    (old / "config.yaml").write_text(written.replace(str(photos / "photos"), "photos"))
+    monkeypatch.chdir(photos)
+    found = last_json(succeeds(["evaluate", str(old), "--json"], capsys))
+    assert found["accuracy"] == RunDir(old).result["test_accuracy"]

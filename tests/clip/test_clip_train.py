@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +211,20 @@ def test_a_file_that_lies(finished: RunDir, tmp_path: Path, change: dict[str, An
     save_file(load_file(file), tmp_path / "m.safetensors", {"diffvit": json.dumps(meta)})
     with pytest.raises(InputError, match=said):
         load_small(tmp_path / "m.safetensors")
+
+
+def test_templates_that_nobody_has_are_refused_before_the_first_step(tmp_path: Path) -> None:
+    words = {**settings()["captions"], "evaluated_with": "openai-81"}
+    with pytest.raises(ConfigError, match="openai-81"):
+        train(clip_config(captions=words, validation_size=0), out=tmp_path / "run", task=ContrastiveTask())
+    assert not (tmp_path / "run").exists()
+
+
+def test_damaged_weights_of_a_finished_clip_are_refused(finished: RunDir, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished.path, tmp_path / "run"))
+    file = folder / "model.safetensors"
+    damaged = bytearray(file.read_bytes())
+    damaged[-100] ^= 1
+    file.write_bytes(damaged)
+    with pytest.raises(InputError, match="is damaged"):
+        load_small(folder)

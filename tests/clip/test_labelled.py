@@ -96,10 +96,9 @@ def test_cifar10_is_as_its_source_gives_it(tmp_path: Path, monkeypatch: pytest.M
         return Images(pixels, torch.tensor([3, 4, 0, 3]), CLASSES, "CIFAR-10 (JPEG)", "")
 
     monkeypatch.setattr(subject.sources, "load", load)
-    monkeypatch.setenv("DIFFVIT_DATA", str(tmp_path))
     found = open_labelled("cifar10")
     open_labelled("cifar10", split="train", data_dir=tmp_path / "other")
-    assert asked == [("cifar10", "test", tmp_path, 32), ("cifar10", "train", tmp_path / "other", 32)]
+    assert asked == [("cifar10", "test", None, 32), ("cifar10", "train", tmp_path / "other", 32)]
     assert (found.name, found.classes, found.labels) == ("CIFAR-10 (JPEG) test", tuple(CLASSES), (3, 4, 0, 3))
     assert found.places == ("test/00000", "test/00001", "test/00002", "test/00003")
     assert found.stamps[2] == hashlib.sha256(pixels[2].numpy().tobytes()).hexdigest()

@@ -12,7 +12,9 @@ from cifar10_files import synthetic, write_parquet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import diffvit
 from diffvit.cache import cache_folder
+from diffvit.config import config_hash
 from diffvit.data import cifar10, shapes, sources
 from diffvit.errors import ConfigError, EnvironmentFault, InputError
 
@@ -100,6 +102,71 @@ def test_cifar10_is_fetched_when_it_is_nowhere(monkeypatch: pytest.MonkeyPatch) 
     assert len(asked) == 1
     assert asked[0]["timeout"] <= 5  # auto must not wait for a network that is not there
     assert asked[0]["deadline"] <= 60
+
+
+def test_the_variable_names_cifar10s_place_for_every_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_cifar10(cache_folder() / "cifar10")
+    from_cache = load("cifar10", None).fingerprint
+    put_cifar10(tmp_path / "named" / "cifar10", lighter=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DIFFVIT_DATA", "named")
+    assert load("cifar10", None).fingerprint == load("auto", None).fingerprint != from_cache
+    put_cifar10(tmp_path / "flag")
+    assert load("cifar10", tmp_path / "flag").fingerprint == from_cache  # what is asked for goes first
+    monkeypatch.setenv("DIFFVIT_DATA", "nothing")
+    for source in ("cifar10", "auto"):
+        with pytest.raises(InputError, match="no such data folder"):
+            load(source, None)
+    with pytest.raises(InputError, match="--data-dir"):
+        load("folder", None)
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_cifar10(tmp_path / "home" / "photos")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    found = load("cifar10", Path("~/photos")).fingerprint
+    monkeypatch.setenv("DIFFVIT_DATA", "~/photos")
+    assert load("cifar10", None).fingerprint == found
+
+
+def test_training_in_python_follows_the_variable_and_evaluating_needs_it_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_cifar10(tmp_path / "data" / "cifar10")
+    tiny = diffvit.Config.model_validate(
+        {
+            **{"epochs": 1, "data": "cifar10", "validation_size": 10, "batch_size": 40, "threads": 1},
+            **{"device": "cpu", "precision": "fp32"},
+            "model": {"patch_size": 16, "embed_dim": 8, "depth": 1, "num_heads": 2},
+        }
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DIFFVIT_DATA", "data")
+    run = diffvit.train(tiny, out=tmp_path / "run")
+    assert run.config.data_dir == tmp_path / "data"
+    assert config_hash(run.config) == config_hash(tiny)
+    monkeypatch.delenv("DIFFVIT_DATA")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert diffvit.evaluate(run)["accuracy"] == run.result["test_accuracy"]
+    # Where the recorded place is gone, as on another machine, CIFAR-10 is looked for as always.
+    (tmp_path / "data").rename(tmp_path / "moved")
+    monkeypatch.setenv("DIFFVIT_DATA", str(tmp_path / "moved"))
+    assert diffvit.evaluate(run)["accuracy"] == run.result["test_accuracy"]
+
+
+def test_training_is_refused_at_once_where_the_test_set_is_not_whole(tmp_path: Path) -> None:
+    values = {"epochs": 1, "data": "cifar10", "data_dir": tmp_path / "data", "validation_size": 0, "threads": 1}
+    config = diffvit.Config.model_validate(values)
+    steps: list[object] = []
+    for test in (None, synthetic(1, 2)):
+        write_parquet(tmp_path / "data", "train", SETS["train"])
+        if test:
+            write_parquet(tmp_path / "data", "test", test)
+        with pytest.raises(InputError, match="test"):
+            diffvit.train(config, out=tmp_path / "run", on_ready=steps.append)
+        assert not steps
+        assert not (tmp_path / "run").exists()
 
 
 def test_other_sizes_are_resized(tmp_path: Path) -> None:

@@ -28,6 +28,15 @@ def test_a_run_becomes_a_row_with_results_environment_and_settings(make_run: Mak
     assert [len(epoch["lambda"]) for epoch in record.epochs] == [3, 3, 3]
 
 
+def test_what_a_run_says_of_its_files_is_no_setting(make_run: MakeRun) -> None:
+    folder = make_run("a")
+    before = read_run(folder).row
+    for name, more in (("result.json", {"model_sha256": "0" * 64}), ("environment.json", {"task": "mine.Task"})):
+        values = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(values | more))
+    assert read_run(folder).row == before
+
+
 def test_what_is_written_is_read_back_equal(make_run: MakeRun, tmp_path: Path) -> None:
     records = [read_run(make_run("a")), read_run(make_run("b", attention="differential", validated=False))]
     stamp = write(tmp_path / "out", records)

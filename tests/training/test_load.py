@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,9 @@ from hypothesis import strategies as st
 
 import diffvit
 from diffvit import VisionTransformer, weights
+from diffvit.app.models import offers_of
+from diffvit.cli.main import run as cli
+from diffvit.config import parse
 from diffvit.errors import InputError
 from diffvit.training.load import load_with_meta
 
@@ -218,3 +223,71 @@ def test_a_cut_or_changed_header_is_an_input_error_or_the_same_model(tmp_path: P
     path.write_bytes(content)
     with contextlib.suppress(InputError):
         assert diffvit.load(path).state_dict().keys() == model.state_dict().keys()
+
+
+TINY: dict[str, Any] = {
+    **{"data": "shapes", "epochs": 1, "batch_size": 40, "validation_size": 0, "threads": 1, "device": "cpu"},
+    **{"shapes": {"size": 16, "train": 40, "test": 20}, "precision": "fp32"},
+    "model": {"image_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return diffvit.train(parse(TINY), out=tmp_path_factory.mktemp("finished") / "run").path
+
+
+def _tensors_begin(file: Path) -> int:
+    content = file.read_bytes()
+    return 8 + int.from_bytes(content[:8], "little")
+
+
+def test_forty_damaged_weights_of_a_finished_run_are_forty_refused(finished: Path, tmp_path: Path) -> None:
+    run, draws = Path(shutil.copytree(finished, tmp_path / "run")), random.Random(0)
+    file = run / "model.safetensors"
+    whole, first = file.read_bytes(), _tensors_begin(file)
+    assert weights.sha256_of(file) == json.loads((run / "result.json").read_text())["model_sha256"]
+    refused = 0
+    for trial in range(40):
+        damaged = bytearray(whole)
+        place = draws.randrange(first, len(whole) - 64)
+        if trial % 2:
+            damaged[place] ^= 1 << draws.randrange(8)
+        else:
+            damaged[place : place + 64] = bytes(64)
+        if damaged == whole:  # 64 bytes that were zeros already
+            damaged[place] = 1
+        file.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"model\.safetensors: is damaged") as caught:
+            diffvit.load(run)
+        assert "\n" not in str(caught.value)
+        refused += 1
+    assert refused == 40
+    for use in (diffvit.evaluate, lambda run: offers_of([str(run)]), lambda run: diffvit.load(run / file.name)):
+        with pytest.raises(InputError, match="is damaged"):
+            use(run)
+    assert cli(["attention", str(run), "--index", "0"]) == 3
+    file.write_bytes(whole)
+    diffvit.load(run)
+
+
+def test_a_run_of_before_has_no_sum_and_loads(finished: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    result = json.loads((run / "result.json").read_text())
+    del result["model_sha256"]
+    (run / "result.json").write_text(json.dumps(result))
+    diffvit.load(run)
+    # Another's weights beside the result, and a weights file elsewhere, are none of its business.
+    shutil.copy(finished / "model.safetensors", tmp_path / "alone.safetensors")
+    diffvit.load(tmp_path / "alone.safetensors")
+
+
+@pytest.mark.parametrize("content", ["", "# only a comment\n", "{}\n"])
+def test_an_empty_config_beside_a_model_is_no_default(finished: Path, tmp_path: Path, content: str) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    (run / "config.yaml").write_text(content)
+    for use in (diffvit.load, diffvit.evaluate, lambda run: diffvit.RunDir.open(run).config):
+        with pytest.raises(InputError, match=r"config\.yaml: is empty"):
+            use(run)
+    for command in (["evaluate", str(run)], ["train", "--resume", str(run)], ["compare", str(run)]):
+        assert cli(command) == 3

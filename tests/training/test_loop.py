@@ -8,6 +8,7 @@ import signal
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import diffvit
@@ -17,6 +18,7 @@ from diffvit.errors import ConfigError, EnvironmentFault, InputError, Interrupte
 from diffvit.training.loop import train
 from diffvit.training.progress import QuietProgress
 from diffvit.training.run_dir import RunDir
+from diffvit.training.task import Task
 from diffvit.training.trainer import Trainer
 
 TIMING = ("seconds", "images_per_second", "train_seconds", "data_seconds", "compile_seconds")
@@ -425,6 +427,135 @@ def test_a_model_with_other_classes_than_the_data(tmp_path):
         train(config(model={"num_classes": 7}), out=tmp_path / "run")
     with pytest.raises(ConfigError, match=r"1 vs 3 channels.*--model.in-chans 3"):
         train(config(model={"in_chans": 1}), out=tmp_path / "run2")
+
+
+def photos(root, *, train=("a", "b"), test=("a", "b"), name="test"):
+    """A data folder of two images a class in train and one in test."""
+    for split, labels, count in (("train", train, 2), (name, test, 1)):
+        for label in labels:
+            for number in range(count):
+                file = root / split / label / f"{number}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (20, 16), (60 * number, 90, ord(label))).save(file)
+    return root
+
+
+def on_photos(root, **changes):
+    return config(data="folder", data_dir=str(root), validation_size=0, epochs=1, model={"num_classes": 2}, **changes)
+
+
+def no_test_split(root):
+    shutil.rmtree(root / "test")
+    return "no such folder"
+
+
+def an_empty_class_in_test(root):
+    (root / "test" / "a" / "0.png").unlink()
+    return "holds no images"
+
+
+def a_class_that_train_lacks(root):
+    (root / "test" / "c").mkdir()
+    (root / "test" / "c" / "0.png").write_bytes((root / "test" / "a" / "0.png").read_bytes())
+    return "a class that train/ does not have"
+
+
+def a_test_image_that_cannot_be_read(root):
+    (root / "test" / "b" / "0.png").write_bytes(b"not an image")
+    return "is not an image"
+
+
+@pytest.mark.parametrize(
+    "damage", [no_test_split, an_empty_class_in_test, a_class_that_train_lacks, a_test_image_that_cannot_be_read]
+)
+def test_what_the_end_needs_is_checked_before_the_first_step(tmp_path, damage):
+    why, progress = damage(photos(tmp_path / "photos")), Recorder()
+    with pytest.raises(InputError, match=why):
+        train(on_photos(tmp_path / "photos"), out=tmp_path / "runs" / "run", progress=progress)
+    assert progress.started is None
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_test_split_of_a_folder_may_be_called_val(tmp_path):
+    run = train(on_photos(photos(tmp_path / "photos", name="val")), out=tmp_path / "run")
+    assert run.environment["data"]["test"] == 2
+
+
+def test_a_model_that_cannot_be_counted_is_refused_before_the_first_step(tmp_path):
+    class NoSettings(Task):
+        def model(self, config, data):
+            model = super().model(config, data)
+            del model.settings
+            return model
+
+    progress = Recorder()
+    with pytest.raises(AttributeError, match="settings"):
+        train(config(), out=tmp_path / "run", progress=progress, task=NoSettings())
+    assert progress.started is None
+    assert not (tmp_path / "run").exists()
+
+
+def contents(folder):
+    return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+def stop(*_, **__):
+    raise KeyboardInterrupt
+
+
+REFUSED = {
+    "no such data": (InputError, {"data": "cifar10", "data_dir": "/nowhere"}),
+    "data without a place": (InputError, {"data": "folder"}),
+    "too much kept apart": (InputError, {"validation_size": 50}),
+    "classes": (ConfigError, {"model": {"num_classes": 7}}),
+    "channels": (ConfigError, {"model": {"in_chans": 1}}),
+    "memory": (EnvironmentFault, {}),
+    "device": (EnvironmentFault, {"device": "cuda"}),
+    "Ctrl-C": (KeyboardInterrupt, {}),
+}
+
+
+@pytest.mark.parametrize("where", ["new/deep/run", "empty", "begun"])
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_refused_start_leaves_nothing(tmp_path, monkeypatch, case, where):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "begun" / "checkpoints").mkdir(parents=True)  # as a process that was killed leaves it
+    (tmp_path / "begun" / ".lock").touch()
+    before = set(contents(tmp_path))
+    kind, changes = REFUSED[case]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    if case == "memory":
+        monkeypatch.setattr(Trainer, "__init__", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    if case == "Ctrl-C":
+        monkeypatch.setattr(sources, "load", stop)
+    with pytest.raises(kind):
+        train(config(**changes), out=tmp_path / where)
+    assert set(contents(tmp_path)) == before
+
+
+def test_a_refused_start_leaves_what_was_there(finished, tmp_path):
+    run = RunDir(shutil.copytree(finished.path, tmp_path / "run"))
+    (run.path / "result.json").unlink()
+    (run.path / ".lock").unlink()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("dear to somebody")
+    before = contents(tmp_path)
+    for kind, out, resume, changes in [
+        (InputError, "other", False, {}),
+        (InputError, "run", False, {}),
+        (InputError, "other", True, {}),
+        (ConfigError, "run", True, {"epochs": 4}),
+        (InputError, "other/thesis.tex", False, {}),
+    ]:
+        with pytest.raises((kind, EnvironmentFault)):
+            train(config(**changes), out=tmp_path / out, resume=resume)
+        assert contents(tmp_path) == before
+    with RunDir(tmp_path / "busy").lock():
+        before = contents(tmp_path)
+        with pytest.raises(RunBusyError):
+            train(config(), out=tmp_path / "busy")
+        assert contents(tmp_path) == before
+    train(config(), out=run.path, resume=True)
 
 
 def test_the_thread_count_is_given_back(tmp_path):

@@ -1,6 +1,7 @@
 """Run folders."""
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -154,4 +155,59 @@ def test_the_lock_keeps_a_second_one_out(tmp_path):
             pass
         assert caught.value.exit_code == 6
     with RunDir(tmp_path / "run").lock():
+        pass
+
+
+def test_a_lock_file_that_goes_while_it_is_opened_lets_nobody_in_twice(tmp_path, monkeypatch):
+    run = RunDir(tmp_path / "run")
+    refused, winner, real = run.lock(), run.lock(), fcntl.flock
+    refused.__enter__()
+
+    def flock(handle, how):  # between another process's open and its lock, the refused start ends and a third begins
+        monkeypatch.setattr(fcntl, "flock", real)
+        assert refused.__exit__(InputError, InputError("data", "is bad"), None) is not True
+        assert not run.path.exists()
+        winner.__enter__()
+        real(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(RunBusyError), run.lock():
+        pass
+    winner.__exit__(None, None, None)
+
+
+HURDLES = """
+import os, random, sys, time
+from pathlib import Path
+from diffvit.errors import InputError, RunBusyError
+from diffvit.training.run_dir import RunDir
+
+base, draws, held = Path(sys.argv[1]), random.Random(int(sys.argv[2])), 0
+end = time.monotonic() + 2
+while time.monotonic() < end:
+    try:
+        with RunDir(base / "runs" / "run").lock():
+            os.close(os.open(base / "inside", os.O_CREAT | os.O_EXCL))  # fails where another is inside
+            RunDir.create(base / "runs" / "run")
+            os.unlink(base / "inside")
+            held += 1
+            raise InputError("data", "is bad")
+    except RunBusyError:
+        pass
+    except InputError as error:
+        assert error.what == "data", error
+    time.sleep(draws.random() * 0.001)
+print(held)
+"""
+
+
+def test_refused_starts_in_many_processes_never_hold_one_folder_together(tmp_path):
+    running = [
+        subprocess.Popen([sys.executable, "-c", HURDLES, tmp_path, str(seed)], stdout=subprocess.PIPE, text=True)
+        for seed in range(3)
+    ]
+    held = [process.communicate(timeout=120)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0]
+    assert sum(map(int, held)) > 10
+    with RunDir(tmp_path / "runs" / "run").lock():
         pass

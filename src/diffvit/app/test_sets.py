@@ -14,6 +14,7 @@ from diffvit.app.models import Models
 from diffvit.cache import cache_folder
 from diffvit.data import cifar10
 from diffvit.data.images import Images
+from diffvit.data.sources import place_of
 from diffvit.errors import InputError
 from diffvit.interpret.subject import labelled_images
 from diffvit.training.environment import resolve_precision
@@ -34,7 +35,8 @@ class TestSets:
 
     Args:
         models: the offers.
-        data_dir: where the data lies, before the user's cache folder.
+        data_dir: where the data lies, if not where each run has its own; CIFAR-10 is looked for there, else where
+            ``DIFFVIT_DATA`` points, then in the user's cache folder.
     """
 
     __test__ = False  # for pytest: no test
@@ -64,7 +66,7 @@ class TestSets:
             )
 
     def _local_cifar10(self) -> Path:
-        for place in (self._data_dir, cache_folder()):
+        for place in (place_of("cifar10", self._data_dir), cache_folder()):
             if place is not None and place.is_dir() and cifar10.find(place):
                 return place
         hint = "Fetch it with: diffvit data fetch cifar10, and start again; or bring a picture of your own."

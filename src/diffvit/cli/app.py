@@ -12,7 +12,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from diffvit.cli import show
-from diffvit.cli.options import COMMAND, OUTPUT, Output, data_dir_of
+from diffvit.cli.options import COMMAND, OUTPUT, DataDir, Output
 from diffvit.config import resolve
 from diffvit.errors import ConfigError, EnvironmentFault
 from diffvit.settings import Device
@@ -38,9 +38,7 @@ def app(
     open_browser: Annotated[
         bool, Parameter(name="--open", group=COMMAND, negative="", show_default=False, help="Show it in the browser.")
     ] = False,
-    data_dir: Annotated[
-        Path | None, Parameter(group=COMMAND, help="Where the data lies; by default what DIFFVIT_DATA says.")
-    ] = None,
+    data_dir: DataDir = None,
     clip_weights: Annotated[
         Path | None, Parameter(group=COMMAND, help="OpenAI's RN50.pt, to offer it beside the small CLIP.")
     ] = None,
@@ -71,7 +69,7 @@ def app(
     models = Models(offers_of(run), on, pretrained_of(pretrained, on))
     openai = openai_weights(clip_weights)
     with bound(port) as listening:
-        page = application(Desk(models, data_dir_of(data_dir)), openai)
+        page = application(Desk(models, data_dir), openai)
         address = f"http://{HOST}:{listening.getsockname()[1]}"
         show.line(f"models  {', '.join(offer.name for offer in (*models.lookers, *models.clips))}")
         show.line(f"page    {address} (Ctrl-C stops it)")

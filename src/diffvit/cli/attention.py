@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from diffvit.cli import show
-from diffvit.cli.options import COMMAND, OUTPUT, Output, data_dir_of
+from diffvit.cli.options import COMMAND, OUTPUT, Output
 from diffvit.config import resolve
 from diffvit.errors import ConfigError
 from diffvit.settings import Device
@@ -35,7 +35,7 @@ class What:
     data: Literal["auto", "cifar10", "folder", "shapes"] | None = None
     """Data source; by default the run's own."""
     data_dir: Path | None = None
-    """Where the data lies; by default what DIFFVIT_DATA says."""
+    """Where the data lies; by default, for CIFAR-10, what DIFFVIT_DATA says, else the run's own place."""
     pretrained: str | None = None
     """A pretrained ViT instead of a run, by timm's name (vit_small_patch16_224.dino); then all arguments are images."""
     weights: Path | None = None
@@ -174,15 +174,14 @@ def _pictures(
     if index is None:
         index = _numbers("--index", _FIRST)
         show.line(f"no image named: taking --index {_FIRST}")
-    own = labelled_images(reference, split=what.split, data=what.data, data_dir=data_dir_of(what.data_dir))
+    own = labelled_images(reference, split=what.split, data=what.data, data_dir=what.data_dir)
     return found + from_set(own, index)
 
 
 def _score(subject: Subject, reference: str, what: What, count: int, out: Path) -> dict[str, Any]:
     from diffvit.interpret.score_report import score_run
 
-    where = data_dir_of(what.data_dir)
-    found = score_run(subject, reference, out, count=count, split=what.split, data=what.data, data_dir=where)
+    found = score_run(subject, reference, out, count=count, split=what.split, data=what.data, data_dir=what.data_dir)
     for title, columns, rows in found.tables:
         show.table(columns, rows, title=title)
     show.line(f"scores  {', '.join(str(file) for file in found.files)}")

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from diffvit.benchmarks.results import refuse_folder
 from diffvit.benchmarks.settings import numbers_of
 from diffvit.cli import show
-from diffvit.cli.options import COMMAND, OUTPUT, DataDir, Output, data_dir_of
+from diffvit.cli.options import COMMAND, OUTPUT, DataDir, Output
 from diffvit.clip.precision_settings import BATCH_SIZES, FOLDER, Plan
 from diffvit.config import resolve
 from diffvit.errors import ConfigError
@@ -63,7 +63,7 @@ def precision(
 
     result = run(
         plan,
-        data_dir=data_dir_of(data_dir),
+        data_dir=data_dir,
         weights=weights,
         load=loader(),
         device=resolve_device(config.device),

@@ -14,7 +14,7 @@ from diffvit.benchmarks.results import refuse_folder
 from diffvit.cli import show
 from diffvit.cli.clip_compared import ALL_OF_THEM, SHIFT_PICTURES, changes_of, tell, write
 from diffvit.cli.clip_options import ClipChoice, Lines, summed
-from diffvit.cli.options import COMMAND, OUTPUT, DataDir, Output, data_dir_of
+from diffvit.cli.options import COMMAND, OUTPUT, DataDir, Output
 from diffvit.clip.precision_settings import Plan
 from diffvit.errors import EnvironmentFault, InputError
 from diffvit.settings import Device
@@ -91,7 +91,7 @@ def published(
         place = out / f"imagenet-{version}"
         faults |= _compared(clip, (version, file), pictures, (amount, changes), place, str(imagenet))
     try:
-        small = open_labelled("cifar10", data_dir=data_dir_of(data_dir))
+        small = open_labelled("cifar10", data_dir=data_dir)
     except EnvironmentFault as fault:
         show.line(f"note: without CIFAR-10: {fault}")
     else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from diffvit.cli import show
-from diffvit.cli.options import COMMAND, OUTPUT, DataDir, Output, data_dir_of
+from diffvit.cli.options import COMMAND, OUTPUT, DataDir, Output
 from diffvit.config import resolve, to_dict
 
 if TYPE_CHECKING:
@@ -81,11 +81,10 @@ def fetch(
     output: Output = OUTPUT,
 ) -> None:
     """Fetch a public data set over https, every file checked against its known SHA-256; what is here is kept."""
-    data_dir = data_dir_of(data_dir)
-
     from diffvit.data.download import fetch as download
+    from diffvit.data.sources import place_of
 
-    folder = download(name, data_dir, progress=_Bar(name))
+    folder = download(name, place_of(name, data_dir), progress=_Bar(name))
     show.line(f"{name}  {folder}")
     if output.json:
         show.as_json({"name": name, "folder": folder})

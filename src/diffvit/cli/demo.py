@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -33,8 +32,7 @@ def demo(recipes: Path, out: Path) -> Path:
     from diffvit.training.progress import make_progress
 
     keep_freed_memory()
-    data_dir = os.environ.get("DIFFVIT_DATA")
-    source = resolve_auto(data_dir=Path(data_dir) if data_dir else None)
+    source = resolve_auto(None)
     if source == "shapes":
         print(
             "CIFAR-10 was not found here and could not be fetched: training on the built-in shapes instead.", flush=True

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from diffvit.cli import show
-from diffvit.cli.options import COMMAND, OUTPUT, PLACE, DataDir, Output, Place, data_dir_of
+from diffvit.cli.options import COMMAND, OUTPUT, PLACE, DataDir, Output, Place
 from diffvit.errors import ConfigError
 
 Run = Annotated[str, Parameter(help="Run folder, model.safetensors, or the name of a packaged model.")]
@@ -27,7 +27,6 @@ def evaluate(
 ) -> None:
     """Score a trained model on labelled images: accuracy, top-5, calibration, and each class."""
     where = place.resolved()
-    data_dir = data_dir_of(data_dir)
 
     from diffvit.training.evaluate import evaluate as score
     from diffvit.training.memory import keep_freed_memory

@@ -47,14 +47,9 @@ class Place:
 
 
 DataDir = Annotated[
-    Path | None, Parameter(group=COMMAND, help="Where the data lies; by default what DIFFVIT_DATA says.")
+    Path | None,
+    Parameter(group=COMMAND, help="Where the data lies; by default, for CIFAR-10, what DIFFVIT_DATA says."),
 ]
-
-
-def data_dir_of(flag: Path | None) -> Path | None:
-    """The data folder: flag > environment."""
-    return flag or resolve().data_dir
-
 
 OUTPUT, PLACE = Output(), Place()
 

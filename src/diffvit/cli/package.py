@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from diffvit import weights
 from diffvit.clip.small.load import load_small
 from diffvit.clip.small.score import score_clip
-from diffvit.config import ClipConfig, parse, resolve, to_dict
+from diffvit.config import ClipConfig, parse, to_dict
 from diffvit.errors import DiffvitError, InputError
 from diffvit.models.differential import DifferentialAttention
 from diffvit.reporting import markdown, tables
@@ -97,8 +97,7 @@ def _clip_figures(file: Path, settings: Mapping[str, Any], data_dir: Path | None
     """The figures of a stored small CLIP on its data's test set."""
     config, clip = parse(dict(settings)), load_small(file)
     assert isinstance(config, ClipConfig)
-    place = data_dir or resolve().data_dir
-    images = load_split(config.model_copy(update={"data_dir": place}), config.data, "test")
+    images = load_split(config.model_copy(update={"data_dir": data_dir}), config.data, "test")
     look = clip.preprocessing
     model: Any = clip.model
     parameters = {"parameters": sum(parameter.numel() for parameter in model.parameters())}

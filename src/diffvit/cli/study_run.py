@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from diffvit.cli import show
-from diffvit.cli.options import COMMAND, OUTPUT, DataDir, Output, data_dir_of
+from diffvit.cli.options import COMMAND, OUTPUT, DataDir, Output
 from diffvit.cli.study_options import LEASE_SECONDS, WHAT, Name, What, ledgers_of, standing_of
 from diffvit.config import resolve
 from diffvit.errors import ConfigError, DiffvitError, EnvironmentFault, Interrupted
@@ -43,7 +43,7 @@ def work(
     keep_freed_memory()
     study = find_study(name)
     trials = {trial.name: trial for trial in what.trials(study)}
-    where: dict[str, Any] = {"threads": threads, "data_dir": data_dir_of(data_dir)}
+    where: dict[str, Any] = {"threads": threads, "data_dir": data_dir}
     where |= {} if device is None else {"device": device}
     training = Training(what.runs, where, show.line)
     for attention, ledger in ledgers_of(study, what, where, lease).items():
@@ -79,8 +79,8 @@ def run(
     trials = what.trials(study)
     config = resolve(None, {} if device is None else {"device": device})
     command = [*what.arguments(study), "--device", config.device, "--threads", str(max(1, usable_cores() // workers))]
-    command += ["--data-dir", str(folder)] if (folder := data_dir_of(data_dir)) else []
-    where = {"device": config.device, "data_dir": data_dir_of(data_dir)}
+    command += ["--data-dir", str(data_dir)] if data_dir else []
+    where = {"device": config.device, "data_dir": data_dir}
     ledgers = ledgers_of(study, what, where)
     again = [cell for ledger in ledgers.values() for cell in ledger.forgive()]
     if again and not quiet:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffvit.cache import cache_folder
 from diffvit.clip.encoder import IMAGE_SIZE, MEAN, STD
-from diffvit.data import cifar10, shapes
+from diffvit.data import cifar10, shapes, sources
 from diffvit.data.images import decode
 from diffvit.errors import InputError
 
@@ -36,17 +36,17 @@ def pictures(data_dir: Path | None, count: int, *, size: int = IMAGE_SIZE) -> Pi
 
     Args:
         data_dir: holds CIFAR-10 (see :func:`diffvit.data.sources.load`), or images in it and in folders below it.
-            Without it: CIFAR-10 in the user's cache, else the built-in shapes.
+            Without it: CIFAR-10 where ``DIFFVIT_DATA`` points, else in the user's cache; else the built-in shapes.
         count: images wanted; a folder may have fewer.
         size: side of the square they are resized to, pixels, bicubic.
 
     Raises:
         InputError: no such folder, nothing in it, or a damaged image.
     """
-    if data_dir is not None and not data_dir.is_dir():
-        raise InputError(str(data_dir), "no such folder", "Leave --data-dir out to use the built-in shapes.")
-    place = data_dir or cache_folder()
-    if found := cifar10.find(place):
+    place = sources.place_of("cifar10", data_dir)
+    if place is not None and not place.is_dir():
+        raise InputError(str(place), "no such folder", "--data-dir and DIFFVIT_DATA name the folder that data lies in.")
+    if found := cifar10.find(place or cache_folder()):
         images = cifar10.load(found, "test")
         chosen = images.pixels[:count].numpy()
         return Pictures(_prepared(list(chosen), size), f"{images.name}, test, enlarged to {size} pixels")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,14 +30,28 @@ _VALIDATION = 2000  # stream of the draws
 _QUICK, _QUICK_IN_ALL = 3.0, 60.0
 
 
+def place_of(source: str, data_dir: Path | None) -> Path | None:
+    """The folder in which a source is looked for first: ``data_dir``, else for CIFAR-10 what ``DIFFVIT_DATA`` names.
+
+    The variable never speaks of a ``folder`` or ``shapes`` source. ``~`` is expanded.
+    """
+    named = data_dir or (os.environ.get("DIFFVIT_DATA") if source in ("auto", "cifar10") else None)
+    if not named:
+        return None
+    with suppress(RuntimeError):  # of a user who is not there: then it is a folder's name
+        return Path(named).expanduser()
+    return Path(named)
+
+
 def resolve_auto(data_dir: Path | None, *, announce: Announce | None = None) -> Literal["cifar10", "shapes"]:
     """What ``auto`` stands for on this machine: cifar10 where it is found or quickly fetched, else shapes.
 
-    Looked at in turn: ``data_dir``, the user's cache, the public files (given up after 3 seconds without an answer, or
-    one minute in all). A ``data_dir`` without CIFAR-10 is no fault here, but one that does not exist is.
+    Looked at in turn: ``data_dir``, or else where ``DIFFVIT_DATA`` points; the user's cache; the public files (given up
+    after 3 seconds without an answer, or one minute in all). A named folder without CIFAR-10 is no fault here, but one
+    that does not exist is.
 
     Raises:
-        InputError: ``data_dir`` is no folder.
+        InputError: the folder that is named does not exist.
     """
     try:
         _cifar10(data_dir, announce, timeout=_QUICK, deadline=_QUICK_IN_ALL, strict=False)
@@ -59,7 +75,8 @@ def load(
         source: auto (see :func:`resolve_auto`), cifar10, folder or shapes.
         split: train or test.
         data_dir: where the data lies. ``cifar10`` is looked for in ``data_dir/cifar10`` and ``data_dir`` and nowhere
-            else; without a ``data_dir`` in the user's cache, and then fetched into it.
+            else; without a ``data_dir`` where ``DIFFVIT_DATA`` points, in the same way; without either in the user's
+            cache, and then fetched into it. ``folder`` must have one.
         image_size: side of the images, pixels; others are resized.
         shapes: the dials of :func:`diffvit.data.shapes.generate`, with ``train`` and ``test`` for the counts.
         announce: told, in one line, when a download starts.
@@ -77,14 +94,13 @@ def load(
     if split not in SPLITS:
         raise ConfigError(f"split {split!r}", "no such split (have train, test)")
     chosen = resolve_auto(data_dir, announce=announce) if source == "auto" else source
+    place = place_of(chosen, data_dir)
     if chosen == "shapes":
         return _resized(_shapes(split, shapes or {}), image_size)
     if chosen == "folder":
-        if data_dir is None:
-            raise InputError(
-                "data folder", "needs to know where the data lies", "Give --data-dir DIR or set DIFFVIT_DATA."
-            )
-        return folder.load(data_dir, split, image_size=image_size)
+        if place is None:
+            raise InputError("data folder", "needs to know where the data lies", "Give --data-dir DIR.")
+        return folder.load(place, split, image_size=image_size)
     return _resized(cifar10.load(_cifar10(data_dir, announce, strict=source != "auto"), split), image_size)
 
 
@@ -96,17 +112,18 @@ def _cifar10(
     deadline: float | None = None,
     strict: bool,
 ) -> cifar10.Container:
-    """Find CIFAR-10, or fetch it. ``strict``: a ``data_dir`` that lacks it is an error."""
-    if data_dir is not None:
-        if not data_dir.is_dir():
+    """Find CIFAR-10, or fetch it. ``strict``: a folder that is named and lacks it is an error."""
+    place = place_of("cifar10", data_dir)
+    if place is not None:
+        if not place.is_dir():
             raise InputError(
-                str(data_dir), "no such data folder", "--data-dir and DIFFVIT_DATA name the folder that data lies in."
+                str(place), "no such data folder", "--data-dir and DIFFVIT_DATA name the folder that data lies in."
             )
-        if found := cifar10.find(data_dir):
+        if found := cifar10.find(place):
             return found
         if strict:
             raise InputError(
-                str(data_dir),
+                str(place),
                 f"holds no CIFAR-10 (looked for {cifar10.LOOKED_FOR}; in it and in its folder cifar10)",
                 "Fetch it with: diffvit data fetch cifar10",
             )
@@ -114,8 +131,7 @@ def _cifar10(
         return found
     if announce:
         announce("CIFAR-10 is not on this machine: trying to fetch it (about 144 MB)")
-    place = fetch("cifar10", timeout=timeout, deadline=deadline)
-    found = cifar10.find(place)
+    found = cifar10.find(fetch("cifar10", timeout=timeout, deadline=deadline))
     assert found is not None  # fetch gives these files or raises
     return found
 

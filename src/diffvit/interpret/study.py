@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from diffvit.config import Config, config_hash, parse, resolve
+from diffvit.config import Config, config_hash, parse
 from diffvit.data.images import Images
 from diffvit.errors import DiffvitError
 from diffvit.interpret.scores import score_maps
@@ -108,9 +108,7 @@ def run(
             continue
         folder = runs / trial.name
         announce(f"{number} of {len(wanted)}: {folder}")
-        where = {"data_dir": str(resolve().data_dir)} if resolve().data_dir else {}
-        config = trial.config.model_copy(update=where)
-        train(config, out=folder, resume=(folder / "config.yaml").is_file())
+        train(trial.config, out=folder, resume=(folder / "config.yaml").is_file())
         record = rows.read_run(folder)
         new_scores, new_curves = _scored(trial, folder)
         records, scores, curves = rows.merge(records, [record]), scores + new_scores, curves + new_curves

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -60,13 +61,13 @@ def conditions_of(config: Config) -> Conditions:
     precision = environment.resolve_precision(config.precision, device)
     asked = {name: to_dict(config)[name] for name in ("data", "data_dir", "shapes")}
     asked |= {"model": {name: getattr(config.model, name) for name in ("image_size", "num_classes", "in_chans")}}
-    data, fingerprint = _images(json.dumps(asked))
+    data, fingerprint = _images(json.dumps(asked), os.environ.get("DIFFVIT_DATA"))
     return Conditions(data, fingerprint, precision, device, environment.kernels(device, precision))
 
 
 @cache
-def _images(asked: str) -> tuple[str, str]:
-    """Name and fingerprint of the training images of these settings."""
+def _images(asked: str, place: str | None) -> tuple[str, str]:  # noqa: ARG001  (a part of the cache's key)
+    """Name and fingerprint of the training images of these settings, with CIFAR-10 where ``place`` says."""
     from diffvit.data import sources
     from diffvit.training.material import load_split
 

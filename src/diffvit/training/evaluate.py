@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from diffvit.config import Config, from_environment, parse, to_dict
+from diffvit.config import Config, parse, to_dict
 from diffvit.data import sources
 from diffvit.data.images import Images, decode, resize
 from diffvit.errors import ConfigError, InputError, did_you_mean
@@ -43,7 +42,8 @@ def evaluate(
         split: ``test``, ``validation`` (the images its training set kept apart) or ``train`` (those it learnt from,
             not augmented).
         data: another data source than the model's own; its classes must be the model's.
-        data_dir: where the data lies.
+        data_dir: where the data lies; by default where the run had it, for CIFAR-10 else where it is always looked
+            for (:func:`diffvit.data.sources.load`).
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: ``fp32``, ``bf16``, or ``auto``: what the run itself was scored with, else what this machine is
             good at.
@@ -124,11 +124,14 @@ def images_of(
     if split == "validation" and not size:
         why = "has no validation split: it was trained on every training image"
         raise InputError(str(run), why, "Take --split test or --split train.")
-    place = data_dir or from_environment(os.environ).get("data_dir") or (config.data_dir if config else None)
+    if data_dir is None and config and data in (None, config.data):
+        data_dir = sources.place_of(source, config.data_dir)
+        if source != "folder" and data_dir and not data_dir.is_dir():
+            data_dir = None  # as on another machine: CIFAR-10 is the same wherever it is found
     images = sources.load(
         source,
         "test" if split == "test" else "train",
-        data_dir=Path(place) if place else None,
+        data_dir=data_dir,
         image_size=image_size,
         shapes=to_dict(config.shapes) if config else None,
     )

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -17,9 +17,7 @@ from diffvit import weights
 from diffvit.config import ModelConfig
 from diffvit.errors import ConfigError, InputError, did_you_mean
 from diffvit.models.vit import VisionTransformer
-
-if TYPE_CHECKING:
-    from diffvit.training.run_dir import RunDir
+from diffvit.training.run_dir import RunDir
 
 MODEL_FILE = "model.safetensors"
 METADATA_KEY = "diffvit"
@@ -35,7 +33,8 @@ def load(reference: RunDir | Path | str, *, device: torch.device | str = "cpu") 
         device: where the weights go; ``"auto"`` takes CUDA where there is one.
 
     Raises:
-        InputError: no such model; not a weights file of diffvit; missing, unexpected, misshapen or non-finite weights.
+        InputError: no such model; not a weights file of diffvit; damaged; missing, unexpected, misshapen or non-finite
+            weights.
     """
     return load_with_meta(reference, device=device)[0]
 
@@ -68,10 +67,10 @@ def load_with_meta(
 
 
 def locate(reference: RunDir | Path | str) -> Path:
-    """The weights file a reference means.
+    """The weights file a reference means; a packaged one and a finished run's are checked against their SHA-256.
 
     Raises:
-        InputError: nothing there.
+        InputError: nothing there, or a damaged file.
     """
     place: Path | str = reference if isinstance(reference, Path | str) else reference.path
     path = Path(place)
@@ -80,14 +79,24 @@ def locate(reference: RunDir | Path | str) -> Path:
         if not file.is_file():
             why = f"has no {MODEL_FILE}: the run did not finish, or it is not a run folder"
             raise InputError(str(path), why, f"Finish it with: diffvit train --resume {path}")
-        return file
+        return _intact(file)
     if path.is_file():
-        return path
+        return _intact(path)
     file = weights.packaged(str(place))
     if file is None:
         names = weights.names()
         have = f"packaged: {', '.join(names)}" if names else "none is packaged"
         raise InputError(str(place), f"no such run, file or packaged model ({have})", did_you_mean(str(place), names))
+    return file
+
+
+def _intact(file: Path) -> Path:
+    """The file, its SHA-256 checked where its run's result.json lies beside it and names one."""
+    run = RunDir(file.parent)
+    expected = run.result.get("model_sha256") if file.name == MODEL_FILE and run.finished else None
+    if expected is not None and (found := weights.sha256_of(file)) != expected:
+        why = f"is damaged, or not the one its run wrote (SHA-256 {found[:12]}... vs {str(expected)[:12]}...)"
+        raise InputError(str(file), why, "Take a copy of it, or train again into another folder.")
     return file
 
 
@@ -199,6 +208,4 @@ def _config_beside(path: Path) -> dict[str, Any] | None:
     """The run's own config.yaml where the weights lie in a run folder."""
     if path.name != MODEL_FILE or not (path.parent / "config.yaml").is_file():
         return None
-    from diffvit.config import read_yaml
-
-    return read_yaml(path.parent / "config.yaml")
+    return RunDir(path.parent).settings

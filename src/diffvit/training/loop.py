@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from diffvit.config import Config, config_hash
+from diffvit.data.sources import place_of
 from diffvit.errors import EnvironmentFault
 from diffvit.training import environment, processes
 from diffvit.training.compiled import compile_limits
@@ -39,6 +40,8 @@ def train(
         on_ready: called with the run folder before the first step.
         task: what it learns; classification if not given.
 
+    A start that is refused leaves no folder; one that was there before stays as it was.
+
     Raises:
         ConfigError: the config does not fit the data, or is not the one the resumed run began with.
         InputError: bad data, a folder in use, no intact checkpoint.
@@ -50,6 +53,8 @@ def train(
     if out is None:
         out = f"runs/{config.data}-{config.model.attention}-{config_hash(config)}-s{config.seed}"
     out, progress = Path(out), progress or QuietProgress()
+    if place := place_of(config.data, config.data_dir):  # absolute: config.yaml is read from anywhere
+        config = config.model_copy(update={"data_dir": place.absolute()})
     device = environment.resolve_device(config.device)
     precision = environment.resolve_precision(config.precision, device)
     fabric = processes.launch(device, precision)
@@ -108,5 +113,6 @@ def _memory_faults(out: Path) -> Iterator[None]:
         text = str(error)
         if isinstance(error, RuntimeError) and "out of memory" not in text and "allocate memory" not in text:
             raise
-        hint = f"Checkpoints in {out} are kept. Start another run with a smaller --batch-size or a larger --accumulate."
+        kept = f"Checkpoints in {out} are kept. " if (out / "config.yaml").is_file() else ""
+        hint = f"{kept}Start another run with a smaller --batch-size or a larger --accumulate."
         raise EnvironmentFault("memory", "is used up", hint) from error

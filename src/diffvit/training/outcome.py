@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ OTHER_FIGURES = ("zero_shot_accuracy", "unseen_names_accuracy")
 
 
 def data_facts(material: Material) -> dict[str, Any]:
-    """What environment.json says of the data; the test set is not read before the end."""
+    """What environment.json says of the data; the test set's count comes when it is scored."""
     counts = {"train": len(material.train), "validation": len(material.validation or ()), "test": None}
     return {
         "data": {"name": material.train.name, "fingerprint": material.fingerprint, **counts},
@@ -28,8 +29,8 @@ def data_facts(material: Material) -> dict[str, Any]:
     }
 
 
-def write_model(run: RunDir, model: Any, facts: Mapping[str, Any]) -> None:
-    """model.safetensors: the weights to evaluate, with what is needed to use them.
+def write_model(run: RunDir, model: Any, facts: Mapping[str, Any]) -> str:
+    """model.safetensors: the weights to evaluate, with what is needed to use them; returns its SHA-256, 64 hex digits.
 
     Raises:
         EnvironmentFault: the disk refuses.
@@ -44,6 +45,7 @@ def write_model(run: RunDir, model: Any, facts: Mapping[str, Any]) -> None:
     content = safetensors.torch.save(tensors, {"diffvit": to_json(meta, indent=None).decode().strip()})
     with disk_faults(run.path / "model.safetensors", run.kept):
         replace(run.path / "model.safetensors", content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def evaluation(
@@ -73,7 +75,7 @@ def result(
     Args:
         config: of the run.
         facts: the content of environment.json, the seconds that loading the data and compiling took, and the model's
-            ``parameters`` and ``flops_per_image``.
+            ``parameters``, ``flops_per_image`` and ``model_sha256``, that of its file.
         rows: of metrics.jsonl.
         figures: of the test set, from :func:`diffvit.training.score.score`.
     """
@@ -97,4 +99,5 @@ def result(
         "precision": facts["precision"],
         "attention": config.model.attention,
         "config_hash": config_hash(config),
+        "model_sha256": facts["model_sha256"],
     }

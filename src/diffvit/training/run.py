@@ -12,6 +12,7 @@ import torch
 from lightning_fabric import Fabric
 
 from diffvit.config import WHEREABOUTS, Config, differences
+from diffvit.data.images import Images
 from diffvit.errors import Interrupted, NonFiniteError
 from diffvit.training import checkpoint, environment, material, outcome
 from diffvit.training.checkpoint import Checkpoint
@@ -53,16 +54,22 @@ class Run:
         """From wherever it stands to its result; raises what :func:`diffvit.training.loop.train` raises."""
         start = time.perf_counter()
         data = material.load(self.config, self.progress.message)
+        # Here and not at the end, where a test set that is missing or damaged would cost the whole training.
+        test = material.load_split(self.config, data.source, "test")
         self.aside["data_seconds"] = time.perf_counter() - start
         self.facts |= outcome.data_facts(data)
-        found = self._open(resume)
+        begun = resume and (self.folder.path / "environment.json").exists()
+        found = self._checkpoint() if begun else None
         if found:  # as recorded: the last bits of a mean are not to depend on how it is computed today
             data = replace(data, mean=self.facts["mean"], std=self.facts["std"])
         model = self.task.model(self.config, data)
+        flops = flops_per_image(self.task.image_tower(model))
         trainer = Trainer(self.fabric, self.config, data, model, self.task.objective(self.config, data))
         if found:
             trainer.restore(found)
             self._saved = found.step
+        if not begun:  # last of all that can be refused, so that a start that is refused leaves no run
+            by_the_first(self.fabric, self._write_beginning)
         position = trainer.position
         by_the_first(self.fabric, lambda: self.folder.truncate_rows(position.epoch))
         if on_ready and self.fabric.global_rank == 0:
@@ -75,13 +82,10 @@ class Run:
             self._interrupt_if_asked(trainer, stop)
             while position.epoch < self.config.epochs:
                 self._epoch(trainer, data, stop)
-            by_the_first(self.fabric, lambda: self._finish(trainer, data))
+            by_the_first(self.fabric, lambda: self._finish(trainer, data, test, flops))
 
-    def _open(self, resume: bool) -> Checkpoint | None:
-        """Write what a run starts with, or check that it can go on, from the checkpoint returned."""
-        if not resume or not (self.folder.path / "environment.json").exists():
-            by_the_first(self.fabric, self._write_beginning)
-            return None
+    def _checkpoint(self) -> Checkpoint | None:
+        """What a run that stopped goes on from, once it is checked that it can."""
         before = self.folder.environment
         # The precision is compared as resolved, with the environment.
         settings = differences(self.folder.config, self.config, ignore=WHEREABOUTS | {"precision"})
@@ -166,16 +170,14 @@ class Run:
     def _where(self, data: Material) -> tuple[Config, Material, str, torch.device]:
         return self.config, data, self.facts["precision"], self.fabric.device
 
-    def _finish(self, trainer: Trainer, data: Material) -> None:
+    def _finish(self, trainer: Trainer, data: Material, test: Images, flops: int) -> None:
         """Score the test set, once, and write the model, the figures and, last of all, the result."""
-        test = material.load_split(self.config, data.source, "test")
         figures = self.task.last_score(trainer.evaluated, test, *self._where(data))
         self.facts["data"]["test"] = len(test)
         self.folder.write_json("environment.json", self.facts)
-        outcome.write_model(self.folder, trainer.evaluated, self.facts)
-        tower = self.task.image_tower(trainer.evaluated)
+        digest = outcome.write_model(self.folder, trainer.evaluated, self.facts)
         size = sum(parameter.numel() for parameter in trainer.evaluated.parameters())
-        facts = self.facts | self.aside | {"parameters": size, "flops_per_image": flops_per_image(tower)}
+        facts = self.facts | self.aside | {"parameters": size, "flops_per_image": flops, "model_sha256": digest}
         result = outcome.result(self.config, facts, self.folder.metrics, figures)
         self.folder.write_json("evaluation.json", outcome.evaluation(self.folder, self.facts, result, test, figures))
         self.folder.write_json("result.json", result)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,15 @@ from diffvit.errors import ConfigError, InputError, RunBusyError
 from diffvit.training.files import disk_faults, replace, to_json
 
 _LOCK = ".lock"
+_ATTEMPTS = 100  # to lock, while other starts come and are refused
 # What a run killed before it wrote config.yaml leaves; another may begin there.
 _BEGINNING = {_LOCK, "checkpoints", ".config.yaml.tmp"}
+
+
+def _remove_empty(folder: Path, made: Sequence[Path]) -> None:
+    if folder in made:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 class RunDir:
@@ -68,6 +76,22 @@ class RunDir:
             )
         return cls(path)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The plain values of config.yaml.
+
+        Raises:
+            InputError: it is damaged; an empty one is, for a run writes down every setting.
+        """
+        file = self.path / "config.yaml"
+        try:
+            values = read_yaml(file)
+        except ConfigError as error:
+            raise InputError(error.what, error.why, error.hint) from None
+        if not values:
+            raise InputError(str(file), "is empty: it is damaged", "Restore it, or train again into another folder.")
+        return values
+
     @cached_property
     def config(self) -> Config:
         """The resolved config.
@@ -76,7 +100,7 @@ class RunDir:
             InputError: config.yaml is damaged.
         """
         try:
-            return parse(read_yaml(self.path / "config.yaml"), str(self.path / "config.yaml"))
+            return parse(self.settings, str(self.path / "config.yaml"))
         except ConfigError as error:
             raise InputError(error.what, error.why, error.hint) from None
 
@@ -129,27 +153,63 @@ class RunDir:
     def lock(self) -> Iterator[None]:
         """Hold the folder; the lock goes with the process, however it ends.
 
+        Where an exception ends it before config.yaml is written, what it made is removed: the folder, its parents, and
+        what a start puts into it.
+
         Raises:
             RunBusyError: another process holds it.
             EnvironmentFault: the disk refuses.
         """
-        with disk_faults(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        file, places = self.path / _LOCK, [self.path, *self.path.parents]
+        made = [path for path in (self.checkpoints, file, *places) if not path.exists()]
         try:
+            with disk_faults(self.path):
+                handle = self._locked()
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
-                hint = "Wait for it to end, or give another --out."
-                raise RunBusyError(
-                    str(self.path), f"another process is training here (process {holder})", hint
-                ) from None
-            os.truncate(handle, 0)
-            os.pwrite(handle, str(os.getpid()).encode(), 0)
-            yield
+                yield
+            except BaseException:
+                if not (self.path / "config.yaml").exists():
+                    _remove_empty(self.checkpoints, made)
+                if file in made:
+                    file.unlink(missing_ok=True)  # while it is held
+                raise
+            finally:
+                os.close(handle)
         finally:
-            os.close(handle)
+            for place in places:  # a folder with a run in it, or with another's lock, is not empty
+                _remove_empty(place, made)
+
+    def _locked(self) -> int:
+        """The handle of the lock file, made where need be, and locked.
+
+        A start that is refused removes the file and the folder that it made. So what was opened may be gone once it is
+        locked, and another process may lock a new file: then this one begins again.
+        """
+        for _ in range(_ATTEMPTS):
+            with contextlib.suppress(FileNotFoundError):
+                self.path.mkdir(parents=True, exist_ok=True)
+                handle = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+                if self._holds(handle):
+                    return handle
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    def _holds(self, handle: int) -> bool:
+        """Lock what was opened, and whether it is still the folder's lock file; closed where it is not."""
+        current = False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            current = os.path.samestat(os.fstat(handle), (self.path / _LOCK).stat())
+            if current:
+                os.truncate(handle, 0)
+                os.pwrite(handle, str(os.getpid()).encode(), 0)
+        except BlockingIOError:
+            holder = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
+            hint = "Wait for it to end, or give another --out."
+            raise RunBusyError(str(self.path), f"another process is training here (process {holder})", hint) from None
+        finally:
+            if not current:
+                os.close(handle)
+        return current
 
     def write_config(self, config: Config) -> None:
         """Write config.yaml, which makes the folder a run."""

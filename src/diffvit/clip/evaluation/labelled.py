@@ -14,7 +14,6 @@ from jaxtyping import UInt8
 from diffvit.clip.hub import imagenet_wordnet_ids
 from diffvit.clip.templates import imagenet_names, twins
 from diffvit.clip.text_file import check_text
-from diffvit.config import resolve
 from diffvit.data import sources
 from diffvit.data.cifar10_rows import SIZE
 from diffvit.data.folder import class_folders, image_files
@@ -119,7 +118,7 @@ def open_labelled(where: str | Path, *, split: str = "test", data_dir: Path | No
         EnvironmentFault: CIFAR-10 cannot be fetched, or WordNet ids are met and timm or open_clip is missing.
     """
     if str(where) == CIFAR10:
-        return _cifar10(split, data_dir or resolve().data_dir)
+        return _cifar10(split, data_dir)
     if split != "test":
         raise ConfigError("--split", f"is for {CIFAR10}; a folder is taken as it is", "Name the split's own folder.")
     return _folder(Path(where))

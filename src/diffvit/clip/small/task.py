@@ -12,6 +12,7 @@ from diffvit.clip.small.captions import Captions
 from diffvit.clip.small.contrast import Contrastive
 from diffvit.clip.small.model import SmallClip
 from diffvit.clip.small.score import score_clip
+from diffvit.clip.templates import load_templates
 from diffvit.config import ClipConfig, Config, to_dict
 from diffvit.data.images import Images
 from diffvit.training.material import Material, fresh_model
@@ -32,6 +33,7 @@ class ContrastiveTask(Task):
     def model(self, config: Config, data: Material) -> SmallClip:
         """Fresh weights; the image tower starts as its supervised twin does, but for the head."""
         config = _own(config)
+        load_templates(config.captions.evaluated_with)  # refused now, not when the trained model is scored
         words = _captions(config, data).vocabulary
         tower = config.model.model_copy(update={"num_classes": config.joint_dim})
         visual = tower.model_dump(exclude={"preset"})
