@@ -15,7 +15,16 @@ from diffvit.clip.evaluation.own import OwnViT, of_own, own_groups
 from diffvit.clip.evaluation.rollup import groups_of, rolled_up
 from diffvit.clip.evaluation.shifted import under_shifts
 from diffvit.clip.evaluation.shifts import Shift
-from diffvit.clip.evaluation.sides import Answered, Side, Watch, answered, paired, supervised_side, zero_shot_side
+from diffvit.clip.evaluation.sides import (
+    Answered,
+    Side,
+    Watch,
+    answered,
+    decided,
+    paired,
+    supervised_side,
+    zero_shot_side,
+)
 from diffvit.clip.load import Clip, ResNet50
 from diffvit.clip.templates import Templates
 from diffvit.clip.zero_shot import zero_shot_classifier
@@ -102,7 +111,9 @@ def compare(
             for side, model, each in zip(sides, (clip, supervised), answers, strict=True)
         ],
         "overall": paired(answers),
-        "per_class": [{"class": name, **paired(answers, [place])} for place, name in enumerate(labelled.classes)],
+        "per_class": decided(
+            [{"class": name, **paired(answers, [place])} for place, name in enumerate(labelled.classes)]
+        ),
         **{"superclasses": rolled_up(answers, groups, labelled.classes), "no_superclasses": no_groups},
         "templates": [_with_templates(each, way, found, one) for each, way in zip(templates, ways, strict=True)],
         "shifts": under_shifts(sides, few, shifts, watch=watch) if shifts else None,
