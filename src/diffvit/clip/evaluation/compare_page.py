@@ -129,6 +129,7 @@ def shift_statements(shifts: Mapping[str, Any], one: str, two: str) -> list[str]
 def _figures(models: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
     accuracy = [f"{percent(m['accuracy'])} [{percent(m['low'], 1)} to {percent(m['high'], 1)}]" for m in models]
     others = {"top-5": "top5", "calibration error": "calibration_error", "mean confidence": "mean_confidence"}
+    others = {name: key for name, key in others.items() if models[0][key] is not None}
     return [
         ("accuracy", accuracy),
         *((name, [percent(model[key]) for model in models]) for name, key in others.items()),
