@@ -104,6 +104,16 @@ def test_own_labels_beside_a_supervised_model(desk: Desk, clips: Clips) -> None:
     torch.testing.assert_close(one.weights.norm(dim=1), torch.ones(2))
 
 
+def test_words_that_the_clip_never_read_are_said_or_refused(desk: Desk, clips: Clips) -> None:
+    asked = ("cifar10-clip", "cat, a toaster", "single", "none")
+    assert "toaster" in zero_shot_tab.name_it(desk, clips, Chosen("shapes", 3), asked).split("dv-warning")[1]
+    known = zero_shot_tab.name_it(desk, clips, Chosen("shapes", 3), ("cifar10-clip", "cat, dog", "single", "none"))
+    assert "dv-warning" not in known
+    for labels in ("toaster, zeppelin", "cat, Cat"):
+        with pytest.raises(ConfigError):
+            zero_shot_tab.name_it(desk, clips, Chosen("shapes", 3), ("cifar10-clip", labels, "single", "none"))
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

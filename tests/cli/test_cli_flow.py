@@ -149,6 +149,37 @@ def test_evaluate_shows_the_figures_and_every_class(capsys: Captured) -> None:
     assert (validation["split"], validation["images"]) == ("validation", 20)
 
 
+def test_few_numbered_folders_have_no_top_5_and_are_listed_as_people_count(
+    capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "test"):
+        for place, label in enumerate(("1", "2", "10", "100")):
+            (tmp_path / "set" / split / label).mkdir(parents=True)
+            for number in range(5):
+                picture = Image.new("RGB", (16, 16), (50 * place, 40 * number, 9))
+                picture.save(tmp_path / "set" / split / label / f"{number}.png")
+    few = {**TINY, "data": "folder", "data_dir": "set", "validation_size": 0}
+    Path("few.yaml").write_text(yaml.safe_dump({**few, "model": {**TINY["model"], "num_classes": 4}}))
+    succeeds(["train", "few.yaml", "--out", "few", "--quiet"], capsys)
+    assert RunDir.open("few").result["test_top5"] is None
+
+    def listed(out: str) -> list[str]:
+        return [line.split()[1] for line in out.splitlines() if line.startswith("│")]
+
+    out = succeeds(["evaluate", "few", "--json"], capsys)
+    assert listed(out) == ["1", "2", "10", "100"]
+    assert last_json(out)["classes"] == ["1", "10", "100", "2"]
+    assert "top-5" not in out
+    out = succeeds(["data", "info", "folder", "--data-dir", "set", "--image-size", "16"], capsys)
+    assert listed(out) == ["1", "2", "10", "100"]
+    out = succeeds(["compare", "few", "--out", "seen"], capsys)
+    assert "top-5" not in out
+    page = Path("seen/report.md").read_text()
+    assert "Top-5" not in page
+    assert page.index("| 2 |") < page.index("| 10 |") < page.index("| 100 |")
+
+
 def test_predict_names_the_likeliest_classes_of_every_image(capsys: Captured, tmp_path: Path) -> None:
     files = [tmp_path / "red [1].png", tmp_path / "blue.jpg"]
     for file, colour in zip(files, ("red", "blue"), strict=True):

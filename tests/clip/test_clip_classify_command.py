@@ -102,6 +102,29 @@ def test_a_corrupt_image_among_good_ones(capsys: Captured) -> None:
     assert Path("seen/classify.png").is_file()
 
 
+def test_words_that_a_small_clip_never_read_are_named(capsys: Captured) -> None:
+    command = ["clip", "classify", "--model", "cifar10-clip", "p0.png", "--templates", "single", "--json"]
+    assert run([*command, "--labels", "cat,a toaster,zeppelin,dog"]) == 0
+    out, err = capsys.readouterr()
+    assert err.startswith("warning: ")
+    assert err.count("\n") == 1
+    assert "toaster, zeppelin" in err
+    assert json.loads(out.splitlines()[-1])["unknown_words"] == ["toaster", "zeppelin"]
+    assert run([*command, "--labels", "toaster,a zeppelin"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "toaster, a zeppelin" in err
+
+
+def test_a_label_beyond_the_models_context_is_named(capsys: Captured) -> None:
+    Path("long.txt").write_text(f"cat\n{'very ' * 80}long\n")
+    assert run([*BASE, "p0.png", "--labels-file", "long.txt", "--templates", "single", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err.startswith("warning: ")
+    assert "77 tokens" in err
+    assert json.loads(out.splitlines()[-1])["cut_labels"] == [f"{'very ' * 80}long"]
+
+
 class Evil:
     def __reduce__(self) -> Any:
         return os.mkdir, ("evil-was-here",)
@@ -112,6 +135,11 @@ WRONG: dict[str, tuple[list[str], int, str]] = {
     "no label option": (["p0.png"], 2, "--labels: give --labels a,b,c or --labels-file FILE, one of them."),
     "no label": (["p0.png", "--labels", ","], 2, "--labels: has no label in it. As in: --labels cat,dog"),
     "duplicate labels": (["p0.png", "--labels", "a,b,a"], 2, "--labels: names 'a' twice (places 1 and 3)."),
+    "labels alike": (
+        ["p0.png", "--labels", "a cat,dog,Cat", "--templates", "single"],
+        2,
+        "labels: 'a cat' and 'Cat' are the same to RN-small",
+    ),
     "NUL in a file": (["p0.png", "--labels-file", "nul.txt"], 3, "nul.txt: holds a NUL byte (line 2)."),
     "not UTF-8": (["p0.png", "--labels-file", "latin.txt"], 3, "latin.txt: is not UTF-8 text (line 2)."),
     "too many": (["p0.png", "--labels-file", "many.txt"], 3, "many.txt: has too many labels (1,000,001 vs at most"),

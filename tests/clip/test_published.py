@@ -37,6 +37,7 @@ def put(folder: Path, name: str) -> dict[str, Any]:
     row = result["superclasses"][0] if result["superclasses"] else {}
     result["superclasses"] = [
         {**row, "superclass": group, "difference": difference, "low": low, "high": high}
+        | {"decided": low > 0 or high < 0}
         for group, (difference, low, high) in GROUPS.items()
     ]
     (folder / name).mkdir(parents=True)

@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 import torch
 from compared import UNREADABLE, made_answers
+from scipy.stats import binomtest
 from small_wordnet import nouns_file
 from torch import Tensor
 
+from diffvit.clip.evaluation.answers import Answers, answers_of
 from diffvit.clip.evaluation.encoders import Encoder
 from diffvit.clip.evaluation.labelled import Labelled
 from diffvit.clip.evaluation.rollup import NO_IDS, NO_WORDNET, groups_of, rolled_up
 from diffvit.clip.evaluation.shifted import under_shifts
 from diffvit.clip.evaluation.shifts import shifts
-from diffvit.clip.evaluation.sides import Side, answered, paired, resampled
+from diffvit.clip.evaluation.sides import Side, answered, decided, paired
 from diffvit.clip.preprocess import Preprocessing
 from diffvit.errors import InputError
 
@@ -31,32 +33,65 @@ def test_the_difference_and_its_interval_are_those_of_a_loop(places: list[int] |
     found = paired([one, two], places)
     here = [n for n in range(90) if n != UNREADABLE and (places is None or int(one.labels[n]) in places)]
     first, second = ([int(each.rank[n]) == 0 for n in here] for each in (one, two))
-    differences = np.array(first, dtype=float) - np.array(second, dtype=float)
     assert found["images"] == len(here)
     assert found["first"] == sum(first) / len(here)
     assert found["second"] == sum(second) / len(here)
-    assert found["only_first"] == sum(a and not b for a, b in zip(first, second, strict=True))
-    assert found["difference"] == pytest.approx(differences.mean(), abs=1e-12)
-    generator = np.random.default_rng(5)
-    means = [generator.choice(differences, len(here)).mean() for _ in range(20_000)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    assert found["low"] == pytest.approx(low, abs=1.6 / len(here))  # a step of the mean is 1 / images
-    assert found["high"] == pytest.approx(high, abs=1.6 / len(here))
+    only = [sum(a and not b for a, b in zip(*pair, strict=True)) for pair in ((first, second), (second, first))]
+    assert [found["only_first"], found["only_second"]] == only
+    assert found["difference"] == pytest.approx((sum(first) - sum(second)) / len(here), abs=1e-12)
+    assert found["p_value"] == pytest.approx(binomtest(only[0], sum(only)).pvalue)
     assert found["low"] <= found["difference"] <= found["high"]
+
+
+def right_and_wrong(only_first: int, only_second: int, both: int = 0) -> list[Answers]:
+    """Two models on pictures of class 0: so many that only the one, only the other, or both get right."""
+    count = only_first + only_second + both
+    first = torch.arange(count) < only_first
+    second = (torch.arange(count) >= only_first) & (torch.arange(count) < only_first + only_second)
+    second |= torch.arange(count) >= only_first + only_second
+    first |= torch.arange(count) >= only_first + only_second
+    labels, readable = torch.zeros(count, dtype=torch.int64), torch.ones(count, dtype=torch.bool)
+    made = []
+    for right in (first, second):
+        chances = torch.stack([right.float(), 1 - right.float()], dim=1)
+        made.append(answers_of(chances, labels, readable))
+    return made
+
+
+@pytest.mark.parametrize("both", [0, 3, 994])
+@pytest.mark.parametrize(
+    ("first", "second", "verdict"), [(1, 0, 0), (0, 1, 0), (5, 0, 0), (0, 5, 0), (6, 0, 1), (0, 6, -1), (8, 1, 1)]
+)
+def test_a_category_is_decided_by_the_exact_test_alone(first: int, second: int, both: int, verdict: int) -> None:
+    found = paired(right_and_wrong(first, second, both))
+    assert (found["low"] > 0) - (found["high"] < 0) == verdict
+    assert -1 <= found["low"] < found["high"] <= 1
+    assert [row["decided"] for row in decided([found])] == [verdict != 0]
+
+
+def test_many_categories_are_judged_together() -> None:
+    six, nine = paired(right_and_wrong(6, 0, 44)), paired(right_and_wrong(0, 12, 38))
+    none = paired([made_answers(0), made_answers(1)], [5])
+    rows = decided([none, six, nine, *[six] * 18])
+    # Holm: the smallest of 20 values, 2 / 2**12, is below 0.05 / 20; the next, 2 / 2**6, is not below 0.05 / 19
+    assert [row["decided"] for row in rows] == [False, False, True, *[False] * 18]
+    assert all(row["low"] > 0 for row in rows[3:])
 
 
 def test_a_model_beside_itself_differs_in_nothing() -> None:
     found = paired([made_answers(0), made_answers(0)])
-    assert (found["difference"], found["low"], found["high"]) == (0, 0, 0)
+    assert found["low"] < found["difference"] == 0 < found["high"]
     assert paired([made_answers(0), made_answers(1)], [5])["difference"] is None
 
 
-def test_an_interval_of_a_mean_is_about_two_standard_errors() -> None:
-    values = torch.arange(-10, 11, dtype=torch.float64).repeat(40) / 10
-    low, high = resampled(values)
-    error = float(values.std(correction=0)) / len(values) ** 0.5
-    assert (low, high) == pytest.approx((-1.96 * error, 1.96 * error), rel=0.05)
-    assert resampled(torch.full((3,), 0.4, dtype=torch.float64)) == pytest.approx((0.4, 0.4))
+def test_a_few_pictures_do_not_decide_what_a_shift_does() -> None:
+    sides = [looking_at(2, sign=1), looking_at(2, sign=-1)]
+    labelled = made_labelled(["dark", "bright"], 2)
+    found = under_shifts(sides, labelled.spread(1, [0]), shifts(["inversion", "grey"]))
+    for kind in found["kinds"]:
+        assert kind["low"] <= 0 <= kind["high"]
+        assert kind["low"] < kind["high"]
+        assert not kind["decided"]
 
 
 def made_labelled(classes: Sequence[str], each: int, ids: Sequence[str] | None = None) -> Labelled:
@@ -116,7 +151,8 @@ def test_under_inversion_two_opposite_models_change_places() -> None:
     assert (whole["first"], whole["second"]) == (before["second"], before["first"])
     assert cells["grey", 5]["difference"] == before["difference"]  # pictures of one grey level
     inversion, grey = found["kinds"]
-    assert (grey["change"], grey["low"], grey["high"]) == (0, 0, 0)
+    assert grey["low"] < grey["change"] == 0 < grey["high"]
+    assert not grey["decided"]
     mean = (cells["inversion", 4]["difference"] + whole["difference"]) / 2
     assert inversion["difference"] == pytest.approx(mean)
     assert inversion["change"] == pytest.approx(mean - before["difference"])

@@ -48,6 +48,15 @@ def test_braces_in_a_label_mean_nothing() -> None:
     assert Templates("t", ("a {} or {}",)).prompts("{0.__class__} {}") == ["a {0.__class__} {} or {0.__class__} {}"]
 
 
+@pytest.mark.parametrize(
+    ("label", "put"),
+    [("a toaster", "toaster"), ("An apple", "apple"), ("THE sun", "sun"), ("a", "a"), ("anthill", "anthill")],
+)
+def test_one_leading_article_is_left_out(label: str, put: str) -> None:
+    assert load_templates("single").prompts(label) == [f"a photo of a {put}."]
+    assert load_templates("single").prompts("a the one") == ["a photo of a the one."]
+
+
 def test_files_of_templates_and_labels(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_bytes("\ufeffa {} in the snow\r\n\r\n  {} bei Nacht, größer \n".encode())
     assert load_templates(str(tmp_path / "t.txt")).texts == ("a {} in the snow", "{} bei Nacht, größer")

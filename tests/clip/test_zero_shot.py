@@ -14,6 +14,7 @@ from small_clip import small_clip, small_model
 
 from diffvit.clip import zero_shot
 from diffvit.clip.load import Clip
+from diffvit.clip.small.load import load_small
 from diffvit.clip.templates import Templates
 from diffvit.clip.zero_shot import Classifier, classify, zero_shot_classifier
 from diffvit.errors import ConfigError, InputError
@@ -193,3 +194,47 @@ def test_a_classifier_of_another_model_is_refused(clip: Clip) -> None:
     other = Classifier(torch.ones(2, 16), ("a", "b"), TEMPLATES, "", 0, ())
     with pytest.raises(ConfigError, match=r"was made with another model \(16 vs 32 features\)"):
         classify(clip, other, torch.zeros(1, 3, 64, 64))
+
+
+LONG = " ".join(["word"] * 80)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["cat", f"{LONG} one", f"{LONG} two"],
+        ["dog", "Cat", "cat"],
+        ["the cat", "a cat"],
+        ["red  car", "red car"],
+    ],
+)
+def test_labels_that_the_model_cannot_tell_apart_are_refused(clip: Clip, labels: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        zero_shot_classifier(clip, labels, TEMPLATES, use_cache=False)
+    assert all(repr(" ".join(label.split())[:60]) in str(caught.value) for label in labels[-2:])
+
+
+def test_labels_that_are_cut_are_named(clip: Clip) -> None:
+    room = 77 - 2 - 5  # start and end; a, photo, of, a and the full stop
+    one = Templates("one", ("a photo of a {}.", "a {}"))
+    whole, longer = (" ".join(["word"] * count) for count in (room, room + 1))
+    assert zero_shot_classifier(clip, ["cat", whole], one, use_cache=False).cut == ()
+    assert zero_shot_classifier(clip, ["cat", longer], one, use_cache=False).cut == (longer,)
+
+
+def test_words_that_no_caption_held_are_named_and_alone_refused() -> None:
+    small, single = load_small("cifar10-clip"), Templates("single", ("a photo of a {}.",))
+    found = zero_shot_classifier(small, ["cat", "a Toaster", "green zeppelin"], single, use_cache=False)
+    assert found.unknown == ("Toaster", "zeppelin")
+    assert zero_shot_classifier(small, ["cat", "an airplane"], single, use_cache=False).unknown == ()
+    for labels in (["toaster", "a zeppelin"], ["toaster"], ["\N{TOP HAT}", "toaster"]):
+        with pytest.raises(ConfigError, match="no word"):
+            zero_shot_classifier(small, labels, single, use_cache=False)
+
+
+def test_an_article_before_a_label_changes_nothing(clip: Clip) -> None:
+    plain, with_articles = (
+        zero_shot_classifier(clip, labels, TEMPLATES, use_cache=False).weights
+        for labels in (["toaster", "apple", "sun"], ["a toaster", "An apple", "the  sun"])
+    )
+    torch.testing.assert_close(plain, with_articles)

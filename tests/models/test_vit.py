@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import given, settings
@@ -189,6 +191,14 @@ def test_stochastic_depth_rises_with_depth_and_rests_in_evaluation() -> None:
     assert not torch.equal(model(images), model(images))
 
 
+@pytest.fixture
+def _as_users_have_it() -> Iterator[None]:
+    """Without the checks of types and shapes that only the tests have."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
@@ -207,8 +217,16 @@ def test_stochastic_depth_rises_with_depth_and_rests_in_evaluation() -> None:
         ({"num_classes": -1}, "num_classes: must be at least 0 (found -1)."),
         ({"mlp_ratio": 0.01}, "mlp_ratio: leaves no hidden width (found 0.01)."),
         ({"drop_path": 1.0}, "drop_path: must be from 0 to below 1 (found 1.0)."),
+        ({"image_size": (32, 64)}, "image_size: must be a whole number: images are square (found (32, 64))."),
+        ({"depth": "3"}, "depth: must be a whole number (found '3')."),
+        ({"embed_dim": 32.0}, "embed_dim: must be a whole number (found 32.0)."),
+        ({"num_classes": None}, "num_classes: must be a whole number (found None)."),
+        ({"mlp_ratio": "2"}, "mlp_ratio: must be a number (found '2')."),
+        ({"drop_path": None}, "drop_path: must be a number (found None)."),
+        ({"attention": None}, "attention: no attention None (have softmax, differential)."),
     ],
 )
+@pytest.mark.usefixtures("_as_users_have_it")
 def test_what_cannot_be_is_refused_in_one_line(overrides: dict[str, Any], line: str) -> None:
     with pytest.raises(ConfigError) as caught:
         small(**overrides)
@@ -221,6 +239,19 @@ def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     found = "x".join(map(str, shape[1:]))
     with pytest.raises(InputError, match=rf"images: have another shape than the model \({found} vs 3x16x16\)"):
         small()(torch.randn(shape))
+
+
+@pytest.mark.usefixtures("_as_users_have_it")
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool, torch.float64])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_images_that_are_not_floating_point_are_refused(dtype: torch.dtype, autocast: bool) -> None:
+    name = str(dtype).removeprefix("torch.")
+    with torch.autocast("cpu", torch.bfloat16, autocast), pytest.raises(InputError, match=name) as caught:
+        small()(torch.zeros(1, 3, 16, 16).to(dtype))
+    assert "\n" not in str(caught.value)
+    assert "float32" in str(caught.value)
+    assert small().double()(torch.zeros(1, 3, 16, 16, dtype=torch.float64)).dtype == torch.float64
+    assert small().bfloat16()(torch.zeros(1, 3, 16, 16, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
 def test_create_model_takes_a_preset_and_overrides() -> None:

@@ -80,6 +80,17 @@ def test_several_seeds_are_one_row_and_one_sentence(make_run: MakeRun) -> None:
     assert block.count("3 epochs of 900 images, the [CLS] token, seeds 0 and 1, bf16, Some CPU | 9, 2 threads,") == 1
 
 
+def test_top_5_of_few_classes_is_left_out(make_run: MakeRun) -> None:
+    run = make_run("few")
+    environment = json.loads((run / "environment.json").read_text()) | {"classes": ["a", "b", "c"]}
+    (run / "environment.json").write_text(json.dumps(environment))  # as runs of diffvit 0.1.0 have it: 98%
+    record = read_run(run)
+    assert record.row["test_top5"] is None
+    assert "Top-5" not in readme_block([record])
+    both = readme_block([record, read_run(make_run("many", attention="differential"))])
+    assert "| Top-5 |" in both
+
+
 def test_a_changed_row_an_edited_readme_and_an_old_plot_are_found(project: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "reports" / "first-runs"
     main(project)

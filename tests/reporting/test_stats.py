@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import math
 import statistics
+from itertools import product
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest, multinomial
 
 from diffvit.reporting.stats import (
+    exact_paired,
     mean,
     normal_quantile,
     paired_difference,
@@ -147,3 +150,41 @@ def test_mean_and_standard_deviation() -> None:
     assert mean(values) == pytest.approx(statistics.mean(values))
     assert std(values) == pytest.approx(statistics.stdev(values))
     assert std([0.5]) is None
+
+
+@pytest.mark.parametrize("same", [0, 1, 40, 5_000])
+def test_an_exact_paired_interval_agrees_with_mcnemars_exact_test(same: int) -> None:
+    some = [(first, second) for first in range(13) for second in range(13) if first + second + same]
+    for first, second in [*some, (60, 40), (61, 39), (39, 61), (532, 468), (533, 467)]:
+        differences = [1] * first + [-1] * second + [0] * same
+        interval, p = exact_paired(differences)
+        oracle = binomtest(first, first + second).pvalue if first + second else 1.0
+        assert p == pytest.approx(oracle)
+        assert interval.excludes_zero == (oracle <= 0.05)
+        assert -1 <= interval.low < interval.high <= 1
+        assert interval.low <= interval.estimate == (first - second) / len(differences) <= interval.high
+
+
+@settings(deadline=None, max_examples=50)
+@given(differences=st.lists(st.integers(-3, 3), min_size=1, max_size=9))
+def test_the_exact_test_counts_every_choice_of_signs(differences: list[int]) -> None:
+    interval, p = exact_paired(differences, largest=3)
+    found = abs(sum(differences))
+    sums = [sum(signed) for signed in product(*((each, -each) for each in differences))]
+    assert p == pytest.approx(sum(abs(each) >= found for each in sums) / len(sums))
+    assert -3 <= interval.low < interval.high <= 3
+    assert p <= 0.05 or not interval.excludes_zero
+
+
+@pytest.mark.parametrize(("first", "second"), [(0.1, 0.1), (0.3, 0.05), (0.02, 0.0), (0.5, 0.4)])
+@pytest.mark.parametrize("count", [5, 20, 40])
+def test_an_exact_paired_interval_covers_the_truth(count: int, first: float, second: float) -> None:
+    covered = 0.0
+    for a in range(count + 1):
+        for b in range(count + 1 - a):
+            chance = multinomial.pmf([a, b, count - a - b], count, [first, second, 1 - first - second])
+            if chance > 1e-6:
+                interval, _ = exact_paired([1] * a + [-1] * b + [0] * (count - a - b))
+                covered += chance * (interval.low <= first - second <= interval.high)
+    assert covered > 0.93  # the normal approximation's own shortfall; with no true difference it is exact
+    assert first != second or covered >= 0.95 - 1e-3

@@ -77,6 +77,7 @@ def classify(
     if not pictures:
         raise summed(faults)
     classifier = zero_shot_classifier(clip, given, prompts, progress=Lines("labels"))
+    show.warn(classifier.warnings)
     named = name_pictures(clip, classifier, pictures, top)
     result = _result(clip, classifier, named, faults)
     _tell(clip, classifier, named)
@@ -120,6 +121,7 @@ def _result(clip: Clip, classifier: Classifier, named: Sequence[Named], faults: 
         "labels": len(classifier.labels),
         "labels_computed": classifier.computed,
         "same_names": [list(group) for group in classifier.twins],
+        **{"unknown_words": list(classifier.unknown), "cut_labels": list(classifier.cut)},
         "images": [each.values() for each in named],
         "failed": [{"image": fault.what, "error": str(fault)} for fault in faults],
     }

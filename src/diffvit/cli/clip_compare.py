@@ -62,6 +62,7 @@ def compare(
     clip = choice.load()
     found = run(clip, other, subject, prompts, shifts=changes, shift_pictures=shift_pictures, watch=Lines)
     result = found.result
+    show.warn(found.warnings)
     tell(result)
     given = {
         **{"--model": (choice.model, ""), "--pretrained": (choice.pretrained, CLIP.pretrained)},

@@ -60,9 +60,11 @@ def tell(result: Mapping[str, Any]) -> None:
 
 def _differences(title: str, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """A line for each row, or for those at both ends."""
+    from diffvit.clip.evaluation.compare_page import DECIDED, decided_note
+
     shown = list(rows) if len(rows) <= ALL else [*rows[: ALL // 2], *rows[-ALL // 2 :]]
     show.table(
-        [title, "pictures", "first", "second", "difference", "95% interval"],
+        [title, "pictures", "first", "second", "difference", "95% interval", "decided"],
         [
             [
                 row[key],
@@ -70,10 +72,12 @@ def _differences(title: str, key: str, rows: Sequence[Mapping[str, Any]]) -> Non
                 *(show.percent(row[name]) for name in ("first", "second")),
                 f"{100 * row['difference']:+.1f}",
                 f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}",
+                DECIDED[row["decided"]],
             ]
             for row in shown
         ],
     )
+    show.line(decided_note(rows))
 
 
 def write(out: Path, found: Comparison, labelled: Labelled, changes: Sequence[Shift], command: str) -> list[Path]:

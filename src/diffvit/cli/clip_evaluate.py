@@ -66,6 +66,7 @@ def evaluate(
     result = found.result
     if result["unreadable"] == result["images"]:
         raise summed(found.faults)
+    show.warn(found.classifier.warnings)
     _tell(result)
     if out is not None:
         result["files"] = _write(out, result)
@@ -110,7 +111,7 @@ def _figures(model: Result) -> dict[str, str]:
         "preprocessing": model["preprocessing"],
         "pictures": f"{model['images']:,} ({model['computed']:,} computed now, the others cached{speed})",
         "accuracy": f"{show.percent(model['accuracy'])} (95% interval {among})",
-        "top-5": show.percent(model["top5"]),
+        **({} if model["top5"] is None else {"top-5": show.percent(model["top5"])}),
         "calibration error": show.percent(model["calibration_error"]),
         "mean confidence": show.percent(model["mean_confidence"]),
     }
@@ -118,11 +119,13 @@ def _figures(model: Result) -> dict[str, str]:
 
 def _table(models: Sequence[Result], classes: Sequence[str]) -> None:
     """Each class; of many, those that the first model does worst and best at."""
+    from diffvit.reporting.tables import reading_order
+
     first = models[0]["per_class"]
-    with_images = [place for place, row in enumerate(first) if row["images"]]
+    with_images = [place for place in reading_order(classes) if first[place]["images"]]
     chosen, title = with_images, "each class"
     if len(classes) > ALL:
-        order = sorted(with_images, key=lambda place: (first[place]["accuracy"], place))
+        order = sorted(with_images, key=lambda place: first[place]["accuracy"])
         half = ALL // 2
         chosen = order if len(order) <= ALL else [*order[:half], *order[-half:]]
         title = f"the worst and the best of {len(classes):,} classes, by {models[0]['model']}"

@@ -52,4 +52,5 @@ def figures(rows: list[dict[str, Any]]) -> list[list[str]]:
         "images/s in training": ("images_per_second", count),
         "training seconds": ("train_seconds", count),
     }
+    shown = {name: each for name, each in shown.items() if name != "top-5" or any(row.get(each[0]) for row in rows)}
     return [[name, *(form(row.get(key)) for row in rows)] for name, (key, form) in shown.items()]

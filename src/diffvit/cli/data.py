@@ -35,6 +35,7 @@ def info(
 
     from diffvit.data import sources
     from diffvit.data.contact_sheet import contact_sheet
+    from diffvit.reporting.tables import reading_order
 
     def load(split: str) -> Images:
         return sources.load(name, split, data_dir=config.data_dir, image_size=image_size, shapes=to_dict(config.shapes))
@@ -52,7 +53,8 @@ def info(
         }
     )
     counts = found["per_class"]
-    rows = [[label, *(f"{counts[split][place]:,}" for split in counts)] for place, label in enumerate(found["classes"])]
+    classes = found["classes"]
+    rows = [[classes[place], *(f"{counts[split][place]:,}" for split in counts)] for place in reading_order(classes)]
     show.table(["class", *counts], rows)
     if output.json:
         show.as_json({**found, "contact_sheet": sheet})

@@ -28,6 +28,7 @@ def evaluate(
     """Score a trained model on labelled images: accuracy, top-5, calibration, and each class."""
     where = place.resolved()
 
+    from diffvit.reporting.tables import reading_order
     from diffvit.training.evaluate import evaluate as score
     from diffvit.training.memory import keep_freed_memory
 
@@ -39,7 +40,7 @@ def evaluate(
             "model": run,
             "images": f"{found['images']:,} ({found['data']}, {split})",
             "accuracy": show.percent(found["accuracy"]),
-            "top-5": show.percent(found["top5"]),
+            **({} if found["top5"] is None else {"top-5": show.percent(found["top5"])}),
             "calibration error": show.percent(found["calibration_error"]),
             "loss": f"{found['loss']:.4f}",
             "parameters": f"{found['parameters']:,}",
@@ -49,7 +50,7 @@ def evaluate(
     )
     show.table(
         ["class", "accuracy"],
-        [[name, show.percent(value)] for name, value in zip(found["classes"], per_class, strict=True)],
+        [[found["classes"][place], show.percent(per_class[place])] for place in reading_order(found["classes"])],
     )
     if output.json:
         show.as_json({key: value for key, value in found.items() if key not in ("labels", "predictions")})

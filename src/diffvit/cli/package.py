@@ -133,8 +133,9 @@ def _card(
     stored = [
         ["Test accuracy, these weights", tables.accuracy_cell([{**row, "test_accuracy": found["accuracy"]}])],
         ["Test accuracy, the run", tables.accuracy_cell([row])],
-        ["Top-5, these weights", tables.percent(found["top5"])],
     ]
+    if found["top5"] is not None:
+        stored.append(["Top-5, these weights", tables.percent(found["top5"])])
     return (
         "\n\n".join(
             [

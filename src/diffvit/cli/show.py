@@ -20,6 +20,12 @@ def line(text: str = "") -> None:
     print(text, flush=True)
 
 
+def warn(lines: Iterable[str]) -> None:
+    """Lines on standard error."""
+    for text in lines:
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
 def pairs(values: Mapping[str, Any]) -> None:
     """Names and values in two columns."""
     width = max(len(name) for name in values)

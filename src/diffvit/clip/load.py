@@ -32,7 +32,7 @@ class Clip:
     Args:
         model: open_clip's, in evaluation mode, without gradients: ``encode_image``, ``encode_text``, ``logit_scale``.
         preprocessing: what its images must go through.
-        tokenizer: texts to int64 (texts, context), cut with the end-of-text token last.
+        tokenizer: texts to int64 (texts, context), cut with the end-of-text token last; takes ``context_length``.
         name: open_clip's name of the architecture.
         pretrained: the tag of the weights, or None for weights of unknown training.
         source: where the weights came from.
@@ -41,7 +41,7 @@ class Clip:
 
     model: nn.Module
     preprocessing: Preprocessing
-    tokenizer: Callable[[list[str]], Tensor]
+    tokenizer: Callable[..., Tensor]
     name: str
     pretrained: str | None
     source: str

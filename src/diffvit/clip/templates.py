@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ IMAGENET = "imagenet-1k"  # stands for the 1000 names wherever labels are given
 IMAGENET_TWINS = ((657, 744), (836, 837))
 MAX_LABELS = 100_000
 _MAX_TEMPLATES = 1_000
+_ARTICLE = re.compile(r"^(?:a|an|the)\s+(?=\S)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,12 @@ class Templates:
     texts: tuple[str, ...]
 
     def prompts(self, label: str) -> list[str]:
-        """The prompts of one label. The label is put in as it is: braces in it mean nothing."""
-        return [text.replace("{}", label) for text in self.texts]
+        """The prompts of one label, without its leading article ("a toaster"): templates have their own.
+
+        Braces in a label mean nothing.
+        """
+        bare = _ARTICLE.sub("", label)
+        return [text.replace("{}", bare) for text in self.texts]
 
 
 def load_templates(name: str = "openai-80") -> Templates:

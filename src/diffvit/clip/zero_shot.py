@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,14 @@ from diffvit.clip.fingerprint import text_fingerprint
 from diffvit.clip.hub import open_clip_library
 from diffvit.clip.load import Clip
 from diffvit.clip.parts import Parts
+from diffvit.clip.small.vocabulary import KnownTokens
 from diffvit.clip.templates import MAX_LABELS, Templates, twins
 from diffvit.clip.text_tower import text_features
 from diffvit.errors import ConfigError, InputError
 
 Progress = Callable[[int, int], None]
-_VERSION = 1  # of what is computed here; a change makes every cached part a stranger
+_VERSION = 2  # of what is computed here; a change invalidates every cached part
+_BARE = Templates("bare", ("{}",))
 _PROMPTS_AT_ONCE = 1_600  # of a part: seconds of work on a CPU, and lengths enough to sort
 
 
@@ -39,6 +42,9 @@ class Classifier:
         computed: how many rows were computed just now; the others came from the cache.
         twins: groups of places with the same label, as ImageNet's names have; such classes share a row, and of two
             equal probabilities the first is named.
+        unknown: words of the labels that no caption of a small CLIP held: they say nothing to it.
+        cut: labels that do not fit into the model's context in some template: their last words are not read.
+        context: tokens of a text that the model reads.
     """
 
     weights: Float32[Tensor, "labels dim"]
@@ -47,6 +53,20 @@ class Classifier:
     key: str
     computed: int
     twins: tuple[tuple[int, ...], ...]
+    unknown: tuple[str, ...] = ()
+    cut: tuple[str, ...] = ()
+    context: int = 0
+
+    @property
+    def warnings(self) -> list[str]:
+        """A line for what the model cannot read of the labels; empty where it reads all of them."""
+        said = []
+        if self.unknown:
+            said.append(f"words that no caption of this CLIP held, which say nothing to it: {_some(self.unknown)}")
+        if self.cut:
+            count = f"{len(self.cut):,} of {len(self.labels):,} labels"
+            said.append(f"{count} are cut: the model reads {self.context} tokens of a text: {_some(self.cut)}")
+        return said
 
 
 def zero_shot_classifier(
@@ -56,6 +76,7 @@ def zero_shot_classifier(
     *,
     cache_dir: Path | None = None,
     use_cache: bool = True,
+    check: bool = True,
     progress: Progress | None = None,
 ) -> Classifier:
     """The classifier that a CLIP model makes of labels.
@@ -69,16 +90,19 @@ def zero_shot_classifier(
         templates: what the labels are put into.
         cache_dir: where the parts lie; by default the user's cache folder.
         use_cache: False to read and write none.
+        check: False to take labels that the model cannot read or tell apart, to measure what it makes of them.
         progress: called with (labels done, labels in all), first before any is computed.
 
     Raises:
-        ConfigError: no label, too many, or no template.
+        ConfigError: no label, too many, or no template; different labels that are the same to the model, or none with
+            a word that it knows.
         InputError: the model's text features are not finite.
     """
     if not labels or len(labels) > MAX_LABELS:
         raise ConfigError("labels", f"must be 1 to {MAX_LABELS:,} (found {len(labels):,})")
     if not templates.texts or not all("{}" in text for text in templates.texts):
         raise ConfigError("templates", "must have {} where the label goes, at least one of them")
+    unknown, cut, context = _unread(clip, labels, templates) if check else ((), (), 0)
     size = max(1, _PROMPTS_AT_ONCE // len(templates.texts))
     key = _key(clip, labels, templates, size)
     parts = Parts((cache_dir or cache_folder()) / "clip" / key[:32], key, "the classifier")
@@ -97,7 +121,7 @@ def zero_shot_classifier(
         rows.append(part)
     if progress:
         progress(len(labels), len(labels))
-    return Classifier(torch.cat(rows), tuple(labels), templates, key, computed, twins(labels))
+    return Classifier(torch.cat(rows), tuple(labels), templates, key, computed, twins(labels), unknown, cut, context)
 
 
 def classify(
@@ -127,6 +151,51 @@ def classify(
                 raise ConfigError("classifier", f"was made with another model ({widths})")
             found.append((model.logit_scale.exp() * features @ rows.T).softmax(dim=-1).cpu())  # pyright: ignore
     return torch.cat(found) if found else torch.zeros(0, len(rows))
+
+
+def _unread(clip: Clip, labels: Sequence[str], templates: Templates) -> tuple[tuple[str, ...], tuple[str, ...], int]:
+    """Words that a small CLIP does not know, labels that are cut, and the model's context; refuses what cannot work."""
+    unknown = _unknown_words(clip, labels)
+    pad, context = clip.tokenizer([""])[0, -1], clip.tokenizer([""]).shape[1]
+
+    def length(texts: Sequence[str]) -> list[int]:
+        return (clip.tokenizer(list(texts)) != pad).sum(1).tolist()
+
+    before = length([text.partition("{}")[0] for text in templates.texts])
+    whole = length([text.replace("{}", "") for text in templates.texts])
+    roomiest = Templates("roomiest", (templates.texts[before.index(min(before))],))
+    longest = Templates("longest", (templates.texts[whole.index(max(whole))],))
+    same: dict[bytes, str] = {}
+    for label, row in zip(labels, clip.tokenizer([roomiest.prompts(label)[0] for label in labels]), strict=True):
+        other = same.setdefault(row.numpy().tobytes(), label)
+        if other != label:
+            why = f"{other[:60]!r} and {label[:60]!r} are the same to {clip.name}"
+            hint = f"It reads {context} tokens of a text, and neither leading articles nor, with most models, capitals."
+            raise ConfigError("labels", why, f"{hint} Give other labels.")
+    prompts = [longest.prompts(label)[0] for label in labels]
+    given, longer = clip.tokenizer(prompts), clip.tokenizer(prompts, context_length=context + 1)
+    fits = (given == longer[:, :context]).all(1).tolist()
+    return unknown, tuple(label for label, whole in zip(labels, fits, strict=True) if not whole), context
+
+
+def _unknown_words(clip: Clip, labels: Sequence[str]) -> tuple[str, ...]:
+    """Words with a token that a small CLIP has no vector for, in their order; none of another CLIP."""
+    table = getattr(getattr(clip.model, "text", None), "token_embedding", None)
+    if not isinstance(table, KnownTokens):
+        return ()
+    words = [re.findall(r"\w+", prompt) or [prompt] for prompt in (_BARE.prompts(label)[0] for label in labels)]
+    unknown: dict[str, bool] = {}
+    for word in dict.fromkeys(word for each in words for word in each):
+        tokens = clip.tokenizer([word])[0]
+        unknown[word] = not bool(torch.isin(tokens[1 : int(tokens.argmax())], table.tokens.cpu()).all())
+    if all(unknown[word] for each in words for word in each):
+        hint = "Name what its captions named, or take another CLIP (--model)."
+        raise ConfigError("labels", f"hold no word that {clip.name} was trained with ({_some(labels)})", hint)
+    return tuple(word for word, new in unknown.items() if new)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(name[:60] for name in names[:10]) + (f" and {len(names) - 10:,} more" if len(names) > 10 else "")
 
 
 def _rows(clip: Clip, labels: Sequence[str], templates: Templates) -> Float32[Tensor, "labels dim"]:

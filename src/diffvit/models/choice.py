@@ -15,5 +15,5 @@ def check_choice(what: str, found: str, allowed: Iterable[str]) -> None:
     """
     names = list(allowed)
     if found not in names:
-        hint = did_you_mean(found, names).strip()
+        hint = did_you_mean(str(found), names).strip()
         raise ConfigError(what, f"no {what} {found!r} (have {', '.join(names)})", hint.capitalize())

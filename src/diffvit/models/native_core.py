@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
-from diffvit.models.autocast import casts_to_bfloat16
+from diffvit.models.autocast import casts_to_bfloat16, once_differentiable
 from diffvit.native import jobs
 from diffvit.native.jobs import View
 from diffvit.native.library import kernels, usable

@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
-from diffvit.models.autocast import casts_to_bfloat16
+from diffvit.models.autocast import casts_to_bfloat16, once_differentiable
 from diffvit.native import jobs
 from diffvit.native.library import Kernels, kernels, usable
 

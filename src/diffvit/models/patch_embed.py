@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -36,16 +37,24 @@ class PatchEmbed(nn.Module):
         """Patches row by row, from the top left.
 
         Raises:
-            InputError: the images have another size or another number of channels than the model.
+            InputError: the images have another size or another number of channels than the model, or are whole numbers.
         """
         return nn.functional.linear(self.patches(images), self.proj.weight.flatten(1), self.proj.bias)
 
     def patches(self, images: Float[Tensor, "batch chans height width"]) -> Float[Tensor, "batch patches values"]:
         """The patches as rows of chans * patch_size^2 values; raises what :meth:`forward` raises."""
+        self._check_type(images)
         self._check(images)
         side = self.patch_size
         patches = images.unflatten(3, (-1, side)).unflatten(2, (-1, side)).permute(0, 2, 4, 1, 3, 5)
         return patches.flatten(3).flatten(1, 2)
+
+    def _check_type(self, images: Tensor) -> None:
+        weights = self.proj.weight.dtype
+        if not images.is_floating_point() or (images.dtype == torch.float64) != (weights == torch.float64):
+            found, allowed = (str(dtype).removeprefix("torch.") for dtype in (images.dtype, weights))
+            hint = "Of bytes: (images.float() / 255 - mean) / std, with the mean and std of the model's training."
+            raise InputError("images", f"must be {allowed}, normalised per channel (found {found} vs {allowed})", hint)
 
     def _check(self, images: Tensor) -> None:
         expected = (self.in_chans, self.image_size, self.image_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -112,7 +113,7 @@ class VisionTransformer(nn.Module):
         """Logits; the pooled features where there is no head.
 
         Raises:
-            InputError: the images have another size or number of channels than the model.
+            InputError: the images have another size or number of channels than the model, or are not floating point.
         """
         x = self.blocks[:-1](self.tokens(images))
         # The head reads [CLS] alone, so in the last block only [CLS] asks: the other rows would be thrown away.
@@ -165,6 +166,13 @@ def _head(kind: str, dim: int, num_classes: int) -> nn.Module:
 
 
 def _check_sizes(settings: Mapping[str, Any]) -> None:
+    for name in ("image_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads"):
+        if not isinstance(settings[name], Integral):
+            square = ": images are square" if name == "image_size" else ""
+            raise ConfigError(name, f"must be a whole number{square} (found {settings[name]!r})")
+    for name in ("mlp_ratio", "norm_eps", "drop_path"):
+        if not isinstance(settings[name], Real):
+            raise ConfigError(name, f"must be a number (found {settings[name]!r})")
     for name in ("image_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads"):
         if settings[name] < 1:
             raise ConfigError(name, f"must be at least 1 (found {settings[name]})")

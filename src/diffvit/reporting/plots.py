@@ -15,6 +15,7 @@ from matplotlib.transforms import ScaledTranslation
 
 from diffvit.reporting.arms import Arm
 from diffvit.reporting.style import LIGHT, Theme, colour, dress, figure, to_png
+from diffvit.reporting.tables import reading_order
 
 _FEW_EPOCHS = 15  # up to here every epoch gets a marker, so that one epoch is still seen
 
@@ -163,8 +164,10 @@ def lambdas(arm: Arm, *, theme: Theme = LIGHT, stamp: str = "") -> bytes:
 
 def confusion(arm: Arm, *, theme: Theme = LIGHT, stamp: str = "") -> bytes:
     """Confusion matrix as the share of each true class, percent; shades stretch the low end, where the errors are."""
-    shares = [[100 * count / max(sum(row), 1) for count in row] for row in arm.confusion]
-    classes = arm.classes
+    counts = arm.confusion
+    classes = arm.classes or [str(place) for place in range(len(counts))]
+    order = reading_order(classes)
+    shares = [[100 * counts[row][column] / max(sum(counts[row]), 1) for column in order] for row in order]
     size = len(shares)
     made = figure(theme, 6.2, 6.0)
     axes = made.subplots()
@@ -174,7 +177,7 @@ def confusion(arm: Arm, *, theme: Theme = LIGHT, stamp: str = "") -> bytes:
     dress(axes, theme, title=f"Confusion, % of each true class: {arm.label}", x="predicted", y="true", grid=False)
     step = max(1, math.ceil(size / 25))
     ticks = range(0, size, step)
-    names = [classes[index] if index < len(classes) else str(index) for index in ticks]
+    names = [classes[order[index]] for index in ticks]
     axes.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(ticks, names)
     if size <= 12:

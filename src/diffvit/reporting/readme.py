@@ -50,9 +50,11 @@ def readme_block(records: Sequence[RunRecord], folder: Path = ROWS, highlights: 
         first = of_arm[0]
         cost = (f"{first['parameters']:,}", tables.big(first["flops_per_image"]))
         time = (tables.duration(_mean(of_arm, "train_seconds")), tables.big(_mean(of_arm, "images_per_second")))
-        top5 = tables.percent(_mean(of_arm, "test_top5"))
+        top5 = tables.mean_of("test_top5", tables.percent)(of_arm)
         rows.append([arm.label, tables.accuracy_cell(of_arm), top5, *cost, *time])
     columns = ["", "Test accuracy", "Top-5", "Parameters", "FLOPs per image", "Training time", "Images/s"]
+    if all(row[2] == tables.NONE for row in rows):
+        columns, rows = [*columns[:2], *columns[3:]], [[*row[:2], *row[3:]] for row in rows]
     parts = [markdown.data_line(name) for name in dict.fromkeys(str(record.row["data"]) for record in records)]
     parts += [markdown.table(tables.Table(columns, rows)), *statements(grouped)]
     parts += [_sentence(highlight) for highlight in highlights]

@@ -27,6 +27,7 @@ RESULT_COLUMNS = (
 # What only some runs have: figures of a CLIP, and, since there are some, which kernels ran.
 OTHER_COLUMNS = ("zero_shot_accuracy", "unseen_names_accuracy", "kernels")
 CONDITIONS = ("data", "fingerprint", "precision", "device", "hardware")
+_TOP = 5  # best classes that top-5 counts; it says nothing of so few classes
 _YOUNGER_COLUMNS = {"data_seconds", "compile_seconds"}  # which rows of diffvit 0.1.0 lack
 _KEY_COLUMNS = ("run", "config_hash", "seed", "attention", "data")
 # Settings that the result columns already hold (as resolved), or that do not change what is computed.
@@ -87,9 +88,10 @@ def read_run(run: RunDir | Path | str) -> RunRecord:
     row |= {f"{split}_images": data.get(split) for split in ("train", "validation", "test")}
     if evaluation and row["calibration_error"] is None:
         row["calibration_error"] = evaluation.get("calibration_error")
-    return RunRecord(
-        row | arm_settings(config), run.metrics, evaluation, list(environment.get("classes", [])), run.path
-    )
+    classes = list(environment.get("classes", []))
+    if 0 < len(classes) <= _TOP:
+        row["test_top5"] = None  # runs of diffvit 0.1.0 have 100%
+    return RunRecord(row | arm_settings(config), run.metrics, evaluation, classes, run.path)
 
 
 def arm_settings(config: Config) -> Row:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
 from scipy.special import ndtri, stdtrit
 
 MIN_SEEDS = 3
@@ -172,3 +174,42 @@ def _probability(value: float) -> float:
     if not 0 < value < 1:
         raise ValueError(f"a probability lies between 0 and 1 (found {value})")
     return value
+
+
+def exact_paired(
+    differences: Sequence[int], largest: int = 1, confidence: float = CONFIDENCE
+) -> tuple[Interval, float]:
+    """Mean of paired differences with an interval that leaves zero out only where an exact test does.
+
+    The two-sided test holds the differences' sizes fixed and counts every choice of their signs (Fisher 1935, "The
+    Design of Experiments", section 21); for differences of -1, 0 and 1 it is McNemar's exact test, the binomial sign
+    test on the discordant pairs (Fagerland, Lydersen and Laake 2013, "The McNemar test for binary matched-pairs data").
+    The interval is that of :func:`paired_images`, written for differences of any size; it is extended to zero where
+    the test does not decide.
+
+    Args:
+        differences: one for each pair, at least one.
+        largest: the greatest size that a difference may have.
+        confidence: of the interval; the test decides at 1 - confidence.
+
+    Returns:
+        The interval, in the units of ``differences``, and the test's p-value.
+    """
+    total, count = sum(differences), len(differences) + 2
+    centre = total / count
+    squares = sum(each * each for each in differences) + largest**2 - total**2 / count
+    half = normal_quantile(0.5 + confidence / 2) * math.sqrt(squares) / count
+    signed = np.ones(1)  # chances of the sums from -span to span
+    for size, times in Counter(abs(each) for each in differences if each).items():
+        steps = np.zeros(2 * size * times + 1)
+        ways = [math.lgamma(times + 1) - math.lgamma(k + 1) - math.lgamma(times - k + 1) for k in range(times + 1)]
+        steps[:: 2 * size] = np.exp(np.array(ways) - times * math.log(2))
+        signed = np.convolve(signed, steps)
+    span = len(signed) // 2
+    p_value = min(1.0, 2 * float(signed[span + abs(total) :].sum()))
+    mean_of_all = total / len(differences)
+    low = max(-largest, min(mean_of_all, centre - half))
+    high = min(largest, max(mean_of_all, centre + half))
+    if p_value > 1 - confidence:
+        low, high = min(low, 0.0), max(high, 0.0)
+    return Interval(mean_of_all, low, high), p_value

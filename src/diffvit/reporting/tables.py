@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,18 @@ def data_note(name: str) -> str:
     if name == "CIFAR-10 (JPEG)":
         return JPEG_NOTE
     return SHAPES_NOTE if name.startswith("shapes") else ""
+
+
+def reading_order(names: Sequence[str]) -> list[int]:
+    """Places of class names in the order of a table: "2" before "10" where they are sorted as text, as folders are.
+
+    Names in an order of their own keep it. Labels are never in this order.
+    """
+    places = list(range(len(names)))
+    if list(names) != sorted(names):
+        return places
+    split = [re.split(r"(\d+)", name) for name in names]  # text and digits by turns
+    return sorted(places, key=lambda n: [int(part) if odd % 2 else part for odd, part in enumerate(split[n])])
 
 
 def percent(value: float | None, digits: int = 2) -> str:
@@ -103,7 +116,7 @@ def _versions(row: Row) -> str:
     return ", ".join(parts + ([f"commit {_commit(row)}"] if row["commit"] else [])) or NONE
 
 
-def _mean(name: str, show: Callable[[float | None], str]) -> Callable[[Sequence[Row]], str]:
+def mean_of(name: str, show: Callable[[float | None], str]) -> Callable[[Sequence[Row]], str]:
     """A figure's mean over an arm's runs."""
 
     def cell(rows: Sequence[Row]) -> str:
@@ -120,16 +133,16 @@ def _each(show: Callable[[Row], str]) -> Callable[[Sequence[Row]], str]:
 
 _FIGURES: tuple[tuple[str, Callable[[Sequence[Row]], str]], ...] = (
     ("Test accuracy", accuracy_cell),
-    ("Top-5", _mean("test_top5", percent)),
-    ("Validation accuracy", _mean("val_accuracy", percent)),
-    ("Calibration error", _mean("calibration_error", percent)),
-    ("Test loss (nats)", _mean("test_loss", lambda value: f"{value:.3f}")),
+    ("Top-5", mean_of("test_top5", percent)),
+    ("Validation accuracy", mean_of("val_accuracy", percent)),
+    ("Calibration error", mean_of("calibration_error", percent)),
+    ("Test loss (nats)", mean_of("test_loss", lambda value: f"{value:.3f}")),
     ("Parameters", _each(lambda row: NONE if row["parameters"] is None else f"{row['parameters']:,}")),
     ("FLOPs per image", _each(lambda row: big(row["flops_per_image"]))),
-    ("Training images/s", _mean("images_per_second", big)),
-    ("Training time", _mean("train_seconds", duration)),
-    ("Beside it: loading the data", _mean("data_seconds", duration)),
-    ("Beside it: compiling", _mean("compile_seconds", lambda seconds: duration(seconds) if seconds else NONE)),
+    ("Training images/s", mean_of("images_per_second", big)),
+    ("Training time", mean_of("train_seconds", duration)),
+    ("Beside it: loading the data", mean_of("data_seconds", duration)),
+    ("Beside it: compiling", mean_of("compile_seconds", lambda seconds: duration(seconds) if seconds else NONE)),
     ("Epochs", _each(lambda row: _plain(row["epochs"]))),
     ("Seed", _each(lambda row: _plain(row["seed"]))),
     ("Precision", _each(lambda row: _plain(row["precision"]))),
@@ -157,9 +170,10 @@ def class_table(grouped: Sequence[Arm]) -> Table | None:
     if not kept:
         return None
     columns = [arm.class_accuracies for arm in kept]
+    names = kept[0].classes
     rows = [
-        [name, *(percent(column[index] if index < len(column) else None, 1) for column in columns)]
-        for index, name in enumerate(kept[0].classes)
+        [names[index], *(percent(column[index] if index < len(column) else None, 1) for column in columns)]
+        for index in reading_order(names)
     ]
     return Table(["Class", *(arm.label for arm in kept)], rows)
 

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffvit.data.batches import evaluation_batches
 from diffvit.data.images import Images
 
+TOP = 5
 CALIBRATION_BINS = 15
 
 
@@ -76,11 +77,11 @@ def score(
     """Score a classifier on labelled images; plain numbers and lists, ready for JSON.
 
     Returns:
-        ``loss`` (mean cross-entropy, nats), ``accuracy``, ``top5`` (fractions), ``per_class_accuracy`` (one fraction
-        per class, None for a class without images), ``confusion`` (counts, row = true class, column = predicted
-        class), ``calibration_error`` (expected, a fraction, 15 equal bins of confidence; arXiv 1706.04599, eq. 3),
-        ``images_per_second`` (forward passes with normalisation), ``labels`` and ``predictions`` (class index per
-        image, in order), ``images`` (their number).
+        ``loss`` (mean cross-entropy, nats), ``accuracy``, ``top5`` (fractions; ``top5`` is None for fewer than six
+        classes, of which it says nothing), ``per_class_accuracy`` (one fraction per class, None for a class without
+        images), ``confusion`` (counts, row = true class, column = predicted class), ``calibration_error`` (expected, a
+        fraction, 15 equal bins of confidence; arXiv 1706.04599, eq. 3), ``images_per_second`` (forward passes with
+        normalisation), ``labels`` and ``predictions`` (class index per image, in order), ``images`` (their number).
     """
     start = time.perf_counter()
     logits = logits_of(
@@ -95,13 +96,13 @@ def metrics_of(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     count, classes = logits.shape
     labels = labels.to(logits.device).long()
     predicted = logits.argmax(1)
-    top = logits.topk(min(5, classes), dim=1).indices
+    top = logits.topk(min(TOP, classes), dim=1).indices
     confusion = torch.bincount(labels * classes + predicted, minlength=classes * classes).view(classes, classes)
     per_class = [int(row[index]) / int(row.sum()) if int(row.sum()) else None for index, row in enumerate(confusion)]
     return {
         "loss": float(F.cross_entropy(logits.double(), labels)),
         "accuracy": int((predicted == labels).sum()) / count,
-        "top5": int((top == labels[:, None]).any(1).sum()) / count,
+        "top5": int((top == labels[:, None]).any(1).sum()) / count if classes > TOP else None,
         "per_class_accuracy": per_class,
         "confusion": confusion.tolist(),
         "calibration_error": calibration_error(logits, labels),

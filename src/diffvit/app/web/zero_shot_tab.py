@@ -54,7 +54,7 @@ def name_it(desk: Desk, clips: Clips, chosen: Chosen, asked: tuple[str, str, str
         asked: the CLIP's name, the labels, the templates, the supervised model's name.
 
     Raises:
-        DiffvitError: no such model or picture, or labels that cannot be.
+        DiffvitError: no such model or picture, or labels that cannot be, or that the CLIP cannot read or tell apart.
     """
     from diffvit.clip.zero_shot import classify
 
@@ -71,7 +71,8 @@ def name_it(desk: Desk, clips: Clips, chosen: Chosen, asked: tuple[str, str, str
         shown = inline(look.picture.pixels.permute(1, 2, 0).numpy())
         picture = f'<img src="{shown}" alt="The picture as {escape(beside)} sees it">'
         parts.append(_side(beside, "supervised: the classes it was trained on", picture + bars(look.chances)))
-    return f'<div class="dv-sides">{"".join(parts)}</div><p class="dv-said">{escape(_SAID)}</p>'
+    warned = "".join(f'<p class="dv-said dv-warning">{escape(line)}</p>' for line in classifier.warnings)
+    return f'{warned}<div class="dv-sides">{"".join(parts)}</div><p class="dv-said">{escape(_SAID)}</p>'
 
 
 def _side(title: str, words: str, content: str) -> str:

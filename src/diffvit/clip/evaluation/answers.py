@@ -134,7 +134,8 @@ def summary(answers: Answers, classes: Sequence[str]) -> dict[str, Any]:
 
     Returns:
         ``images`` and ``unreadable`` (counts), ``accuracy`` with ``low`` and ``high`` (Wilson's interval, 95%),
-        ``top5``, ``mean_confidence``, ``calibration_error`` (15 bins), all fractions or None without pictures, and
+        ``top5``, ``mean_confidence``, ``calibration_error`` (15 bins), all fractions or None without pictures
+        (``top5`` also for fewer than six classes), and
         ``per_class``: ``class``, ``images``, ``accuracy``, ``low``, ``high`` of each.
     """
     seen = answers.readable
@@ -146,7 +147,7 @@ def summary(answers: Answers, classes: Sequence[str]) -> dict[str, Any]:
     return {
         **_share(sum(right), count),
         "unreadable": len(seen) - count,
-        "top5": int((rank < TOP).sum()) / count if count else None,
+        "top5": int((rank < TOP).sum()) / count if count and len(classes) > TOP else None,
         "mean_confidence": float(confidence.mean()) if count else None,
         "calibration_error": calibration_gap(confidence, rank == 0) if count else None,
         "per_class": [

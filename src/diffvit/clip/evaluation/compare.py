@@ -15,7 +15,16 @@ from diffvit.clip.evaluation.own import OwnViT, of_own, own_groups
 from diffvit.clip.evaluation.rollup import groups_of, rolled_up
 from diffvit.clip.evaluation.shifted import under_shifts
 from diffvit.clip.evaluation.shifts import Shift
-from diffvit.clip.evaluation.sides import Answered, Side, Watch, answered, paired, supervised_side, zero_shot_side
+from diffvit.clip.evaluation.sides import (
+    Answered,
+    Side,
+    Watch,
+    answered,
+    decided,
+    paired,
+    supervised_side,
+    zero_shot_side,
+)
 from diffvit.clip.load import Clip, ResNet50
 from diffvit.clip.templates import Templates
 from diffvit.clip.zero_shot import zero_shot_classifier
@@ -34,11 +43,13 @@ class Comparison:
             ``shifts``, ``galleries``.
         shifted: the pictures that shifts were done to.
         faults: of pictures that could not be read.
+        warnings: of what CLIP cannot read of the class names.
     """
 
     result: dict[str, Any]
     shifted: Labelled
     faults: list[InputError]
+    warnings: list[str]
 
 
 def common_classes(labelled: Labelled, supervised: ResNet50 | OwnViT) -> Subject:
@@ -73,19 +84,17 @@ def compare(
         watch: who is told how far it is.
 
     Raises:
+        ConfigError: class names that CLIP cannot tell apart, or none with a word that it knows.
         InputError: a model's features are not finite, no picture can be read, or the installed WordNet is damaged.
     """
     labelled = subject.labelled
     groups, no_groups = groups_of(labelled)
     encoder = of_clip(clip)
-    ways = [
-        zero_shot_side(
-            encoder,
-            clip,
-            zero_shot_classifier(clip, labelled.classes, each, progress=watch and watch(f"labels, {each.name}")),
-        )
+    classifiers = [
+        zero_shot_classifier(clip, labelled.classes, each, progress=watch and watch(f"labels, {each.name}"))
         for each in templates
     ]
+    ways = [zero_shot_side(encoder, clip, classifier) for classifier in classifiers]
     other = of_own(supervised) if isinstance(supervised, OwnViT) else of_resnet50(supervised)
     sides = [ways[0], supervised_side(other, subject.groups or [])]
     found = answered(sides, labelled, watch=watch)
@@ -97,12 +106,15 @@ def compare(
     result = {
         **{"data": labelled.name, "images": len(labelled), "unreadable": int((~one.readable).sum())},
         **{"classes": list(labelled.classes), "left_out": list(subject.left_out)},
+        **{"unknown_words": list(classifiers[0].unknown), "cut_labels": list(classifiers[0].cut)},
         "models": [
             {**_facts(side.encoder, model), **summary(each, labelled.classes)}
             for side, model, each in zip(sides, (clip, supervised), answers, strict=True)
         ],
         "overall": paired(answers),
-        "per_class": [{"class": name, **paired(answers, [place])} for place, name in enumerate(labelled.classes)],
+        "per_class": decided(
+            [{"class": name, **paired(answers, [place])} for place, name in enumerate(labelled.classes)]
+        ),
         **{"superclasses": rolled_up(answers, groups, labelled.classes), "no_superclasses": no_groups},
         "templates": [_with_templates(each, way, found, one) for each, way in zip(templates, ways, strict=True)],
         "shifts": under_shifts(sides, few, shifts, watch=watch) if shifts else None,
@@ -110,7 +122,7 @@ def compare(
         "computed": [encoded.computed for encoded in found.encoded],
         "failed": [{"image": fault.what, "error": str(fault)} for fault in found.faults],
     }
-    return Comparison(result, few, found.faults)
+    return Comparison(result, few, found.faults, classifiers[0].warnings)
 
 
 def gallery(winner: Answers, loser: Answers) -> list[int]:

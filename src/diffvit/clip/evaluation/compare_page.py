@@ -19,6 +19,7 @@ from diffvit.clip.evaluation.shifts import Shift
 from diffvit.reporting.style import to_png
 from diffvit.reporting.tables import data_note, percent
 
+DECIDED = {True: "yes", False: "no"}
 _NAMED = 4  # classes in a superclass's row
 _THUMBNAIL = 160  # pixels
 
@@ -51,8 +52,9 @@ def page_of(found: Comparison, labelled: Labelled, shifts: Sequence[Shift], comm
         figures=_figures(result["models"]),
         plot=_uri(to_png(forest(rows, one, two))),
         categories=[[row["class"], *_cells(row)] for row in rows],
-        note=_note(rows),
+        note=decided_note(rows),
         superclasses=[[row["superclass"], _members(row["classes"]), *_cells(row)] for row in above],
+        superclass_note=decided_note(above),
         superclass_plot=_uri(to_png(forest(above, one, two, key="superclass"))) if above else "",
         no_superclasses=result["no_superclasses"],
         templates=[[each["name"], f"{each['count']}", percent(each["accuracy"])] for each in result["templates"]],
@@ -101,7 +103,7 @@ def statements(result: Mapping[str, Any]) -> list[str]:
     if whole["low"] > 0 or whole["high"] < 0:
         verdict = f"{one if whole['low'] > 0 else two} is the better of these two trained models here"
     said = [
-        f"{one} minus {two}: {100 * whole['difference']:+.2f} points of accuracy (95% paired bootstrap interval "
+        f"{one} minus {two}: {100 * whole['difference']:+.2f} points of accuracy (95% paired interval "
         f"{low:+.2f} to {high:+.2f}): {verdict}. The luck of training is not in the interval."
     ]
     said += [note] if (note := data_note(result["data"].removesuffix(" test").removesuffix(" train"))) else []
@@ -113,12 +115,12 @@ def statements(result: Mapping[str, Any]) -> list[str]:
 
 
 def shift_statements(shifts: Mapping[str, Any], one: str, two: str) -> list[str]:
-    """What may be said of the changes: which model loses more where, if the interval allows it."""
+    """What may be said of the changes: which model loses more where, if that is decided."""
     said = []
     for each in shifts["kinds"]:
         lost = [100 * (shifts["original"][side] - each[side]) for side in ("first", "second")]
         verdict = "which of them loses more, these pictures cannot tell"
-        if each["low"] > 0 or each["high"] < 0:
+        if each.get("decided"):
             verdict = f"{two if each['low'] > 0 else one} loses more"
         said.append(f"{each['shift']}: {one} loses {lost[0]:.1f} points, {two} {lost[1]:.1f}: {verdict}.")
     return said
@@ -127,6 +129,7 @@ def shift_statements(shifts: Mapping[str, Any], one: str, two: str) -> list[str]
 def _figures(models: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
     accuracy = [f"{percent(m['accuracy'])} [{percent(m['low'], 1)} to {percent(m['high'], 1)}]" for m in models]
     others = {"top-5": "top5", "calibration error": "calibration_error", "mean confidence": "mean_confidence"}
+    others = {name: key for name, key in others.items() if models[0][key] is not None}
     return [
         ("accuracy", accuracy),
         *((name, [percent(model[key]) for model in models]) for name, key in others.items()),
@@ -141,6 +144,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         _points(row["difference"]),
         f"{_points(row['low'])} to {_points(row['high'])}",
         *(f"{row[name]:,}" for name in ("only_first", "only_second")),
+        DECIDED[row["decided"]],
     ]
 
 
@@ -153,11 +157,13 @@ def _members(classes: Sequence[str]) -> str:
     return ", ".join(classes[:_NAMED]) + more
 
 
-def _note(rows: Sequence[Mapping[str, Any]]) -> str:
-    beyond = sum(row["low"] > 0 or row["high"] < 0 for row in rows)
+def decided_note(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How many rows of a table are decided, and how many intervals would leave zero out by chance."""
+    beyond, sure = sum(row["low"] > 0 or row["high"] < 0 for row in rows), sum(row["decided"] for row in rows)
     return (
-        f"{beyond} of {len(rows)} intervals leave zero out; {0.05 * len(rows):.1f} would by chance alone. "
-        "Percentile bootstrap over the category's pictures, pairs together."
+        f"{beyond} of {len(rows)} intervals leave zero out, each by McNemar's exact test at 95%; up to "
+        f"{0.05 * len(rows):.1f} would by chance alone. {sure} of {len(rows)} are decided: by Holm's correction for "
+        "all of them together, with 95% none of these is chance."
     )
 
 

@@ -38,13 +38,13 @@ def forest(rows: Rows, one: str, two: str, *, key: str = "class", theme: Theme =
     made = figure(theme, 9.0, 1.5 + 0.27 * len(shown))
     axes = made.add_subplot()
     title = "By category" if key == "class" else "By superclass"
-    title += ", with 95% intervals (grey: they hold zero)"
+    title += ", with 95% intervals (grey: not decided)"
     title += "" if len(shown) == len(rows) else f"; the {half} at each end"
     dress(axes, theme, title=title, x=plain(f"{one} minus {two}, points of accuracy"), y="", grid=False)
     for place, row in enumerate(shown):
-        decided = 0 if row["low"] > 0 else 1 if row["high"] < 0 else _GREY
-        axes.plot([100 * row["low"], 100 * row["high"]], [place, place], color=theme.series[decided], linewidth=2)
-        axes.plot([100 * row["difference"]], [place], "o", color=theme.series[decided], markersize=5)
+        shade = theme.series[_GREY if not row["decided"] else 0 if row["low"] > 0 else 1]
+        axes.plot([100 * row["low"], 100 * row["high"]], [place, place], color=shade, linewidth=2)
+        axes.plot([100 * row["difference"]], [place], "o", color=shade, markersize=5)
     axes.axvline(0, color=theme.ink, linewidth=0.8)
     axes.set_yticks(range(len(shown)), [plain(row[key])[:30] for row in shown], fontsize=9)
     axes.invert_yaxis()

@@ -76,6 +76,7 @@ def evaluate(
     A picture that cannot be read is left out of every model's figures, and is named among the faults.
 
     Raises:
+        ConfigError: class names that CLIP cannot tell apart, or none with a word that it knows.
         InputError: a model's features are not finite.
     """
     labelled = subject.labelled
@@ -97,6 +98,7 @@ def evaluate(
         **{"left_out": list(subject.left_out), "same_names": [list(group) for group in classifier.twins]},
         "templates": {"name": templates.name, "count": len(templates.texts), "first": templates.texts[0]},
         "labels_computed": classifier.computed,
+        **{"unknown_words": list(classifier.unknown), "cut_labels": list(classifier.cut)},
         "models": models,
         "failed": [{"image": _text(fault.what), "error": _text(str(fault))} for fault in found.faults],
     }

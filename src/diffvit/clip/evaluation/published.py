@@ -86,13 +86,13 @@ def _accuracies(found: Mapping[str, Any]) -> Table:
 
 def _sides(names: tuple[str, str], result: Mapping[str, Any]) -> str:
     """Where each of them wins."""
-    rows = in_order(result["superclasses"])
+    rows = [row for row in in_order(result["superclasses"]) if row.get("decided")]
     best = [row for row in rows if row["low"] > 0][:_ENDS]
     worst = [row for row in rows if row["high"] < 0][::-1][:_ENDS]
 
     def named(some: Sequence[Mapping[str, Any]]) -> str:
         if not some:
-            return "nowhere beyond the interval"
+            return "in none that is decided"
         return "most in " + ", ".join(f"{row['superclass']} ({100 * row['difference']:+.1f})" for row in some)
 
     weights = " and ".join(str(model["weights"]) for model in result["models"])

@@ -8,7 +8,7 @@ from typing import Any
 from diffvit.clip.evaluation.answers import Answers
 from diffvit.clip.evaluation.imagenet import cifar10_synsets
 from diffvit.clip.evaluation.labelled import Labelled
-from diffvit.clip.evaluation.sides import paired
+from diffvit.clip.evaluation.sides import decided, paired
 from diffvit.clip.evaluation.wordnet import Superclass, find_wordnet, read_wordnet, superclasses
 
 _FEW = 20  # classes: so few are divided until no group holds more than half of them, or three
@@ -43,7 +43,8 @@ def rolled_up(answers: Sequence[Answers], groups: Sequence[Superclass], classes:
         classes: names in label order.
 
     Returns:
-        For each ``superclass``, ``id``, ``classes`` and what :func:`~diffvit.clip.evaluation.sides.paired` gives.
+        For each ``superclass``, ``id``, ``classes`` what :func:`~diffvit.clip.evaluation.sides.paired` gives,
+        and ``decided``, for all groups together.
     """
     rows = [
         {
@@ -52,7 +53,7 @@ def rolled_up(answers: Sequence[Answers], groups: Sequence[Superclass], classes:
         }
         for group in groups
     ]
-    return [row for row in rows if row["images"]]
+    return decided([row for row in rows if row["images"]])
 
 
 def _ids(labelled: Labelled) -> Sequence[str] | None:

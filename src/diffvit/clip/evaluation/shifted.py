@@ -11,7 +11,8 @@ from diffvit.clip.evaluation.answers import Answers
 from diffvit.clip.evaluation.encoded import Change
 from diffvit.clip.evaluation.labelled import Labelled
 from diffvit.clip.evaluation.shifts import Shift
-from diffvit.clip.evaluation.sides import Side, Watch, answered, paired, resampled
+from diffvit.clip.evaluation.sides import Side, Watch, answered, decided, paired
+from diffvit.reporting.stats import exact_paired
 
 
 def under_shifts(
@@ -29,7 +30,8 @@ def under_shifts(
         ``images``; ``original``, and ``cells`` with ``shift``, ``severity`` and ``words``, of what
         :func:`~diffvit.clip.evaluation.sides.paired` gives; ``kinds``, which are means over the severities of each:
         ``shift``, ``first``, ``second`` (accuracies), ``difference``, ``change`` (of the difference, from the original
-        pictures) and its 95% interval ``low`` and ``high`` over which pictures were drawn.
+        pictures), its 95% interval ``low`` and ``high`` over which pictures were drawn, ``p_value``, and ``decided``,
+        for all kinds together (see :func:`~diffvit.clip.evaluation.sides.decided`).
 
     Raises:
         InputError: a model's features are not finite.
@@ -48,7 +50,7 @@ def under_shifts(
             found.append(answers)
         kinds.append({"shift": kind, **_means(original, found)})
     before = paired(original)
-    return {"images": before["images"], "original": before, "cells": cells, "kinds": kinds}
+    return {"images": before["images"], "original": before, "cells": cells, "kinds": decided(kinds)}
 
 
 def _means(original: Sequence[Answers], found: Sequence[Sequence[Answers]]) -> dict[str, Any]:
@@ -59,10 +61,11 @@ def _means(original: Sequence[Answers], found: Sequence[Sequence[Answers]]) -> d
         for side in range(len(original))
     ]
     before = (original[0].rank[seen] == 0).double() - (original[1].rank[seen] == 0).double()
-    changes = ((right[0] - right[1] - before) * len(found)).round() / len(found)  # exact: few different values
-    low, high = resampled(changes)
+    changes = ((right[0] - right[1] - before) * len(found)).round().int().tolist()  # in units of one severity
+    interval, p_value = exact_paired(changes, largest=2 * len(found))
+    estimate, low, high = (each / len(found) for each in (interval.estimate, interval.low, interval.high))
     first, second = (float(each.mean()) for each in right)
     return {
         **{"first": first, "second": second, "difference": first - second},
-        **{"change": float(changes.mean()), "low": low, "high": high},
+        **{"change": estimate, "low": low, "high": high, "p_value": p_value},
     }

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32
 from torch import Tensor
 
 from diffvit.clip.evaluation.answers import Answers, answers_of, supervised_chances, zero_shot_chances
@@ -18,8 +17,8 @@ from diffvit.clip.evaluation.labelled import Labelled
 from diffvit.clip.load import Clip
 from diffvit.clip.zero_shot import Classifier, Progress
 from diffvit.errors import InputError
+from diffvit.reporting.stats import CONFIDENCE, exact_paired
 
-RESAMPLES = 10_000
 Watch = Callable[[str], Progress]  # from what is counted ("pictures, CLIP RN50") to who is told
 
 
@@ -98,34 +97,39 @@ def paired(answers: Sequence[Answers], places: Sequence[int] | None = None) -> d
 
     Returns:
         ``images``, ``first``, ``second`` (accuracies), ``only_first``, ``only_second`` (counts), ``difference``,
-        ``low``, ``high`` (fractions; None without pictures).
+        ``low``, ``high`` (fractions), ``p_value`` (McNemar's exact test; see
+        :func:`diffvit.reporting.stats.exact_paired`); None without pictures.
     """
     one, two = answers
     seen = one.readable if places is None else one.readable & torch.isin(one.labels, torch.tensor(places))
-    right = [each.rank[seen] == 0 for each in (one, two)]
-    count = int(seen.sum())
-    only = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
-    found: dict[str, Any] = {"images": count, "only_first": only[0], "only_second": only[1]}
+    right = [(each.rank[seen] == 0).int() for each in (one, two)]
+    count, differences = int(seen.sum()), (right[0] - right[1]).tolist()
+    found: dict[str, Any] = {"images": count, "only_first": differences.count(1), "only_second": differences.count(-1)}
     if not count:
-        return found | dict.fromkeys(("first", "second", "difference", "low", "high"))
-    low, high = resampled(right[0].double() - right[1].double())
+        return found | dict.fromkeys(("first", "second", "difference", "low", "high", "p_value"))
+    interval, p_value = exact_paired(differences)
     first, second = (int(each.sum()) / count for each in right)
-    difference = (only[0] - only[1]) / count
-    return found | {"first": first, "second": second, "difference": difference, "low": low, "high": high}
+    return found | {
+        **{"first": first, "second": second, "difference": interval.estimate},
+        **{"low": interval.low, "high": interval.high, "p_value": p_value},
+    }
 
 
-def resampled(values: Float64[Tensor, " n"], *, seed: int = 0) -> tuple[float, float]:
-    """The 95% percentile bootstrap interval of the mean (Efron and Tibshirani 1993, chapter 13).
+def decided(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of :func:`paired` or of shifts, judged together: ``decided`` is whether a row's difference is not zero.
 
-    The values are drawn anew :data:`RESAMPLES` times. A resample only matters by how often it has each value, so
-    those counts are drawn.
-
-    Args:
-        values: at least one; exact multiples of something, so that there are few of them.
-        seed: of the draws.
+    Holm 1979, "A simple sequentially rejective multiple test procedure": with 95% none of the rows is decided wrongly,
+    however many there are.
     """
-    distinct, counts = np.unique(values.numpy(), return_counts=True)
-    draws = np.random.Generator(np.random.Philox(seed))
-    drawn = draws.multinomial(len(values), counts / len(values), size=RESAMPLES)
-    low, high = np.percentile(drawn @ distinct / len(values), [2.5, 97.5])
-    return float(low), float(high)
+    order = sorted(
+        (place for place, row in enumerate(rows) if row["p_value"] is not None), key=lambda n: rows[n]["p_value"]
+    )
+    passed: set[int] = set()
+    for rank, place in enumerate(order):
+        if rows[place]["p_value"] > (1 - CONFIDENCE) / (len(order) - rank):
+            break
+        passed.add(place)
+    # A shift's interval may hold zero where its test decides; of categories both agree.
+    return [
+        {**row, "decided": place in passed and (row["low"] > 0 or row["high"] < 0)} for place, row in enumerate(rows)
+    ]
