@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from diffvit.config import Config, config_hash
+from diffvit.config import ClipConfig, Config, config_hash
 from diffvit.errors import EnvironmentFault
 from diffvit.training import environment, processes
 from diffvit.training.memory import keep_freed_memory
@@ -55,7 +55,7 @@ def train(
     if fabric.global_rank:
         progress = QuietProgress()
     threads = config.threads or max(1, environment.usable_cores() // processes.local_world_size())
-    with ExitStack() as held, _thread_count(threads), _memory_faults(out):
+    with ExitStack() as held, _thread_count(threads), _memory_faults(out, config):
         held.callback(progress.close)
         processes.by_the_first(fabric, lambda: held.enter_context(_folder(out, resume)))
         run = RunDir(out)
@@ -91,7 +91,7 @@ def _thread_count(threads: int) -> Iterator[None]:
 
 
 @contextmanager
-def _memory_faults(out: Path) -> Iterator[None]:
+def _memory_faults(out: Path, config: Config) -> Iterator[None]:
     """One clear line for an accelerator or a machine without memory left."""
     try:
         yield
@@ -99,5 +99,6 @@ def _memory_faults(out: Path) -> Iterator[None]:
         text = str(error)
         if isinstance(error, RuntimeError) and "out of memory" not in text and "allocate memory" not in text:
             raise
-        hint = f"Checkpoints in {out} are kept. Start another run with a smaller --batch-size or a larger --accumulate."
+        instead = "" if isinstance(config, ClipConfig) else " or a larger --accumulate"  # which would split its batch
+        hint = f"Checkpoints in {out} are kept. Start another run with a smaller --batch-size{instead}."
         raise EnvironmentFault("memory", "is used up", hint) from error
