@@ -21,7 +21,7 @@ from diffvit.clip.templates import load_templates
 from diffvit.clip.zero_shot import classify, zero_shot_classifier
 from diffvit.config import ClipConfig, Config, parse
 from diffvit.data import sources
-from diffvit.errors import ConfigError, InputError, Interrupted
+from diffvit.errors import ConfigError, EnvironmentFault, InputError, Interrupted
 from diffvit.training.loop import train
 from diffvit.training.material import load as load_material
 from diffvit.training.progress import QuietProgress
@@ -156,6 +156,20 @@ def test_going_on_gives_the_same_weights(finished: RunDir, tmp_path: Path, monke
     one, other = (load_file(folder / "model.safetensors") for folder in (finished.path, tmp_path / "r"))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_stopped_run_and_a_full_memory_say_what_helps_a_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffvit.training.run._SHOWN_EVERY", 0.0)
+    with pytest.raises(Interrupted, match="go on with: diffvit clip train --resume"):
+        train(clip_config(), out=tmp_path / "r", task=ContrastiveTask(), progress=StopAt(3))
+
+    def refuse(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(ContrastiveTask, "model", refuse)
+    with pytest.raises(EnvironmentFault, match="batch-size") as caught:
+        train(clip_config(), out=tmp_path / "m", task=ContrastiveTask())
+    assert "accumulate" not in str(caught.value)
 
 
 def test_a_clip_is_no_classifier_and_no_run_of_one(

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from diffvit.config import parse, to_yaml
 from diffvit.errors import DiffvitError, InputError
@@ -27,6 +28,51 @@ for out in outs:
     except DiffvitError as error:
         print(json.dumps([error.exit_code, str(error)]))
 """
+
+
+# Every step of an epoch of a CLIP: its loss, its gradients, and at the end the weights, from the first process.
+CONTRAST = """
+import sys
+from pathlib import Path
+import torch
+from diffvit.clip.small.task import ContrastiveTask
+from diffvit.config import ClipConfig, resolve
+from diffvit.training import material, processes
+from diffvit.training.trainer import Trainer
+file, out = sys.argv[1:]
+torch.set_num_threads(1)
+fabric = processes.launch("cpu", "fp32")
+config = resolve(Path(file), {}, kind=ClipConfig)
+data, task = material.load(config, print), ContrastiveTask()
+trainer = Trainer(fabric, config, data, task.model(config, data), task.objective(config, data))
+found = {}
+for number, _ in enumerate(trainer.steps()):
+    found[f"loss {number}"] = torch.tensor(trainer.position.sums["loss"])
+    found |= {f"{name} {number}": p.grad.clone() for name, p in trainer.model.named_parameters()}
+found |= dict(trainer.model.state_dict())
+if fabric.global_rank == 0:
+    torch.save(found, out)
+"""
+
+
+def test_a_clip_contrasts_the_whole_batch_however_many_processes_share_it(tmp_path: Path):
+    settings = {
+        **{"objective": "contrastive", "data": "shapes", "shapes": {"train": 11, "test": 20, "size": 16}},
+        **{"validation_size": 0, "epochs": 1, "batch_size": 5, "threads": 1, "precision": "fp32", "joint_dim": 12},
+        "model": {"image_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2},
+        "text": {"embed_dim": 16, "depth": 1, "num_heads": 2, "context_length": 12},
+        **{"augment": {"flip": True, "cutmix": 1.0}, "optimizer": {"lr": 1e-5}},
+    }
+    (tmp_path / "clip.yaml").write_text(to_yaml(parse(settings)))  # steps of 5, 5 and 1 images
+    for processes, name in ((1, "one"), (2, "many")):
+        together([str(tmp_path / "clip.yaml"), str(tmp_path / name)], processes, CONTRAST)
+    one, many = (torch.load(tmp_path / name) for name in ("one", "many"))
+    assert one.keys() == many.keys()
+    assert all(one[f"visual.patch_embed.proj.weight {step}"].abs().max() > 1e-3 for step in range(2))
+    for name, value in one.items():
+        torch.testing.assert_close(
+            many[name], value, rtol=1e-4, atol=1e-5, msg=lambda said, name=name: f"{name}: {said}"
+        )
 
 
 def config():

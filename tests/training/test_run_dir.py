@@ -3,13 +3,16 @@
 import errno
 import fcntl
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
-from diffvit.config import Config, parse
+from diffvit.cli.main import run as main
+from diffvit.config import ClipConfig, Config, parse
 from diffvit.errors import EnvironmentFault, InputError, RunBusyError
+from diffvit.training.load import locate
 from diffvit.training.run_dir import RunDir
 
 
@@ -22,6 +25,24 @@ def begun(path, config=None):
 def test_reading_one_needs_no_torch():
     code = "import sys, diffvit.training.run_dir; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("kind", "command"), [(Config, "diffvit train"), (ClipConfig, "diffvit clip train")])
+def test_every_hint_names_the_command_that_takes_the_run_up(tmp_path, monkeypatch, capsys, kind, command):
+    run = begun(tmp_path / "a run", kind(epochs=2))
+    wanted = f"{command} --resume '{run.path}'"
+    assert run.resume_command == wanted
+    for fails in (lambda: run.result, lambda: RunDir.create(run.path), lambda: locate(run)):
+        with pytest.raises(InputError, match=re.escape(wanted)):
+            fails()
+    assert wanted in run.kept
+    args = wanted.removeprefix("diffvit ").replace("'", "").split(" --resume ")
+    with monkeypatch.context() as patched:  # far enough to see that it is the right kind of run
+        patched.setattr(
+            "diffvit.training.loop.train", lambda *_, **__: (_ for _ in ()).throw(InputError("far", "enough"))
+        )
+        assert main([*args[0].split(), "--resume", args[1]]) == 3
+    assert "far: enough" in capsys.readouterr().err
 
 
 def test_config_round_trip(tmp_path):

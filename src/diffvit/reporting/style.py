@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import io
+import unicodedata
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 
-from matplotlib import rc_context
+from matplotlib import font_manager, rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 STAMP = "diffvit-rows"  # the PNG text entry that says which rows a plot was made from
+
+_FONT = "DejaVu Sans"  # matplotlib's own
+# Debian's packages for letters that it lacks, by how their names in Unicode begin.
+_PACKAGES = {
+    **dict.fromkeys(("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "IDEOGRAPHIC", "FULLWIDTH"), "fonts-noto-cjk"),
+    **dict.fromkeys(("ARABIC", "HEBREW", "DEVANAGARI", "BENGALI", "TAMIL", "THAI"), "fonts-noto-core"),
+}
+_TOLD: set[int] = set()  # code points that no font has, as was said
+_USUAL = {("normal", 400), ("normal", "normal"), ("normal", "regular")}
+_OTHERS = "fonts-symbola"  # emoji and symbols as outlines: coloured ones cannot be drawn
 
 
 @dataclass(frozen=True)
@@ -82,13 +98,73 @@ def to_png(made: Figure, stamp: str = "") -> bytes:
     """The figure as PNG bytes, the same for the same input; ``stamp`` is kept inside the file."""
     buffer = io.BytesIO()
     metadata = {"Software": None, **({STAMP: stamp} if stamp else {})}
-    made.savefig(buffer, format="png", facecolor=made.get_facecolor(), metadata=metadata)
+    with all_letters(made):
+        made.savefig(buffer, format="png", facecolor=made.get_facecolor(), metadata=metadata)
     return buffer.getvalue()
 
 
 def to_svg(made: Figure) -> bytes:
     """The figure as SVG bytes, the same for the same input."""
     buffer = io.BytesIO()
-    with rc_context({"svg.hashsalt": "diffvit"}):
+    with rc_context({"svg.hashsalt": "diffvit"}), all_letters(made):
         made.savefig(buffer, format="svg", facecolor=made.get_facecolor(), metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
+
+
+@contextmanager
+def all_letters(made: Figure) -> Iterator[None]:
+    """Draw inside: words with letters that matplotlib's own font lacks are set in an installed font that has them.
+
+    Where there is none, one warning names a package with such a font, and boxes are drawn.
+    """
+    for axes in made.axes:  # tick labels get their text when they are asked for
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.get_ticklabels()
+    known = _letters(font_manager.findfont(_FONT))
+    lacking = {text: frozenset(map(ord, text.get_text())) - known for text in made.findobj(Text)}  # pyright: ignore[reportAttributeAccessIssue]
+    wanted = frozenset(code for codes in lacking.values() for code in codes if chr(code).isprintable())
+    if not wanted:
+        yield
+        return
+    families = fonts_for(wanted)
+    for text, codes in lacking.items():
+        if codes & wanted:
+            text.set_fontfamily([_FONT, *families])  # pyright: ignore[reportAttributeAccessIssue]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from")
+        yield
+
+
+@lru_cache
+def fonts_for(wanted: frozenset[int]) -> tuple[str, ...]:
+    """Families of installed fonts that together have these code points; warns of those that none has, once.
+
+    Sans-serif fonts, upright and of usual weight, come first.
+    """
+    rest, families = set(wanted), []
+    entries = [entry for entry in font_manager.fontManager.ttflist if not entry.name.startswith("Last Resort")]
+    for entry in sorted(
+        entries, key=lambda e: (e.style != "normal", e.weight not in (400, "normal"), "Sans" not in e.name)
+    ):
+        if rest and (found := rest & _letters(entry.fname)):
+            rest -= found
+            families.append(entry.name)
+    if untold := rest - _TOLD:
+        _TOLD.update(untold)
+        letters = [chr(code) for code in sorted(untold)]
+        named = [unicodedata.name(letter, "").split(" ")[0].split("-")[0] for letter in letters]
+        packages = ", ".join(dict.fromkeys(_PACKAGES.get(name, _OTHERS) for name in named))
+        some = " ".join(letters[:10]) + (f" and {len(letters) - 10} more" if len(letters) > 10 else "")
+        why = f"no installed font has {some}: plots have boxes in their place"
+        warnings.warn(f"{why}. Install one (Debian: {packages}) and draw again", stacklevel=1)
+    return tuple(families)
+
+
+@lru_cache
+def _letters(path: str) -> frozenset[int]:
+    """The code points of a font file; none of one that cannot be read or, as coloured emoji, cannot be drawn."""
+    try:
+        font = font_manager.get_font(path)
+    except (OSError, RuntimeError, ValueError):
+        return frozenset()
+    return frozenset(font.get_charmap()) if font.scalable else frozenset()

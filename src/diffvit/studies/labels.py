@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
+from diffvit.reporting.style import all_letters
+
 _POINTS = 190.0  # of a panel's height between its lowest and its highest mark
 _ASIDE, _MARK = 14, 5  # points from a mark to its name, and from a mark's centre to its edge
 _LINE, _WORD = 0.05, 0.3  # of a panel: the height of a name, and how near two marks are whose names might overlap
@@ -46,7 +48,8 @@ def name_all(axes: Axes, names: Sequence[Name]) -> list[Annotation]:
 
 def settle(figure: Figure, panels: Sequence[tuple[Axes, Sequence[Annotation]]]) -> None:
     """Turn names to the other side of their marks where fewer clash so; to be called when all else is drawn."""
-    figure.draw_without_rendering()  # where the panels stand and how large words are is known only now
+    with all_letters(figure):
+        figure.draw_without_rendering()  # where the panels stand and how large words are is known only now
     for axes, names in panels:
         least, before = _clashes(axes, names), -1
         while least != before:

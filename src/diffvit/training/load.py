@@ -78,7 +78,7 @@ def locate(reference: RunDir | Path | str) -> Path:
         file = path / MODEL_FILE
         if not file.is_file():
             why = f"has no {MODEL_FILE}: the run did not finish, or it is not a run folder"
-            raise InputError(str(path), why, f"Finish it with: diffvit train --resume {path}")
+            raise InputError(str(path), why, f"Finish it with: {RunDir(path).resume_command}")
         return _intact(file)
     if path.is_file():
         return _intact(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from diffvit.config import Config, config_hash
+from diffvit.config import ClipConfig, Config, config_hash
 from diffvit.data.sources import place_of
 from diffvit.errors import EnvironmentFault
 from diffvit.training import environment, processes
@@ -62,7 +62,7 @@ def train(
         progress = QuietProgress()
     threads = config.threads or max(1, environment.usable_cores() // processes.local_world_size())
     limits = compile_limits() if config.compile else nullcontext()
-    with ExitStack() as held, _thread_count(threads), _random_numbers(device), limits, _memory_faults(out):
+    with ExitStack() as held, _thread_count(threads), _random_numbers(device), limits, _memory_faults(out, config):
         held.callback(progress.close)
         processes.by_the_first(fabric, lambda: held.enter_context(_folder(out, resume)))
         run = RunDir(out)
@@ -105,7 +105,7 @@ def _random_numbers(device: str) -> Iterator[None]:
 
 
 @contextmanager
-def _memory_faults(out: Path) -> Iterator[None]:
+def _memory_faults(out: Path, config: Config) -> Iterator[None]:
     """One clear line for an accelerator or a machine without memory left."""
     try:
         yield
@@ -114,5 +114,6 @@ def _memory_faults(out: Path) -> Iterator[None]:
         if isinstance(error, RuntimeError) and "out of memory" not in text and "allocate memory" not in text:
             raise
         kept = f"Checkpoints in {out} are kept. " if (out / "config.yaml").is_file() else ""
-        hint = f"{kept}Start another run with a smaller --batch-size or a larger --accumulate."
+        instead = "" if isinstance(config, ClipConfig) else " or a larger --accumulate"  # which would split its batch
+        hint = f"{kept}Start another run with a smaller --batch-size{instead}."
         raise EnvironmentFault("memory", "is used up", hint) from error

@@ -153,7 +153,7 @@ class Run:
         by_the_first(self.fabric, lambda: self._save(trainer))
         by = {2: "Ctrl-C", 15: "SIGTERM"}.get(number, f"signal {number}")
         why = f"stopped by {by} after step {trainer.position.step} of {trainer.total_steps}"
-        hint = f"Everything is saved; go on with: diffvit train --resume {self.folder.path}"
+        hint = f"Everything is saved; go on with: {self.folder.resume_command}"
         raise Interrupted(number, str(self.folder.path), why, hint)
 
     def _not_finite(self, trainer: Trainer, error: NonFiniteStep) -> NonFiniteError:

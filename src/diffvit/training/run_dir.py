@@ -7,13 +7,14 @@ import errno
 import fcntl
 import json
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from diffvit.config import Config, parse, read_yaml, to_yaml
-from diffvit.errors import ConfigError, InputError, RunBusyError
+from diffvit.config import ClipConfig, Config, parse, read_yaml, to_yaml
+from diffvit.errors import ConfigError, DiffvitError, InputError, RunBusyError
 from diffvit.training.files import disk_faults, replace, to_json
 
 _LOCK = ".lock"
@@ -54,7 +55,7 @@ class RunDir:
             raise InputError(str(path), "is a file, not a folder for a run", "Give another --out.")
         if path.is_dir() and any(entry.name not in _BEGINNING for entry in path.iterdir()):
             why = "already holds a run" if (path / "config.yaml").exists() else "is not empty"
-            hint = f"Continue it with: diffvit train --resume {path}, or give another --out."
+            hint = f"Continue it with: {cls(path).resume_command}, or give another --out."
             raise InputError(str(path), why, hint if "run" in why else "Give another --out.")
         with disk_faults(path):
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -105,6 +106,15 @@ class RunDir:
             raise InputError(error.what, error.why, error.hint) from None
 
     @property
+    def resume_command(self) -> str:
+        """The command that takes the run up where it stopped."""
+        try:
+            clip = isinstance(self.config, ClipConfig)
+        except DiffvitError:
+            clip = False  # there is no config, or a damaged one: no command can take it up
+        return f"diffvit {'clip ' if clip else ''}train --resume {shlex.quote(str(self.path))}"
+
+    @property
     def environment(self) -> dict[str, Any]:
         """Versions, hardware, threads, commit, data, classes, channel statistics."""
         return self._read_json("environment.json")
@@ -117,7 +127,7 @@ class RunDir:
             InputError: it is not finished.
         """
         if not self.finished:
-            hint = f"Finish it with: diffvit train --resume {self.path}"
+            hint = f"Finish it with: {self.resume_command}"
             raise InputError(str(self.path), "the run is not finished (no result.json)", hint)
         return self._read_json("result.json")
 
@@ -213,7 +223,7 @@ class RunDir:
 
     def write_config(self, config: Config) -> None:
         """Write config.yaml, which makes the folder a run."""
-        self._write("config.yaml", to_yaml(config).encode())
+        self._write("config.yaml", to_yaml(config).encode(), "Nothing was begun; make room and start it again.")
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Write one of the JSON files whole."""
@@ -248,7 +258,7 @@ class RunDir:
     @property
     def kept(self) -> str:
         """What to tell a user whose run stops because of the machine."""
-        return f"The last checkpoint is kept; make room, then: diffvit train --resume {self.path}"
+        return f"The last checkpoint is kept; make room, then: {self.resume_command}"
 
     @property
     def _metrics_file(self) -> Path:
@@ -260,8 +270,8 @@ class RunDir:
         except FileNotFoundError:
             return []
 
-    def _write(self, name: str, content: bytes) -> None:
-        with disk_faults(self.path / name, self.kept):
+    def _write(self, name: str, content: bytes, kept: str | None = None) -> None:
+        with disk_faults(self.path / name, kept or self.kept):
             replace(self.path / name, content)
 
     def _read_json(self, name: str) -> dict[str, Any]:

@@ -211,7 +211,7 @@ class Trainer:
         sums: Tensor | None = None
         for number, (batch, count) in enumerate(parts, 1):
             with self.fabric.no_backward_sync(self._forward, enabled=number < len(parts)):
-                loss, metrics = self.objective.loss(self._forward, batch)
+                loss, metrics = self.objective.loss(self._forward, batch, total)
                 self.fabric.backward(loss * ((count > 0) * self.fabric.world_size / total))
             self._names = ["loss", *metrics]
             figures = torch.stack([loss.detach().double(), *(value.double() for value in metrics.values())])
