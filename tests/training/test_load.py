@@ -21,7 +21,10 @@ from diffvit.app.models import offers_of
 from diffvit.cli.main import run as cli
 from diffvit.config import parse
 from diffvit.errors import InputError
+from diffvit.models.attention import Attention
 from diffvit.training.load import load_with_meta
+from diffvit.training.outcome import own_modules
+from diffvit.training.task import Task
 
 SMALL = {"image_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 4}
 Change = Callable[[dict[str, Any], dict[str, torch.Tensor]], None]
@@ -291,3 +294,121 @@ def test_an_empty_config_beside_a_model_is_no_default(finished: Path, tmp_path: 
             use(run)
     for command in (["evaluate", str(run)], ["train", "--resume", str(run)], ["compare", str(run)]):
         assert cli(command) == 3
+
+
+class Sharper(Attention):
+    """An attention of the user's own, under softmax attention's parameter names."""
+
+    def forward(self, x: torch.Tensor, queries: int | None = None) -> torch.Tensor:
+        return 2 * super().forward(x, queries)
+
+
+class Doubled(VisionTransformer):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(images)
+
+
+def _own_attention(model: VisionTransformer) -> None:
+    model.blocks[0].attn.__class__ = Sharper
+
+
+def _own_model(model: VisionTransformer) -> None:
+    model.__class__ = Doubled
+
+
+def _fewer_heads(model: VisionTransformer) -> None:
+    model.blocks[0].attn = Attention(16, 1)
+
+
+def _another_epsilon(model: VisionTransformer) -> None:
+    model.norm = torch.nn.LayerNorm(16, eps=0.1)
+
+
+def _own_forward(model: VisionTransformer) -> None:
+    attention, plain = model.blocks[0].attn, model.blocks[0].attn.forward
+    attention.forward = lambda x, queries=None: 2 * plain(x, queries)
+
+
+def _a_hook(model: VisionTransformer) -> None:
+    model.blocks[0].attn.register_forward_hook(lambda module, inputs, output: 2 * output)
+
+
+class Changed(Task):
+    """Trains the model that a change leaves of the usual one."""
+
+    def __init__(self, change: Callable[[VisionTransformer], None] = _own_attention) -> None:
+        self.change = change
+
+    def model(self, config: Any, data: Any) -> Any:
+        model = super().model(config, data)
+        self.change(model)
+        return model
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (_own_attention, r"blocks\.0\.attn is \S*test_load\.Sharper"),
+        (_own_model, r"the model is \S*test_load\.Doubled"),
+        (_fewer_heads, r"blocks\.0\.attn is \S*Attention"),
+        (_another_epsilon, r"norm is \S*LayerNorm"),
+        (_own_forward, r"blocks\.0\.attn is"),
+        (_a_hook, r"blocks\.0\.attn is"),
+    ],
+)
+def test_a_model_that_cannot_be_rebuilt_is_refused_by_name(
+    tmp_path: Path, change: Callable[[VisionTransformer], None], named: str
+) -> None:
+    run = diffvit.train(parse(TINY), out=tmp_path / "run", task=Changed(change)).path
+    for use in (diffvit.load, diffvit.evaluate, lambda run: offers_of([str(run)])):
+        with pytest.raises(InputError, match=named) as caught:
+            use(run)
+        assert "\n" not in str(caught.value)
+    assert cli(["evaluate", str(run)]) == cli(["attention", str(run), "--index", "0"]) == 3
+
+
+@pytest.mark.parametrize("pos_embed", ["none", "learned-2d", "sincos-2d+rope-2d", "rope-2d"])
+@pytest.mark.parametrize("attention", ["softmax", "differential"])
+def test_every_model_of_the_settings_can_be_rebuilt(attention: str, pos_embed: str) -> None:
+    sizes = {"image_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 4}
+    more = {"pool": "mean", "head": "mlp", "init": "mimetic", "drop_path": 0.3, "qkv_bias": False, "mlp_ratio": 1.5}
+    for chosen in (sizes, sizes | more):
+        state = torch.random.get_rng_state()
+        model = VisionTransformer(**chosen, attention=attention, pos_embed=pos_embed)
+        after = torch.random.get_rng_state()
+        assert own_modules(model) == {}
+        assert torch.equal(torch.random.get_rng_state(), after)
+        assert not torch.equal(state, after)
+
+
+def test_a_task_of_ones_own_on_a_usual_model_is_loaded(finished: Path, tmp_path: Path) -> None:
+    run = diffvit.train(parse(TINY), out=tmp_path / "run", task=Changed(lambda model: None)).path
+    images = torch.rand(2, 3, 16, 16)
+    with torch.inference_mode():
+        assert torch.equal(diffvit.load(run)(images), diffvit.load(finished)(images))
+    assert json.loads((run / "environment.json").read_text())["task"].endswith("test_load.Changed")
+    assert (run / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+
+
+def test_a_resume_with_another_task_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def stop(_: object) -> None:
+        raise KeyboardInterrupt
+
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        diffvit.train(parse(TINY), out=run, task=Changed(), on_ready=stop)
+    assert cli(["train", "--resume", str(run)]) == 3
+    err = capsys.readouterr().err
+    assert "test_load.Changed" in err
+    assert err.count("\n") == 1
+    with pytest.raises(InputError, match=r"blocks\.0\.attn"):
+        diffvit.train(parse(TINY), out=run, task=Changed(lambda model: None), resume=True)
+    environment = json.loads((run / "environment.json").read_text())
+    assert diffvit.train(parse(TINY), out=run, task=Changed(), resume=True).finished
+    # A run of before says nothing of its task.
+    old = tmp_path / "old"
+    with pytest.raises(KeyboardInterrupt):
+        diffvit.train(parse(TINY), out=old, on_ready=stop)
+    del environment["task"], environment["own_modules"]
+    (old / "environment.json").write_text(json.dumps(environment))
+    assert diffvit.train(parse(TINY), out=old, resume=True).finished

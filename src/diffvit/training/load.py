@@ -131,13 +131,19 @@ def metadata_of(path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
     """What a weights file of ours says of itself, ``model`` (its settings) among it.
 
     Raises:
-        InputError: it says nothing.
+        InputError: it says nothing, or that its settings do not give the model that was trained.
     """
     try:
         meta = dict(json.loads(header["__metadata__"][METADATA_KEY]))
-        return {**meta, "model": dict(meta["model"])}
+        meta["model"] = dict(meta["model"])
+        own = dict(meta.get("own_modules", {}))
     except (KeyError, TypeError, ValueError, AttributeError):
         raise InputError(str(path), "says nothing of its model: diffvit did not write it", _HINT) from None
+    for name, kind in own.items():
+        more = f", and {len(own) - 1} more" if len(own) > 1 else ""
+        why = f"cannot be rebuilt: {name or 'the model'} is {kind}, which its settings do not describe{more}"
+        raise InputError(str(path), why, "Build the model in Python, and load the file's tensors into it.")
+    return meta
 
 
 def _metadata(path: Path, header: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

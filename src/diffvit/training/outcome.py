@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import safetensors.torch
+import torch
+from torch import nn
 
 from diffvit.config import Config, config_hash
 from diffvit.data.images import Images
@@ -29,6 +31,35 @@ def data_facts(material: Material) -> dict[str, Any]:
     }
 
 
+def own_modules(model: Any) -> dict[str, str]:
+    """The modules that the model's settings do not give again, with their classes; the model itself is called ``""``.
+
+    Compared are the modules' classes, attributes and hooks with those of a model freshly made from the settings. Empty
+    for a model of diffvit's as its constructor makes it: of such a one :func:`diffvit.load` can compute the same.
+    """
+    if not type(model).__module__.startswith("diffvit."):
+        return {"": qualified_name(model)}
+    settings = {name: value for name, value in model.settings.items() if name != "kind"}
+    with torch.random.fork_rng(devices=[]):
+        usual = {name: _signature(module) for name, module in type(model)(**settings).named_modules()}
+    return {
+        name: qualified_name(module) for name, module in model.named_modules() if _signature(module) != usual.get(name)
+    }
+
+
+def qualified_name(thing: object) -> str:
+    """``module.Class`` of an object."""
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+
+
+def _signature(module: nn.Module) -> tuple[object, ...]:
+    """What a module computes depends on, but for its tensors and the modules in it."""
+    attributes = vars(module)
+    plain = {name: value for name, value in attributes.items() if isinstance(value, bool | int | float | str)}
+    hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
+    return type(module), attributes.keys(), plain, hooks
+
+
 def write_model(run: RunDir, model: Any, facts: Mapping[str, Any]) -> str:
     """model.safetensors: the weights to evaluate, with what is needed to use them; returns its SHA-256, 64 hex digits.
 
@@ -41,6 +72,8 @@ def write_model(run: RunDir, model: Any, facts: Mapping[str, Any]) -> str:
         "data": facts["data"]["name"],
         "fingerprint": facts["data"]["fingerprint"],
     }
+    if facts["own_modules"]:
+        meta["own_modules"] = facts["own_modules"]
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     content = safetensors.torch.save(tensors, {"diffvit": to_json(meta, indent=None).decode().strip()})
     with disk_faults(run.path / "model.safetensors", run.kept):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 
 from diffvit.config import WHEREABOUTS, Config, differences
 from diffvit.data.images import Images
-from diffvit.errors import Interrupted, NonFiniteError
+from diffvit.errors import InputError, Interrupted, NonFiniteError
 from diffvit.training import checkpoint, environment, material, outcome
 from diffvit.training.checkpoint import Checkpoint
 from diffvit.training.files import disk_faults
@@ -57,13 +57,14 @@ class Run:
         # Here and not at the end, where a test set that is missing or damaged would cost the whole training.
         test = material.load_split(self.config, data.source, "test")
         self.aside["data_seconds"] = time.perf_counter() - start
+        model = self.task.model(self.config, data)
+        flops = flops_per_image(self.task.image_tower(model))
         self.facts |= outcome.data_facts(data)
+        self.facts |= {"task": outcome.qualified_name(self.task), "own_modules": outcome.own_modules(model)}
         begun = resume and (self.folder.path / "environment.json").exists()
         found = self._checkpoint() if begun else None
         if found:  # as recorded: the last bits of a mean are not to depend on how it is computed today
             data = replace(data, mean=self.facts["mean"], std=self.facts["std"])
-        model = self.task.model(self.config, data)
-        flops = flops_per_image(self.task.image_tower(model))
         trainer = Trainer(self.fabric, self.config, data, model, self.task.objective(self.config, data))
         if found:
             trainer.restore(found)
@@ -87,6 +88,10 @@ class Run:
     def _checkpoint(self) -> Checkpoint | None:
         """What a run that stopped goes on from, once it is checked that it can."""
         before = self.folder.environment
+        then, now = ({key: facts.get(key) for key in ("task", "own_modules")} for facts in (before, self.facts))
+        if "task" in before and then != now:
+            why = f"was begun with another task or model ({_named(then)} vs {_named(now)})"
+            raise InputError(str(self.folder.path), why, "Nothing was changed; go on with diffvit.train(..., task=).")
         # The precision is compared as resolved, with the environment.
         settings = differences(self.folder.config, self.config, ignore=WHEREABOUTS | {"precision"})
         environment.refuse_differences(self.folder.path, settings, before, self.facts)
@@ -182,3 +187,9 @@ class Run:
         self.folder.write_json("evaluation.json", outcome.evaluation(self.folder, self.facts, result, test, figures))
         self.folder.write_json("result.json", result)
         self.progress.message(f"test accuracy {result['test_accuracy']:.2%} ({len(test):,} images of {test.name})")
+
+
+def _named(facts: Mapping[str, Any]) -> str:
+    """A task, and the modules of its model that are not diffvit's own."""
+    modules = [f"{name or 'the model'} {kind}" for name, kind in (facts["own_modules"] or {}).items()]
+    return ", ".join([str(facts["task"]), *modules])
