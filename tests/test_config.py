@@ -155,6 +155,22 @@ def test_the_defaults_are_a_config() -> None:
     assert resolve(environ={}) == Config() == parse({})
 
 
+@pytest.mark.parametrize(
+    ("source", "flag", "kept"),
+    [("cifar10", None, None), ("auto", None, None), ("folder", None, "in/file"), ("cifar10", "in/flag", "in/flag")],
+)
+def test_the_variable_of_cifar10s_place_stands_between_flag_and_file(
+    source: str, flag: str | None, kept: str | None, tmp_path: Path
+) -> None:
+    """No place in the config leaves it to the look-up, which begins with the variable."""
+    file = tmp_path / "config.yaml"
+    file.write_text(f"data: {source}\ndata_dir: in/file\n")
+    flags = {"data_dir": flag} if flag else {}
+    found = resolve(file, flags, {"DIFFVIT_DATA": "/in/variable"})
+    assert found.data_dir == (Path(kept) if kept else None)
+    assert resolve(file, flags, {}).data_dir == Path(flag or "in/file")
+
+
 def test_the_variable_of_cifar10s_place_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve(environ={"DIFFVIT_DATA": "/data: x"}) == Config()
     monkeypatch.setenv("DIFFVIT_DATA", "/from/the/process")

@@ -180,7 +180,13 @@ def resolve(
         _refuse_unknown(kind, in_file, str(file), ())
     flags = flags or {}
     _refuse_unknown(kind, flags, "flags", ())
-    from_env = from_environment(os.environ if environ is None else environ, kind)
+    environ = os.environ if environ is None else environ
+    from_env = from_environment(environ, kind)
+    source = merge({"data": kind().data}, in_file, from_env, flags)["data"]
+    if environ.get("DIFFVIT_DATA") and source in ("auto", "cifar10"):
+        in_file = {
+            key: value for key, value in in_file.items() if key != "data_dir"
+        }  # the variable stands above a file
     layers = [(f"{file}: ", in_file), ("DIFFVIT_", from_env), ("--", flags)]
     return _validate(
         kind,

@@ -125,7 +125,7 @@ def images_of(
         why = "has no validation split: it was trained on every training image"
         raise InputError(str(run), why, "Take --split test or --split train.")
     if data_dir is None and config and data in (None, config.data):
-        data_dir = sources.place_of(source, config.data_dir)
+        data_dir = sources.place_of(source, None) or config.data_dir  # the variable stands above a run's config.yaml
         if source != "folder" and data_dir and not data_dir.is_dir():
             data_dir = None  # as on another machine: CIFAR-10 is the same wherever it is found
     images = sources.load(
