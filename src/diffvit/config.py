@@ -184,9 +184,7 @@ def resolve(
     from_env = from_environment(environ, kind)
     source = merge({"data": kind().data}, in_file, from_env, flags)["data"]
     if environ.get("DIFFVIT_DATA") and source in ("auto", "cifar10"):
-        in_file = {
-            key: value for key, value in in_file.items() if key != "data_dir"
-        }  # the variable stands above a file
+        in_file = {key: value for key, value in in_file.items() if key != "data_dir"}  # the variable beats a file
     layers = [(f"{file}: ", in_file), ("DIFFVIT_", from_env), ("--", flags)]
     return _validate(
         kind,
