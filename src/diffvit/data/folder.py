@@ -45,7 +45,7 @@ def load(folder: Path, split: str, *, image_size: int) -> Images:
     """
     classes = _class_names(folder / "train")
     root = folder / split
-    if split == "test" and not root.is_dir():
+    if split == "test" and not root.is_dir() and (folder / "val").is_dir():
         root = folder / "val"
     found = _class_names(root)
     unknown = sorted(set(found) - set(classes))

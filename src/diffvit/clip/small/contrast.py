@@ -47,7 +47,8 @@ class Contrastive:
             gathered = _gathered(torch.cat(columns, dim=1), [len(each) for each in places])
             images, texts, targets, labels = gathered.split([each.shape[1] for each in columns], dim=1)
             labels = labels[:, 0].long()
-        logits, of_texts = scale.float() * images[own] @ texts.T, scale.float() * texts[own] @ images.T
+        logits = scale.float() * images[own] @ texts.T
+        of_texts = logits.T if own == slice(None) else scale.float() * texts[own] @ images.T
         to_text, to_image = answers(targets, labels)
         summed = F.cross_entropy(logits, to_text[own], reduction="sum")
         summed = summed + F.cross_entropy(of_texts, to_image[own], reduction="sum")
