@@ -9,7 +9,7 @@ from pathlib import Path
 import diffvit
 
 ROOT = Path(__file__).parent.parent
-EXTRAS = ("torchvision", "timm", "vit_pytorch", "transformers", "open_clip", "gradio", "scipy")
+EXTRAS = ("torchvision", "timm", "vit_pytorch", "transformers", "open_clip", "gradio")
 
 # In its own process: this one has imported timm already. The finder stands before all others.
 BLOCKED = f"""

@@ -58,15 +58,18 @@ def test_the_help_of_train_shows_every_setting_with_its_meaning_and_default(tmp_
 
 
 @pytest.mark.parametrize("command", [["--help"], ["train", "--help"]], ids=" ".join)
-def test_help_takes_less_than_six_tenths_of_a_second(command: list[str], tmp_path: Path) -> None:
-    # Processor time, not the clock's, and the best of three: the suite shares its cores with other work.
-    seconds = []
-    for _ in range(3):
-        before = os.times()
-        assert run([*COMMAND, *command], tmp_path).returncode == 0
-        after = os.times()
-        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
-    assert min(seconds) < 0.6
+def test_help_takes_little_longer_than_importing_the_libraries_that_show_it(command: list[str], tmp_path: Path) -> None:
+    """Processor time, the best of four in turns: machines differ, and the suite shares its cores with other work."""
+    libraries = [sys.executable, "-c", "import cyclopts, pydantic, rich.console, rich.table, yaml"]
+    seconds: dict[str, list[float]] = {"help": [], "libraries": []}
+    for _ in range(4):
+        for name, each in (("help", [*COMMAND, *command]), ("libraries", libraries)):
+            before = os.times()
+            assert run(each, tmp_path).returncode == 0
+            after = os.times()
+            spent = after.children_user + after.children_system - before.children_user - before.children_system
+            seconds[name].append(spent)
+    assert min(seconds["help"]) < 4 * min(seconds["libraries"])
 
 
 def test_the_command_in_its_own_process_answers_with_a_line_and_a_code(tmp_path: Path) -> None:

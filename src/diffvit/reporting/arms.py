@@ -120,7 +120,11 @@ class Ranking:
 
 
 def shared_seeds(groups: Sequence[Sequence[RunRecord]]) -> list[int]:
-    """The seeds that every arm has a run of, computed with the same kernels."""
+    """Seeds with a test accuracy in every arm, computed with the same kernels.
+
+    Args:
+        groups: the runs of each arm, one for each seed.
+    """
     runs = [
         {(int(each.row["seed"]), each.row.get("kernels")) for each in records if each.row["test_accuracy"] is not None}
         for records in groups
@@ -131,21 +135,24 @@ def shared_seeds(groups: Sequence[Sequence[RunRecord]]) -> list[int]:
 def ranking(groups: Sequence[Sequence[RunRecord]]) -> Ranking | None:
     """All pairs of arms over their shared seeds; None for fewer than two arms or shared seeds.
 
+    Two seeds give an interval to show; a winner is named from :data:`~diffvit.reporting.stats.MIN_SEEDS` on. Where the
+    test images are not the same number for all, the smallest counts.
+
     Args:
-        groups: the runs of each arm, of the same data, precision and hardware.
+        groups: the runs of each arm, one for each seed, all of the same data, precision, device and hardware.
     """
     seeds = shared_seeds(groups) if len(groups) > 1 else []
     if len(seeds) < 2:
         return None
     images = {record.row.get("test_images") for records in groups for record in records}
     known = [int(count) for count in images if count]
-    tables = [{int(record.row["seed"]): float(record.row["test_accuracy"]) for record in records} for records in groups]
-    arms_ = [[table[seed] for seed in seeds] for table in tables]
+    tables = [{int(record.row["seed"]): record.row["test_accuracy"] for record in records} for records in groups]
+    arms_ = [[float(table[seed]) for seed in seeds] for table in tables]
     return Ranking(seeds, stats.simultaneous_differences(arms_, min(known) if known else None))
 
 
 def why_apart(records: Sequence[RunRecord]) -> str | None:
-    """Why not all of these runs may be ranked against each other; None where they may be."""
+    """The reason why these runs must not be ranked together: other data, precision, device or hardware; else None."""
     named = (("data", "data"), ("precision", "precision"), ("device", "devices"), ("hardware", "hardware"))
     for column, word in named:
         found = sorted({str(record.row.get(column)) for record in records})
@@ -153,7 +160,7 @@ def why_apart(records: Sequence[RunRecord]) -> str | None:
             return f"Runs of different {word} ({'; '.join(found)}) are shown and never ranked together."
     if len({record.row["fingerprint"] for record in records}) > 1:
         name = records[0].row["data"]
-        return f"Runs of the same name of data ({name}) but other images (fingerprints) are never ranked together."
+        return f"Runs on data of the same name ({name}) but with other images are shown and never ranked together."
     return None
 
 
@@ -185,7 +192,7 @@ def _comparable(grouped: Sequence[Arm]) -> list[str]:
 
 
 def _family(grouped: Sequence[Arm]) -> list[Arm]:
-    """The arms that can be ranked: each shares three seeds or more with those before it."""
+    """The arms that are ranked together: in their order, each that leaves three or more seeds common to all."""
     family: list[Arm] = []
     for arm in grouped:
         if len(shared_seeds([each.records for each in (*family, arm)])) >= stats.MIN_SEEDS:

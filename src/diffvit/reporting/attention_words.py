@@ -192,7 +192,8 @@ def _list(found: Sequence[Answer]) -> str:
     for each in found:
         above = sum(pair > 0 for pair in each.pairs)
         told = f"; above 0 in {above} of {len(each.pairs)} pairs" if each.pairs else ""
-        lines.append(f"- {each.question.label}: {_one(each.interval)}{told}: {each.outcome}")
+        widened = f"; for all {len(found)} lines together {span(each.widened)}" if each.widened else ""
+        lines.append(f"- {each.question.label}: {_one(each.interval)}{widened}{told}: {each.outcome}")
     return "\n".join(lines)
 
 

@@ -179,7 +179,9 @@ def _probability(value: float) -> float:
 def exact_paired(
     differences: Sequence[int], largest: int = 1, confidence: float = CONFIDENCE
 ) -> tuple[Interval, float]:
-    """Mean of paired differences with an interval that leaves zero out only where an exact test does.
+    """Mean of paired differences, its interval, and the p-value of an exact sign-flip (permutation) test.
+
+    The interval includes zero wherever the test does not reject it.
 
     The two-sided test holds the differences' sizes fixed and counts every choice of their signs (Fisher 1935, "The
     Design of Experiments", section 21); for differences of -1, 0 and 1 it is McNemar's exact test, the binomial sign

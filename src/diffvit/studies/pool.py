@@ -1,4 +1,4 @@
-"""The run folders of all studies at a tier: one for each config, seed and what it is computed on."""
+"""Run folders and committed rows of study trials, by config, seed, data, precision, device and kernels."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ RUNS, REPORTS = Path("runs/studies"), Path("reports")
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a trial is computed on, beside its config and seed.
+    """Data, precision, device and kernels that a trial is run with.
 
     Args:
-        data: name of the images.
+        data: name of the images; not a part of :attr:`tag`.
         fingerprint: of the training images.
-        precision: as resolved.
+        precision: fp32 or bf16.
         device: cpu or cuda.
         kernels: native or torch.
     """
@@ -44,7 +44,7 @@ class Conditions:
 
 
 def tag_of(conditions: Iterable[Conditions]) -> str:
-    """Eight hex digits over all the different conditions."""
+    """Eight hex digits of the SHA-256 of one or more conditions, for names of folders and ledgers."""
     told = sorted({f"{each.fingerprint} {each.precision} {each.device} {each.kernels}" for each in conditions})
     return hashlib.sha256("\n".join(told).encode()).hexdigest()[:8]
 
@@ -67,7 +67,7 @@ def conditions_of(config: Config) -> Conditions:
 
 @cache
 def _images(asked: str, place: str | None) -> tuple[str, str]:  # noqa: ARG001  (a part of the cache's key)
-    """Name and fingerprint of the training images of these settings, with CIFAR-10 where ``place`` says."""
+    """Name and fingerprint of the training images of these settings; ``place`` is what DIFFVIT_DATA says."""
     from diffvit.data import sources
     from diffvit.training.material import load_split
 
@@ -78,11 +78,11 @@ def _images(asked: str, place: str | None) -> tuple[str, str]:  # noqa: ARG001  
 
 
 def located(trials: Iterable[Trial], where: Mapping[str, Any]) -> dict[str, Conditions]:
-    """By name, what each trial is computed on here.
+    """Conditions of each trial on this machine, by the trial's name.
 
     Args:
-        trials: which.
-        where: settings that say where and how, not what, such as ``data_dir`` and ``device``.
+        trials: of any studies.
+        where: settings laid over each trial's config, such as ``data_dir`` and ``device``.
     """
     return {trial.name: conditions_of(trial.config.model_copy(update=dict(where))) for trial in trials}
 
@@ -105,11 +105,11 @@ def report_of(study: str, reports: Path = REPORTS) -> Path:
 def committed(
     trials: Sequence[Trial], conditions: Mapping[str, Conditions], reports: Path = REPORTS
 ) -> dict[str, RunRecord]:
-    """Trials whose rows are in a committed report, by name: they are not run again.
+    """Committed rows (``reports/NAME/rows.csv``) of trials, by the trial's name: these are not run again.
 
     Args:
-        trials: which.
-        conditions: by name; rows of others do not count.
+        trials: of any studies.
+        conditions: of each trial by name; a row with others is passed over.
         reports: where committed rows lie.
 
     Raises:
@@ -126,7 +126,7 @@ def committed(
 
 
 def records_of(trials: Sequence[Trial], runs: Path = RUNS, reports: Path = REPORTS) -> dict[str, list[RunRecord]]:
-    """What is known of each trial by name, on whatever it was computed: of finished runs, and of committed rows.
+    """Finished runs and committed rows of each trial, under any conditions, by the trial's name.
 
     Raises:
         InputError: a damaged run or rows.csv.
@@ -142,7 +142,7 @@ def records_of(trials: Sequence[Trial], runs: Path = RUNS, reports: Path = REPOR
         for folder in sorted((runs / trial.tier).glob(f"{stem}*")):
             tag = folder.name.removeprefix(stem)
             if tag and not (tag.startswith("-") and tag[1:].isalnum()):
-                continue  # another seed, or what was set aside
+                continue  # another seed, or a run that the runner renamed
             run = RunDir(folder)
             if run.finished:
                 record = read_run(run)

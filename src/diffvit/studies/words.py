@@ -19,8 +19,8 @@ PLOTS = {
 }
 COLUMNS_NOTE = (
     "Mean and standard deviation over seeds. Difference: from the first line of the same attention, paired by seed, "
-    "with a 95% interval of its own, over seeds and test images (not for the best of several). "
-    "Training accuracy: of the last epoch, on images as they were augmented. "
+    "with a 95% interval for this one comparison, from the variation of these two arms (those above pool that of all "
+    "arms, hold for all their pairs, and decide). Training accuracy: of the last epoch, on images as augmented. "
     "Training time: as measured, with other workers beside. FLOPs: of a whole training, three forward passes an image, "
     "matrix products only, a multiply-add counted as two; from the model's sizes, as models multiply today."
 )
@@ -34,8 +34,8 @@ INTERVALS = (
     "95% intervals that hold together over all pairs (Tukey's HSD), paired over {seeds} seeds, test images included"
 )
 CHOSEN_ON_TEST = (
-    "**These rows kept no images for validation:** what is called best below was chosen by its accuracy on the test "
-    "set, so its figure is a little too good. Rows of newer versions choose on 5,000 validation images."
+    "**These runs set no images aside for validation:** what is called best below was chosen by its accuracy on the "
+    "test set, so its figure is a little too good. Newer runs choose on 5,000 validation images."
 )
 
 
@@ -160,7 +160,10 @@ def _attentions(results: Results) -> list[str]:
     found = over_all_arms(results, "differential", "softmax")
     if found is None:
         return []
-    said = f"**Diff-ViT minus ViT**, mean over the arms: {points(found.estimate)} ({span(found)}, paired by seed)"
+    said = (
+        f"**Diff-ViT minus ViT**, mean over the arms: {points(found.estimate)} (95% interval {span(found)}, paired by "
+    )
+    said += "seed, test images included)"
     if not results.may_rank:
         return [f"{said}; exploratory: no winner is named."]
     if not found.excludes_zero:
