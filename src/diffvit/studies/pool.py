@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -55,19 +54,22 @@ def conditions_of(config: Config) -> Conditions:
     Raises:
         ConfigError, InputError, EnvironmentFault: the data is missing or damaged, or there is no such device.
     """
+    from diffvit.data.sources import place_of
     from diffvit.training import environment
 
     device = environment.resolve_device(config.device)
     precision = environment.resolve_precision(config.precision, device)
-    asked = {name: to_dict(config)[name] for name in ("data", "data_dir", "shapes")}
+    asked = {name: to_dict(config)[name] for name in ("data", "shapes")}
+    place = place_of(config.data, config.data_dir)
+    asked |= {"data_dir": str(place.absolute()) if place else None}
     asked |= {"model": {name: getattr(config.model, name) for name in ("image_size", "num_classes", "in_chans")}}
-    data, fingerprint = _images(json.dumps(asked), os.environ.get("DIFFVIT_DATA"))
+    data, fingerprint = _images(json.dumps(asked))
     return Conditions(data, fingerprint, precision, device, environment.kernels(device, precision))
 
 
 @cache
-def _images(asked: str, place: str | None) -> tuple[str, str]:  # noqa: ARG001  (a part of the cache's key)
-    """Name and fingerprint of the training images of these settings; ``place`` is what DIFFVIT_DATA says."""
+def _images(asked: str) -> tuple[str, str]:
+    """Name and fingerprint of the training images of these settings, which are JSON."""
     from diffvit.data import sources
     from diffvit.training.material import load_split
 
