@@ -33,7 +33,7 @@ check: $(READY)  ## style, types, import contracts, generated documents
 	$(BIN)/python -m diffvit.clip.small.report --check
 	$(BIN)/python -m diffvit.clip.evaluation.published --check
 	$(BIN)/python -m diffvit.reporting.attention_study --check
-	$(BIN)/python -m diffvit.studies.page --check
+	$(BIN)/python -m diffvit.experiments.page --check
 	$(BIN)/python -m diffvit.app.load_report --check
 
 docs: $(READY)  ## rewrite the README's results, the recipes' promises, the reports and the map of CIFAR-10
@@ -45,7 +45,7 @@ docs: $(READY)  ## rewrite the README's results, the recipes' promises, the repo
 	$(BIN)/python -m diffvit.clip.small.report
 	$(BIN)/python -m diffvit.clip.evaluation.published
 	$(BIN)/python -m diffvit.reporting.attention_study
-	$(BIN)/python -m diffvit.studies.page
+	$(BIN)/python -m diffvit.experiments.page
 	$(BIN)/python -m diffvit.app.load_report
 
 app: $(READY)  ## the explorer: a page on this machine to look inside models
@@ -63,7 +63,7 @@ bench: $(READY)  ## speed beside timm, vit-pytorch and transformers (under ten m
 	$(BIN)/diffvit bench attention
 
 attention-study: $(READY)  ## reports/attention: 42 small models trained and their maps scored (about an hour on two cores)
-	$(BIN)/python -m diffvit.interpret.study
+	$(BIN)/python -m diffvit.attention.study
 
 # A run that is there is taken up where it stopped; a complete one is left as it is.
 clip-cifar10: $(READY)  ## reports/clip-cifar10: a small CLIP and its supervised twin, trained and compared (half an hour)
@@ -79,7 +79,7 @@ studies: $(READY)  ## every study at tier short, its report, docs/results.md (ab
 	for name in $(STUDIES); do \
 	  $(BIN)/diffvit study run $$name --tier short --workers 2 && $(BIN)/diffvit study report $$name --tier short || exit 1; \
 	done
-	$(BIN)/python -m diffvit.studies.page
+	$(BIN)/python -m diffvit.experiments.page
 
 clip-published: $(READY)  ## reports/clip-published: all that needs published weights; IMAGENET=folder of its validation pictures
 	test -n "$(IMAGENET)" || { echo "say where ImageNet's validation pictures lie: make clip-published IMAGENET=folder" >&2; exit 2; }

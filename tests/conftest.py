@@ -13,7 +13,7 @@ from jaxtyping import install_import_hook
 # Annotated shapes are enforced while testing and never at run time (the checks clash with torch.compile).
 install_import_hook("diffvit.models", "beartype.beartype")
 install_import_hook("diffvit.data", "beartype.beartype")
-install_import_hook("diffvit.interpret", "beartype.beartype")
+install_import_hook("diffvit.attention", "beartype.beartype")
 install_import_hook("diffvit.clip", "beartype.beartype")
 
 import torch  # noqa: E402  (the hook must stand before the first import of the package)

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import nn
 
 from diffvit.app.explorer import Explorer, Look, Question
+from diffvit.attention import capture, rollout
+from diffvit.attention.subject import Picture, Subject, fit, of_run
 from diffvit.data.shapes import generate_at
-from diffvit.interpret import capture, rollout
-from diffvit.interpret.subject import Picture, Subject, fit, of_run
 from diffvit.training.evaluate import predict
 
 NAMES = ("shapes-vit", "shapes-diffvit")

@@ -16,8 +16,8 @@ from PIL import Image
 from diffvit.app.explorer import Explorer, Look, Question
 from diffvit.app.figure import draw_looks
 from diffvit.app.panels import Paint, fault, html_table, inline, panels
+from diffvit.attention.subject import Picture, of_run
 from diffvit.data.shapes import generate_at
-from diffvit.interpret.subject import Picture, of_run
 from diffvit.reporting.tables import Table
 
 

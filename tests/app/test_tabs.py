@@ -21,10 +21,10 @@ from diffvit.app.gate import Gate
 from diffvit.app.web import compare_tab, look_tab, shapes_tab, zero_shot_tab
 from diffvit.app.web.answers import WENT_WRONG, answering, numbered
 from diffvit.app.web.shapes_tab import scores
+from diffvit.attention.metrics import coverage, mass_on_object
 from diffvit.clip.hub import clip_skeleton
 from diffvit.config import parse
 from diffvit.errors import ConfigError, InputError
-from diffvit.interpret.metrics import coverage, mass_on_object
 from diffvit.training.loop import train
 
 VIT, DIFFVIT = "shapes-vit", "shapes-diffvit"

@@ -13,9 +13,9 @@ import torch
 import yaml
 from PIL import Image
 
+from diffvit.attention import capture, rollout
+from diffvit.attention.subject import labelled_images, of_run
 from diffvit.cli.main import run
-from diffvit.interpret import capture, rollout
-from diffvit.interpret.subject import labelled_images, of_run
 
 Captured = pytest.CaptureFixture[str]
 TINY = {

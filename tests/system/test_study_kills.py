@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from postgresql import database
 
-from diffvit.studies.ledger import Ledger
+from diffvit.experiments.ledger import Ledger
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 WORKERS, TRIALS, KILLS = 8, 200, 30
@@ -22,8 +22,8 @@ CELLS = [f"trial-{number}" for number in range(TRIALS)]
 # One worker with trials that only wait. A line is written once a trial counts: few bytes, appended in one piece.
 WORKER = """
 import os, random, sys, time
-from diffvit.studies.ledger import Ledger
-from diffvit.studies.runner import work
+from diffvit.experiments.ledger import Ledger
+from diffvit.experiments.runner import work
 
 place, rows, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 ledger = Ledger(place, "kills", [f"trial-{number}" for number in range(count)], 5.0)

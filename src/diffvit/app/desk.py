@@ -17,9 +17,9 @@ from diffvit.app.kept import Kept
 from diffvit.app.models import Models
 from diffvit.app.test_sets import TestSets
 from diffvit.app.uploads import Uploads
+from diffvit.attention.subject import Picture, fit, from_set
 from diffvit.data.shapes import CLASSES, generate_at
 from diffvit.errors import DiffvitError, InputError
-from diffvit.interpret.subject import Picture, fit, from_set
 
 AT_ONCE, WAITING = 2, 24
 _FIGURES_WAITING = 6  # figures are drawn one at a time, so that dials are answered meanwhile

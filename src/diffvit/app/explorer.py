@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffvit.app.kept import Kept
-from diffvit.interpret.capture import Record, capture_and_answer
-from diffvit.interpret.rollout import rollout
-from diffvit.interpret.subject import Picture, Subject
+from diffvit.attention.capture import Record, capture_and_answer
+from diffvit.attention.rollout import rollout
+from diffvit.attention.subject import Picture, Subject
 
 BUDGET = 48 * 2**20  # bytes of maps that are kept
 _LAMBDA = "\N{GREEK SMALL LETTER LAMDA}"
@@ -30,7 +30,7 @@ class Question:
         head: likewise; None for the mean over the heads.
         spot: who asks: a place on the picture, as shares (down, across) from 0 to below 1; None for what the model
             pools.
-        rollout: arguments of :func:`diffvit.interpret.rollout.rollout`.
+        rollout: arguments of :func:`diffvit.attention.rollout.rollout`.
     """
 
     layer: int = 0
@@ -133,7 +133,7 @@ class Explorer:
 
         Args:
             subject: the model; known again by its name and source.
-            picture: as :func:`diffvit.interpret.subject.fit` made it for this model.
+            picture: as :func:`diffvit.attention.subject.fit` made it for this model.
 
         Raises:
             InputError: the picture does not fit the model.

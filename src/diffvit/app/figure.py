@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from diffvit.app.explorer import Look, Question
-from diffvit.interpret.overlay import draw_overlay
+from diffvit.attention.overlay import draw_overlay
 from diffvit.reporting.style import LIGHT, Theme, figure, plain, to_png
 from diffvit.reporting.tables import percent
 

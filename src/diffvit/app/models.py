@@ -11,8 +11,8 @@ from typing import Any
 
 from diffvit import weights
 from diffvit.app.kept import Kept
+from diffvit.attention.subject import Subject, of_pretrained, of_run
 from diffvit.errors import DiffvitError, InputError
-from diffvit.interpret.subject import Subject, of_pretrained, of_run
 from diffvit.reporting.arms import MODEL_NAMES
 from diffvit.reporting.tables import percent
 from diffvit.training.load import locate, metadata_of, read_header

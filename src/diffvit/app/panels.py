@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from diffvit.app.explorer import Look, Question
-from diffvit.interpret.metrics import mass_mask
-from diffvit.interpret.overlay import blend
+from diffvit.attention.metrics import mass_mask
+from diffvit.attention.overlay import blend
 from diffvit.reporting.tables import Table, percent
 
 COLOURS = ("inferno", "viridis", "cividis", "Blues")

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from diffvit.app.kept import Kept
 from diffvit.app.models import Models
+from diffvit.attention.subject import labelled_images
 from diffvit.cache import cache_folder
 from diffvit.data import cifar10
 from diffvit.data.images import Images
 from diffvit.data.sources import place_of
 from diffvit.errors import InputError
-from diffvit.interpret.subject import labelled_images
 from diffvit.training.environment import resolve_precision
 from diffvit.training.score import logits_of
 

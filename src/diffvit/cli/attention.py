@@ -18,7 +18,7 @@ from diffvit.errors import ConfigError
 from diffvit.settings import Device
 
 if TYPE_CHECKING:
-    from diffvit.interpret.subject import Picture, Subject
+    from diffvit.attention.subject import Picture, Subject
 
 _FIRST = "0-3"  # of the test set, where no image is named
 
@@ -80,7 +80,7 @@ class Follow:
     """What a differential map stands for; docs/attention.md says what each can tell."""
 
     def rules(self) -> dict[str, Any]:
-        """The arguments of :func:`diffvit.interpret.rollout.rollout`."""
+        """The arguments of :func:`diffvit.attention.rollout.rollout`."""
         return {name: value for name, value in vars(self).items() if name != "rollout"}
 
 
@@ -125,7 +125,7 @@ def attention(
         )
     place = resolve(None, {} if device is None else {"device": device}).device
 
-    from diffvit.interpret.report import Wanted, look
+    from diffvit.attention.report import Wanted, look
 
     subject = _subject(reference, what, place)
     out = out or _default_out(reference, subject)
@@ -156,7 +156,7 @@ def _split(things: tuple[str, ...], what: What) -> tuple[str | None, list[Path]]
 
 
 def _subject(reference: str | None, what: What, device: str) -> Subject:
-    from diffvit.interpret import subject
+    from diffvit.attention import subject
 
     if reference is not None:
         return subject.of_run(reference, device=device)
@@ -166,7 +166,7 @@ def _subject(reference: str | None, what: What, device: str) -> Subject:
 def _pictures(
     subject: Subject, reference: str | None, images: list[Path], index: list[int] | None, what: What
 ) -> list[Picture]:
-    from diffvit.interpret.subject import from_files, from_set, labelled_images
+    from diffvit.attention.subject import from_files, from_set, labelled_images
 
     found = from_files(images, subject, size=what.size) if images else []
     if reference is None or (images and index is None):
@@ -179,7 +179,7 @@ def _pictures(
 
 
 def _score(subject: Subject, reference: str, what: What, count: int, out: Path) -> dict[str, Any]:
-    from diffvit.interpret.score_report import score_run
+    from diffvit.attention.score_report import score_run
 
     found = score_run(subject, reference, out, count=count, split=what.split, data=what.data, data_dir=what.data_dir)
     for title, columns, rows in found.tables:

@@ -11,9 +11,9 @@ from cyclopts import App, Parameter
 from diffvit.cli import show
 from diffvit.cli.options import COMMAND, OUTPUT, Output
 from diffvit.cli.study_options import LEASE_SECONDS, REPORTS, RUNS, WHAT, Name, What
-from diffvit.studies.definitions import STUDIES, Study
-from diffvit.studies.tiers import TIERS, TierName
-from diffvit.studies.trials import apart_in, find_study, seeds_of, trials_of
+from diffvit.experiments.definitions import STUDIES, Study
+from diffvit.experiments.tiers import TIERS, TierName
+from diffvit.experiments.trials import apart_in, find_study, seeds_of, trials_of
 
 if TYPE_CHECKING:
     from diffvit.reporting.rows import RunRecord
@@ -31,8 +31,8 @@ app.command("diffvit.cli.study_run:work", name="work", help="One worker of a stu
 @app.command(name="list")
 def list_studies(*, output: Output = OUTPUT) -> None:
     """What studies there are, their arms, and how long they take."""
-    from diffvit.studies.cost import known_rate, measured, seconds_of
-    from diffvit.studies.search import DIALS, unpruned
+    from diffvit.experiments.cost import known_rate, measured, seconds_of
+    from diffvit.experiments.search import DIALS, unpruned
 
     rows, found, known = [], [], measured(REPORTS)
     for study in STUDIES.values():
@@ -57,7 +57,7 @@ def list_studies(*, output: Output = OUTPUT) -> None:
 @app.command(name="show")
 def show_study(name: Name, /, *, what: What = WHAT, output: Output = OUTPUT) -> None:
     """A study's arms, and how it stands."""
-    from diffvit.studies.pool import records_of
+    from diffvit.experiments.pool import records_of
 
     study = find_study(name)
     if study.search:
@@ -95,7 +95,7 @@ def _accuracies(records: Sequence[RunRecord]) -> str:
 
 def _show_search(study: Study, what: What, output: Output) -> None:
     """Its dials: what is tried is not known before."""
-    from diffvit.studies.search import DIALS, slots_of
+    from diffvit.experiments.search import DIALS, slots_of
 
     show.pairs({"study": study.name, "question": study.question, "tier": f"{what.tier}: {TIERS[what.tier].words}"})
     ranges = [[dial.setting, ", ".join(map(str, dial.choices)) or f"{dial.low} to {dial.high}"] for dial in DIALS]
@@ -126,8 +126,8 @@ def report(
     output: Output = OUTPUT,
 ) -> None:
     """Write reports/NAME from the finished runs and the rows that are there: tables, intervals, plots, the best."""
-    from diffvit.studies import words
-    from diffvit.studies.report import gathered, write_report
+    from diffvit.experiments import words
+    from diffvit.experiments.report import gathered, write_report
 
     study = find_study(name)
     if study.search:
@@ -147,8 +147,8 @@ def report(
 
 def _report_search(study: Study, what: What, output: Output) -> None:
     """From the storage where there is one, else from the committed trials."""
-    from diffvit.studies.search import ledgers_in
-    from diffvit.studies.search_report import TRIED, rows_of, update, write_report
+    from diffvit.experiments.search import ledgers_in
+    from diffvit.experiments.search_report import TRIED, rows_of, update, write_report
 
     folder = what.reports / study.name
     if Path(what.place(study)).is_file() or not (folder / TRIED).is_file():

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from diffvit.cli.options import COMMAND
-from diffvit.studies.definitions import Study
-from diffvit.studies.tiers import TierName
-from diffvit.studies.trials import Trial, trials_of
+from diffvit.experiments.definitions import Study
+from diffvit.experiments.tiers import TierName
+from diffvit.experiments.trials import Trial, trials_of
 
 if TYPE_CHECKING:
-    from diffvit.studies.ledger import Ledger
-    from diffvit.studies.pool import Conditions
-    from diffvit.studies.standing import Standing
+    from diffvit.experiments.ledger import Ledger
+    from diffvit.experiments.pool import Conditions
+    from diffvit.experiments.standing import Standing
 
 Name = Annotated[str, Parameter(name="NAME", help="One of diffvit study list.")]
 LEASE_SECONDS = 60.0
@@ -73,8 +73,8 @@ def ledger_of(
     lease: float = LEASE_SECONDS,
 ) -> Ledger:
     """The study's ledger for what its trials are computed on here, without the trials whose rows are committed."""
-    from diffvit.studies.ledger import Ledger
-    from diffvit.studies.pool import committed, tag_of
+    from diffvit.experiments.ledger import Ledger
+    from diffvit.experiments.pool import committed, tag_of
 
     known = committed(trials, conditions, what.reports)
     cells = [trial.name for trial in trials if trial.name not in known]
@@ -88,15 +88,15 @@ def ledgers_of(study: Study, what: What, where: Mapping[str, Any], lease: float 
         study: which.
         what: which of its trials.
         where: settings that say where and how, such as ``data_dir`` and ``device``.
-        lease: see :class:`~diffvit.studies.ledger.Ledger`.
+        lease: see :class:`~diffvit.experiments.ledger.Ledger`.
     """
-    from diffvit.studies.pool import located
+    from diffvit.experiments.pool import located
 
     if not study.search:
         trials = what.trials(study)
         return {"": ledger_of(study, what, trials, located(trials, where), lease)}
 
-    from diffvit.studies.search import ledger_for, unpruned
+    from diffvit.experiments.search import ledger_for, unpruned
 
     on = located(unpruned(what.tier)[:1], where)
     return {each: ledger_for(what.place(study), what.tier, each, lease, on) for each in study.attentions}
@@ -107,6 +107,6 @@ def standing_of(ledgers: Mapping[str, Ledger]) -> Standing:
     if "" in ledgers:
         return ledgers[""].standing()
 
-    from diffvit.studies import search
+    from diffvit.experiments import search
 
     return search.standing_of(ledgers)

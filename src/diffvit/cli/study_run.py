@@ -13,11 +13,11 @@ from diffvit.cli.options import COMMAND, OUTPUT, DataDir, Output
 from diffvit.cli.study_options import LEASE_SECONDS, WHAT, Name, What, ledgers_of, standing_of
 from diffvit.config import resolve
 from diffvit.errors import ConfigError, DiffvitError, EnvironmentFault, Interrupted
+from diffvit.experiments.trials import find_study
 from diffvit.settings import Device
-from diffvit.studies.trials import find_study
 
 if TYPE_CHECKING:
-    from diffvit.studies.watch import Watch
+    from diffvit.experiments.watch import Watch
 
 _SIGNALLED = 128
 
@@ -35,9 +35,9 @@ def work(
     ] = LEASE_SECONDS,
 ) -> None:
     """One worker: trials until none is left. ``run`` starts them; across machines they may be started by hand."""
-    from diffvit.studies.runner import Training
-    from diffvit.studies.runner import work as run_trials
-    from diffvit.studies.search import Search
+    from diffvit.experiments.runner import Training
+    from diffvit.experiments.runner import work as run_trials
+    from diffvit.experiments.search import Search
     from diffvit.training.memory import keep_freed_memory
 
     keep_freed_memory()
@@ -71,8 +71,8 @@ def run(
     if workers < 1:
         raise ConfigError("--workers", f"must be at least 1 (found {workers})")
 
-    from diffvit.studies.pool import located
-    from diffvit.studies.watch import Watch
+    from diffvit.experiments.pool import located
+    from diffvit.experiments.watch import Watch
     from diffvit.training.environment import usable_cores
 
     study = find_study(name)
@@ -114,7 +114,7 @@ def run(
 
 def _run_here(command: Sequence[str], workers: int, logs: Path, watch: Watch) -> list[int]:
     """The workers' exit codes."""
-    from diffvit.studies.launchers import LocalWorkers, worker_command
+    from diffvit.experiments.launchers import LocalWorkers, worker_command
 
     return LocalWorkers(worker_command(command), workers, logs).run(watch.look)
 
@@ -131,7 +131,7 @@ def _ended(name: str, code: int, logs: Path) -> DiffvitError:
 
 def _given_up(name: str, cells: Sequence[str], code: int, logs: Path) -> DiffvitError:
     """What to say where trials failed again and again; the exit code is the largest of theirs."""
-    from diffvit.studies.ledger import ATTEMPTS
+    from diffvit.experiments.ledger import ATTEMPTS
 
     why = f"trials that failed {ATTEMPTS} times were given up ({', '.join(cells)})"
     fault = DiffvitError(f"study {name}", why, f"All others are kept. See {logs}; the same command tries them again.")
@@ -140,7 +140,7 @@ def _given_up(name: str, cells: Sequence[str], code: int, logs: Path) -> Diffvit
 
 
 def _submit(command: Sequence[str], workers: int, what: What) -> None:
-    from diffvit.studies.launchers import SlurmOptions, slurm_executor, submit, worker_command
+    from diffvit.experiments.launchers import SlurmOptions, slurm_executor, submit, worker_command
 
     executor = slurm_executor(what.runs / "slurm", SlurmOptions(gpus=0 if what.tier != "full" else 1))
     jobs = submit(executor, worker_command(command), workers)

@@ -1,6 +1,6 @@
 """The attention study's report, from its rows alone: ``python -m diffvit.reporting.attention_study [--check]``.
 
-What is scored, and on what, is :mod:`diffvit.interpret.study`'s; here the numbers are paired, tested and drawn.
+What is scored, and on what, is :mod:`diffvit.attention.study`'s; here the numbers are paired, tested and drawn.
 """
 
 from __future__ import annotations

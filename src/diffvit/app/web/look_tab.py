@@ -15,7 +15,7 @@ from diffvit.app.panels import COLOURS, Paint, panels
 from diffvit.app.web.answers import KEEP_NEWEST, QUICK, answering, numbered
 from diffvit.app.web.picker import picker
 from diffvit.app.web.upload_zone import upload_zone, uploaded
-from diffvit.interpret.rollout import FUSIONS, SIGNS
+from diffvit.attention.rollout import FUSIONS, SIGNS
 
 NONE = "none"
 _MODEL_ASKS, _PATCH_ASKS = "the model", "a patch"

@@ -13,11 +13,11 @@ from diffvit.app.explorer import Look, Question
 from diffvit.app.panels import Paint, html_table, panels
 from diffvit.app.web.answers import KEEP_NEWEST, QUICK, answering, numbered
 from diffvit.app.web.look_tab import NONE
+from diffvit.attention.metrics import coverage
+from diffvit.attention.rollout import rollout
+from diffvit.attention.scores import mask_scores
+from diffvit.attention.subject import Picture, fit
 from diffvit.data.shapes import CLASSES
-from diffvit.interpret.metrics import coverage
-from diffvit.interpret.rollout import rollout
-from diffvit.interpret.scores import mask_scores
-from diffvit.interpret.subject import Picture, fit
 from diffvit.reporting.tables import Table, percent
 
 _FIRST, _SECOND = "shapes-vit", "shapes-diffvit"

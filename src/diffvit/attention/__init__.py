@@ -1,0 +1,9 @@
+"""Look inside a trained model: attention maps, rollout, what heads do, and scores against the truth.
+
+``capture`` and ``rollout`` are functions here, though modules have these names too: the imports below stand last.
+"""
+
+from diffvit.attention.capture import Record, capture, captures
+from diffvit.attention.rollout import rollout, rollout_matrix
+
+__all__ = ["Record", "capture", "captures", "rollout", "rollout_matrix"]

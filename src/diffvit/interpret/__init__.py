@@ -1,9 +1,0 @@
-"""Look inside a trained model: attention maps, rollout, what heads do, and scores against the truth.
-
-``capture`` and ``rollout`` are functions here, though modules have these names too: the imports below stand last.
-"""
-
-from diffvit.interpret.capture import Record, capture, captures
-from diffvit.interpret.rollout import rollout, rollout_matrix
-
-__all__ = ["Record", "capture", "captures", "rollout", "rollout_matrix"]

@@ -1,0 +1,92 @@
+"""What heads do: closed forms, and a loop in float64 over queries and keys."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from diffvit.attention import Record, capture
+from diffvit.attention.heads import averaged, distances, head_statistics
+from diffvit.models.attention import AttentionMaps
+from diffvit.models.vit import VisionTransformer
+
+GRID = (2, 3)
+
+
+def record_of(maps: Tensor, prefix: int = 1, negative: Tensor | None = None, lam: float = 0.0) -> Record:
+    lams = None if negative is None else torch.tensor(lam, dtype=maps.dtype)
+    return Record([AttentionMaps(maps, negative, lams)], [0], GRID, prefix, "cls" if prefix else "mean")
+
+
+def test_reading_all_alike() -> None:
+    (found,) = head_statistics(record_of(torch.full((2, 1, 7, 7), 1 / 7, dtype=torch.float64)))
+    assert found.entropy == pytest.approx(math.log(7))
+    assert found.prefix_share == pytest.approx(1 / 7)
+    assert found.negative_share == 0
+    assert found.distance == pytest.approx(float(distances(GRID).mean()), abs=1e-6)
+    assert found.lam is found.entropy_positive is found.entropy_negative is None
+
+
+def test_reading_oneself_and_reading_one_patch() -> None:
+    (found,) = head_statistics(record_of(torch.eye(6, dtype=torch.float64).expand(1, 1, 6, 6), prefix=0))
+    assert (found.entropy, found.distance, found.prefix_share) == (0, 0, 0)
+    corner = torch.zeros(1, 1, 6, 6, dtype=torch.float64)
+    corner[..., 0] = 1
+    (found,) = head_statistics(record_of(corner, prefix=0))
+    by_hand = (0 + 1 + 2 + 1 + math.sqrt(2) + math.sqrt(5)) / 6  # from the corner of two rows of three
+    assert found.distance == pytest.approx(by_hand, abs=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), prefix=st.integers(0, 2), lam=st.one_of(st.none(), st.floats(-1.2, 1.2)))
+def test_any_maps_against_a_loop(seed: int, prefix: int, lam: float | None) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    tokens, heads, batch = prefix + 6, 2, 2
+    both = (3 * torch.randn(2, batch, heads, tokens, tokens, generator=generator, dtype=torch.float64)).softmax(-1)
+    record = record_of(both[0], prefix, None if lam is None else both[1], lam or 0.0)
+    for head, found in enumerate(head_statistics(record)):
+        sums = dict.fromkeys(("entropy", "distance", "prefix_share", "negative_share"), 0.0)
+        for image in range(batch):
+            for query in range(prefix, tokens):
+                row = [float(both[0, image, head, query, key]) for key in range(tokens)]
+                if lam is not None:
+                    row = [a - lam * float(both[1, image, head, query, key]) for key, a in enumerate(row)]
+                total = sum(abs(a) for a in row)
+                sums["entropy"] -= sum(abs(a) / total * math.log(abs(a) / total) for a in row if a)
+                sums["prefix_share"] += sum(abs(a) for a in row[:prefix]) / total
+                sums["negative_share"] += sum(-a for a in row if a < 0) / total
+                here, far = divmod(query - prefix, GRID[1]), 0.0
+                for patch, a in enumerate(row[prefix:]):
+                    far += abs(a) * math.dist(here, divmod(patch, GRID[1]))
+                sums["distance"] += far / sum(abs(a) for a in row[prefix:])
+        for name, total in sums.items():
+            assert getattr(found, name) == pytest.approx(total / (batch * 6), abs=1e-6)
+
+
+def test_a_models_heads_layer_by_layer_and_lambda() -> None:
+    torch.manual_seed(0)
+    model = VisionTransformer(embed_dim=32, depth=3, num_heads=4, attention="differential").eval()
+    record = capture(model, torch.randn(4, 3, 32, 32), layers=[0, 2])
+    found = head_statistics(record)
+    assert [(each.block, each.head) for each in found] == [(0, 0), (0, 1), (2, 0), (2, 1)]
+    lambdas = model.lambdas()
+    assert [each.lam for each in found[::2]] == pytest.approx([lambdas[0], lambdas[2]], abs=1e-6)
+    maps = record.layers[0].negative
+    assert maps is not None
+    rows = maps[:, 1, 1:]
+    assert found[1].entropy_negative == pytest.approx(float(-(rows * rows.log()).sum(-1).mean()), abs=1e-5)
+
+
+def test_statistics_of_single_images_average_to_those_of_the_batch() -> None:
+    for attention in ("softmax", "differential"):
+        torch.manual_seed(0)
+        model = VisionTransformer(embed_dim=32, depth=2, num_heads=4, attention=attention).eval()
+        images = torch.randn(5, 3, 32, 32)
+        single = [head_statistics(capture(model, images[index : index + 1])) for index in range(5)]
+        for one, other in zip(averaged(single), head_statistics(capture(model, images)), strict=True):
+            assert vars(one) == pytest.approx(vars(other), abs=1e-5)

@@ -1,0 +1,244 @@
+"""Weights that do not fit and files that are not what they claim: one line each, with the key named."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import resource
+import struct
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from diffvit.attention.pretrained import DINO, load_pretrained
+from diffvit.errors import InputError
+from diffvit.models.pretrained_vit import PretrainedVisionTransformer, VitParts
+
+NAME = "vit_small_patch16_224.dino"
+TINY = VitParts(image_size=16, patch_size=8, embed_dim=64, depth=2, num_heads=1, hidden=64, num_classes=3)
+State = dict[str, Any]
+
+
+def tiny() -> State:
+    torch.manual_seed(0)
+    return dict(PretrainedVisionTransformer(TINY).state_dict())
+
+
+def _nan(state: State) -> None:
+    state["norm.weight"][3] = float("nan")
+
+
+def _inf(state: State) -> None:
+    state["pos_embed"][0, 0, 0] = float("inf")
+
+
+def _extra(state: State) -> None:
+    state["norm_pre.weight"] = state["norm_pre.bias"] = torch.ones(64)
+
+
+def _missing(state: State) -> None:
+    del state["blocks.1.attn.qkv.bias"]
+
+
+def _misshapen(state: State) -> None:
+    state["blocks.1.mlp.fc2.weight"] = torch.zeros(64, 63)
+
+
+def _not_square(state: State) -> None:
+    state["pos_embed"] = torch.zeros(1, 7, 64)
+
+
+def _no_patches(state: State) -> None:
+    del state["patch_embed.proj.weight"]
+
+
+def _integers(state: State) -> None:
+    state["head.bias"] = torch.zeros(3, dtype=torch.int64)
+
+
+def _empty(state: State) -> None:
+    state["head.bias"] = torch.zeros(0)
+
+
+def _grey(state: State) -> None:
+    state["patch_embed.proj.weight"] = torch.zeros(64, 1, 8, 8)
+
+
+def _gapped(state: State) -> None:
+    for name in [name for name in state if name.startswith("blocks.1.")]:
+        state[name.replace("blocks.1.", "blocks.7.")] = state.pop(name)
+
+
+def _twice(state: State) -> None:
+    state["module.norm.weight"] = torch.ones(64)
+
+
+def _number(state: State) -> None:
+    state["epoch"] = 3
+
+
+def _odd_heads(state: State) -> None:
+    state["blocks.0.attn.lambda_q1"] = torch.ones(64)
+
+
+def _heads_that_do_not_divide(state: State) -> None:
+    state["blocks.0.attn.q_norm.weight"] = torch.ones(60)
+
+
+def _million(state: State) -> None:
+    state["blocks.0.mlp.fc1.weight"] = torch.ones(1).expand(10**6, 10**6)
+
+
+FAULTS: list[tuple[Callable[[State], None], str]] = [
+    (_nan, "norm.weight holds NaN or infinite values"),
+    (_inf, "pos_embed holds NaN or infinite values"),
+    (_extra, "it has the unexpected norm_pre.bias and 1 more"),
+    (_missing, "it lacks blocks.1.attn.qkv.bias"),
+    (_misshapen, "blocks.1.mlp.fc2.weight has the wrong size (64x63 vs 64x64)"),
+    (_not_square, "its positions are not those of a square image (7 tokens)"),
+    (_no_patches, "no patch_embed.proj.weight"),
+    (_integers, "head.bias does not hold dense floats (found int64)"),
+    (_empty, "head.bias claims another size than the file has (0)"),
+    (_grey, "1 channels vs"),
+    (_gapped, "it lacks blocks.1."),
+    (_twice, "holds norm.weight twice"),
+    (_number, "epoch is not a tensor (found a int)"),
+    (_odd_heads, "is an impossible model: num_heads"),
+    (_heads_that_do_not_divide, "its heads cannot be told (64 is not a multiple of 60)"),
+    (_million, "blocks.0.mlp.fc1.weight claims another size than the file has (1000000x1000000)"),
+]
+
+
+def refused(path: Path, why: str, name: str | None = None) -> None:
+    with pytest.raises(InputError) as caught:
+        load_pretrained(name, path)
+    assert why in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(("change", "why"), FAULTS)
+def test_weights_that_do_not_fit_name_the_key(change: Callable[[State], None], why: str, tmp_path: Path) -> None:
+    state = tiny()
+    change(state)
+    torch.save(state, tmp_path / "w.pth")
+    refused(tmp_path / "w.pth", why)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"head.weight": torch.ones(5, 384), "head.bias": torch.ones(5)}, "unexpected head.bias and 1 more"),
+        ({"dino_head.mlp.0.weight": torch.ones(5, 384)}, "unexpected dino_head.mlp.0.weight"),
+        ({"pos_embed": torch.ones(1, 200, 384)}, "pos_embed has the wrong size (1x200x384 vs 1x197x384)"),
+        ({"cls_token": torch.ones(1, 1, 192)}, "cls_token has the wrong size (1x1x192 vs 1x1x384)"),
+    ],
+)
+def test_weights_of_another_model_than_the_name_says(
+    change: State, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(DINO, NAME, replace(DINO[NAME], depth=1))
+    torch.save({**PretrainedVisionTransformer(DINO[NAME]).state_dict(), **change}, tmp_path / "w.pth")
+    refused(tmp_path / "w.pth", why, NAME)
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("evil-was-here",)
+
+
+def packed(path: Path) -> None:
+    """584 KB that hold 600 MB, in the way of a torch file."""
+    torch.save({"norm.weight": torch.ones(4)}, path.with_suffix(".tmp"))
+    with zipfile.ZipFile(path.with_suffix(".tmp")) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as out:
+        for entry in source.infolist():
+            out.writestr(entry.filename, bytes(60_000_000) if "/data/" in entry.filename else source.read(entry))
+
+
+def overlapping(path: Path) -> None:
+    """Many entries that are the same bytes."""
+    torch.save(tiny(), path)
+    content = path.read_bytes()
+    end = content.rindex(b"PK\x05\x06")
+    fields = list(struct.unpack("<4sHHHHIIH", content[end : end + 22]))
+    start, size = fields[6], fields[5]
+    directory = content[start : start + size]
+    fields[3], fields[4], fields[5] = fields[3] * 50, fields[4] * 50, size * 50
+    path.write_bytes(content[:start] + directory * 50 + struct.pack("<4sHHHHIIH", *fields) + content[end + 22 :])
+
+
+def safetensors_that_lie(path: Path) -> None:
+    header = json.dumps({"a": {"dtype": "F32", "shape": [10**6, 10**6], "data_offsets": [0, 16]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(16))
+
+
+def cut_safetensors(path: Path) -> None:
+    safetensors.torch.save_file(tiny(), path)
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def cut_torch(path: Path) -> None:
+    torch.save(tiny(), path)
+    path.write_bytes(path.read_bytes()[:-900])
+
+
+FILES: list[tuple[str, Callable[[Path], object], str]] = [
+    ("w.pth", lambda path: path.write_bytes(b""), "is not a weights file"),
+    ("w.pth", lambda path: path.write_text("this is not a checkpoint"), "is not a weights file"),
+    ("w.pth", lambda path: path.write_bytes(pickle.dumps({"a": 1}, protocol=2)), "of torch before 1.6"),
+    ("w.pth", lambda path: path.write_bytes(b"PK\x03\x04" + bytes(100)), "is cut short or damaged"),
+    ("w.pth", lambda path: torch.save({"w": Evil()}, path), "holds Python objects other than weights"),
+    ("w.pth", lambda path: torch.save([torch.ones(3)], path), "holds no named weights (found a list)"),
+    ("w.pth", lambda path: torch.save({}, path), "holds no named weights"),
+    ("w.pth", lambda path: torch.save({"teacher": {}}, path), "holds no named weights"),
+    ("w.pth", lambda path: torch.save({"teacher": {"a": "b"}}, path), "a is not a tensor (found a str)"),
+    ("w.pth", cut_torch, "is cut short or damaged"),
+    ("w.pth", packed, "is packed, as torch.save does not do"),
+    ("w.pth", overlapping, "is packed, as torch.save does not do"),
+    ("w.safetensors", lambda path: path.write_bytes(b"abc"), "is not a safetensors file"),
+    ("w.safetensors", safetensors_that_lie, "is damaged"),
+    ("w.safetensors", cut_safetensors, "is cut short or damaged"),
+    ("none.pth", lambda path: None, "cannot be read (No such file or directory)"),
+    ("folder", lambda path: path.mkdir(), "cannot be read (Is a directory)"),
+]
+
+
+@pytest.mark.parametrize(("name", "make", "why"), FILES)
+def test_files_that_are_not_what_they_claim(
+    name: str, make: Callable[[Path], object], why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / name)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for model in (None, NAME):
+        refused(tmp_path / name, why, model)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB
+    assert not (tmp_path / "evil-was-here").exists()
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_cut_or_changed_file_is_an_input_error_or_a_model(tmp_path: Path, data: st.DataObject) -> None:
+    path = tmp_path / "w.pth"
+    if not path.exists():
+        torch.save(tiny(), path)
+    content = bytearray(path.read_bytes())
+    if data.draw(st.booleans()):
+        content = content[: data.draw(st.integers(0, len(content) - 1))]
+    else:  # the archive's names and the pickle lie at its ends
+        place = data.draw(st.one_of(st.integers(0, 6000), st.integers(len(content) - 6000, len(content) - 1)))
+        content[place] = data.draw(st.integers(0, 255))
+    (tmp_path / "changed.pth").write_bytes(content)
+    with contextlib.suppress(InputError):
+        assert load_pretrained(None, tmp_path / "changed.pth").model.state_dict().keys() == tiny().keys()

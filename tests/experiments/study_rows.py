@@ -1,0 +1,40 @@
+"""Made rows of a study, for tests of what is said of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from diffvit.experiments.cost import flops_per_image
+from diffvit.experiments.trials import Trial
+from diffvit.reporting.rows import OTHER_COLUMNS, RESULT_COLUMNS, RunRecord, arm_settings
+
+
+def made_record(trial: Trial, accuracy: float, **row: object) -> RunRecord:
+    """The row of a trial with this test accuracy, and a validation accuracy two points above where it has one."""
+    config = trial.config
+    made = dict.fromkeys((*RESULT_COLUMNS, *OTHER_COLUMNS)) | {
+        **{"run": trial.name, "config_hash": trial.key[0], "seed": config.seed, "attention": config.model.attention},
+        **{"data": "CIFAR-10 (JPEG)", "test_accuracy": accuracy, "parameters": 1000, "epochs": config.epochs},
+        **{"flops_per_image": flops_per_image(config), "images_per_second": 1e3, "train_seconds": 60.0},
+        **{"device": "cpu", "precision": "bf16", "hardware": "a machine", "threads": 1, "torch": "2.13.0"},
+        **{"diffvit": "0.1.0", "python": "3.11", "test_images": 10_000, "fingerprint": "f"},
+        **{"train_images": 50_000 - config.validation_size, "validation_images": config.validation_size},
+        "val_accuracy": accuracy + 0.02 if config.validation_size else None,
+    }
+    epochs = [
+        {"epoch": epoch + 1, "train_loss": 2 - accuracy * epoch / config.epochs, "train_accuracy": accuracy - 0.05}
+        for epoch in range(config.epochs)
+    ]
+    return RunRecord(made | arm_settings(config) | row, epochs)
+
+
+def made_records(
+    trials: list[Trial] | tuple[Trial, ...], accuracy: Callable[[Trial], float], **row: object
+) -> dict[str, list[RunRecord]]:
+    """A row for each."""
+    return {trial.name: [made_record(trial, accuracy(trial), **row)] for trial in trials}
+
+
+def rows_of(records: dict[str, list[RunRecord]]) -> list[RunRecord]:
+    """All of them."""
+    return [record for each in records.values() for record in each]

@@ -1,0 +1,41 @@
+"""The committed reports of studies: made again from their rows alone they are the same, byte for byte."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from diffvit.experiments.definitions import STUDIES
+from diffvit.experiments.report import gathered, write_report
+
+REPORTS = Path(__file__).parents[2] / "reports"
+COMMITTED = [name for name, study in STUDIES.items() if not study.search and (REPORTS / name / "rows.csv").is_file()]
+
+
+def test_there_are_some() -> None:
+    assert "vit-vs-diffvit" in COMMITTED
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_a_report_made_again_changes_no_byte(name: str, tmp_path: Path) -> None:
+    shutil.copytree(REPORTS / name, tmp_path / name)
+    results = gathered(STUDIES[name], tmp_path / "no runs", tmp_path)
+    write_report(results, tmp_path)
+    for path in sorted((REPORTS / name).iterdir()):
+        assert (tmp_path / name / path.name).read_bytes() == path.read_bytes(), path.name
+    assert sorted(path.name for path in (tmp_path / name).iterdir()) == sorted(
+        path.name for path in (REPORTS / name).iterdir()
+    )
+    assert not results.missing
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_text_and_best_are_made_and_not_only_kept(name: str, tmp_path: Path) -> None:
+    shutil.copytree(REPORTS / name, tmp_path / name)
+    for made in ("report.md", "best.yaml"):
+        (tmp_path / name / made).unlink()
+    write_report(gathered(STUDIES[name], tmp_path / "no runs", tmp_path), tmp_path)
+    for made in ("report.md", "best.yaml"):
+        assert (tmp_path / name / made).read_bytes() == (REPORTS / name / made).read_bytes()

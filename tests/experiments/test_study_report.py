@@ -1,0 +1,245 @@
+"""What a study's report says: numbers of a plain computation, winners only where the intervals allow it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from study_rows import made_records, rows_of
+
+from diffvit.config import parse, read_yaml
+from diffvit.errors import InputError
+from diffvit.experiments import words
+from diffvit.experiments.definitions import STUDIES, Study
+from diffvit.experiments.report import gathered, write_report
+from diffvit.experiments.results import Results, compared_arms, difference, over_all_arms, results_of
+from diffvit.experiments.trials import Trial, trials_of
+from diffvit.reporting.rows import write
+
+T_975 = {2: 4.302653, 4: 2.776445}  # Student's t by degrees of freedom
+POSITION, PAIR = STUDIES["position"], STUDIES["vit-vs-diffvit"]
+LEVEL = {"none": 0.50, "learned-1d": 0.60, "learned-2d": 0.61, "sincos-1d": 0.62, "sincos-2d": 0.6205}
+
+
+def noise(trial: Trial) -> float:
+    """Of a run, the same each time; the larger part is the seed's."""
+    seed = trial.config.seed
+    own = np.random.default_rng([zlib.crc32(trial.name.encode()), seed]).normal(0, 0.0006)
+    return np.random.default_rng(seed).normal(0, 0.004) + own
+
+
+def level(trial: Trial) -> float:
+    ahead = 0.02 if trial.config.model.attention == "differential" else 0.0
+    return LEVEL[trial.arm] + ahead + noise(trial)
+
+
+def made(study: Study, accuracy: object = level, tier: str = "short") -> Results:
+    trials = trials_of(study, tier)
+    return results_of(study, tier, trials, made_records(trials, accuracy))  # type: ignore[arg-type]
+
+
+def test_a_difference_is_that_of_a_plain_computation() -> None:
+    """Student's t over the seeds and the normal interval of 10,000 images, added in squares."""
+    one, two = made(POSITION).of("softmax")[:2]
+    found = difference(two, one)
+    assert found is not None
+    gaps = np.array([two.accuracies[seed] - one.accuracies[seed] for seed in range(3)])
+    training = T_975[2] * gaps.std(ddof=1) / math.sqrt(3)
+    images = 1.959964 * math.sqrt(sum(line.mean * (1 - line.mean) / 10_000 for line in (one, two)))
+    assert found.estimate == pytest.approx(gaps.mean())
+    assert found.high - found.estimate == pytest.approx(math.hypot(training, images), rel=1e-4)
+    assert found.estimate - found.low == pytest.approx(math.hypot(training, images), rel=1e-4)
+
+
+def test_the_best_arm_is_ranked_with_intervals_of_all_pairs() -> None:
+    results = made(POSITION)
+    lines = results.of("softmax")
+    ranked = results.ranking(lines)
+    assert ranked is not None
+    assert (ranked.seeds, len(ranked.intervals)) == ([0, 1, 2], 10)
+    alone = difference(lines[3], lines[0])
+    assert alone is not None
+    assert ranked.between(3, 0).estimate == pytest.approx(alone.estimate)
+    assert ranked.between(3, 0).low < alone.low
+
+
+def test_rows_of_other_data_precision_or_hardware_stand_apart(tmp_path: Path) -> None:
+    """The same trials on two data sets: each has its own winner, in its own section, and no sentence speaks of both."""
+    trials = trials_of(PAIR, "short")
+    one = made_records(trials, lambda trial: 0.7 + 0.2 * (trial.arm == "softmax") + noise(trial))
+    other = made_records(
+        trials, lambda trial: 0.7 - 0.2 * (trial.arm == "softmax") + noise(trial), data="CIFAR-10", fingerprint="g"
+    )
+    both = {name: [*one[name], *other[name]] for name in one}
+    results = results_of(PAIR, "short", trials, both)
+    assert {len(each.records) for each in (results, *results.others)} == {15}
+    text = words.report(results)
+    first, second = text.split("## Apart: ")
+    assert "**softmax beats differential**" in first
+    assert "**differential beats softmax**" not in first
+    assert "**differential beats softmax**" in second
+    assert second.startswith("CIFAR-10, bf16, cpu, a machine, 45,000 training images")
+    write_report(results, tmp_path)
+    again = gathered(PAIR, tmp_path / "none", tmp_path)
+    assert [len(each.records) for each in (again, *again.others)] == [15, 15]
+    assert words.report(again) == text
+    for column, value in (("precision", "fp32"), ("device", "cuda"), ("hardware", "another")):
+        moved = {name: [replace(each, row=each.row | {column: value}) for each in found] for name, found in one.items()}
+        split = {name: found + (one[name] if "s0" in name else []) for name, found in moved.items()}
+        assert len(results_of(PAIR, "short", trials, split).others) == 1
+
+
+def test_the_best_arm_is_chosen_on_validation_images() -> None:
+    """An arm that is ahead on the test set and behind on the validation images is not the best."""
+    trials = trials_of(POSITION, "short")
+    assert {trial.config.validation_size for trial in trials} == {5_000}
+    records = made_records(trials, level)
+    for trial in trials:
+        [record] = records[trial.name]
+        record.row["val_accuracy"] = 0.9 if trial.arm == "none" else 0.5
+    results = results_of(POSITION, "short", trials, records)
+    assert (results.best().arm, results.chosen_on) == ("none", "validation")
+    assert max(results.lines, key=lambda line: line.mean).arm != "none"
+    assert words.report(results).count("the best arm by validation accuracy is none") == 2
+
+
+def test_rows_without_validation_images_say_so_and_stand_apart_from_those_with(tmp_path: Path) -> None:
+    before = trials_of(POSITION, "short", validation=False)
+    old = results_of(POSITION, "short", before, made_records(before, level))
+    assert old.chosen_on == "test"
+    paragraphs = words.report(old).split("\n\n")
+    assert words.CHOSEN_ON_TEST in paragraphs[1]
+    write_report(old, tmp_path)
+    assert len(gathered(POSITION, tmp_path / "none", tmp_path).records) == 30
+    new = trials_of(POSITION, "short")
+    write(tmp_path / "position", [*old.records, *rows_of(made_records(new, level))])
+    results = gathered(POSITION, tmp_path / "none", tmp_path)
+    assert (results.chosen_on, [each.chosen_on for each in results.others]) == ("validation", ["test"])
+    assert words.CHOSEN_ON_TEST not in words.report(results).split("## Apart")[0]
+
+
+def test_the_attentions_are_paired_by_seed_over_all_arms() -> None:
+    results = made(POSITION)
+    found = over_all_arms(results, "differential", "softmax")
+    assert found is not None
+    by_seed = [
+        np.mean([line.accuracies[seed] for line in results.of("differential")])
+        - np.mean([line.accuracies[seed] for line in results.of("softmax")])
+        for seed in range(3)
+    ]
+    assert found.estimate == pytest.approx(np.mean(by_seed))
+    assert found.estimate == pytest.approx(0.02, abs=0.001)
+
+
+def test_arms_that_hardly_learn_are_not_in_the_mean_over_the_arms() -> None:
+    trials = trials_of(POSITION, "short")
+    worse = {trial.name: 0.2 if trial.arm == "none" else level(trial) for trial in trials}
+    records = made_records(trials, lambda trial: worse[trial.name])
+    results = results_of(POSITION, "short", trials, records)
+    kept = [ours.arm for ours, _ in compared_arms(results, "differential", "softmax")]
+    assert "none" not in kept
+    assert len(kept) == 4
+    assert len(compared_arms(made(POSITION), "differential", "softmax")) == 5
+    with_one = dict.fromkeys(worse, 0.2) | {trial.name: 0.9 for trial in trials if trial.arm == "none"}
+    few = results_of(POSITION, "short", trials, made_records(trials, lambda trial: with_one[trial.name]))
+    assert [ours.arm for ours, _ in compared_arms(few, "differential", "softmax")] == ["none"]
+
+
+def test_a_winner_is_named_where_the_interval_allows_it_and_not_else() -> None:
+    text = words.report(made(POSITION))
+    vit = next(line for line in text.split("\n\n") if line.startswith("**ViT**"))
+    assert "the best arm by validation accuracy is sincos-2d, 62.09% ± 0.09. It beats none" in vit
+    assert "It beats none by 12." in vit or "It beats none by 11." in vit
+    assert "sincos-1d (" in vit.split("Not decided against")[1]
+    assert "**Diff-ViT minus ViT**, mean over the arms: +" in text
+    assert "Diff-ViT is ahead in this study." in text
+    assert "not comparable with, published CIFAR-10 figures" in text
+    assert "Not complete" not in text
+
+
+def test_an_exploratory_study_names_no_winner() -> None:
+    text = words.report(made(STUDIES["depth"], lambda trial: 0.5 + trial.config.model.depth / 20))
+    assert text.count("2 seeds: no winner is named") == 2
+    assert "exploratory: no winner is named" in text
+    assert "beats" not in text
+
+
+def test_three_arms_are_compared_in_pairs() -> None:
+    gain = {"softmax": 0.0, "differential": 0.02, "softmax, half the heads": 0.0003}
+
+    results = made(PAIR, lambda trial: 0.7 + gain[trial.arm] + noise(trial))
+    text = words.report(results)
+    assert "**differential beats softmax**" in text
+    assert "**differential beats softmax, half the heads**" in text
+    assert words.INTERVALS.format(seeds=5) in text
+    line = next(part for part in text.split("\n\n") if part.startswith("softmax minus differential"))
+    assert line.count("not decided") == 1
+    assert [row[0] for row in words.table(results).rows] == list(PAIR.arms)
+
+
+def test_a_study_of_augmentation_says_how_close_its_arms_fit() -> None:
+    text = words.report(made(STUDIES["augmentation"], lambda trial: 0.7 if trial.arm == "none" else 0.6 + noise(trial)))
+    assert "Training minus test accuracy after 12 epochs, points: " in text
+    assert "none, ViT -5.0" in text  # made rows have a training accuracy five points below
+    assert "`diffvit study run augmentation --tier full` trains for 50" in text
+    assert "Training minus test" not in words.report(made(POSITION))
+
+
+def test_what_is_missing_is_said(tmp_path: Path) -> None:
+    trials = trials_of(POSITION, "short")
+    some = made_records(trials[:20], level)
+    text = words.report(results_of(POSITION, "short", trials, some))
+    assert "**Not complete:** 10 trials have no row yet." in text
+    assert "2 seeds: no winner is named" in text
+    with pytest.raises(InputError, match="has no finished run and no committed row"):
+        gathered(POSITION, tmp_path, tmp_path)
+
+
+def test_the_same_bytes_come_from_the_rows_alone(tmp_path: Path) -> None:
+    write_report(made(POSITION), tmp_path)
+    folder = tmp_path / "position"
+
+    def digests() -> dict[str, str]:
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+    before = digests()
+    assert before.keys() == {
+        "rows.csv",
+        "epochs.csv",
+        "report.md",
+        "best.yaml",
+        "accuracy.png",
+        "curves.png",
+        "cost.png",
+    }
+    for name in ("report.md", "cost.png"):
+        (folder / name).unlink()
+    again = gathered(POSITION, tmp_path / "no runs", tmp_path)
+    assert again.tier == "short"
+    write_report(again, tmp_path)
+    assert digests() == before
+    best = parse(read_yaml(folder / "best.yaml"))
+    assert (best.model.pos_embed, best.model.attention, best.seed)[:] == (best.model.pos_embed, "differential", 0)
+    assert best.model.pos_embed.startswith("sincos")
+
+
+def test_the_larger_tier_is_shown_once_it_is_complete(tmp_path: Path) -> None:
+    write_report(made(POSITION), tmp_path)
+    full = trials_of(POSITION, "full")
+    some = results_of(POSITION, "full", full, made_records(full[:5], level))
+    assert some.missing
+    write_report(some, tmp_path)
+    shown = gathered(POSITION, tmp_path / "none", tmp_path)
+    assert (shown.tier, shown.missing) == ("short", ())  # its rows are still there, beside five of tier full
+    assert len(gathered(POSITION, tmp_path / "none", tmp_path, tier="full").records) == 5
+    write_report(shown, tmp_path)
+    assert len(gathered(POSITION, tmp_path / "none", tmp_path, tier="full").records) == 5
+    write_report(made(POSITION, tier="full"), tmp_path)
+    assert gathered(POSITION, tmp_path / "none", tmp_path).tier == "full"
+    assert "Tier full" in (tmp_path / "position" / "report.md").read_text()
+    assert gathered(POSITION, tmp_path / "none", tmp_path, tier="short").missing == ()
