@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffvit.reporting.generated import markers
-from diffvit.reporting.readme import BLOCK, ROWS, update
+from tools.readme import BLOCK, ROWS, update
 
 START, END = markers(BLOCK)
 

@@ -5,9 +5,9 @@ import sys
 import pytest
 import torch
 
-from diffvit.benchmarks.peers import MODELS, build, models_of, parameters_of, versions
-from diffvit.benchmarks.settings import PEERS, Sizes
-from diffvit.benchmarks.steps import forward_flops
+from benchmarks.peers import MODELS, build, models_of, parameters_of, versions
+from benchmarks.settings import PEERS, Sizes
+from benchmarks.steps import forward_flops
 from diffvit.errors import ConfigError, EnvironmentFault
 
 TINY = Sizes(embed_dim=24, depth=2, num_heads=2, num_classes=7, image_size=16, batch_size=3)

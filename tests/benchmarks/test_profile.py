@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from diffvit.benchmarks import hardware, profile
-from diffvit.benchmarks.profile import kind_of, summary
-from diffvit.benchmarks.report import main as report
-from diffvit.benchmarks.report import update
+from benchmarks import hardware, profile
+from benchmarks.profile import kind_of, summary
 from diffvit.cli.main import run
+from tools.speed import main as report
+from tools.speed import update
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from diffvit.benchmarks import hardware, memory, throughput
-from diffvit.benchmarks.peers import build, parameters_of
-from diffvit.benchmarks.report import report
-from diffvit.benchmarks.settings import Choice, Rounds, Sizes
-from diffvit.benchmarks.steps import STEPS, batch_of, inference_step, train_step
-from diffvit.benchmarks.throughput import Arm, rows_of
+from benchmarks import hardware, memory, throughput
+from benchmarks.peers import build, parameters_of
+from benchmarks.settings import Choice, Rounds, Sizes
+from benchmarks.steps import STEPS, batch_of, inference_step, train_step
+from benchmarks.throughput import Arm, rows_of
 from diffvit.errors import EnvironmentFault
+from tools.speed import report
 
 TINY = Sizes(embed_dim=24, depth=1, num_heads=2, image_size=16, batch_size=2)
 

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from diffvit.benchmarks.hardware import facts, prepare, waiter
-from diffvit.benchmarks.peers import timm_differential_layer
-from diffvit.benchmarks.rounds import Progress, measure, ratio, spread
-from diffvit.benchmarks.settings import (
+from benchmarks.hardware import facts, prepare, waiter
+from benchmarks.peers import timm_differential_layer
+from benchmarks.settings import (
     DIFFERENTIAL,
     FAMILIES,
     HEAD_WIDTH,
@@ -26,6 +25,7 @@ from diffvit.benchmarks.settings import (
     Grid,
     Rounds,
 )
+from diffvit.measuring import Progress, measure, ratio, spread
 from diffvit.models.attention import Attention
 from diffvit.models.differential import DifferentialAttention
 from diffvit.training.environment import kernels
@@ -144,7 +144,7 @@ def run(
     threads: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Measure the layer, all ways of one combination in turns; see :func:`diffvit.benchmarks.throughput.run`.
+    """Measure the layer, all ways of one combination in turns; see :func:`benchmarks.throughput.run`.
 
     Raises:
         EnvironmentFault: timm was asked for and is not there.

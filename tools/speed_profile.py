@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from diffvit.benchmarks.results import Result, stamp
-from diffvit.benchmarks.words import counted, measured_on, products
+from benchmarks.results import Result, stamp
 from diffvit.reporting import markdown
 from diffvit.reporting.style import LIGHT, Theme, colour, dress, figure, plain, to_png
 from diffvit.reporting.tables import NONE, Table
+from tools.speed_words import counted, measured_on, products
 
 IDLE = "none runs"
 _LABELLED = 0.04  # of the step: shares from here on are named in the picture

@@ -6,10 +6,10 @@ from typing import Any
 
 from matplotlib.ticker import FixedLocator, NullFormatter, ScalarFormatter
 
-from diffvit.benchmarks.results import Result, stamp
-from diffvit.benchmarks.settings import FAMILIES
-from diffvit.benchmarks.words import counted
+from benchmarks.results import Result, stamp
+from benchmarks.settings import FAMILIES
 from diffvit.reporting.style import LIGHT, Theme, colour, dress, figure, to_png
+from tools.speed_words import counted
 
 TITLES = {"train": "Training steps", "inference": "Inference"}
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from diffvit.app import load_report
-from diffvit.app.web.load import Tally
+from benchmarks.app_load import Tally
 from diffvit.reporting.csv_files import read_csv
+from tools import app_load as load_report
 
 KNOWN = {"hardware": "a machine", "cores": 2, "torch": "2", "python": "3", "diffvit": "0", "commit": None}
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from diffvit.benchmarks import hardware
-from diffvit.benchmarks.report import main as report
+from benchmarks import hardware
 from diffvit.cli.main import run
+from tools.speed import main as report
 
 Captured = pytest.CaptureFixture[str]
 TINY = ["--embed-dim", "24", "--depth", "1", "--num-heads", "2", "--image-size", "16", "--batch-size", "2"]

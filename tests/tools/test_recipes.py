@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from diffvit.reporting.csv_files import write_csv
-from diffvit.reporting.expected import main, update
 from diffvit.reporting.rows import read, read_run, write
+from tools.recipes import main, update
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """# diffvit train configs/small.yaml --out runs/small

@@ -1,4 +1,4 @@
-"""The experiments' results as one page, from the committed rows: ``python -m diffvit.experiments.page [--check]``.
+"""The experiments' results as one page, from the committed rows: ``python -m tools.results [--check]``.
 
 It writes ``docs/results.md`` and the README's part about the studies, and brings every study's report up to date with
 the rows beside it.
@@ -19,8 +19,8 @@ from diffvit.experiments.results import Results
 from diffvit.experiments.tiers import TIERS
 from diffvit.reporting import markdown
 from diffvit.reporting.generated import brought_up_to_date, finish, with_block
-from diffvit.reporting.readme import stamp_of
 from diffvit.reporting.rows import ROWS_FILE, content_hash
+from tools.readme import stamp_of
 
 PAGE, README, CONFIGS = Path("docs/results.md"), Path("README.md"), Path("configs")
 BLOCK = "studies"
@@ -147,7 +147,7 @@ def update(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0, 1 where ``--check`` found something out of date, 3 for bad input, 4."""
-    parser = argparse.ArgumentParser(prog="python -m diffvit.experiments.page", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.results", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when out of date")
     parser.add_argument("--page", type=Path, default=PAGE, help=f"the page (default {PAGE})")
     parser.add_argument("--readme", type=Path, default=README, help=f"with the part about them (default {README})")

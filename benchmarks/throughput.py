@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffvit.benchmarks.hardware import better, facts, peak_rate, prepare, product_rates, shapes_of, waiter
-from diffvit.benchmarks.memory import peak_memory
-from diffvit.benchmarks.peers import build, models_of, parameters_of
-from diffvit.benchmarks.rounds import Progress, Spread, measure, ratio, spread
-from diffvit.benchmarks.settings import (
+from benchmarks.hardware import better, facts, peak_rate, prepare, product_rates, shapes_of, waiter
+from benchmarks.memory import peak_memory
+from benchmarks.peers import build, models_of, parameters_of
+from benchmarks.settings import (
     DIFFERENTIAL,
     SOFTMAX,
     TIMM_DIFFERENTIAL,
@@ -22,8 +21,9 @@ from diffvit.benchmarks.settings import (
     Rounds,
     Sizes,
 )
-from diffvit.benchmarks.steps import LEARNING_RATE, STEPS, WEIGHT_DECAY, batch_of, forward_flops
+from benchmarks.steps import LEARNING_RATE, STEPS, WEIGHT_DECAY, batch_of, forward_flops
 from diffvit.errors import EnvironmentFault
+from diffvit.measuring import Progress, Spread, measure, ratio, spread
 from diffvit.training.environment import kernels, resolve_precision
 
 

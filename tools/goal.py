@@ -8,9 +8,9 @@ from diffvit.config import Config, parse, read_yaml
 from diffvit.experiments.definitions import STUDIES
 from diffvit.reporting import markdown, stats
 from diffvit.reporting.arms import Arm, arms
-from diffvit.reporting.expected import is_run_of, where
 from diffvit.reporting.rows import ROWS_FILE, RunRecord, read
 from diffvit.reporting.tables import NONE, Table, accuracy_cell, duration, percent
+from tools.recipes import is_run_of, where
 
 GOAL, EPOCHS = 0.80, 50
 

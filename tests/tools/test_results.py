@@ -12,7 +12,6 @@ from study_rows import rows_of as every_row
 
 from diffvit.config import parse, read_yaml, to_yaml
 from diffvit.experiments.definitions import STUDIES
-from diffvit.experiments.page import main, page, readme_block
 from diffvit.experiments.report import gathered, write_report
 from diffvit.experiments.results import results_of
 from diffvit.experiments.search import DIALS
@@ -20,6 +19,7 @@ from diffvit.experiments.search_report import best_of, rows_of, update
 from diffvit.experiments.search_report import write_report as write_search
 from diffvit.experiments.trials import trials_of
 from diffvit.reporting.rows import write
+from tools.results import main, page, readme_block
 
 Captured = pytest.CaptureFixture[str]
 HEADS = STUDIES["heads"]

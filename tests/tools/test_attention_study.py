@@ -10,8 +10,8 @@ import pytest
 from diffvit.errors import InputError
 from diffvit.reporting import attention_study, rows, stats
 from diffvit.reporting.attention_rows import DIFFERENTIAL, METRICS, SOFTMAX, WIDE, Study, differences, gap
-from diffvit.reporting.attention_words import Answer, Question, answers, between, report, within
 from diffvit.reporting.csv_files import write_csv
+from tools.attention_words import Answer, Question, answers, between, report, within
 
 CLUTTER, SEEDS = (0.0, 0.5), (0, 1, 2)
 BETTER = 0.1  # by which the made-up Diff-ViT's maps lie better on the object

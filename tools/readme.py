@@ -1,4 +1,4 @@
-"""The README's results, generated from the committed rows: ``python -m diffvit.reporting.readme [--check]``."""
+"""The README's results, generated from the committed rows: ``python -m tools.readme [--check]``."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from diffvit.config import parse, read_yaml
 from diffvit.errors import InputError
 from diffvit.reporting import markdown, plots, stats, tables
 from diffvit.reporting.arms import MODEL_NAMES, arms, statements
-from diffvit.reporting.expected import is_run_of, where
 from diffvit.reporting.generated import brought_up_to_date, finish, with_block
 from diffvit.reporting.rows import Row, RunRecord, content_hash, read
 from diffvit.reporting.style import STAMP
 from diffvit.training.files import disk_faults, replace
+from tools.recipes import is_run_of, where
 
 BLOCK = "results"
 ROWS = Path("reports/cifar10-50-cpu")
@@ -165,7 +165,7 @@ def stamp_of(plot: Path) -> str | None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0, 1 where ``--check`` found something out of date, 3 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m diffvit.reporting.readme", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.readme", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when out of date")
     parser.add_argument("--readme", type=Path, default=Path("README.md"))
     parser.add_argument("--rows", type=Path, default=ROWS, help="folder with rows.csv and epochs.csv")

@@ -9,8 +9,8 @@ from study_rows import made_records
 
 from diffvit.experiments.definitions import STUDIES
 from diffvit.experiments.results import Results, results_of
-from diffvit.experiments.summary import best_arms, where_it_helps
 from diffvit.experiments.trials import Trial, trials_of
+from tools.summary import best_arms, where_it_helps
 
 _GAIN = {"patch 2": 0.02, "patch 4": 0.0, "patch 8": -0.05}  # of differential attention
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from diffvit.benchmarks.hardware import LARGE, facts, peak_rate, prepare, product_rates, waiter
-from diffvit.benchmarks.results import Result
-from diffvit.benchmarks.rounds import Progress, spread
-from diffvit.benchmarks.settings import PROFILE_WARMUP, PROFILED
+from benchmarks.hardware import LARGE, facts, peak_rate, prepare, product_rates, waiter
+from benchmarks.results import Result
+from benchmarks.settings import PROFILE_WARMUP, PROFILED
 from diffvit.config import Config, config_hash
+from diffvit.measuring import Progress, spread
 from diffvit.training import environment, material, processes
 from diffvit.training.score import flops_per_image
 from diffvit.training.task import Task

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diffvit.reporting import attention_tables as tables
 from diffvit.reporting import markdown, stats
 from diffvit.reporting.arms import points, span
 from diffvit.reporting.attention_rows import (
@@ -19,6 +18,7 @@ from diffvit.reporting.attention_rows import (
     differences,
     gap,
 )
+from tools import attention_tables as tables
 
 _METHOD = """Models of equal size (4 blocks, 128 wide, [CLS]) are trained on `shapes`, one object among clutter and
 noise, whose mask is known, at each clutter level, and on CIFAR-10. Their [CLS]-to-patch maps are then scored on test

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from diffvit.benchmarks.peers import versions
-from diffvit.benchmarks.settings import Sizes
+from benchmarks.peers import versions
+from benchmarks.settings import Sizes
 from diffvit.training.environment import describe, usable_cores
 from diffvit.training.memory import keep_freed_memory
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diffvit.benchmarks.results import Result
-from diffvit.benchmarks.settings import PEERS, SOFTMAX
+from benchmarks.results import Result
+from benchmarks.settings import PEERS, SOFTMAX
 from diffvit.reporting.tables import NONE, Table, big
 
 LABELS = {"auto": "as users get it", "bf16": "both bf16", "fp32": "both fp32"}

@@ -9,7 +9,7 @@ from importlib import metadata
 import torch
 from torch import Tensor, nn
 
-from diffvit.benchmarks.settings import DIFFERENTIAL, SOFTMAX, TIMM, TIMM_DIFFERENTIAL, Sizes
+from benchmarks.settings import DIFFERENTIAL, SOFTMAX, TIMM, TIMM_DIFFERENTIAL, Sizes
 from diffvit.errors import EnvironmentFault
 from diffvit.models.vit import VisionTransformer
 from diffvit.training.torchvision_names import import_torchvision

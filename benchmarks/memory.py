@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from diffvit.benchmarks.peers import build
-from diffvit.benchmarks.settings import Sizes
-from diffvit.benchmarks.steps import STEPS, batch_of
+from benchmarks.peers import build
+from benchmarks.settings import Sizes
+from benchmarks.steps import STEPS, batch_of
 from diffvit.errors import EnvironmentFault
 
 _STATUS = Path("/proc/self/status")
@@ -31,7 +31,7 @@ def peak_memory(kind: str, model: str, dtype: str, sizes: Sizes, device: str, th
     if device != "cuda" and not _STATUS.exists():
         return None
     asked = [kind, model, dtype, dataclasses.asdict(sizes), device, threads]
-    command = [sys.executable, "-m", "diffvit.benchmarks.memory", json.dumps(asked)]
+    command = [sys.executable, "-m", "benchmarks.memory", json.dumps(asked)]
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "PYTHONWARNINGS": "ignore"}, check=False
     )

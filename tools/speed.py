@@ -1,4 +1,4 @@
-"""The speed report, made from the committed results alone: ``python -m diffvit.benchmarks.report [--check]``."""
+"""The speed report, made from the committed results alone: ``python -m tools.speed [--check]``."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffvit.benchmarks import plots, profile_report, words
-from diffvit.benchmarks.results import Result, read, stamp
-from diffvit.benchmarks.rounds import INTERVAL_NOTE
-from diffvit.benchmarks.settings import DTYPES, FOLDER, PASSES
+from benchmarks.results import Result, read, stamp
+from benchmarks.settings import DTYPES, FOLDER, PASSES
+from diffvit.measuring import INTERVAL_NOTE
 from diffvit.reporting import markdown
 from diffvit.reporting.generated import finish
-from diffvit.reporting.readme import stamp_of
 from diffvit.training.files import disk_faults, replace
+from tools import speed_plots as plots
+from tools import speed_profile as profile_report
+from tools import speed_words as words
+from tools.readme import stamp_of
 
 REPORT = "report.md"
 HEADINGS = {
@@ -108,7 +110,7 @@ def update(folder: Path = FOLDER, *, check: bool = False) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0, 1 where ``--check`` found something out of date, 3 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m diffvit.benchmarks.report", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.speed", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when out of date")
     every = f"folder with the JSON files; default {FOLDER} and every {FOLDER}-*"
     parser.add_argument("--folder", type=Path, help=every)

@@ -8,8 +8,8 @@ import pytest
 
 from diffvit import Report
 from diffvit.reporting.generated import markers
-from diffvit.reporting.readme import BLOCK, main, readme_block, stamp_of
 from diffvit.reporting.rows import content_hash, read, read_run, write
+from tools.readme import BLOCK, main, readme_block, stamp_of
 
 START, END = markers(BLOCK)
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffvit.benchmarks.settings import Sizes
+from benchmarks.settings import Sizes
 
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.05
 

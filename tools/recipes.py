@@ -1,4 +1,4 @@
-"""What the recipes promise, from the committed rows: ``python -m diffvit.reporting.expected [--check]``.
+"""What the recipes promise, from the committed rows: ``python -m tools.recipes [--check]``.
 
 A recipe under ``configs/`` begins with a comment whose ``Expected:`` line is written here: accuracy and time of the
 committed runs that have exactly its settings, or ``not yet run``.
@@ -98,7 +98,7 @@ def is_run_of(record: RunRecord, config: Config) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0, 1 where ``--check`` found something out of date, 2 or 3 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m diffvit.reporting.expected", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.recipes", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when out of date")
     parser.add_argument("--configs", type=Path, default=Path("configs"))
     parser.add_argument("--reports", type=Path, default=Path("reports"))

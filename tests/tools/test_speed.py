@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from diffvit.benchmarks import results
-from diffvit.benchmarks.report import main, update
-from diffvit.benchmarks.words import model_table, ratio_table, unequal
+from benchmarks import results
+from tools.speed import main, update
+from tools.speed_words import model_table, ratio_table, unequal
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {

@@ -1,4 +1,4 @@
-"""The page under load: ``python -m diffvit.app.web.load`` starts it, lets many visitors ask at once, and counts.
+"""The page under load: ``python -m benchmarks.app_load`` starts it, lets many visitors ask at once, and counts.
 
 Each visitor opens the page and then, with pauses as people make them, moves dials, picks test images, brings a picture
 of its own and fetches figures. Every answer is counted: given, "busy", or lost; beside it a probe asks the server for
@@ -26,10 +26,10 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from diffvit.app import load_report
 from diffvit.app.web.guard import UPLOAD
 from diffvit.errors import DiffvitError, EnvironmentFault
 from diffvit.training.environment import describe
+from tools import app_load as load_report
 
 _RUN = "/gradio_api/run/predict"
 _PATIENCE = 60.0  # seconds that a visitor waits for an answer before it counts as lost
@@ -232,7 +232,7 @@ async def measure(clients: int, seconds: float, out: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m diffvit.app.web.load", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.app_load", description=__doc__)
     parser.add_argument("--clients", type=int, default=50, help="visitors at a time (default 50)")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long (default 60)")
     parser.add_argument("--out", type=Path, default=load_report.FOLDER, help=f"default {load_report.FOLDER}")

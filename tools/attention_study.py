@@ -1,4 +1,4 @@
-"""The attention study's report, from its rows alone: ``python -m diffvit.reporting.attention_study [--check]``.
+"""The attention study's report, from its rows alone: ``python -m tools.attention_study [--check]``.
 
 What is scored, and on what, is :mod:`diffvit.attention.study`'s; here the numbers are paired, tested and drawn.
 """
@@ -11,14 +11,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffvit.reporting import attention_plots as plots
-from diffvit.reporting import attention_words as words
 from diffvit.reporting.attention_rows import Study
 from diffvit.reporting.csv_files import read_csv
 from diffvit.reporting.generated import finish
-from diffvit.reporting.readme import stamp_of
 from diffvit.reporting.rows import EPOCHS_FILE, ROWS_FILE, read
 from diffvit.training.files import disk_faults, replace
+from tools import attention_plots as plots
+from tools import attention_words as words
+from tools.readme import stamp_of
 
 FOLDER = Path("reports/attention")
 SCORES, CURVES, REPORT = "scores.csv", "removal.csv", "report.md"
@@ -74,7 +74,7 @@ def update(folder: Path = FOLDER, *, check: bool = False) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0, 1 where ``--check`` found something out of date, 3 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m diffvit.reporting.attention_study", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.attention_study", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when out of date")
     parser.add_argument("--folder", type=Path, default=FOLDER, help=f"folder with the rows (default {FOLDER})")
     given = parser.parse_args(arguments)
