@@ -1,1 +1,1 @@
-"""Speed beside timm, vit-pytorch and transformers, measured in one process, in turns."""
+"""What measures this project and is not needed to use it: speed beside other libraries, the app under load."""

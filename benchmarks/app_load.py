@@ -1,4 +1,4 @@
-"""The page under load: ``python -m benchmarks.app_load`` starts it, lets many visitors ask at once, and counts.
+"""The explorer under load: ``python -m benchmarks.app_load`` starts it, lets many visitors ask at once, and counts.
 
 Each visitor opens the page and then, with pauses as people make them, moves dials, picks test images, brings a picture
 of its own and fetches figures. Every answer is counted: given, "busy", or lost; beside it a probe asks the server for
@@ -14,10 +14,11 @@ import io
 import json
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,14 @@ import httpx
 import numpy as np
 from PIL import Image
 
+from diffvit.app import explorer, uploads
 from diffvit.app.web.guard import UPLOAD
 from diffvit.errors import DiffvitError, EnvironmentFault
+from diffvit.reporting.csv_files import Row, write_csv
 from diffvit.training.environment import describe
-from tools import app_load as load_report
+from diffvit.training.files import disk_faults, replace, to_json
+from tools import pages
+from tools.app_load import FOLDER, QUESTIONS, SECONDS, SUMMARY, of_folder
 
 _RUN = "/gradio_api/run/predict"
 _PATIENCE = 60.0  # seconds that a visitor waits for an answer before it counts as lost
@@ -213,6 +218,55 @@ async def page(folder: Path | None = None) -> AsyncIterator[tuple[str, int]]:
             process.stdout.close()
 
 
+def summary(tally: Tally, clients: int, seconds: float, known: Mapping[str, Any]) -> dict[str, Any]:
+    """What came of the load in a few figures; seconds, and bytes of memory.
+
+    Args:
+        tally: every answer.
+        clients: visitors at a time.
+        seconds: how long they asked.
+        known: of :func:`diffvit.training.environment.describe`.
+    """
+    kinds = {}
+    for kind in QUESTIONS:
+        mine = [each for each in tally.answers if each[2] == kind]
+        given = [each[1] for each in mine if each[3] == "answered"]
+        outcomes = {name: sum(each[3] == name for each in mine) for name in ("answered", "busy", "lost")}
+        kinds[kind] = {"asked": len(mine), **outcomes, **_quantiles(given)}
+    probes = [taken for _, taken in tally.probes if taken is not None]
+    return {
+        **{"clients": clients, "seconds": seconds, "kinds": kinds},
+        "probes": {"asked": len(tally.probes), "answered": len(probes), **_quantiles(probes)},
+        "memory": {"first": tally.memory[0][1], "most": max(each for _, each in tally.memory)}
+        | {"last": tally.memory[-1][1]},
+        "kept": explorer.BUDGET + uploads.BUDGET,
+        **{key: known[key] for key in ("hardware", "cores", "torch", "python", "diffvit", "commit")},
+    }
+
+
+def _quantiles(values: Sequence[float]) -> dict[str, float | None]:
+    if len(values) < 2:
+        return {"median": values[0] if values else None, "p95": None, "worst": max(values, default=None)}
+    return {
+        "median": round(statistics.median(values), 4),
+        "p95": round(statistics.quantiles(values, n=20)[-1], 4),
+        "worst": round(max(values), 4),
+    }
+
+
+def by_second(tally: Tally) -> list[Row]:
+    """A row for each second: answers given, busy and lost, their median time, and the server's memory."""
+    rows = []
+    for second in range(int(max(start for start, *_ in tally.answers)) + 1):
+        mine = [each for each in tally.answers if int(each[0]) == second]
+        memory = [each for at, each in tally.memory if at <= second + 1]
+        given = [each[1] for each in mine if each[3] == "answered"]
+        counts = {name: sum(each[3] == name for each in mine) for name in ("answered", "busy", "lost")}
+        seconds = round(statistics.median(given), 4) if given else None
+        rows.append({"second": second, **counts, "median_seconds": seconds, "memory": memory[-1] if memory else None})
+    return rows
+
+
 async def measure(clients: int, seconds: float, out: Path) -> None:
     """Start the page, load it, and write the report.
 
@@ -227,7 +281,20 @@ async def measure(clients: int, seconds: float, out: Path) -> None:
         await asyncio.sleep(2)
         tally.memory.append((tally.now(), resident(pid)))
     known = describe(device="cpu", precision="fp32", threads=0, processes=1)
-    load_report.write(out, load_report.summary(tally, clients, seconds, known), load_report.by_second(tally))
+    write(summary(tally, clients, seconds, known), by_second(tally), out)
+
+
+def write(found: Mapping[str, Any], rows: Sequence[Row], out: Path) -> None:
+    """Write the figures, and the report and the plot from them.
+
+    Raises:
+        EnvironmentFault: the disk refuses.
+    """
+    with disk_faults(out):
+        out.mkdir(parents=True, exist_ok=True)
+        replace(out / SUMMARY, to_json(dict(found)))
+    write_csv(out / SECONDS, rows)
+    pages.update({Path(name): content for name, content in of_folder(out).items()}, "app_load", out, check=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -235,14 +302,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.app_load", description=__doc__)
     parser.add_argument("--clients", type=int, default=50, help="visitors at a time (default 50)")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long (default 60)")
-    parser.add_argument("--out", type=Path, default=load_report.FOLDER, help=f"default {load_report.FOLDER}")
+    parser.add_argument("--out", type=Path, default=FOLDER, help=f"default {FOLDER}")
     given = parser.parse_args(arguments)
     try:
         asyncio.run(measure(given.clients, given.seconds, given.out))
     except DiffvitError as error:
-        sys.stderr.write(f"error: {error}\n")
+        print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    sys.stdout.write(f"{given.out / load_report.REPORT}\n")
+    print(given.out / "report.md")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""``diffvit bench train``, ``inference``, ``attention`` and ``profile``."""
+"""``diffvit bench train``, ``inference``, ``attention`` and ``profile``; the package's verb finds them here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Group, Parameter
 
-from benchmarks.results import refuse_folder
 from benchmarks.settings import (
     DTYPES,
     FOLDER,
@@ -21,11 +20,10 @@ from benchmarks.settings import (
     Rounds,
     Sizes,
     at_least_one,
-    numbers_of,
     peers_of,
 )
 from diffvit.cli import show
-from diffvit.cli.options import COMMAND, OUTPUT, Output
+from diffvit.cli.options import COMMAND, OUTPUT, Output, numbers_of, refuse_folder
 from diffvit.config import resolve
 from diffvit.settings import Device
 
@@ -152,8 +150,7 @@ def attention(
     choice, place = Choice(peers_of(peers), run.dtypes), run.place()
 
     from benchmarks.attention import run as measure
-    from tools.speed_plots import shown_width
-    from tools.speed_words import layer_ratios
+    from tools.speed import layer_ratios, shown_width
 
     result = measure(grid, how, choice, **place)
     shown = layer_ratios(result, shown_width(result))
@@ -178,7 +175,7 @@ def profile(
     place = run.place()
 
     from benchmarks.profile import run as measure
-    from tools.speed_profile import overview
+    from tools.speed import overview
 
     result = measure(configs, steps=steps, **place)
     shown = overview(result)
@@ -192,24 +189,24 @@ def _models(kind: str, model: Sizes, rounds: int, warmup: int, compared: Compare
     choice, place = Choice(peers_of(compared.peers), run.dtypes, compared.compiled), run.place()
 
     from benchmarks.throughput import run as measure
-    from tools.speed_words import left_out, model_table, ratio_table, unequal
+    from tools.speed import model_table, ratio_table, remarks
 
     result = measure(kind, model, how, choice, **place, memory=compared.memory)
     for shown in (model_table(result, intervals=False), ratio_table(result)):
         if shown.rows:
             show.table(shown.columns, shown.rows)
-    for line in (*unequal(result), *left_out(result)):
+    for line in remarks(result):
         show.line(line.replace("*", ""))
     _keep(result, run.out, output)
 
 
 def _keep(result: dict[str, Any], out: Path, output: Output) -> None:
     """Write the result and the report, and say where."""
-    from benchmarks.results import write
-    from tools.speed import REPORT, update
+    from diffvit.measuring import write
+    from tools import pages, speed
 
     write(result, out)
-    update(out)
-    show.line(f"report  {out / REPORT}")
+    pages.update({Path(name): content for name, content in speed.of_folder(out).items()}, "speed", out, check=False)
+    show.line(f"report  {out / 'report.md'}")
     if output.json:
-        show.as_json({**result, "report": out / REPORT})
+        show.as_json({**result, "report": out / "report.md"})

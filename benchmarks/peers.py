@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import metadata
 
 import torch
 from torch import Tensor, nn
@@ -152,15 +151,3 @@ def build(name: str, sizes: Sizes) -> nn.Module:
 def parameters_of(model: nn.Module) -> int:
     """Number of trainable values."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def versions() -> dict[str, str | None]:
-    """The peers' installed versions; None where one is not there."""
-
-    def version(name: str) -> str | None:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            return None
-
-    return {name: version(name) for name in ("timm", "vit-pytorch", "transformers")}

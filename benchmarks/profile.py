@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.hardware import LARGE, facts, peak_rate, prepare, product_rates, waiter
-from benchmarks.results import Result
-from benchmarks.settings import PROFILE_WARMUP, PROFILED
+from benchmarks.settings import PEERS, PROFILE_WARMUP, PROFILED
+from benchmarks.throughput import LARGE, Progress, peak_rate, product_rates
 from diffvit.config import Config, config_hash
-from diffvit.measuring import Progress, spread
+from diffvit.measuring import Result, facts, prepare, spread, waiter
 from diffvit.training import environment, material, processes
 from diffvit.training.score import flops_per_image
 from diffvit.training.task import Task
@@ -98,7 +97,7 @@ def run(
         ConfigError, InputError: see :func:`diffvit.training.material.load`.
     """
     threads = prepare(threads)
-    found = {**facts(device, threads), "kernels": environment.kernels(device, "bf16")}
+    found = {**facts(device, threads, PEERS), "kernels": environment.kernels(device, "bf16")}
     side = LARGE[device]
     dtypes = sorted({environment.resolve_precision(config.precision, device) for _, config in recipes})
     products = product_rates([(side, side, side)], dtypes, device)

@@ -9,6 +9,7 @@ from pathlib import Path
 from diffvit.errors import ConfigError, did_you_mean
 
 FOLDER = Path("reports/speed")
+BENCHMARKS = ("train", "inference", "attention", "profile")
 DTYPES = ("fp32", "bf16")
 PEERS = ("timm", "vit-pytorch", "transformers")
 SOFTMAX, DIFFERENTIAL = "diffvit", "diffvit differential"
@@ -123,15 +124,3 @@ def peers_of(text: str) -> tuple[str, ...]:
             why = f"no such peer ({name!r} vs {', '.join(PEERS)}, or none);{did_you_mean(name, PEERS)}"
             raise ConfigError("--peers", why.rstrip(";"))
     return tuple(name for name in PEERS if name in names)
-
-
-def numbers_of(flag: str, text: str) -> tuple[int, ...]:
-    """``"16,64"`` as numbers, each once.
-
-    Raises:
-        ConfigError: anything else.
-    """
-    try:
-        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError:
-        raise ConfigError(flag, f"must be whole numbers with commas (found {text!r})") from None

@@ -1,160 +1,71 @@
-"""The report of the page under load, made from its two files: ``python -m tools.app_load [--check]``."""
+"""The report of the explorer under load: ``reports/app-load``, from what ``python -m benchmarks.app_load`` wrote."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
-import statistics
-import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from diffvit.app import explorer, uploads
 from diffvit.errors import InputError
-from diffvit.reporting import markdown
-from diffvit.reporting.csv_files import Row, write_csv
-from diffvit.reporting.generated import brought_up_to_date, finish
+from diffvit.reporting.csv_files import Row, read_csv
 from diffvit.reporting.style import LIGHT, Theme, colour, dress, figure, to_png
 from diffvit.reporting.tables import NONE, Table
-from diffvit.training.files import disk_faults, replace, to_json
-from tools.readme import stamp_of
-
-if TYPE_CHECKING:
-    from benchmarks.app_load import Tally
+from tools.pages import Content, Picture, render
 
 FOLDER = Path("reports/app-load")
-SUMMARY, SECONDS, REPORT, PLOT = "summary.json", "seconds.csv", "report.md", "load.png"
+SUMMARY, SECONDS = "summary.json", "seconds.csv"
 _MIB = 2**20
-_WORDS = {"page": "opening the page", "dials": "moving a dial", "pick": "picking a test image"}
-_WORDS |= {"upload": "bringing a picture", "figure": "fetching a figure"}
+QUESTIONS = {
+    **{"page": "opening the page", "dials": "moving a dial", "pick": "picking a test image"},
+    **{"upload": "bringing a picture", "figure": "fetching a figure"},
+}
 
 
-def summary(tally: Tally, clients: int, seconds: float, known: Mapping[str, Any]) -> dict[str, Any]:
-    """What came of the load in a few figures; seconds, and bytes of memory.
-
-    Args:
-        tally: every answer.
-        clients: visitors at a time.
-        seconds: how long they asked.
-        known: of :func:`diffvit.training.environment.describe`.
-    """
-    kinds = {}
-    for kind in _WORDS:
-        mine = [each for each in tally.answers if each[2] == kind]
-        given = [each[1] for each in mine if each[3] == "answered"]
-        outcomes = {name: sum(each[3] == name for each in mine) for name in ("answered", "busy", "lost")}
-        kinds[kind] = {"asked": len(mine), **outcomes, **_quantiles(given)}
-    probes = [taken for _, taken in tally.probes if taken is not None]
-    return {
-        **{"clients": clients, "seconds": seconds, "kinds": kinds},
-        "probes": {"asked": len(tally.probes), "answered": len(probes), **_quantiles(probes)},
-        "memory": {"first": tally.memory[0][1], "most": max(each for _, each in tally.memory)}
-        | {"last": tally.memory[-1][1]},
-        "kept": explorer.BUDGET + uploads.BUDGET,
-        **{key: known[key] for key in ("hardware", "cores", "torch", "python", "diffvit", "commit")},
-    }
-
-
-def _quantiles(values: Sequence[float]) -> dict[str, float | None]:
-    if len(values) < 2:
-        return {"median": values[0] if values else None, "p95": None, "worst": max(values, default=None)}
-    return {
-        "median": round(statistics.median(values), 4),
-        "p95": round(statistics.quantiles(values, n=20)[-1], 4),
-        "worst": round(max(values), 4),
-    }
-
-
-def by_second(tally: Tally) -> list[Row]:
-    """A row for each second: answers given, busy and lost, their median time, and the server's memory."""
-    rows = []
-    for second in range(int(max(start for start, *_ in tally.answers)) + 1):
-        mine = [each for each in tally.answers if int(each[0]) == second]
-        memory = [each for at, each in tally.memory if at <= second + 1]
-        given = [each[1] for each in mine if each[3] == "answered"]
-        counts = {name: sum(each[3] == name for each in mine) for name in ("answered", "busy", "lost")}
-        seconds = round(statistics.median(given), 4) if given else None
-        rows.append({"second": second, **counts, "median_seconds": seconds, "memory": memory[-1] if memory else None})
-    return rows
-
-
-def write(folder: Path, found: Mapping[str, Any], rows: Sequence[Row]) -> None:
-    """Write the two files, and the report and the plot from them.
-
-    Raises:
-        EnvironmentFault: the disk refuses.
-    """
-    with disk_faults(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        replace(folder / SUMMARY, to_json(dict(found)))
-    write_csv(folder / SECONDS, rows)
-    update(folder)
-    with disk_faults(folder):
-        replace(folder / PLOT, plot(rows, stamp=_stamp(folder)))
-
-
-def update(folder: Path = FOLDER, *, check: bool = False) -> list[str]:
-    """Bring the report up to date with its files, or only check it and the plot.
-
-    Returns:
-        What was out of date; empty where nothing was measured yet.
+def documents(root: Path) -> dict[Path, Content]:
+    """Report and plot; none where nothing was measured yet.
 
     Raises:
         InputError: a file is damaged.
-        EnvironmentFault: the report cannot be written.
     """
-    if not (folder / SUMMARY).is_file():
-        return []
+    return {FOLDER / name: content for name, content in of_folder(root / FOLDER).items()}
+
+
+def of_folder(folder: Path) -> dict[str, Content]:
+    """The files of one folder, by name.
+
+    Raises:
+        InputError: a file is damaged.
+    """
+    path = folder / SUMMARY
+    if not path.is_file():
+        return {}
     try:
-        text = report(json.loads((folder / SUMMARY).read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(str(folder / SUMMARY), f"cannot be read ({error.__class__.__name__})") from None
-    stale = brought_up_to_date({folder / REPORT: (text.encode(), f"is not made from {SUMMARY}")}, check=check)
-    if stamp_of(folder / PLOT) != _stamp(folder):
-        stale.append(f"{folder / PLOT}: was not made from the files beside it; measure again")
-    return stale
-
-
-def _stamp(folder: Path) -> str:
-    return hashlib.sha256((folder / SUMMARY).read_bytes() + (folder / SECONDS).read_bytes()).hexdigest()
+        text = report(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, LookupError, TypeError) as error:
+        raise InputError(str(path), f"cannot be read ({error.__class__.__name__})") from None
+    rows = read_csv(folder / SECONDS)
+    stamp = hashlib.sha256(path.read_bytes() + (folder / SECONDS).read_bytes()).hexdigest()
+    return {"report.md": text, "load.png": Picture(stamp, partial(plot, rows, stamp=stamp))}
 
 
 def report(found: Mapping[str, Any]) -> str:
     """The report as Markdown."""
     kinds: Mapping[str, Mapping[str, Any]] = found["kinds"]
-    totals = {name: sum(each[name] for each in kinds.values()) for name in ("asked", "answered", "busy", "lost")}
-    memory, probes = found["memory"], found["probes"]
-    rows = [[_WORDS[kind], *_cells(each)] for kind, each in kinds.items()]
-    change = 100 * (memory["last"] / memory["first"] - 1)
-    where = f"{found['hardware']}, {found['cores']} cores, torch {found['torch']}, python {found['python']}"
+    counts = ("asked", "answered", "busy", "lost")
+    totals = {name: f"{sum(each[name] for each in kinds.values()):,}" for name in counts}
     columns = ["Question", "Asked", "Answered", "Busy", "Lost", "Median", "95% within", "Worst"]
-    return (
-        "\n\n".join(
-            [
-                "# The explorer under load",
-                f"{found['clients']} visitors at a time for {found['seconds']:g} s, each with pauses of 0.2 to 1.2 s "
-                f"between questions; visitors and server on one machine. {totals['asked']:,} questions: "
-                f"{totals['answered']:,} answered, {totals['busy']:,} told that the page is busy, "
-                f"**{totals['lost']:,} lost**.",
-                markdown.table(Table(columns, rows)),
-                f"A small file, asked for each second beside it: {probes['answered']} of {probes['asked']} answered, "
-                f"median {_time(probes['median'])}, worst {_time(probes['worst'])}.",
-                f"Memory of the server: {_mib(memory['first'])} at the begin, at most {_mib(memory['most'])}, "
-                f"{_mib(memory['last'])} after it ({change:+.1f}%). It keeps up to {_mib(found['kept'])} of "
-                "pictures and maps on purpose.",
-                f"![Answers, their time, and memory, second by second]({PLOT})",
-                f"{where}, diffvit {found['diffvit']}. Generated by `python -m benchmarks.app_load`.",
-            ]
-        )
-        + "\n"
-    )
-
-
-def _cells(kind: Mapping[str, Any]) -> list[str]:
-    counts = [f"{kind[name]:,}" for name in ("asked", "answered", "busy", "lost")]
-    return counts + [_time(kind[name]) for name in ("median", "p95", "worst")]
+    rows = [
+        [
+            QUESTIONS[kind],
+            *(f"{each[name]:,}" for name in counts),
+            *map(_time, (each["median"], each["p95"], each["worst"])),
+        ]
+        for kind, each in kinds.items()
+    ]
+    return render("app-load.md", **found, totals=totals, questions=Table(columns, rows), time=_time, mib=_mib)
 
 
 def _mib(size: int) -> str:
@@ -189,15 +100,3 @@ def plot(rows: Sequence[Row], *, theme: Theme = LIGHT, stamp: str = "") -> bytes
     dress(memory, theme, title="Memory of the server", x="second", y="MiB")
     memory.set_ylim(0, 1.15 * max(each for _, each in used))
     return to_png(made, stamp)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tools.app_load", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when out of date")
-    given = parser.parse_args(arguments)
-    return finish(lambda: update(check=given.check), check=given.check)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,53 +1,34 @@
-"""What the recipes promise, from the committed rows: ``python -m tools.recipes [--check]``.
+"""The ``# Expected:`` line in the first comment of each recipe of ``configs/``, from the committed rows.
 
-A recipe under ``configs/`` begins with a comment whose ``Expected:`` line is written here: accuracy and time of the
-committed runs that have exactly its settings, or ``not yet run``.
+It has accuracy and time of the committed runs with exactly the recipe's settings, or ``not yet run``.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from diffvit.config import Config, parse, read_yaml
 from diffvit.errors import InputError
 from diffvit.reporting import stats, tables
-from diffvit.reporting.generated import finish
 from diffvit.reporting.rows import ROWS_FILE, Row, RunRecord, arm_settings, read
-from diffvit.training.files import disk_faults, replace
+from tools.pages import Content
 
 MARK = "# Expected:"
 
 
-def update(configs: Path, reports: Path, *, check: bool = False) -> list[str]:
-    """Bring the recipes' comments up to date with the committed rows, or only check them.
-
-    Args:
-        configs: folder of recipes, ``*.yaml``.
-        reports: folder of studies, each with a rows.csv.
-        check: write nothing.
-
-    Returns:
-        What was out of date, one line each; empty when nothing was.
+def documents(root: Path) -> dict[Path, Content]:
+    """Every recipe, with its line.
 
     Raises:
         InputError: a recipe whose first comment lacks the command or the one line that begins with ``# Expected:``.
         ConfigError: a recipe that is not a valid configuration.
-        EnvironmentFault: a file cannot be written.
     """
-    studies = {path.parent.name: read(path.parent) for path in sorted(reports.glob(f"*/{ROWS_FILE}"))}
-    stale = []
-    for path in sorted(configs.glob("*.yaml")):
-        old = path.read_text(encoding="utf-8")
-        new = _with_line(path, old, _line(parse(read_yaml(path), str(path)), studies))
-        if new != old:
-            stale.append(f"{path}: its first comment is not what the committed rows say")
-            if not check:
-                with disk_faults(path):
-                    replace(path, new.encode())
-    return stale
+    studies = {path.parent.name: read(path.parent) for path in sorted((root / "reports").glob(f"*/{ROWS_FILE}"))}
+    made: dict[Path, Content] = {}
+    for path in sorted((root / "configs").glob("*.yaml")):
+        line = _line(parse(read_yaml(path), str(path)), studies)
+        made[path.relative_to(root)] = _with_line(path, path.read_text(encoding="utf-8"), line)
+    return made
 
 
 def _with_line(path: Path, text: str, line: str) -> str:
@@ -94,17 +75,3 @@ def is_run_of(record: RunRecord, config: Config) -> bool:
     asked = arm_settings(config)
     had = {name: default.get(name) if record.row.get(name) is None else record.row[name] for name in asked}
     return record.row["epochs"] == config.epochs and all(str(had[name]) == str(asked[name]) for name in asked)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code: 0, 1 where ``--check`` found something out of date, 2 or 3 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m tools.recipes", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when out of date")
-    parser.add_argument("--configs", type=Path, default=Path("configs"))
-    parser.add_argument("--reports", type=Path, default=Path("reports"))
-    given = parser.parse_args(arguments)
-    return finish(lambda: update(given.configs, given.reports, check=given.check), check=given.check)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from benchmarks import results
-from tools.speed import main, update
-from tools.speed_words import model_table, ratio_table, unequal
+from diffvit.errors import InputError
+from diffvit.measuring import write
+from tools import speed
+from tools.pages import update
 
-ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {
     **{"hardware": "A processor", "device": "cpu", "threads": 2, "cores": 2, "torch": "2.13.0", "diffvit": "0.1.0"},
     **{"timm": "1.0.31", "vit-pytorch": None, "transformers": None, "date": "2026-11-24", "load": 0.1},
@@ -60,17 +60,14 @@ def layers() -> dict[str, Any]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "reports" / "speed"
     for result in (models(), models("inference"), layers()):
-        results.write(result, tmp_path)
-    return tmp_path
+        write(result, made)
+    return made
 
 
-def test_the_committed_report_is_up_to_date() -> None:
-    assert update(ROOT / "reports" / "speed", check=True) == []
-
-
-def test_the_report_says_what_was_measured(folder: Path) -> None:
-    assert len(update(folder)) == 4
+def test_the_report_says_what_was_measured(folder: Path, tmp_path: Path) -> None:
+    assert len(update(speed.documents(tmp_path), "speed", tmp_path, check=False)) == 4
     text = (folder / "report.md").read_text()
     for words in (
         "| diffvit over timm: speed | 2.40 (2.00 to 2.80) | 1.15 (2.00 to 2.80) |",
@@ -90,74 +87,48 @@ def test_the_report_says_what_was_measured(folder: Path) -> None:
             assert image.width > 800
 
 
-def test_the_report_is_made_from_the_files_alone(folder: Path) -> None:
-    update(folder)
+def test_a_changed_result_makes_the_report_and_its_own_plot_stale(folder: Path, tmp_path: Path) -> None:
+    def stale(check: bool = True) -> list[str]:
+        return [line.partition(":")[0] for line in update(speed.documents(tmp_path), "speed", tmp_path, check=check)]
+
+    stale(check=False)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    for path in [*folder.glob("*.png"), folder / "report.md"]:
-        path.unlink()
-    update(folder)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    assert update(folder) == []
-
-
-def test_check_finds_what_is_stale_and_changes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["--folder", str(folder)]
-    assert main([*command, "--check"]) == 1
-    assert sorted(path.name for path in folder.iterdir()) == ["attention.json", "inference.json", "train.json"]
-    assert main(command) == 0
-    assert main([*command, "--check"]) == 0
-    capsys.readouterr()
+    assert stale() == []
     changed = models()
     changed["arms"][0] |= {"images_per_second": 999.0, "low": 998.0, "high": 1001.0}
-    results.write(changed, folder)
-    assert main([*command, "--check"]) == 1
-    out = capsys.readouterr().out
-    assert "report.md: is not made from the results beside it. Run: make docs" in out
-    assert "train.png: was not made from train.json" in out
-    assert "inference" not in out
-    main(command)
-    page = folder / "report.md"
-    page.write_text(page.read_text().replace("999", "9999"))
-    assert main([*command, "--check"]) == 1
-    main(command)
-    (folder / "attention.png").write_bytes(b"no picture")
-    assert main([*command, "--check"]) == 1
+    write(changed, folder)
+    assert stale() == ["reports/speed/report.md", "reports/speed/train.png"]
+    write(models(), folder)
+    for path in [*folder.glob("*.png"), folder / "report.md"]:
+        path.unlink()
+    stale(check=False)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    write(layers(), tmp_path / "reports" / "speed-cuda")
+    assert stale() == ["reports/speed-cuda/report.md", "reports/speed-cuda/attention.png"]
 
 
-def test_every_folder_of_results_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(["--check"]) == 0
-    for name in ("speed", "speed-cuda"):
-        results.write(layers(), tmp_path / "reports" / name)
-    assert main([]) == 0
-    assert main(["--check"]) == 0
-    (tmp_path / "reports" / "speed-cuda" / "attention.png").unlink()
-    assert main(["--check"]) == 1
-
-
-def test_nothing_measured_yet_is_in_order_but_a_report_without_results_is_not(tmp_path: Path) -> None:
-    assert update(tmp_path / "nowhere", check=True) == []
+def test_a_report_without_results_and_a_damaged_result_are_bad_input(tmp_path: Path) -> None:
+    assert speed.of_folder(tmp_path) == {}
     (tmp_path / "report.md").write_text("# Speed\n")
-    assert update(tmp_path, check=True) == [f"{tmp_path / 'report.md'}: there are no results beside it"]
+    with pytest.raises(InputError, match="there are no results beside it"):
+        speed.of_folder(tmp_path)
+    for text in ("not JSON", "[]", json.dumps({"benchmark": "inference"})):
+        (tmp_path / "train.json").write_text(text)
+        with pytest.raises(InputError, match="Measure it again: diffvit bench train"):
+            speed.of_folder(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["not JSON", "[]", json.dumps({"benchmark": "inference"})])
-def test_a_damaged_result_is_bad_input(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "train.json").write_text(text)
-    assert main(["--folder", str(tmp_path)]) == 3
-    err = capsys.readouterr().err
-    assert err.startswith(f"error: {tmp_path / 'train.json'}: ")
-    assert "Measure it again: diffvit bench train" in err
-
-
-def test_models_of_unequal_size_are_named() -> None:
-    assert unequal(models(timm_parameters=1009)) == []
-    assert unequal(models(timm_parameters=1011)) == ["**Not equal in size:** timm has 1,011 parameters, diffvit 1,000."]
+def test_models_of_unequal_size_and_arms_left_out_are_named() -> None:
+    assert speed.remarks(models(timm_parameters=1009)) == []
+    unequal = "**Not equal in size:** timm has 1,011 parameters, diffvit 1,000."
+    assert speed.remarks(models(timm_parameters=1011)) == [unequal]
+    result = {**models(), "left_out": {"timm fp32 compiled": "cannot be compiled here (a reason)"}}
+    assert speed.remarks(result) == ["**Left out:** timm fp32 compiled cannot be compiled here (a reason)."]
 
 
 def test_memory_that_was_not_measured_has_no_column() -> None:
     result = models()
     for arm in result["arms"]:
         arm["peak_memory"] = None
-    assert not [name for name in model_table(result).columns if "MiB" in name]
-    assert ratio_table(result).columns == ["Ratio", "as users get it", "both fp32"]
+    assert not [name for name in speed.model_table(result).columns if "MiB" in name]
+    assert "MiB" not in speed.report({"train": result})

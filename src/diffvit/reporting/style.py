@@ -105,7 +105,7 @@ def to_png(made: Figure, stamp: str = "") -> bytes:
     return buffer.getvalue()
 
 
-def stamp_of(plot: Path) -> str | None:
+def stamp_of(plot: Path | io.BytesIO) -> str | None:
     """Which rows a plot was made from; None where it is missing, damaged or does not say."""
     try:
         with Image.open(plot, formats=["PNG"]) as image:

@@ -8,10 +8,22 @@ from pathlib import Path
 import pytest
 
 from diffvit.errors import InputError
-from diffvit.reporting import attention_study, rows, stats
-from diffvit.reporting.attention_rows import DIFFERENTIAL, METRICS, SOFTMAX, WIDE, Study, differences, gap
+from diffvit.reporting import rows, stats
+from diffvit.reporting.attention_rows import (
+    CURVES,
+    DIFFERENTIAL,
+    METRICS,
+    SCORES,
+    SOFTMAX,
+    WIDE,
+    Study,
+    differences,
+    gap,
+)
 from diffvit.reporting.csv_files import write_csv
-from tools.attention_words import Answer, Question, answers, between, report, within
+from tools import attention
+from tools.attention import Answer, Question, answers, between, report, within
+from tools.pages import update
 
 CLUTTER, SEEDS = (0.0, 0.5), (0, 1, 2)
 BETTER = 0.1  # by which the made-up Diff-ViT's maps lie better on the object
@@ -58,8 +70,8 @@ def made_up(better: float = BETTER, seeds: tuple[int, ...] = SEEDS) -> Study:
 
 def write(folder: Path, study: Study) -> None:
     rows.write(folder, study.records)
-    write_csv(folder / attention_study.SCORES, study.scores)
-    write_csv(folder / attention_study.CURVES, study.curves)
+    write_csv(folder / SCORES, study.scores)
+    write_csv(folder / CURVES, study.curves)
 
 
 def test_gaps_are_paired_by_seed_and_averaged_over_clutter() -> None:
@@ -114,25 +126,23 @@ def test_one_seed_names_no_winner_and_breaks_nothing() -> None:
 
 
 def test_the_report_and_its_plots_are_made_from_the_rows_and_checked(tmp_path: Path) -> None:
-    write(tmp_path, made_up())
-    assert len(attention_study.update(tmp_path)) == 1 + len(attention_study.PLOTS)
-    assert attention_study.update(tmp_path, check=True) == []
-    assert attention_study.main(["--check", "--folder", str(tmp_path)]) == 0
-    text = (tmp_path / "report.md").read_text()
-    for name in attention_study.PLOTS:
+    folder = tmp_path / "reports" / "attention"
+    write(folder, made_up())
+    assert len(update(attention.documents(tmp_path), "attention", tmp_path, check=False)) == 1 + len(attention.PLOTS)
+    assert update(attention.documents(tmp_path), "attention", tmp_path, check=True) == []
+    text = (folder / "report.md").read_text()
+    for name in attention.PLOTS:
         assert f"]({name})" in text
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    (tmp_path / "report.md").write_text(text + "typed by hand\n")
-    assert attention_study.main(["--check", "--folder", str(tmp_path)]) == 1
-    scores = (tmp_path / "scores.csv").read_text()
-    (tmp_path / "scores.csv").write_text(scores.replace("0.4", "0.3", 1))
-    assert len(attention_study.update(tmp_path, check=True)) == 1 + len(attention_study.PLOTS)
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    (folder / "report.md").write_text(text + "typed by hand\n")
+    scores = (folder / "scores.csv").read_text()
+    (folder / "scores.csv").write_text(scores.replace("0.4", "0.3", 1))
+    assert len(update(attention.documents(tmp_path), "attention", tmp_path, check=True)) == 1 + len(attention.PLOTS)
 
 
-def test_without_rows_there_is_nothing_to_check_and_damaged_rows_are_refused(tmp_path: Path) -> None:
-    assert attention_study.update(tmp_path / "none", check=True) == []
+def test_without_rows_there_is_nothing_and_damaged_rows_are_refused(tmp_path: Path) -> None:
+    assert attention.of_folder(tmp_path / "none") == {}
     write(tmp_path, made_up())
     (tmp_path / "scores.csv").write_text("a,b\n1\n")
     with pytest.raises(InputError, match="line 2 has 1 cells"):
-        attention_study.update(tmp_path)
-    assert attention_study.main(["--folder", str(tmp_path)]) == 3
+        attention.of_folder(tmp_path)
