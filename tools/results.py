@@ -161,9 +161,11 @@ def _recipe(arm: Arm, recipes: dict[Path, Config]) -> Path | None:
 
 def _best_recipe(passed: Sequence[tuple[Path, Arm, Path | None]]) -> dict[str, Any] | None:
     """The highest of them, with what repeats it; None where it has no recipe."""
-    if not passed or passed[0][2] is None:
+    if not passed:
         return None
     _, arm, recipe = passed[0]
+    if recipe is None:
+        return None
     return {
         **{"link": _link(recipe), "recipe": f"configs/{recipe.name}", "run": f"runs/{recipe.stem.replace('_', '-')}"},
         **{"accuracy": percent(stats.mean(list(arm.accuracies.values()))), "epochs": arm.records[0].row["epochs"]},

@@ -6,19 +6,28 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import hardware
+from benchmarks import throughput
+from benchmarks.command import app
+from diffvit.cli.bench import find
 from diffvit.cli.main import run
-from tools.speed import main as report
+from diffvit.errors import EnvironmentFault
+from tools import pages, speed
 
 Captured = pytest.CaptureFixture[str]
 TINY = ["--embed-dim", "24", "--depth", "1", "--num-heads", "2", "--image-size", "16", "--batch-size", "2"]
 QUICK = ["--rounds", "1", "--warmup", "0", "--threads", "1", "--device", "cpu"]
 
 
+def checked(folder: str) -> list[str]:
+    """What of a report is not made from the results beside it."""
+    made = {Path(name): content for name, content in speed.of_folder(Path(folder)).items()}
+    return pages.update(made, "speed", Path(folder), check=True)
+
+
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(hardware.LARGE, "cpu", 64)
+    monkeypatch.setitem(throughput.LARGE, "cpu", 64)
 
 
 def test_train_measures_every_library_and_writes_the_report(tmp_path: Path, capsys: Captured) -> None:
@@ -41,7 +50,7 @@ def test_train_measures_every_library_and_writes_the_report(tmp_path: Path, caps
     written = json.loads((tmp_path / "reports" / "speed" / "train.json").read_text())
     assert written == {key: value for key, value in found.items() if key != "report"}
     assert Path(found["report"]).read_text().startswith("# Speed")
-    assert report(["--check"]) == 0
+    assert checked("reports/speed") == []
 
 
 def test_inference_and_attention_go_into_the_same_report(tmp_path: Path, capsys: Captured) -> None:
@@ -55,7 +64,7 @@ def test_inference_and_attention_go_into_the_same_report(tmp_path: Path, capsys:
     assert {row["tokens"] for row in json.loads(out.splitlines()[-1])["rows"]} == {4, 5}
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"inference.json", "inference.png", "attention.json", "attention.png", "report.md"}
-    assert report(["--folder", "out", "--check"]) == 0
+    assert checked("out") == []
 
 
 @pytest.mark.parametrize(
@@ -119,3 +128,14 @@ def test_help_shows_the_model_and_the_defaults(capsys: Captured) -> None:
         "--json",
     ):
         assert words in text
+
+
+def test_without_a_clone_the_verb_says_where_to_get_it(tmp_path: Path) -> None:
+    elsewhere = find(tmp_path)
+    assert find() is app
+    for arguments in ([], ["train", "--rounds", "3"], ["profile", "a.yaml"]):
+        with pytest.raises(
+            EnvironmentFault,
+            match=r"diffvit bench: the installed package has no benchmarks\. They are in the project's repository: clone",
+        ):
+            elsewhere(arguments, exit_on_error=False, print_error=False, result_action="return_value")

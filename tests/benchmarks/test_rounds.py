@@ -6,8 +6,9 @@ from collections.abc import Callable
 import pytest
 
 from benchmarks.settings import PEERS, Choice, Grid, Rounds, Sizes, peers_of
+from benchmarks.throughput import measure
 from diffvit.errors import ConfigError
-from diffvit.measuring import measure, order, ratio, spread
+from diffvit.measuring import order, ratio, spread
 
 
 class Clock:

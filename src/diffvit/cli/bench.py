@@ -12,7 +12,7 @@ from cyclopts import App, Parameter
 from diffvit.errors import EnvironmentFault
 
 ROOT = Path(__file__).parents[3]
-WHERE = "Clone the project, where they are the folder benchmarks/, and run diffvit bench from its environment."
+WHERE = "They are in the project's repository: clone it, install it with pip install -e '.[bench]', and run this there."
 
 
 def find(root: Path = ROOT) -> App:
@@ -25,7 +25,7 @@ def find(root: Path = ROOT) -> App:
 
 
 def _elsewhere() -> App:
-    app = App(name="bench", help=f"Measure speed beside other libraries. {WHERE}", help_format="plaintext")
+    app = App(name="bench", help_format="plaintext", help_epilogue=f"The installed package has no benchmarks. {WHERE}")
 
     @app.default
     def missing(*words: Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]) -> None:  # noqa: ARG001
