@@ -136,6 +136,6 @@ def test_without_a_clone_the_verb_says_where_to_get_it(tmp_path: Path) -> None:
     for arguments in ([], ["train", "--rounds", "3"], ["profile", "a.yaml"]):
         with pytest.raises(
             EnvironmentFault,
-            match=r"diffvit bench: the installed package has no benchmarks\. They are in the project's repository: clone",
+            match=r"diffvit bench: the installed package has no benchmarks\. They are in the project's repository",
         ):
             elsewhere(arguments, exit_on_error=False, print_error=False, result_action="return_value")
