@@ -183,8 +183,9 @@ def train_step(model: nn.Module, images: Tensor, labels: Tensor, dtype: str) -> 
     return step
 
 
-def inference_step(model: nn.Module, images: Tensor, labels: Tensor, dtype: str) -> Step:  # noqa: ARG001 (same signature)
+def inference_step(model: nn.Module, images: Tensor, labels: Tensor, dtype: str) -> Step:
     """Forward alone, in evaluation mode, under ``inference_mode``."""
+    del labels  # only training needs them
     model.eval().requires_grad_(False)
 
     def step() -> Tensor:

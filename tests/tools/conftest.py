@@ -2,4 +2,6 @@
 
 from __future__ import annotations
 
-from tests.reporting.conftest import make_run, pair_report  # noqa: F401
+from tests.reporting.conftest import make_run, pair_report
+
+__all__ = ["make_run", "pair_report"]
