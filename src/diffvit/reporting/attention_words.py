@@ -110,8 +110,8 @@ def answers(study: Study, questions: Sequence[Question], data: str = "shapes") -
 
 def report(study: Study) -> str:
     """The whole report as Markdown."""
-    names = dict.fromkeys(str(record.row["data"]) for record in study.records)
-    notes = [markdown.data_line(name) for name in names if name.startswith("CIFAR")]
+    rows = [record.row for record in study.records]
+    notes = markdown.data_lines(row for row in rows if str(row["data"]).startswith("CIFAR"))
     parts = ["# Does differential attention cancel noise?", _METHOD, *notes, "## In short", *_in_short(study)]
     parts += ["## The object among clutter", "Rollout, mean over seeds; in the last column Diff-ViT minus ViT."]
     parts += [tables.by_clutter(study, "rollout", metric) for metric in METRICS]

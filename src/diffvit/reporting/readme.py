@@ -14,7 +14,7 @@ from diffvit.config import parse, read_yaml
 from diffvit.errors import InputError
 from diffvit.reporting import markdown, plots, stats, tables
 from diffvit.reporting.arms import MODEL_NAMES, arms, statements
-from diffvit.reporting.expected import is_run_of, where
+from diffvit.reporting.expected import is_run_of, preferred, where
 from diffvit.reporting.generated import brought_up_to_date, finish, with_block
 from diffvit.reporting.rows import Row, RunRecord, content_hash, read
 from diffvit.reporting.style import STAMP
@@ -55,7 +55,8 @@ def readme_block(records: Sequence[RunRecord], folder: Path = ROWS, highlights: 
     columns = ["", "Test accuracy", "Top-5", "Parameters", "FLOPs per image", "Training time", "Images/s"]
     if all(row[2] == tables.NONE for row in rows):
         columns, rows = [*columns[:2], *columns[3:]], [[*row[:2], *row[3:]] for row in rows]
-    parts = [markdown.data_line(name) for name in dict.fromkeys(str(record.row["data"]) for record in records)]
+    shown = [*records, *(record for highlight in highlights for record in highlight.records)]
+    parts = markdown.data_lines(record.row for record in shown)
     parts += [markdown.table(tables.Table(columns, rows)), *statements(grouped)]
     parts += [_sentence(highlight) for highlight in highlights]
     notes = [*_circumstances([record.row for record in records]), tables.INTERVAL_NOTE, tables.FLOPS_NOTE]
@@ -110,7 +111,7 @@ def highlights_of(readme: Path, reports: Path) -> list[Highlight]:
     recipes = {path: parse(read_yaml(path), str(path)) for path in sorted((readme.parent / "configs").glob("*.yaml"))}
     found = []
     for name, lead in HIGHLIGHTS.items():
-        for arm in arms(read(reports / name)):
+        for arm in arms(preferred(read(reports / name))):
             of_arm = (path for path, config in recipes.items() if is_run_of(arm.records[0], config))
             recipe = next((_from(readme, path).as_posix() for path in of_arm), None)
             found.append(Highlight(lead, arm.records, recipe))
@@ -133,7 +134,7 @@ def update(readme: Path, folder: Path, reports: Path | None = None, *, check: bo
         InputError: no rows, no README, or a README without the two markers.
         EnvironmentFault: a file cannot be written.
     """
-    records = read(folder)
+    records = preferred(read(folder))
     if not records:
         raise InputError(str(folder), "has no rows.csv with runs", f"Write one: diffvit compare RUN ... --out {folder}")
     relative, told = _from(readme, folder), highlights_of(readme, reports) if reports else ()
