@@ -57,6 +57,28 @@ def cifar10_dir(_outside: dict[str, str]) -> Path:
     return Path(_outside["DIFFVIT_DATA"])
 
 
+@pytest.fixture(scope="session")
+def jpeg_dir(cifar10_dir: Path) -> Path:
+    """Where the JPEG copy lies that the packaged models' figures are on: there, or beside it."""
+    return _named("CIFAR-10 (JPEG)", cifar10_dir)
+
+
+@pytest.fixture(scope="session")
+def official_dir(cifar10_dir: Path) -> Path:
+    """Where CIFAR-10's official pixels lie: there, or in its folder ``official``."""
+    return _named("CIFAR-10", cifar10_dir)
+
+
+def _named(name: str, given: Path) -> Path:
+    from diffvit.data import cifar10
+
+    for place in (given, given / "official", given.parent):
+        found = cifar10.find(place)
+        if found and cifar10.load(found, "test").name == name:
+            return place
+    pytest.skip(f"{name} is neither in {given} nor beside it")
+
+
 @pytest.fixture(autouse=True)
 def _private_environment(
     request: pytest.FixtureRequest,
