@@ -57,7 +57,7 @@ def test_comparing_two_runs_writes_the_whole_report(pair_report: Report) -> None
     assert report.path == report.folder / "report.html"
     assert [row["test_accuracy"] for row in report.rows] == [0.8, 0.82]
     names = {path.name for path in report.folder.iterdir()}
-    expected = {"rows.csv", "epochs.csv", "report.md", "report.html", "curves.png", "classes.png"}
+    expected = {"rows.csv", "epochs.csv", "predictions.csv", "report.md", "report.html", "curves.png", "classes.png"}
     assert names == expected | {"lambda-2.png", "confusion-1.png", "confusion-2.png"}
     for picture in report.folder.glob("*.png"):
         with Image.open(picture) as image:

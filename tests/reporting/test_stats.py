@@ -105,6 +105,22 @@ def test_the_images_of_the_test_set_are_drawn_too() -> None:
     assert paired_difference([1.0] * 3, [1.0] * 3, 50).high > 0.01
 
 
+def test_arms_of_the_same_images_are_paired_by_image() -> None:
+    """Against the variance over images of the difference of the arms' means over seeds, by numpy."""
+    draw = np.random.default_rng(3)
+    easy = draw.random(5_000)
+    right = [[draw.random(5_000) < 0.5 + 0.4 * easy for _ in range(3)] for _ in range(3)]
+    arms = [[0.7, 0.7, 0.7]] * 3
+    correct = [np.mean(arm, axis=0) for arm in right]
+    found = simultaneous_differences(arms, 5_000, correct=[*correct[:2], None])
+    half = 3.314 * np.std(correct[0] - correct[1], ddof=1) / math.sqrt(2 * 5_000)  # q of three means, many degrees
+    assert found[0, 1].high == pytest.approx(half, rel=2e-3)
+    assert found[0, 2] == simultaneous_differences(arms, 5_000)[0, 2]
+    assert found[0, 1].high < 0.8 * found[0, 2].high
+    same = paired_difference([1.0] * 3, [1.0] * 3, 50, correct=[np.ones(50)] * 2)
+    assert same.high > 0.01  # never without width
+
+
 def test_more_seeds_do_not_make_up_for_few_images() -> None:
     def width(seeds: int, images: int | None) -> float:
         table = np.random.default_rng(1).normal(0.7, 0.003, (2, seeds)).tolist()
@@ -121,16 +137,18 @@ def test_intervals_of_simulated_predictions_cover_the_true_difference() -> None:
     draw, skills = np.random.default_rng(2), (0.9, 1.1)
     many = draw.normal(0, math.sqrt(1 + 0.3**2 + 0.05**2), 2_000_000)  # images, arms and seeds at once
     truth = np.subtract(*(np.mean(1 / (1 + np.exp(-2 * (skill + many)))) for skill in skills))
-    covered = 0
+    covered = [0, 0]
     for _ in range(400):
         difficulty = draw.normal(0, 1, 400)
-        tables = []
+        right = []
         for skill in skills:
             level = skill + difficulty + draw.normal(0, 0.3, 400) + draw.normal(0, 0.05, (3, 1))
-            tables.append((draw.random((3, 400)) < 1 / (1 + np.exp(-2 * level))).mean(1).tolist())
-        found = paired_difference(*tables, 400)
-        covered += bool(found.low <= truth <= found.high)
-    assert covered >= 0.95 * 400
+            right.append(draw.random((3, 400)) < 1 / (1 + np.exp(-2 * level)))
+        tables = [each.mean(1).tolist() for each in right]
+        for place, correct in enumerate((None, [each.mean(0) for each in right])):
+            found = paired_difference(*tables, 400, correct=correct)
+            covered[place] += bool(found.low <= truth <= found.high)
+    assert min(covered) >= 0.95 * 400
 
 
 def test_paired_images_count_only_the_disagreements() -> None:

@@ -63,10 +63,10 @@ class Correct:
         """A bool for each test image."""
         return np.unpackbits(np.frombuffer(self.packed, np.uint8), count=self.count).astype(bool)
 
-    def fits(self, accuracy: float | None) -> bool:
-        """Whether these are as many bits as there are images, and as many images as the accuracy says."""
-        whole = self.count > 0 and len(self.packed) == -(-self.count // 8)
-        return whole and accuracy is not None and abs(self.images.sum() - accuracy * self.count) < 0.5
+    def fits(self, row: Row) -> bool:
+        """Whether there is a bit for each of the row's test images, and as many are set as its accuracy says."""
+        whole = self.count == row["test_images"] and len(self.packed) == -(-self.count // 8)
+        return whole and abs(self.images.sum() - (row["test_accuracy"] or 0) * self.count) < 0.5
 
 
 @dataclass(frozen=True)
@@ -128,17 +128,18 @@ def read_run(run: RunDir | Path | str) -> RunRecord:
     classes = list(environment.get("classes", []))
     if 0 < len(classes) <= _TOP:
         row["test_top5"] = None  # runs of diffvit 0.1.0 have 100%
-    correct = _correct(evaluation or {}, row["test_accuracy"])
+    correct = _correct(evaluation or {}, row)
     return RunRecord(row | arm_settings(config), run.metrics, evaluation, classes, run.path, correct)
 
 
-def _correct(evaluation: Row, accuracy: float | None) -> Correct | None:
-    """Of a run's evaluation.json; None where that was written again and is not what result.json was written from."""
-    if not {"predictions", "labels", "fingerprint"} <= evaluation.keys():
+def _correct(evaluation: Row, row: Row) -> Correct | None:
+    """From a run's evaluation.json; None where that was written again and is not what result.json was written from."""
+    predictions, labels = evaluation.get("predictions") or [], evaluation.get("labels") or []
+    if "fingerprint" not in evaluation or len(predictions) != len(labels):
         return None
-    images = [found == true for found, true in zip(evaluation["predictions"], evaluation["labels"], strict=True)]
-    correct = Correct(evaluation["fingerprint"], len(images), np.packbits(images).tobytes())
-    return correct if correct.fits(accuracy) else None
+    packed = np.packbits(np.array(predictions) == np.array(labels)).tobytes()
+    correct = Correct(str(evaluation["fingerprint"]), len(labels), packed)
+    return correct if correct.fits(row) else None
 
 
 def arm_settings(config: Config) -> Row:
@@ -239,7 +240,7 @@ def _decoded(bits: Row, row: Row, path: Path) -> Correct:
     except (KeyError, TypeError, ValueError):
         packed = b""
     correct = Correct(str(bits.get("test_fingerprint")), int(row["test_images"] or 0), packed)
-    if not correct.fits(row["test_accuracy"]):
+    if not correct.fits(row):
         hint = "Generate it again from its runs, or remove the file: reports then go without."
         raise InputError(str(path), f"does not fit {ROWS_FILE} (run {row['run']})", hint)
     return correct
