@@ -241,16 +241,16 @@ def test_a_cache_that_cannot_be_written_costs_nothing_else(
 @pytest.mark.parametrize(
     ("copy", "split", "digest", "copied"),
     [
-        ("jpeg_dir", "train", "bd98cdb37ac5797f306aee02241e0cb6919b914cd05c8b0867d7b69551122347", 0),
-        ("jpeg_dir", "test", "4a95dbec0105c740563431b5446a564be66c245e23c20c93d5b99069e6b6ed9f", 0),
-        ("official_dir", "train", "7f6a40e98e6e3a02aedcb48102a90dabcc90c13e0714e22405ef26e25675c1e8", 92),
-        ("official_dir", "test", "b8e91079fac0e6766050f4851fd0ee70ab5cacee08c5e5570ead75f3685c784a", 25),
+        ("CIFAR-10 (JPEG)", "train", "bd98cdb37ac5797f306aee02241e0cb6919b914cd05c8b0867d7b69551122347", 0),
+        ("CIFAR-10 (JPEG)", "test", "4a95dbec0105c740563431b5446a564be66c245e23c20c93d5b99069e6b6ed9f", 0),
+        ("CIFAR-10", "train", "7f6a40e98e6e3a02aedcb48102a90dabcc90c13e0714e22405ef26e25675c1e8", 92),
+        ("CIFAR-10", "test", "b8e91079fac0e6766050f4851fd0ee70ab5cacee08c5e5570ead75f3685c784a", 25),
     ],
 )
 def test_real_cifar10_decodes_to_its_published_sum(
-    copy: str, split: str, digest: str, copied: int, request: pytest.FixtureRequest
+    copy: str, split: str, digest: str, copied: int, cifar10_named: Callable[[str], Path]
 ) -> None:
-    container = cifar10.find(request.getfixturevalue(copy))
+    container = cifar10.find(cifar10_named(copy))
     assert container is not None
     assert container.kind == "parquet"
     rows = read_parquet(container.path, split)
@@ -265,21 +265,21 @@ def test_real_cifar10_decodes_to_its_published_sum(
 
 
 @pytest.mark.cifar10
-def test_real_cifar10_through_the_front_door(jpeg_dir: Path, official_dir: Path) -> None:
-    names = {jpeg_dir: ("CIFAR-10 (JPEG)", ""), official_dir: ("CIFAR-10", "117 of 60,000 images from a JPEG copy")}
-    for place, name in names.items():
+def test_real_cifar10_through_the_front_door(cifar10_named: Callable[[str], Path]) -> None:
+    for name, note in (("CIFAR-10 (JPEG)", ""), ("CIFAR-10", "117 of 60,000 images from a JPEG copy")):
+        place = cifar10_named(name)
         assert sources.resolve_auto(place) == "cifar10"
         images = sources.load("auto", "test", data_dir=place, image_size=32)
-        assert (images.name, images.note) == name
+        assert (images.name, images.note) == (name, note)
         assert images.pixels.shape == (10_000, 3, 32, 32)
         assert images.labels.bincount().tolist() == [1000] * 10
 
 
 @pytest.mark.cifar10
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_the_official_archive_would_have_the_official_name(split: str, official_dir: Path) -> None:
+def test_the_official_archive_would_have_the_official_name(split: str, cifar10_named: Callable[[str], Path]) -> None:
     """The copied images are horses and ships; with any others in their place the set is named by the other classes."""
-    images = sources.load("cifar10", split, data_dir=official_dir, image_size=32)
+    images = sources.load("cifar10", split, data_dir=cifar10_named("CIFAR-10"), image_size=32)
     assert images.exact is not None
     assert set(images.labels[~images.exact].tolist()) == {CLASSES.index("horse"), CLASSES.index("ship")}
     pixels = images.pixels.clone()
