@@ -106,18 +106,23 @@ def test_the_images_of_the_test_set_are_drawn_too() -> None:
 
 
 def test_arms_of_the_same_images_are_paired_by_image() -> None:
-    """Against the variance over images of the difference of the arms' means over seeds, by numpy."""
+    """Against the two-way analysis of variance (seeds by images) of the differences, by numpy and a printed table."""
     draw = np.random.default_rng(3)
-    easy = draw.random(5_000)
-    right = [[draw.random(5_000) < 0.5 + 0.4 * easy for _ in range(3)] for _ in range(3)]
-    arms = [[0.7, 0.7, 0.7]] * 3
-    correct = [np.mean(arm, axis=0) for arm in right]
-    found = simultaneous_differences(arms, 5_000, correct=[*correct[:2], None])
-    half = 3.314 * np.std(correct[0] - correct[1], ddof=1) / math.sqrt(2 * 5_000)  # q of three means, many degrees
+    easy = draw.random(5_000) + draw.normal(0, 0.5, (3, 1, 5_000))
+    correct = list(draw.random((3, 3, 5_000)) < 0.5 + 0.4 * easy)
+    found = simultaneous_differences([[0.7, 0.7, 0.7]] * 3, 5_000, correct=[*correct[:2], None])
+    gap = correct[0].astype(float) - correct[1]
+    q = 3.314 / math.sqrt(2)  # of three means, with many degrees of freedom
+    images = 3 * np.var(gap.mean(0), ddof=1)
+    assert found[0, 1].high == pytest.approx(q * math.sqrt(images / 15_000), rel=2e-3)  # the seeds did not differ
+    noisy = [[0.7, 0.71, 0.69], [0.7, 0.69, 0.71], [0.7] * 3]
+    training = simultaneous_differences(noisy, None)[0, 1].high
+    interaction = ((gap - gap.mean(0) - gap.mean(1, keepdims=True) + gap.mean()) ** 2).sum() / (2 * 4_999)
+    half = math.hypot(training, q * math.sqrt((images - interaction) / 15_000))
+    found = simultaneous_differences(noisy, 5_000, correct=[*correct[:2], None])
     assert found[0, 1].high == pytest.approx(half, rel=2e-3)
-    assert found[0, 2] == simultaneous_differences(arms, 5_000)[0, 2]
-    assert found[0, 1].high < 0.8 * found[0, 2].high
-    same = paired_difference([1.0] * 3, [1.0] * 3, 50, correct=[np.ones(50)] * 2)
+    assert found[0, 2] == simultaneous_differences(noisy, 5_000)[0, 2]
+    same = paired_difference([1.0] * 3, [1.0] * 3, 50, correct=[np.ones((3, 50), bool)] * 2)
     assert same.high > 0.01  # never without width
 
 
@@ -145,7 +150,7 @@ def test_intervals_of_simulated_predictions_cover_the_true_difference() -> None:
             level = skill + difficulty + draw.normal(0, 0.3, 400) + draw.normal(0, 0.05, (3, 1))
             right.append(draw.random((3, 400)) < 1 / (1 + np.exp(-2 * level)))
         tables = [each.mean(1).tolist() for each in right]
-        for place, correct in enumerate((None, [each.mean(0) for each in right])):
+        for place, correct in enumerate((None, right)):
             found = paired_difference(*tables, 400, correct=correct)
             covered[place] += bool(found.low <= truth <= found.high)
     assert min(covered) >= 0.95 * 400

@@ -159,11 +159,11 @@ def ranking(groups: Sequence[Sequence[RunRecord]]) -> Ranking | None:
     return Ranking(seeds, intervals, all(each is not None for each in correct))
 
 
-def _correct(records: Sequence[RunRecord], seeds: Sequence[int]) -> stats.Shares | None:
-    """The share of an arm's seeds that classified each test image correctly; None where some run does not say."""
+def _correct(records: Sequence[RunRecord], seeds: Sequence[int]) -> stats.Correct | None:
+    """Which test images each seed of an arm classified correctly, (seeds, images); None where some run does not say."""
     by_seed = {int(record.row["seed"]): record.correct for record in records}
     found = [each.images for seed in seeds if (each := by_seed[seed])]
-    return np.mean(found, axis=0) if len(found) == len(seeds) else None
+    return np.stack(found) if len(found) == len(seeds) else None
 
 
 def why_apart(records: Sequence[RunRecord]) -> str | None:
