@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,18 @@ def test_other_recipes_get_a_sentence_from_their_rows(
     assert "on a GPU:**" not in text  # the other folders have no rows
     assert main([*told, "--check"]) == 0
     assert main([*project, "--check"]) == 1
+
+
+def test_rows_on_jpeg_pixels_leave_once_there_are_others(project: list[str], tmp_path: Path, make_run: MakeRun) -> None:
+    folder = tmp_path / "reports" / "first-runs"
+    record = read_run(make_run("o", data="CIFAR-10", accuracy=0.84))
+    write(folder, [*read(folder), replace(record, row=record.row | {"data_note": "a note"})])
+    assert main(project) == 0
+    text = (tmp_path / "README.md").read_text()
+    assert f"{START}\n**Data: CIFAR-10.** a note.\n\n" in text
+    assert "84.00%" in text
+    assert "JPEG" not in text
+    assert "80.00%" not in text
 
 
 def test_several_seeds_are_one_row_and_one_sentence(make_run: MakeRun) -> None:

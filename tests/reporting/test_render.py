@@ -107,6 +107,15 @@ def test_the_markdown_says_the_same(pair_report: Report) -> None:
         assert (pair_report.folder / picture).is_file()
 
 
+def test_jpeg_rows_have_a_heading_of_their_own_below_others(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = [make_run("j", accuracy=0.7), make_run("o", data="CIFAR-10", accuracy=0.84)]
+    above, below = (compare(runs, out=tmp_path / "r").folder / "report.md").read_text().split("## CIFAR-10 (JPEG)\n")
+    assert "| 84.00% (" in above
+    assert "| 70.00% (" not in above
+    assert "| 70.00% (" in below
+    assert "| 84.00% (" not in below
+
+
 def test_one_epoch_without_validation_or_evaluation_still_reports(make_run: MakeRun, tmp_path: Path) -> None:
     options = {"epochs": 1, "validated": False, "evaluated": False}
     pair = [make_run("a", **options), make_run("b", attention="differential", **options)]

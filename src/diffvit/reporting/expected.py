@@ -85,7 +85,7 @@ def _line(config: Config, studies: dict[str, list[RunRecord]]) -> str:
 
 def preferred(records: Sequence[RunRecord]) -> list[RunRecord]:
     """The runs on official pixels; those on CIFAR-10 (JPEG) only where there are no others. reports/ keeps them all."""
-    official = [record for record in records if record.row["data"] != "CIFAR-10 (JPEG)"]
+    official = [record for record in records if record.row["data"] != tables.JPEG]
     return official or list(records)
 
 

@@ -12,7 +12,11 @@ def report(grouped: Sequence[Arm], title: str, pictures: Sequence[tuple[str, str
     """The report as Markdown; ``pictures`` are (file, alternative text) beside it."""
     rows = [record.row for arm in grouped for record in arm.records]
     parts = [f"# {title}", *data_lines(rows), *statements(grouped)]
-    parts += [table(tables.side_by_side(grouped)), tables.FIGURE_NOTES]
+    jpeg = [arm for arm in grouped if arm.records[0].row["data"] == tables.JPEG]
+    first = [arm for arm in grouped if arm.records[0].row["data"] != tables.JPEG]
+    parts.append(table(tables.side_by_side(first or jpeg)))
+    parts += [f"## {tables.JPEG}", table(tables.side_by_side(jpeg))] if first and jpeg else []
+    parts.append(tables.FIGURE_NOTES)
     for heading, found in (
         ("Accuracy of each class", tables.class_table(grouped)),
         ("What differs", tables.difference_table(grouped)),

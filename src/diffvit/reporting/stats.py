@@ -69,6 +69,7 @@ def simultaneous_differences(
     arms: Sequence[Sequence[float]],
     images: int | None,
     confidence: float = CONFIDENCE,
+    *,
     correct: Sequence[Correct | None] | None = None,
 ) -> dict[tuple[int, int], Interval]:
     """Every pairwise difference of mean accuracies, with intervals that hold together; arms are paired by seed.
@@ -142,6 +143,7 @@ def paired_difference(
     second: Sequence[float],
     images: int | None,
     confidence: float = CONFIDENCE,
+    *,
     correct: Sequence[Correct | None] | None = None,
 ) -> Interval:
     """Mean of ``first - second`` over seeds: :func:`simultaneous_differences` of two arms.
@@ -149,7 +151,7 @@ def paired_difference(
     Raises:
         ValueError: unequal lengths or fewer than two seeds.
     """
-    return simultaneous_differences([first, second], images, confidence, correct)[0, 1]
+    return simultaneous_differences([first, second], images, confidence, correct=correct)[0, 1]
 
 
 def paired_variance(differences: NDArray[np.float64]) -> float:

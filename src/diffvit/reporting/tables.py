@@ -13,6 +13,7 @@ from diffvit.reporting import stats
 from diffvit.reporting.arms import Arm, differences
 from diffvit.reporting.rows import Row, RunRecord, arm_settings
 
+JPEG = "CIFAR-10 (JPEG)"
 JPEG_NOTE = (
     "The images are a JPEG re-encoding of CIFAR-10, not the official pixels. "
     "Figures on them are lower than, and not comparable with, published CIFAR-10 figures."
@@ -35,7 +36,7 @@ class Table:
 
 def data_note(name: str) -> str:
     """The sentence that must stand beside figures on this data; empty where the name says it all."""
-    known = {"CIFAR-10 (JPEG)": JPEG_NOTE, "CIFAR-10 (unknown copy)": UNKNOWN_NOTE}
+    known = {JPEG: JPEG_NOTE, "CIFAR-10 (unknown copy)": UNKNOWN_NOTE}
     return known.get(name, SHAPES_NOTE if name.startswith("shapes") else "")
 
 
