@@ -114,13 +114,13 @@ def test_no_effect_names_a_winner_in_one_study_of_twenty_by_images(
 
 @pytest.mark.system
 def test_pairing_by_image_finds_smaller_effects() -> None:
-    """Arms that are right on nearly the same images: one point is found with predictions and not without."""
+    """Arms that are right on nearly the same images, two thirds of a point apart."""
     draw, found = np.random.default_rng(6), [0, 0]
     for _ in range(100):
-        right = _right(draw, (2, 3, 10_000), 6.0, 1.0, 0.01, 0.5)
+        right = _right(draw, (2, 3, 10_000), 6.0, 1.0, 0.01, 0.3)
         for place, known in enumerate((right, None)):
             found[place] += _names_a_winner(right.mean(2), 10_000, known)
-    assert found[0] > 80
+    assert found[0] > 60
     assert found[1] < 20
 
 
