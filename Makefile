@@ -2,6 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# CIFAR-10's official pixels, where they lie in a folder of their own beside another copy.
+ifneq ($(and $(DIFFVIT_DATA),$(wildcard $(DIFFVIT_DATA)/official/cifar10)),)
+override export DIFFVIT_DATA := $(DIFFVIT_DATA)/official
+endif
 
 .PHONY: demo app app-load screenshot test test-system check docs bench attention-study clip-cifar10 studies clip-published clean
 .DELETE_ON_ERROR:

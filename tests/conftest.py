@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ install_import_hook("diffvit.clip", "beartype.beartype")
 
 import torch  # noqa: E402  (the hook must stand before the first import of the package)
 
+from diffvit.data import cifar10  # noqa: E402
 from diffvit.native import library  # noqa: E402
 from diffvit.training.torchvision_names import import_torchvision  # noqa: E402
 
@@ -55,6 +57,21 @@ def _outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
 def cifar10_dir(_outside: dict[str, str]) -> Path:
     """The folder that DIFFVIT_DATA names; only tests marked cifar10 may ask for it."""
     return Path(_outside["DIFFVIT_DATA"])
+
+
+@pytest.fixture(scope="session")
+def cifar10_named(cifar10_dir: Path) -> Callable[[str], Path]:
+    """From the name of a content, "CIFAR-10" or "CIFAR-10 (JPEG)", to the folder it lies in: that one, or beside it."""
+
+    @cache
+    def place_of(name: str) -> Path:
+        for place in (cifar10_dir, cifar10_dir / "official", cifar10_dir.parent):
+            found = cifar10.find(place)
+            if found and cifar10.load(found, "test").name == name:
+                return place
+        pytest.skip(f"{name} is neither in {cifar10_dir} nor beside it")
+
+    return place_of
 
 
 @pytest.fixture(autouse=True)

@@ -164,14 +164,15 @@ def growth(study: Study, metric: str) -> stats.Interval | None:
 
 def report(study: Study) -> str:
     """The whole report as Markdown."""
-    data = list(dict.fromkeys(str(record.row["data"]) for record in study.records))
+    rows = [record.row for record in study.records]
+    data = list(dict.fromkeys(str(row["data"]) for row in rows))
     helpers = (by_clutter, subtraction_table, removal_table, accuracy_table, outcomes, growth, points, span)
     return render(
         "attention.md",
         study=study,
         metrics=METRICS,
         data=data,
-        data_lines=[markdown.data_line(name) for name in data if name.startswith("CIFAR")],
+        data_lines=markdown.data_lines(row for row in rows if str(row["data"]).startswith("CIFAR")),
         own=answers(study, between(study, DIFFERENTIAL, SOFTMAX)),
         wide=answers(study, between(study, DIFFERENTIAL, WIDE)),
         inner=answers(study, within(study)),

@@ -14,7 +14,7 @@ from diffvit.reporting.arms import MODEL_NAMES, arms, statements
 from diffvit.reporting.generated import with_block
 from diffvit.reporting.rows import Row, RunRecord, content_hash, read
 from tools.pages import Content, Picture, render
-from tools.recipes import is_run_of, where
+from tools.recipes import is_run_of, preferred, where
 
 README, REPORTS = Path("README.md"), Path("reports")
 BLOCK = "results"
@@ -36,7 +36,7 @@ def documents(root: Path) -> dict[Path, Content]:
         InputError: no rows, no README, or a README without the two markers.
         ConfigError: a recipe that is not a valid configuration.
     """
-    records = read(root / ROWS)
+    records = preferred(read(root / ROWS))
     if not records:
         raise InputError(str(ROWS), "has no rows.csv with runs", f"Write one: diffvit compare RUN ... --out {ROWS}")
     block = readme_block(records, highlights_of(root))
@@ -66,10 +66,10 @@ def readme_block(records: Sequence[RunRecord], highlights: Sequence[dict[str, An
     columns = ["", "Test accuracy", "Top-5", "Parameters", "FLOPs per image", "Training time", "Images/s"]
     if all(row[2] == tables.NONE for row in rows):
         columns, rows = [*columns[:2], *columns[3:]], [[*row[:2], *row[3:]] for row in rows]
-    data = dict.fromkeys(str(record.row["data"]) for record in records)
+    rows_shown = [*(record.row for record in records), *(each["first"] for each in highlights)]
     return render(
         "readme-results.md",
-        data_lines=[markdown.data_line(name) for name in data],
+        data_lines=markdown.data_lines(rows_shown),
         results=tables.Table(columns, rows),
         statements=statements(grouped),
         highlights=highlights,
@@ -137,7 +137,7 @@ def highlights_of(root: Path) -> list[dict[str, Any]]:
     recipes = {path: parse(read_yaml(path), str(path)) for path in sorted((root / "configs").glob("*.yaml"))}
     found = []
     for name, lead in HIGHLIGHTS.items():
-        for arm in arms(read(root / REPORTS / name)):
+        for arm in arms(preferred(read(root / REPORTS / name))):
             of_arm = (path for path, config in recipes.items() if is_run_of(arm.records[0], config))
             recipe = next((path.relative_to(root).as_posix() for path in of_arm), None)
             found.append(highlight(lead, arm.records, recipe))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ NOTEBOOK = Path(__file__).parents[2] / "docs" / "attention.ipynb"
 
 
 @pytest.mark.cifar10
-def test_every_cell_runs_and_ends_with_what_the_notebook_shows(cifar10_dir: Path) -> None:
+def test_every_cell_runs_and_ends_with_what_the_notebook_shows(
+    cifar10_named: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIFFVIT_DATA", str(cifar10_named("CIFAR-10 (JPEG)")))
     space: dict[str, Any] = {}
     shown = 0
     for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]:

@@ -6,7 +6,7 @@ import io
 import pickle
 import struct
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +38,10 @@ def encode(pixels: np.ndarray, kind: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
-def write_parquet(folder: Path, split: str, data: Split, kind: str = "PNG") -> Path:
-    images = [{"bytes": encode(image, kind), "path": f"{row}.png"} for row, image in enumerate(data[0])]
+def write_parquet(folder: Path, split: str, data: Split, kind: str = "PNG", copied: Collection[int] = ()) -> Path:
+    """``copied``: rows whose path says that they were taken from a JPEG copy."""
+    names = [f"{row}.from-jpeg.png" if row in copied else f"{row}.png" for row in range(len(data[0]))]
+    images = [{"bytes": encode(image, kind), "path": name} for image, name in zip(data[0], names, strict=True)]
     table = pa.table(
         {
             "img": pa.array(images, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),

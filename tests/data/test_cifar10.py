@@ -26,6 +26,7 @@ from cifar10_files import (
 from diffvit.cache import cache_folder
 from diffvit.data import cifar10, sources
 from diffvit.data.cifar10_encoded import read_parquet
+from diffvit.data.images import Images, fingerprint
 from diffvit.errors import InputError
 
 PER_CLASS = {"train": 5, "test": 2}
@@ -107,7 +108,7 @@ def test_every_container_gives_the_same_images(
     assert container.kind == kind
     for split in ("train", "test"):
         images = cifar10.load(container, split, per_class=PER_CLASS[split])
-        assert images.name == "CIFAR-10"
+        assert (images.name, images.note, images.exact) == (cifar10.UNKNOWN, "", None)
         assert images.classes == CLASSES
         assert images.pixels.dtype == torch.uint8
         assert np.array_equal(images.pixels.numpy(), expected[split][0])
@@ -131,13 +132,53 @@ def test_fingerprint_and_validation_split_do_not_know_the_container(tmp_path: Pa
     assert len(held) == 1
 
 
-def test_jpeg_content_is_named_so(tmp_path: Path, sets: Sets) -> None:
-    write_parquet(tmp_path / "a", "test", sets["test"], "JPEG")
-    write_folder(tmp_path / "b", "test", sets["test"], "JPEG")
-    for place in ("a", "b"):
-        container = cifar10.find(tmp_path / place)
-        assert container is not None
-        assert cifar10.load(container, "test", per_class=2).name == "CIFAR-10 (JPEG)"
+def loaded(folder: Path) -> Images:
+    container = cifar10.find(folder)
+    assert container is not None
+    return cifar10.load(container, "test", per_class=2)
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_the_content_gives_the_name(name: str, tmp_path: Path, sets: Sets, monkeypatch: pytest.MonkeyPatch) -> None:
+    CONTAINERS[name][1](tmp_path, sets)
+    first = loaded(tmp_path)
+    monkeypatch.setattr(cifar10, "_KNOWN", {first.fingerprint: ("a name", "a note")})
+    for images in (loaded(tmp_path), loaded(tmp_path).select([0, 3])):
+        assert (images.name, images.note) == ("a name", "a note")
+
+
+def test_official_but_for_horses_and_ships(tmp_path: Path, sets: Sets, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is known of the official files decides: all classes but two, and no row that says it is a copy."""
+    pixels, labels = sets["test"]
+    write_parquet(tmp_path / "official", "test", sets["test"])
+    images = loaded(tmp_path / "official")
+    rest = ~torch.isin(images.labels, torch.tensor([7, 8]))
+    official = fingerprint(images.pixels[rest], images.labels[rest], CLASSES)
+    monkeypatch.setattr(cifar10, "_OFFICIAL", {official})
+    assert loaded(tmp_path / "official").name == "CIFAR-10"
+    for changed, name in ((8, "CIFAR-10"), (3, cifar10.UNKNOWN)):
+        other = pixels.copy()
+        other[np.flatnonzero(labels == changed)[0], 0, 0, 0] ^= 1
+        write_parquet(tmp_path / str(changed), "test", (other, labels))
+        assert loaded(tmp_path / str(changed)).name == name
+    write_parquet(tmp_path / "copied", "test", sets["test"], copied=[int(np.flatnonzero(labels == 8)[0])])
+    assert loaded(tmp_path / "copied").name == cifar10.UNKNOWN
+
+
+def test_copied_rows_are_not_exact_in_whatever_order(tmp_path: Path, sets: Sets) -> None:
+    pixels, labels = sets["test"]
+    copied = [1, 4, 17]
+    write_parquet(tmp_path, "test", sets["test"], copied=copied)
+    for images in (loaded(tmp_path), loaded(tmp_path)):  # decoded, and as kept
+        assert images.exact is not None
+        found = images.pixels[~images.exact].numpy()
+        assert sorted(map(bytes, found)) == sorted(map(bytes, pixels[copied]))
+        assert sorted(images.labels[~images.exact].tolist()) == sorted(labels[copied].tolist())
+        few = images.select([5, 2])
+        assert few.exact is not None
+        assert few.exact.tolist() == images.exact[[5, 2]].tolist()
+    write_parquet(tmp_path, "test", sets["test"])
+    assert loaded(tmp_path).exact is None  # the same pixels, and not from the cache
 
 
 def test_nothing_is_found_where_nothing_is(tmp_path: Path) -> None:
@@ -198,21 +239,25 @@ def test_a_cache_that_cannot_be_written_costs_nothing_else(
 
 @pytest.mark.cifar10
 @pytest.mark.parametrize(
-    ("split", "digest"),
+    ("copy", "split", "digest", "copied"),
     [
-        ("train", "bd98cdb37ac5797f306aee02241e0cb6919b914cd05c8b0867d7b69551122347"),
-        ("test", "4a95dbec0105c740563431b5446a564be66c245e23c20c93d5b99069e6b6ed9f"),
+        ("CIFAR-10 (JPEG)", "train", "bd98cdb37ac5797f306aee02241e0cb6919b914cd05c8b0867d7b69551122347", 0),
+        ("CIFAR-10 (JPEG)", "test", "4a95dbec0105c740563431b5446a564be66c245e23c20c93d5b99069e6b6ed9f", 0),
+        ("CIFAR-10", "train", "7f6a40e98e6e3a02aedcb48102a90dabcc90c13e0714e22405ef26e25675c1e8", 92),
+        ("CIFAR-10", "test", "b8e91079fac0e6766050f4851fd0ee70ab5cacee08c5e5570ead75f3685c784a", 25),
     ],
 )
-def test_real_cifar10_decodes_to_its_published_sum(cifar10_dir: Path, split: str, digest: str) -> None:
-    container = cifar10.find(cifar10_dir)
+def test_real_cifar10_decodes_to_its_published_sum(
+    copy: str, split: str, digest: str, copied: int, cifar10_named: Callable[[str], Path]
+) -> None:
+    container = cifar10.find(cifar10_named(copy))
     assert container is not None
     assert container.kind == "parquet"
     rows = read_parquet(container.path, split)
     found = hashlib.sha256(rows.pixels.tobytes())
     found.update(rows.labels.tobytes())
     assert found.hexdigest() == digest
-    assert rows.lossy
+    assert copied == (0 if rows.exact is None else (~rows.exact).sum())
     ordered = rows.sorted()
     assert np.bincount(ordered.labels).tolist() == [cifar10.PER_CLASS[split]] * 10
     hashes = [hashlib.sha256(image.tobytes()).digest() for image in ordered.pixels[:200]]
@@ -220,9 +265,24 @@ def test_real_cifar10_decodes_to_its_published_sum(cifar10_dir: Path, split: str
 
 
 @pytest.mark.cifar10
-def test_real_cifar10_through_the_front_door(cifar10_dir: Path) -> None:
-    assert sources.resolve_auto(cifar10_dir) == "cifar10"
-    images = sources.load("auto", "test", data_dir=cifar10_dir, image_size=32)
-    assert images.name == "CIFAR-10 (JPEG)"
-    assert images.pixels.shape == (10_000, 3, 32, 32)
-    assert images.labels.bincount().tolist() == [1000] * 10
+def test_real_cifar10_through_the_front_door(cifar10_named: Callable[[str], Path]) -> None:
+    for name, note in (("CIFAR-10 (JPEG)", ""), ("CIFAR-10", "117 of 60,000 images from a JPEG copy")):
+        place = cifar10_named(name)
+        assert sources.resolve_auto(place) == "cifar10"
+        images = sources.load("auto", "test", data_dir=place, image_size=32)
+        assert (images.name, images.note) == (name, note)
+        assert images.pixels.shape == (10_000, 3, 32, 32)
+        assert images.labels.bincount().tolist() == [1000] * 10
+
+
+@pytest.mark.cifar10
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_official_archive_would_have_the_official_name(split: str, cifar10_named: Callable[[str], Path]) -> None:
+    """The copied images are horses and ships; with any others in their place the set is named by the other classes."""
+    images = sources.load("cifar10", split, data_dir=cifar10_named("CIFAR-10"), image_size=32)
+    assert images.exact is not None
+    assert set(images.labels[~images.exact].tolist()) == {CLASSES.index("horse"), CLASSES.index("ship")}
+    pixels = images.pixels.clone()
+    pixels[~images.exact] = 0
+    there = cifar10._named(pixels, images.labels, None, fingerprint(pixels, images.labels, CLASSES))
+    assert (there.name, there.note) == ("CIFAR-10", "")

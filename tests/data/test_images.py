@@ -16,7 +16,7 @@ from pictures import encoded, picture
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from diffvit.data.images import Images, decode, fingerprint, is_lossy, resize
+from diffvit.data.images import Images, decode, fingerprint, resize
 
 
 @pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("BMP", {}), ("WEBP", {"lossless": True})])
@@ -176,12 +176,6 @@ def test_extreme_proportions_decode_and_resize(width: int, height: int) -> None:
     found = decode(encoded(Image.new("RGB", (width, height), "teal"), "PNG"), name="x")
     assert found.shape == (3, height, width)
     assert np.array_equal(resize(found, 32), np.broadcast_to(np.array([0, 128, 128])[:, None, None], (3, 32, 32)))
-
-
-def test_lossy_means_jpeg() -> None:
-    image = Image.new("RGB", (4, 4))
-    assert is_lossy(encoded(image, "JPEG"))
-    assert not is_lossy(encoded(image, "PNG"))
 
 
 def test_resize_takes_the_centred_square() -> None:

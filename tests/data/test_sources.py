@@ -72,7 +72,7 @@ def test_auto_takes_cifar10_from_the_cache(tmp_path: Path) -> None:
     put_cifar10(cache_folder() / "cifar10")
     for data_dir in (None, tmp_path):
         assert sources.resolve_auto(data_dir) == "cifar10"
-        assert load("auto", data_dir).name == "CIFAR-10"
+        assert load("auto", data_dir).name == cifar10.UNKNOWN
 
 
 def test_auto_does_not_hide_damaged_data(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_cifar10_is_fetched_when_it_is_nowhere(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(sources, "fetch", fetch)
     assert sources.resolve_auto(None) == "cifar10"
-    assert load("cifar10", None).name == "CIFAR-10"
+    assert load("cifar10", None).name == cifar10.UNKNOWN
     assert len(asked) == 1
     assert asked[0]["timeout"] <= 5  # auto must not wait for a network that is not there
     assert asked[0]["deadline"] <= 60
@@ -170,10 +170,12 @@ def test_training_is_refused_at_once_where_the_test_set_is_not_whole(tmp_path: P
 
 
 def test_other_sizes_are_resized(tmp_path: Path) -> None:
-    put_cifar10(tmp_path)
+    write_parquet(tmp_path, "test", SETS["test"], copied=[2])
     large = sources.load("cifar10", "test", data_dir=tmp_path, image_size=64)
     assert large.pixels.shape == (20, 3, 64, 64)
     assert large.labels.tolist() == load("cifar10", tmp_path).labels.tolist()
+    assert large.exact is not None
+    assert large.exact.sum() == 19
     assert large.fingerprint != load("cifar10", tmp_path).fingerprint
     drawn = sources.load("shapes", "test", data_dir=None, image_size=16, shapes={"test": 30})
     plain = load("shapes", None, shapes={"test": 30})

@@ -55,6 +55,7 @@ def _evaluation(accuracy: float, count: int, seed: int) -> dict[str, Any]:
         "per_class_accuracy": [row[index] / sum(row) for index, row in enumerate(confusion)],
         "confusion": confusion,
         "calibration_error": 0.034,
+        "fingerprint": f"{count} images",
         "labels": labels,
         "predictions": predictions,
         "images": count,

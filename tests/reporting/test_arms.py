@@ -3,12 +3,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from diffvit.reporting.arms import arms, ranking, statements, why_apart
-from diffvit.reporting.rows import merge, read_run
+from diffvit.reporting.rows import merge, read, read_run, write
 
 MakeRun = Callable[..., Path]
 
@@ -49,7 +50,7 @@ def test_labels_name_what_tells_the_arms_apart(make_run: MakeRun) -> None:
 def test_three_seeds_and_an_interval_name_a_winner(make_run: MakeRun) -> None:
     runs = _seeds(make_run, "softmax", [0.60, 0.61, 0.62]) + _seeds(make_run, "differential", [0.85, 0.86, 0.875])
     said = _said(runs)
-    assert said.startswith("Diff-ViT beats ViT by 25.17 points of test accuracy (95% interval paired over 3 seeds +")
+    assert said.startswith("Diff-ViT beats ViT by 25.17 points of test accuracy (95% interval paired over 3 seeds ")
 
 
 def test_an_interval_over_zero_names_none(make_run: MakeRun) -> None:
@@ -122,6 +123,21 @@ def test_one_seed_speaks_of_the_models_only_where_predictions_were_kept(make_run
     assert "test images" not in _said(pair)
 
 
+def test_runs_that_know_their_predictions_are_paired_by_image(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = _seeds(make_run, "softmax", [0.60, 0.61, 0.62]) + _seeds(make_run, "differential", [0.85, 0.86, 0.875])
+    said = _said(runs)
+    assert "paired over 3 seeds and the test images" in said
+    write(tmp_path, [read_run(run) for run in runs])
+    assert "\n".join(statements(arms(read(tmp_path)))) == said
+    records = read(tmp_path)
+    alone = [replace(record, correct=None) for record in records]
+    assert records[0].correct is not None
+    of_others = replace(records[0], correct=replace(records[0].correct, fingerprint="other"))
+    unpaired = ranking([alone[:3], alone[3:]])
+    for first in (alone[0], of_others):  # one run that does not say, or says it of other test images
+        assert ranking([[first, *records[1:3]], records[3:]]) == unpaired
+
+
 def test_more_arms_widen_the_intervals(make_run: MakeRun) -> None:
     runs = _seeds(make_run, "softmax", [0.60, 0.61, 0.62]) + _seeds(make_run, "differential", [0.85, 0.86, 0.88])
     pair = ranking([arm.records for arm in arms([read_run(run) for run in runs])])
@@ -138,7 +154,10 @@ def test_more_arms_widen_the_intervals(make_run: MakeRun) -> None:
 
 @pytest.mark.parametrize(
     ("column", "value"),
-    [("data", {"name": "shapes"}), ("data", {"fingerprint": "ff"}), ("precision", "fp32"), ("hardware", "another")],
+    [
+        *(("data", {"name": name}) for name in ("shapes", "CIFAR-10", "CIFAR-10 (unknown copy)")),
+        *(("data", {"fingerprint": "ff"}), ("precision", "fp32"), ("hardware", "another")),
+    ],
 )
 def test_runs_of_other_data_precision_or_hardware_are_never_ranked(
     column: str, value: object, make_run: MakeRun

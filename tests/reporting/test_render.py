@@ -57,7 +57,7 @@ def test_comparing_two_runs_writes_the_whole_report(pair_report: Report) -> None
     assert report.path == report.folder / "report.html"
     assert [row["test_accuracy"] for row in report.rows] == [0.8, 0.82]
     names = {path.name for path in report.folder.iterdir()}
-    expected = {"rows.csv", "epochs.csv", "report.md", "report.html", "curves.png", "classes.png"}
+    expected = {"rows.csv", "epochs.csv", "predictions.csv", "report.md", "report.html", "curves.png", "classes.png"}
     assert names == expected | {"lambda-2.png", "confusion-1.png", "confusion-2.png"}
     for picture in report.folder.glob("*.png"):
         with Image.open(picture) as image:
@@ -105,6 +105,15 @@ def test_the_markdown_says_the_same(pair_report: Report) -> None:
     assert r"Some CPU \| 9" in text
     for picture in re.findall(r"\]\((.*\.png)\)", text):
         assert (pair_report.folder / picture).is_file()
+
+
+def test_jpeg_rows_have_a_heading_of_their_own_below_others(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = [make_run("j", accuracy=0.7), make_run("o", data="CIFAR-10", accuracy=0.84)]
+    above, below = (compare(runs, out=tmp_path / "r").folder / "report.md").read_text().split("## CIFAR-10 (JPEG)\n")
+    assert "| 84.00% (" in above
+    assert "| 70.00% (" not in above
+    assert "| 70.00% (" in below
+    assert "| 84.00% (" not in below
 
 
 def test_one_epoch_without_validation_or_evaluation_still_reports(make_run: MakeRun, tmp_path: Path) -> None:

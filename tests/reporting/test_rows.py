@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffvit.errors import InputError
+from diffvit.reporting.arms import arms
 from diffvit.reporting.csv_files import read_csv, write_csv
 from diffvit.reporting.rows import RESULT_COLUMNS, content_hash, merge, read, read_run, write
+from diffvit.reporting.tables import JPEG_NOTE, NONE, data_notes, side_by_side
 
 MakeRun = Callable[..., Path]
 
@@ -74,6 +77,63 @@ def test_a_new_run_replaces_the_committed_one_of_the_same_key(make_run: MakeRun,
     merged = merge(read(tmp_path / "out"), new)
     assert [record.row["run"] for record in merged] == ["a2", "b", "c"]
     assert merged[0].row["test_accuracy"] == 0.75
+
+
+def test_correct_images_are_committed_a_bit_each(make_run: MakeRun, tmp_path: Path) -> None:
+    """From the run folder and from the committed files alone come the same record and the same bytes."""
+    folder, out = make_run("a", accuracy=0.83), tmp_path / "out"
+    records = [read_run(folder), read_run(make_run("b", seed=1, evaluated=False))]
+    write(out, records)
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    right = [found == true for found, true in zip(evaluation["predictions"], evaluation["labels"], strict=True)]
+    [line] = read_csv(out / "predictions.csv")
+    assert (line["run"], line["test_fingerprint"]) == ("a", evaluation["fingerprint"])
+    bits = "".join(f"{byte:08b}" for byte in base64.b64decode(line["correct"]))
+    assert bits == "".join(str(int(each)) for each in right)
+    again = read(out)
+    assert [record.correct for record in again] == [record.correct for record in records]
+    assert again[0].correct is not None
+    assert again[0].correct.images.tolist() == right
+    assert again[1].correct is None
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    write(out, merge(again, [records[0]]))
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    write(out, [records[1]])
+    assert not (out / "predictions.csv").exists()
+
+
+def test_correct_images_must_fit_the_row(make_run: MakeRun, tmp_path: Path) -> None:
+    folder = make_run("a")
+    write(tmp_path, [read_run(folder)])
+    file = tmp_path / "predictions.csv"
+    [line] = read_csv(file)
+    for wrong in ("", "%", line["correct"][4:], "A" + line["correct"][1:], None):
+        write_csv(file, [line | {"correct": wrong}])
+        with pytest.raises(InputError, match=r"predictions\.csv: does not fit rows\.csv \(run a\)"):
+            read(tmp_path)
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    was_right = evaluation["predictions"][0] == evaluation["labels"][0]
+    evaluation["predictions"][0] = (evaluation["labels"][0] + was_right) % 10
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))  # scored again, elsewhere
+    assert read_run(folder).correct is None
+
+
+def test_figures_of_foreign_images_are_columns_only_where_there_are_some(make_run: MakeRun, tmp_path: Path) -> None:
+    folders = [make_run("old"), make_run("new", data="CIFAR-10", seed=1)]
+    result = json.loads((folders[1] / "result.json").read_text())
+    result |= {"test_accuracy_exact": 0.7875, "data_note": "3 of 200 images from a JPEG copy"}
+    (folders[1] / "result.json").write_text(json.dumps(result))
+    old, new = map(read_run, folders)
+    assert not {"test_accuracy_exact", "data_note"} & old.row.keys()
+    assert not {"test_accuracy_exact", "data_note"} & new.settings.keys()
+    write(tmp_path / "out", [old, new])
+    again = read(tmp_path / "out")
+    assert [record.row.get("test_accuracy_exact") for record in again] == [None, 0.7875]
+    for records in ([old, new], again):
+        notes = data_notes(record.row for record in records)
+        assert notes == [("CIFAR-10 (JPEG)", JPEG_NOTE), ("CIFAR-10", "3 of 200 images from a JPEG copy.")]
+        figures = {line[0]: line[1:] for line in side_by_side(arms(records)).rows}
+        assert figures["On the exact images alone"] == [NONE, "78.75%"]
 
 
 def test_a_folder_without_rows_has_none(tmp_path: Path) -> None:

@@ -105,6 +105,27 @@ def test_the_images_of_the_test_set_are_drawn_too() -> None:
     assert paired_difference([1.0] * 3, [1.0] * 3, 50).high > 0.01
 
 
+def test_arms_of_the_same_images_are_paired_by_image() -> None:
+    """Against the two-way analysis of variance (seeds by images) of the differences, by numpy and a printed table."""
+    draw = np.random.default_rng(3)
+    easy = draw.random(5_000) + draw.normal(0, 0.5, (3, 1, 5_000))
+    correct = list(draw.random((3, 3, 5_000)) < 0.5 + 0.4 * easy)
+    found = simultaneous_differences([[0.7, 0.7, 0.7]] * 3, 5_000, correct=[*correct[:2], None])
+    gap = correct[0].astype(float) - correct[1]
+    q = 3.314 / math.sqrt(2)  # of three means, with many degrees of freedom
+    images = 3 * np.var(gap.mean(0), ddof=1)
+    assert found[0, 1].high == pytest.approx(q * math.sqrt(images / 15_000), rel=2e-3)  # the seeds did not differ
+    noisy = [[0.7, 0.71, 0.69], [0.7, 0.69, 0.71], [0.7] * 3]
+    training = simultaneous_differences(noisy, None)[0, 1].high
+    interaction = ((gap - gap.mean(0) - gap.mean(1, keepdims=True) + gap.mean()) ** 2).sum() / (2 * 4_999)
+    half = math.hypot(training, q * math.sqrt((images - interaction) / 15_000))
+    found = simultaneous_differences(noisy, 5_000, correct=[*correct[:2], None])
+    assert found[0, 1].high == pytest.approx(half, rel=2e-3)
+    assert found[0, 2] == simultaneous_differences(noisy, 5_000)[0, 2]
+    same = paired_difference([1.0] * 3, [1.0] * 3, 50, correct=[np.ones((3, 50), bool)] * 2)
+    assert same.high > 0.01  # never without width
+
+
 def test_more_seeds_do_not_make_up_for_few_images() -> None:
     def width(seeds: int, images: int | None) -> float:
         table = np.random.default_rng(1).normal(0.7, 0.003, (2, seeds)).tolist()
@@ -121,16 +142,18 @@ def test_intervals_of_simulated_predictions_cover_the_true_difference() -> None:
     draw, skills = np.random.default_rng(2), (0.9, 1.1)
     many = draw.normal(0, math.sqrt(1 + 0.3**2 + 0.05**2), 2_000_000)  # images, arms and seeds at once
     truth = np.subtract(*(np.mean(1 / (1 + np.exp(-2 * (skill + many)))) for skill in skills))
-    covered = 0
+    covered = [0, 0]
     for _ in range(400):
         difficulty = draw.normal(0, 1, 400)
-        tables = []
+        right = []
         for skill in skills:
             level = skill + difficulty + draw.normal(0, 0.3, 400) + draw.normal(0, 0.05, (3, 1))
-            tables.append((draw.random((3, 400)) < 1 / (1 + np.exp(-2 * level))).mean(1).tolist())
-        found = paired_difference(*tables, 400)
-        covered += bool(found.low <= truth <= found.high)
-    assert covered >= 0.95 * 400
+            right.append(draw.random((3, 400)) < 1 / (1 + np.exp(-2 * level)))
+        tables = [each.mean(1).tolist() for each in right]
+        for place, correct in enumerate((None, right)):
+            found = paired_difference(*tables, 400, correct=correct)
+            covered[place] += bool(found.low <= truth <= found.high)
+    assert min(covered) >= 0.95 * 400
 
 
 def test_paired_images_count_only_the_disagreements() -> None:

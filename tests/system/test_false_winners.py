@@ -8,20 +8,28 @@ import numpy as np
 import pytest
 
 from diffvit.reporting.arms import Arm, ranking, statements
-from diffvit.reporting.rows import RESULT_COLUMNS, RunRecord
+from diffvit.reporting.rows import RESULT_COLUMNS, Correct, RunRecord
 
 STUDIES = 4_000
 
 
-def _record(arm: int, seed: int, accuracy: float, images: int) -> RunRecord:
+def _record(arm: int, seed: int, accuracy: float, images: int, right: np.ndarray | None = None) -> RunRecord:
     row = dict.fromkeys(RESULT_COLUMNS) | {"run": f"{arm}-{seed}", "seed": seed, "attention": "softmax"}
-    return RunRecord(row | {"test_accuracy": accuracy, "test_images": images}, [])
+    correct = None if right is None else Correct("the same", images, np.packbits(right).tobytes())
+    return RunRecord(row | {"test_accuracy": accuracy, "test_images": images}, [], correct=correct)
 
 
-def _names_a_winner(table: np.ndarray, images: int) -> bool:
+def _names_a_winner(table: np.ndarray, images: int, right: np.ndarray | None = None) -> bool:
     """Whether any sentence about all pairs of these arms (rows of the table; columns are seeds) says "beats"."""
-    groups = [[_record(arm, seed, value, images) for seed, value in enumerate(row)] for arm, row in enumerate(table)]
+    groups = [
+        [
+            _record(arm, seed, value, images, None if right is None else right[arm, seed])
+            for seed, value in enumerate(row)
+        ]
+        for arm, row in enumerate(table)
+    ]
     found = ranking(groups)
+    assert found is None or found.by_image == (right is not None)
     assert found is not None
     assert len(found.intervals) == len(table) * (len(table) - 1) // 2
     return any(interval.excludes_zero for interval in found.intervals.values())
@@ -55,6 +63,65 @@ def test_no_effect_names_a_winner_in_one_study_of_twenty(
         assert false <= 0.055 * STUDIES
     else:
         assert abs(false - 0.05 * STUDIES) < 4 * (0.05 * 0.95 * STUDIES) ** 0.5
+
+
+def _right(
+    draw: np.random.Generator, shape: tuple[int, int, int], hard: float, own: float, seeds: float, gap: float = 0.0
+) -> np.ndarray:
+    """Simulated answers (arms, seeds, images): image and arm and seed move a logit, and a coin is thrown.
+
+    Args:
+        draw: random numbers.
+        shape: arms, seeds, images.
+        hard: standard deviation over images, alike for all arms: how much models are right on the same images.
+        own: over images, for each arm alone: what an arm finds easy that the others do not.
+        seeds: over the runs of an arm, alike for all images.
+        gap: added to the first arm's logit.
+    """
+    arms, _, images = shape
+    level = 1.5 * hard + draw.normal(0, hard, images) + draw.normal(0, own, (arms, 1, images))
+    level = level + draw.normal(0, seeds, (*shape[:2], 1))
+    level[0] += gap
+    return draw.random(shape) < 1 / (1 + np.exp(-level))
+
+
+@pytest.mark.system
+@pytest.mark.parametrize(("arms", "seeds", "images"), [(2, 3, 1_000), (8, 3, 1_000), (8, 5, 1_000), (3, 3, 10_000)])
+@pytest.mark.parametrize(
+    ("hard", "own", "spread"), [(1.0, 0.0, 0.05), (2.0, 1.0, 0.01), (6.0, 2.0, 0.05), (6.0, 6.0, 0.3)]
+)
+def test_no_effect_names_a_winner_in_one_study_of_twenty_by_images(
+    arms: int, seeds: int, images: int, hard: float, own: float, spread: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Runs that say which images they had right; their predictions are correlated more or less."""
+    draw = np.random.default_rng([arms, seeds, images, round(hard), round(own)])
+    studies = STUDIES // (1 if images < 10_000 else 2)
+    false, shared, accuracy = 0, [], []
+    for _ in range(studies):
+        right = _right(draw, (arms, seeds, images), hard, own, spread)
+        table = right.mean(2)
+        false += _names_a_winner(table, images, right)
+        shared.append(np.corrcoef(right[0, 0], right[1, 0])[0, 1])
+        accuracy.append(table)
+    with capsys.disabled():
+        what = f"{arms} arms, {seeds} seeds, {images:,} images paired, correlation {np.mean(shared):.2f}"
+        what += (
+            f", accuracy {np.mean(accuracy):.2f}, {100 * np.std(accuracy, axis=2, ddof=1).mean():.2f} points over seeds"
+        )
+        sys.stdout.write(f"\n{what}: {false} of {studies} name a winner")
+    assert false <= 0.055 * studies
+
+
+@pytest.mark.system
+def test_pairing_by_image_finds_smaller_effects() -> None:
+    """Arms that are right on nearly the same images, two thirds of a point apart."""
+    draw, found = np.random.default_rng(6), [0, 0]
+    for _ in range(100):
+        right = _right(draw, (2, 3, 10_000), 6.0, 1.0, 0.01, 0.3)
+        for place, known in enumerate((right, None)):
+            found[place] += _names_a_winner(right.mean(2), 10_000, known)
+    assert found[0] > 60
+    assert found[1] < 20
 
 
 @pytest.mark.system

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,13 @@ from diffvit.cli.main import run
 
 @pytest.mark.system
 @pytest.mark.cifar10
-def test_packaged_models_repeat_the_registered_accuracy(cifar10_dir: Path) -> None:
+def test_packaged_models_repeat_the_registered_accuracy(cifar10_named: Callable[[str], Path]) -> None:
     for name, entry in weights.registry().items():
         if not entry["data"].startswith("CIFAR-10"):
             continue
         if name == "cifar10-clip":
             continue  # no classifier: below
-        found = diffvit.evaluate(name, data_dir=cifar10_dir, device="cpu")
+        found = diffvit.evaluate(name, data_dir=cifar10_named(entry["data"]), device="cpu")
         assert found["data"] == entry["data"]
         # Another processor sums in another order: an image or two on the edge may fall to the other side.
         assert found["accuracy"] == pytest.approx(entry["test_accuracy"], abs=5e-4)
@@ -27,11 +28,14 @@ def test_packaged_models_repeat_the_registered_accuracy(cifar10_dir: Path) -> No
 @pytest.mark.system
 @pytest.mark.cifar10
 def test_the_packaged_clip_repeats_its_accuracy_zero_shot(
-    cifar10_dir: Path, capsys: pytest.CaptureFixture[str]
+    cifar10_named: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["clip", "evaluate", "cifar10", "--model", "cifar10-clip", "--json"]) == 0
+    registered = weights.registry()["cifar10-clip"]
+    place = cifar10_named(registered["data"])
+    asked = ["clip", "evaluate", "cifar10", "--model", "cifar10-clip", "--data-dir", str(place), "--json"]
+    assert run(asked) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     (figures,) = found["models"]
     assert figures["images"] == 10_000
-    assert figures["accuracy"] == pytest.approx(weights.registry()["cifar10-clip"]["test_accuracy"], abs=5e-4)
+    assert figures["accuracy"] == pytest.approx(registered["test_accuracy"], abs=5e-4)
     assert figures["accuracy"] > 0.7

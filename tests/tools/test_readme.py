@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,17 @@ def test_other_recipes_get_a_sentence_from_their_rows(project: Path, make_run: M
     assert "**On a GPU:** ViT reaches 80.00% (73.9 to 85.0) in 31.5 s of training, after at most 24.2 s of" in text
     assert "**On a GPU:** Diff-ViT reaches 82.00%" in text
     assert "on a GPU:**" not in text  # the other folders have no rows
+
+
+def test_rows_on_jpeg_pixels_leave_once_there_are_others(project: Path, make_run: MakeRun) -> None:
+    record = read_run(make_run("o", data="CIFAR-10", accuracy=0.84))
+    write(project / ROWS, [*read(project / ROWS), replace(record, row=record.row | {"data_note": "a note"})])
+    refresh(project)
+    text = (project / "README.md").read_text()
+    assert f"{START}\n**Data: CIFAR-10.** a note.\n\n" in text
+    assert "84.00%" in text
+    assert "JPEG" not in text
+    assert "80.00%" not in text
 
 
 def test_several_seeds_are_one_row_and_one_sentence(make_run: MakeRun, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,14 @@ def test_the_line_says_what_the_study_with_most_runs_holds(project: Path) -> Non
     )
     assert (project / "configs" / "small.yaml").read_text() == RECIPE.replace("# Expected: whatever", line)
     assert refresh(project, check=True) == []
+
+
+def test_runs_on_official_pixels_speak_before_more_on_jpeg(project: Path, make_run: Callable[..., Path]) -> None:
+    record = read_run(make_run("o", data="CIFAR-10", accuracy=0.84))
+    write(project / "reports" / "new", [replace(record, row=record.row | {"data_note": "a note"})])
+    refresh(project)
+    line = "# Expected: 84.0% of CIFAR-10's test set (a note) in 1 h 30 min of training (one seed; "
+    assert line in (project / "configs" / "small.yaml").read_text()
 
 
 @pytest.mark.parametrize("change", ["epochs: 4", "label_smoothing: 0.1", "optimizer: {lr: 0.01}"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,12 @@ import torch
 from PIL import Image
 
 import diffvit
+from diffvit.cli.main import run as command
 from diffvit.config import parse
+from diffvit.data import sources
+from diffvit.data.images import Images
 from diffvit.errors import ConfigError, InputError
+from diffvit.reporting.rows import read_run
 from diffvit.training.evaluate import evaluate, predict
 
 SETTINGS: dict[str, Any] = {
@@ -79,6 +84,46 @@ def test_other_data_leaves_the_runs_own_figures_alone(run: Path, tmp_path: Path)
     _folder(tmp_path / "ten", json.loads((run / "environment.json").read_text())["classes"])
     assert evaluate(run, data="folder", data_dir=tmp_path / "ten", device="cpu")["images"] == 10
     assert (run / "evaluation.json").read_bytes() == before
+
+
+def test_images_of_a_copy_have_their_accuracy_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In result.json, evaluation.json, the row and what evaluate prints; a run's bits are those of its predictions."""
+    load, exact = sources.load, torch.arange(100) % 3 > 0
+
+    def of_a_copy(source: str, split: str, **more: Any) -> Images:
+        images = load(source, split, **more)
+        return replace(images, exact=exact, note="a note") if split == "test" else images
+
+    monkeypatch.setattr(sources, "load", of_a_copy)
+    out = tmp_path / "run"
+    diffvit.train(parse(SETTINGS), out=out)
+    result, written = (json.loads((out / name).read_text()) for name in ("result.json", "evaluation.json"))
+    right = torch.tensor(written["predictions"]) == torch.tensor(written["labels"])
+    expected = {"accuracy_exact": int(right[exact].sum()) / 66, "images_exact": 66, "data_note": "a note"}
+    assert (result["test_accuracy_exact"], result["data_note"]) == (expected["accuracy_exact"], "a note")
+    assert written.items() >= expected.items()
+    assert evaluate(out, device="cpu").items() >= expected.items()
+    record = read_run(out)
+    assert (record.row["test_accuracy_exact"], record.row["data_note"]) == (expected["accuracy_exact"], "a note")
+    assert record.correct is not None
+    assert record.correct.images.tolist() == right.tolist()
+    assert command(["evaluate", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert f"exact images       {expected['accuracy_exact']:.2%} (66 images)" in said
+    assert "note               a note" in said
+
+
+def test_a_run_tested_on_a_differently_named_set_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = sources.load
+
+    def renamed(source: str, split: str, **more: Any) -> Images:
+        return replace(load(source, split, **more), name=f"the {split} copy")
+
+    monkeypatch.setattr(sources, "load", renamed)
+    run = diffvit.train(parse(SETTINGS), out=tmp_path / "run")
+    assert run.result["data"] == "the train copy, tested on the test copy"
 
 
 def test_an_unknown_split_is_a_usage_error(run: Path) -> None:

@@ -142,7 +142,7 @@ def _card(
                 f"# {name}",
                 f"{arm.label}, trained from scratch by diffvit. {found['parameters']:,} parameters, "
                 f"{len(record.classes)} classes: {', '.join(record.classes)}.",
-                markdown.data_line(str(row["data"])),
+                *markdown.data_lines([row]),
                 *_usage(name, record),
                 markdown.table(tables.Table(["", name], stored + lines)),
                 tables.FIGURE_NOTES,

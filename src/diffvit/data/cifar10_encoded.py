@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from jaxtyping import UInt8
 
 from diffvit.data.cifar10_rows import CLASSES, SIZE, Rows, check_labels
-from diffvit.data.images import decode, is_lossy
+from diffvit.data.images import decode
 from diffvit.errors import InputError
 
 MAX_ROWS = 100_000
@@ -19,6 +19,8 @@ _IMAGE_TYPES = (
     pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
     pa.struct([("bytes", pa.binary())]),
 )
+# How the path of an image ends that its file's maker had to take from a JPEG copy.
+NOT_EXACT = ".from-jpeg.png"
 _BATCH = 512  # rows held in memory besides the decoded ones
 
 
@@ -29,7 +31,7 @@ def parquet_files(folder: Path, split: str) -> list[Path]:
 
 
 def read_parquet(folder: Path, split: str) -> Rows:
-    """Decode every row of the split's files.
+    """Decode every row of the split's files; rows whose path ends in :data:`NOT_EXACT` are not ``exact``.
 
     Raises:
         InputError: no such file, not Parquet, another schema, an unreadable image, a label outside 0 to 9.
@@ -39,14 +41,15 @@ def read_parquet(folder: Path, split: str) -> Rows:
         raise InputError(str(folder), f"holds no {split}-*.parquet beside the other split's")
     pixels: list[np.ndarray] = []
     labels: list[int] = []
-    lossy = False
+    exact: list[bool] = []
     for path in files:
         try:
             with pq.ParquetFile(path, memory_map=False) as file:
                 _check_schema(file, path)
-                for batch in file.iter_batches(_BATCH, columns=["img.bytes", "label"], use_threads=False):
-                    encoded = batch.column("img").field("bytes").to_pylist()
-                    lossy |= any(is_lossy(data) for data in encoded if data)
+                for batch in file.iter_batches(_BATCH, columns=["img", "label"], use_threads=False):
+                    images = batch.column("img").to_pylist()
+                    encoded = [image and image["bytes"] for image in images]
+                    exact.extend(not str(image and image.get("path")).endswith(NOT_EXACT) for image in images)
                     pixels.extend(_decode_row(data, f"{path}, row {len(pixels) + n}") for n, data in enumerate(encoded))
                     labels.extend(_whole(batch.column("label"), path))
         except (pa.ArrowException, OSError) as error:
@@ -55,7 +58,7 @@ def read_parquet(folder: Path, split: str) -> Rows:
     names = np.array(labels, dtype=np.int64)
     check_labels(names, str(files[0]))
     stacked = np.stack(pixels) if pixels else np.empty((0, 3, SIZE, SIZE), np.uint8)
-    return Rows(stacked, names, lossy)
+    return Rows(stacked, names, None if all(exact) else np.array(exact))
 
 
 def _check_schema(file: pq.ParquetFile, path: Path) -> None:
@@ -104,19 +107,16 @@ def read_folder(folder: Path, split: str) -> Rows:
         )
     pixels: list[np.ndarray] = []
     labels: list[int] = []
-    lossy = False
     for label, name in enumerate(CLASSES):
         for path in sorted((root / name).iterdir()):
             if path.name.startswith("."):
                 continue
             if len(pixels) == MAX_ROWS:
                 raise InputError(str(root), f"holds too many images (more than {MAX_ROWS})")
-            data = _read_small(path)
-            lossy |= is_lossy(data)
-            pixels.append(_decode_row(data, str(path)))
+            pixels.append(_decode_row(_read_small(path), str(path)))
             labels.append(label)
     stacked = np.stack(pixels) if pixels else np.empty((0, 3, SIZE, SIZE), np.uint8)
-    return Rows(stacked, np.array(labels, dtype=np.int64), lossy)
+    return Rows(stacked, np.array(labels, dtype=np.int64))
 
 
 def _read_small(path: Path) -> bytes:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Bool, Int64, UInt8
 
 from diffvit.errors import InputError
 
@@ -23,24 +23,24 @@ class Rows:
     Attributes:
         pixels: RGB, 0 to 255.
         labels: index into :data:`CLASSES`.
-        lossy: whether any image was stored as a JPEG.
+        exact: which images are the official pixels, where the container says that some are not; else None.
     """
 
     pixels: UInt8[np.ndarray, "n 3 32 32"]
     labels: Int64[np.ndarray, " n"]
-    lossy: bool = False
+    exact: Bool[np.ndarray, " n"] | None = None
 
     def sorted(self) -> Rows:
         """By SHA-256 of an image's pixels, then by label: the same content has the same order everywhere."""
         digests = [hashlib.sha256(row.data).digest() for row in np.ascontiguousarray(self.pixels)]
         order = sorted(range(len(digests)), key=lambda row: (digests[row], int(self.labels[row])))
-        return Rows(self.pixels[order], self.labels[order], self.lossy)
+        return Rows(self.pixels[order], self.labels[order], None if self.exact is None else self.exact[order])
 
 
 def join(parts: Sequence[Rows]) -> Rows:
     """Rows of several files, one after the other."""
     pixels, labels = [part.pixels for part in parts], [part.labels for part in parts]
-    return Rows(np.concatenate(pixels), np.concatenate(labels), any(part.lossy for part in parts))
+    return Rows(np.concatenate(pixels), np.concatenate(labels))
 
 
 def check_labels(labels: Int64[np.ndarray, " n"], name: str) -> None:

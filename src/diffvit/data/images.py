@@ -13,7 +13,7 @@ import re
 import struct
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,8 @@ class Images:
         name: what to call the data wherever a result is quoted, e.g. ``"CIFAR-10 (JPEG)"``.
         fingerprint: SHA-256 (hex) of what is in it, see :func:`fingerprint`.
         masks: where the object is, for sources that know (shapes).
+        exact: which images are the data set's own pixels, where some are known not to be; None where nothing is said.
+        note: the footnote that a figure on these images must carry, e.g. "117 of 60,000 images from a JPEG copy".
     """
 
     pixels: UInt8[Tensor, "n 3 h w"]
@@ -81,6 +83,8 @@ class Images:
     name: str
     fingerprint: str
     masks: Bool[Tensor, "n h w"] | None = None
+    exact: Bool[Tensor, " n"] | None = None
+    note: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -95,9 +99,9 @@ class Images:
         """
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         digest = hashlib.sha256(self.fingerprint.encode() + chosen.numpy().tobytes()).hexdigest()
-        masks = None if self.masks is None else self.masks[chosen]
+        masks, exact = (None if each is None else each[chosen] for each in (self.masks, self.exact))
         pixels = _chosen(self.pixels, chosen)
-        return Images(pixels, self.labels[chosen], self.classes, self.name, digest, masks)
+        return replace(self, pixels=pixels, labels=self.labels[chosen], fingerprint=digest, masks=masks, exact=exact)
 
 
 def _chosen(pixels: UInt8[Tensor, "n 3 h w"], indices: Int64[Tensor, " m"]) -> UInt8[Tensor, "m 3 h w"]:
@@ -123,11 +127,6 @@ def fingerprint(pixels: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, " n"], c
         digest.update(part.contiguous().numpy().data)
     digest.update(labels.contiguous().numpy().astype("<i8").tobytes())
     return digest.hexdigest()
-
-
-def is_lossy(data: bytes) -> bool:
-    """Whether these encoded bytes are a JPEG: pixels decoded from them are not the ones that went in."""
-    return data.startswith(b"\xff\xd8")
 
 
 def decode(data: bytes | Path, *, name: str) -> UInt8[np.ndarray, "3 h w"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -159,7 +160,7 @@ def _resized(images: Images, size: int) -> Images:
     if masks is not None:
         masks = torch.nn.functional.interpolate(masks[:, None].float(), (size, size), mode="area")[:, 0] >= 0.5
     content = fingerprint(pixels, images.labels, images.classes)
-    return Images(pixels, images.labels, images.classes, images.name, content, masks)
+    return replace(images, pixels=pixels, fingerprint=content, masks=masks)
 
 
 def validation_split(

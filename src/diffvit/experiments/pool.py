@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -150,9 +150,7 @@ def records_of(trials: Sequence[Trial], runs: Path = RUNS, reports: Path = REPOR
                 record = read_run(run)
                 # A row that is committed keeps its name.
                 name = records[record.key].row["run"] if record.key in records else f"{trial.name}{tag}"
-                records[record.key] = RunRecord(
-                    {**record.row, "run": name}, record.epochs, record.evaluation, record.classes, folder
-                )
+                records[record.key] = replace(record, row={**record.row, "run": name})
         if records:
             found[trial.name] = list(records.values())
     return found

@@ -67,8 +67,7 @@ APART = (
 
 def _body(results: Results) -> list[str]:
     """What came out, of rows that may be ranked together."""
-    names = dict.fromkeys(str(record.row["data"]) for record in results.records)
-    parts = [*(markdown.data_line(name) for name in names), *answers(results)]
+    parts = [*markdown.data_lines(record.row for record in results.records), *answers(results)]
     if results.missing:
         parts.append(f"**Not complete:** {len(results.missing)} trials have no row yet.")
     return [*parts, markdown.table(table(results)), COLUMNS_NOTE]

@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from diffvit.reporting import stats
 from diffvit.reporting.rows import CONDITIONS, Row, RunRecord
 
@@ -109,10 +111,12 @@ class Ranking:
         seeds: which.
         intervals: by the places of two arms, the first smaller; see
             :func:`diffvit.reporting.stats.simultaneous_differences`.
+        by_image: whether all of them are paired by test image as well.
     """
 
     seeds: list[int]
     intervals: dict[tuple[int, int], stats.Interval]
+    by_image: bool = False
 
     def between(self, one: int, two: int) -> stats.Interval:
         """The first arm minus the second, whichever order."""
@@ -148,7 +152,18 @@ def ranking(groups: Sequence[Sequence[RunRecord]]) -> Ranking | None:
     known = [int(count) for count in images if count]
     tables = [{int(record.row["seed"]): record.row["test_accuracy"] for record in records} for records in groups]
     arms_ = [[float(table[seed]) for seed in seeds] for table in tables]
-    return Ranking(seeds, stats.simultaneous_differences(arms_, min(known) if known else None))
+    correct = [_correct(records, seeds) for records in groups]
+    if len({each.fingerprint for records in groups for record in records if (each := record.correct)}) > 1:
+        correct = [None] * len(groups)  # of other test images
+    intervals = stats.simultaneous_differences(arms_, min(known, default=None), correct=correct)
+    return Ranking(seeds, intervals, all(each is not None for each in correct))
+
+
+def _correct(records: Sequence[RunRecord], seeds: Sequence[int]) -> stats.Correct | None:
+    """Which test images each seed of an arm classified correctly, (seeds, images); None where some run does not say."""
+    by_seed = {int(record.row["seed"]): record.correct for record in records}
+    found = [each.images for seed in seeds if (each := by_seed[seed])]
+    return np.stack(found) if len(found) == len(seeds) else None
 
 
 def why_apart(records: Sequence[RunRecord]) -> str | None:
@@ -183,7 +198,9 @@ def _comparable(grouped: Sequence[Arm]) -> list[str]:
     said = []
     for first, second in pairs:
         if ranked and first in family and second in family:
-            said.append(_ranked(first, second, ranked.between(family.index(first), family.index(second)), ranked.seeds))
+            interval = ranked.between(family.index(first), family.index(second))
+            over = f"{len(ranked.seeds)} seeds{' and the test images' if ranked.by_image else ''}"
+            said.append(_ranked(first, second, interval, over))
         else:
             said.append(_unranked(first, second))
     if ranked and len(family) > 2:
@@ -212,8 +229,8 @@ def _unranked(first: Arm, second: Arm) -> str:
     return text
 
 
-def _ranked(first: Arm, second: Arm, interval: stats.Interval, seeds: Sequence[int]) -> str:
-    what = f"95% interval paired over {len(seeds)} seeds"
+def _ranked(first: Arm, second: Arm, interval: stats.Interval, over: str) -> str:
+    what = f"95% interval paired over {over}"
     if not interval.excludes_zero:
         return (
             f"No winner between {first.label} and {second.label}: the first minus the second is "
@@ -228,23 +245,14 @@ def _ranked(first: Arm, second: Arm, interval: stats.Interval, seeds: Sequence[i
 
 
 def _over_images(first: Arm, second: Arm, seed: int) -> str:
-    """The two trained models on the same images, where both runs kept their predictions."""
-    correct = []
-    for arm in (first, second):
-        record = next(record for record in arm.records if int(record.row["seed"]) == seed)
-        evaluation = record.evaluation or {}
-        if not evaluation.get("predictions") or evaluation.get("split", "test") != "test":
-            return ""
-        correct.append((evaluation["predictions"], evaluation["labels"]))
-    (ours, labels), (theirs, other_labels) = correct
-    if labels != other_labels:
+    """The two trained models on the same images, where it is known which each classified correctly."""
+    runs = [next(record for record in arm.records if int(record.row["seed"]) == seed) for arm in (first, second)]
+    one, two = (run.correct for run in runs)
+    if not one or not two or one.fingerprint != two.fingerprint:
         return ""
-    interval = stats.paired_images(
-        [found == true for found, true in zip(ours, labels, strict=True)],
-        [found == true for found, true in zip(theirs, labels, strict=True)],
-    )
+    interval = stats.paired_images(one.images, two.images)
     return (
-        f"Over the same {len(labels):,} test images the 95% paired interval is {span(interval)}: it covers the choice "
+        f"Over the same {one.count:,} test images the 95% paired interval is {span(interval)}: it covers the choice "
         "of images for these two trained models, not the luck of training."
     )
 

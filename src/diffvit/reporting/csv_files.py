@@ -16,7 +16,7 @@ Row = dict[str, Any]
 # Read back as they stand: "3.11" is a version and "123456789012" a hash, not numbers.
 _TEXT_COLUMNS = {
     *("run", "config_hash", "attention", "data", "device", "precision", "hardware", "diffvit", "python", "torch"),
-    *("commit", "fingerprint", "source"),
+    *("commit", "fingerprint", "source", "data_note", "test_fingerprint", "correct"),
 }
 
 

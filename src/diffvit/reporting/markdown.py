@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from diffvit.reporting import tables
 from diffvit.reporting.arms import Arm, statements
@@ -10,9 +10,13 @@ from diffvit.reporting.arms import Arm, statements
 
 def report(grouped: Sequence[Arm], title: str, pictures: Sequence[tuple[str, str]]) -> str:
     """The report as Markdown; ``pictures`` are (file, alternative text) beside it."""
-    names = dict.fromkeys(str(record.row["data"]) for arm in grouped for record in arm.records)
-    parts = [f"# {title}", *(data_line(name) for name in names), *statements(grouped)]
-    parts += [table(tables.side_by_side(grouped)), tables.FIGURE_NOTES]
+    rows = [record.row for arm in grouped for record in arm.records]
+    parts = [f"# {title}", *data_lines(rows), *statements(grouped)]
+    jpeg = [arm for arm in grouped if arm.records[0].row["data"] == tables.JPEG]
+    first = [arm for arm in grouped if arm.records[0].row["data"] != tables.JPEG]
+    parts.append(table(tables.side_by_side(first or jpeg)))
+    parts += [f"## {tables.JPEG}", table(tables.side_by_side(jpeg))] if first and jpeg else []
+    parts.append(tables.FIGURE_NOTES)
     for heading, found in (
         ("Accuracy of each class", tables.class_table(grouped)),
         ("What differs", tables.difference_table(grouped)),
@@ -25,9 +29,9 @@ def report(grouped: Sequence[Arm], title: str, pictures: Sequence[tuple[str, str
     return "\n\n".join(parts) + "\n"
 
 
-def data_line(name: str) -> str:
-    """The data's name in bold, with the sentence that belongs to it."""
-    return f"**Data: {name}.** {tables.data_note(name)}".strip()
+def data_lines(rows: Iterable[tables.Row]) -> list[str]:
+    """The name of each data of these rows in bold, with the sentence that belongs to it."""
+    return [f"**Data: {name}.** {note}".strip() for name, note in tables.data_notes(rows)]
 
 
 def table(found: tables.Table) -> str:

@@ -159,7 +159,6 @@ def _both(file: str, alt: str, draw: Callable[..., bytes]) -> _Picture:
 
 def _page(grouped: Sequence[Arm], pictures: _Pictures, title: str) -> str:
     records = [record for arm in grouped for record in arm.records]
-    names = dict.fromkeys(str(record.row["data"]) for record in records)
     runs = ", ".join(str(record.row["run"]) for record in records)
     environment = Environment(
         loader=PackageLoader("diffvit.reporting", "."), autoescape=True, undefined=StrictUndefined
@@ -167,7 +166,7 @@ def _page(grouped: Sequence[Arm], pictures: _Pictures, title: str) -> str:
     return environment.get_template("report.html").render(
         title=title,
         subtitle=f"diffvit {__version__}, {len(records)} run{'s' if len(records) > 1 else ''}: {runs}",
-        data=[(name, tables.data_note(name)) for name in names],
+        data=tables.data_notes(record.row for record in records),
         statements=statements(grouped),
         many=len(grouped) > 1,
         figures=tables.side_by_side(grouped),

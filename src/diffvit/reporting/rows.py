@@ -1,7 +1,14 @@
-"""Run folders as rows: one per run, one per epoch, written to and merged with committed CSV files."""
+"""Run folders as rows: one per run, one per epoch, written to and merged with committed CSV files.
+
+``predictions.csv`` beside them has a row for each run whose test predictions are known: the fingerprint of the test
+images, and ``correct``, one bit per test image, set where the run classified it correctly. Images are in the order of
+loading (CIFAR-10: by SHA-256 of an image's uint8 pixels, channel by channel, then by label); image 0 is the most
+significant bit of the first byte; the bytes are in base64. Reports read it to pair two runs image by image.
+"""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,13 +16,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from diffvit.config import Config, to_dict
 from diffvit.errors import InputError
 from diffvit.reporting.csv_files import Row, read_csv, write_csv
 from diffvit.training.files import disk_faults
 from diffvit.training.run_dir import RunDir
 
-ROWS_FILE, EPOCHS_FILE = "rows.csv", "epochs.csv"
+ROWS_FILE, EPOCHS_FILE, PREDICTIONS_FILE = "rows.csv", "epochs.csv", "predictions.csv"
 RESULT_COLUMNS = (
     *("run", "config_hash", "seed", "attention", "data"),
     *("test_accuracy", "val_accuracy", "test_top5", "test_loss", "calibration_error"),
@@ -24,14 +34,39 @@ RESULT_COLUMNS = (
     *("device", "precision", "hardware", "cores", "threads", "diffvit", "python", "torch", "commit"),
     *("fingerprint", "train_images", "validation_images", "test_images"),
 )
-# What only some runs have: figures of a CLIP, and, since there are some, which kernels ran.
-OTHER_COLUMNS = ("zero_shot_accuracy", "unseen_names_accuracy", "kernels")
+# What only some runs have: figures of a CLIP, which kernels ran, and what data with some foreign images asks for.
+OTHER_COLUMNS = ("zero_shot_accuracy", "unseen_names_accuracy", "kernels", "test_accuracy_exact", "data_note")
 CONDITIONS = ("data", "fingerprint", "precision", "device", "hardware")
 _TOP = 5  # best classes that top-5 counts; it says nothing of so few classes
 _YOUNGER_COLUMNS = {"data_seconds", "compile_seconds"}  # which rows of diffvit 0.1.0 lack
 _KEY_COLUMNS = ("run", "config_hash", "seed", "attention", "data")
 # Settings that the result columns already hold (as resolved), or that do not change what is computed.
 _NOT_AN_ARM = {"seed", "epochs", "precision", "device", "threads", "data_dir", "checkpoint_every", "model.preset"}
+
+
+@dataclass(frozen=True)
+class Correct:
+    """Which test images a run classified correctly.
+
+    Args:
+        fingerprint: of the test images, in the order of loading.
+        count: how many they are.
+        packed: a bit for each, the first one the most significant of the first byte.
+    """
+
+    fingerprint: str
+    count: int
+    packed: bytes
+
+    @property
+    def images(self) -> NDArray[np.bool_]:
+        """A bool for each test image."""
+        return np.unpackbits(np.frombuffer(self.packed, np.uint8), count=self.count).astype(bool)
+
+    def fits(self, row: Row) -> bool:
+        """Whether there is a bit for each of the row's test images, and as many are set as its accuracy says."""
+        whole = self.count == row["test_images"] and len(self.packed) == -(-self.count // 8)
+        return whole and abs(self.images.sum() - (row["test_accuracy"] or 0) * self.count) < 0.5
 
 
 @dataclass(frozen=True)
@@ -44,6 +79,7 @@ class RunRecord:
         evaluation: figures per class and per image (evaluation.json); None where the run has none.
         classes: class names, in the order of the labels; empty where unknown.
         folder: the run folder; None for a committed row.
+        correct: the test images that it got right; None where that is not known.
     """
 
     row: Row
@@ -51,6 +87,7 @@ class RunRecord:
     evaluation: Row | None = None
     classes: list[str] = field(default_factory=list)
     folder: Path | None = None
+    correct: Correct | None = None
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -91,7 +128,18 @@ def read_run(run: RunDir | Path | str) -> RunRecord:
     classes = list(environment.get("classes", []))
     if 0 < len(classes) <= _TOP:
         row["test_top5"] = None  # runs of diffvit 0.1.0 have 100%
-    return RunRecord(row | arm_settings(config), run.metrics, evaluation, classes, run.path)
+    correct = _correct(evaluation or {}, row)
+    return RunRecord(row | arm_settings(config), run.metrics, evaluation, classes, run.path, correct)
+
+
+def _correct(evaluation: Row, row: Row) -> Correct | None:
+    """From a run's evaluation.json; None where that was written again and is not what result.json was written from."""
+    predictions, labels = evaluation.get("predictions") or [], evaluation.get("labels") or []
+    if "fingerprint" not in evaluation or len(predictions) != len(labels):
+        return None
+    packed = np.packbits(np.array(predictions) == np.array(labels)).tobytes()
+    correct = Correct(str(evaluation["fingerprint"]), len(labels), packed)
+    return correct if correct.fits(row) else None
 
 
 def arm_settings(config: Config) -> Row:
@@ -124,7 +172,7 @@ def _read_evaluation(folder: Path) -> Row | None:
 
 def epoch_rows(record: RunRecord) -> list[Row]:
     """The epochs with the run's key columns in front and one column per layer's lambda (``lambda_0``, ...)."""
-    key = {name: record.row[name] for name in _KEY_COLUMNS}
+    key = _key_columns(record)
     rows = []
     for epoch in record.epochs:
         lambdas = {f"lambda_{layer}": value for layer, value in enumerate(epoch.get("lambda") or [])}
@@ -132,8 +180,12 @@ def epoch_rows(record: RunRecord) -> list[Row]:
     return rows
 
 
+def _key_columns(record: RunRecord) -> Row:
+    return {name: record.row[name] for name in _KEY_COLUMNS}
+
+
 def write(folder: Path, records: Sequence[RunRecord]) -> str:
-    """Write rows.csv and epochs.csv; returns their :func:`content_hash`.
+    """Write rows.csv, epochs.csv and, where any are known, predictions.csv; returns their :func:`content_hash`.
 
     Raises:
         EnvironmentFault: the disk refuses.
@@ -142,11 +194,20 @@ def write(folder: Path, records: Sequence[RunRecord]) -> str:
         folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / ROWS_FILE, [record.row for record in records])
     write_csv(folder / EPOCHS_FILE, [row for record in records for row in epoch_rows(record)])
+    predictions = [
+        _key_columns(record) | {"test_fingerprint": each.fingerprint, "correct": base64.b64encode(each.packed).decode()}
+        for record in records
+        if (each := record.correct)
+    ]
+    if predictions:
+        write_csv(folder / PREDICTIONS_FILE, predictions)
+    else:
+        (folder / PREDICTIONS_FILE).unlink(missing_ok=True)
     return content_hash(folder)
 
 
 def read(folder: Path) -> list[RunRecord]:
-    """The records of a folder's rows.csv and epochs.csv; an empty list where there is no rows.csv.
+    """The records of a folder's rows.csv, epochs.csv and predictions.csv; an empty list where there is no rows.csv.
 
     Raises:
         InputError: the files are not what :func:`write` writes.
@@ -159,13 +220,30 @@ def read(folder: Path) -> list[RunRecord]:
     missing = [name for name in RESULT_COLUMNS if rows and name not in rows[0]]
     if missing:
         raise InputError(str(folder / ROWS_FILE), f"lacks the column {missing[0]}", "Generate it again from its runs.")
-    records = [RunRecord(row, []) for row in rows]
+    known = read_csv(folder / PREDICTIONS_FILE) if (folder / PREDICTIONS_FILE).is_file() else []
+    correct = {tuple(each.get(name) for name in _KEY_COLUMNS): each for each in known}
+    records = []
+    for row in rows:
+        bits = correct.get(tuple(row[name] for name in _KEY_COLUMNS))
+        records.append(RunRecord(row, [], correct=_decoded(bits, row, folder / PREDICTIONS_FILE) if bits else None))
     owners = {tuple(record.row[name] for name in _KEY_COLUMNS): record.epochs for record in records}
     for epoch in epochs:
         owner = owners.get(tuple(epoch.get(name) for name in _KEY_COLUMNS))
         if owner is not None:
             owner.append(_unfold(epoch))
     return records
+
+
+def _decoded(bits: Row, row: Row, path: Path) -> Correct:
+    try:
+        packed = base64.b64decode(bits["correct"], validate=True)
+    except (KeyError, TypeError, ValueError):
+        packed = b""
+    correct = Correct(str(bits.get("test_fingerprint")), int(row["test_images"] or 0), packed)
+    if not correct.fits(row):
+        hint = "Generate it again from its runs, or remove the file: reports then go without."
+        raise InputError(str(path), f"does not fit {ROWS_FILE} (run {row['run']})", hint)
+    return correct
 
 
 def _with_younger_columns(row: Row) -> Row:
@@ -195,9 +273,9 @@ def merge(committed: Iterable[RunRecord], new: Iterable[RunRecord]) -> list[RunR
 
 
 def content_hash(folder: Path) -> str:
-    """SHA-256 over rows.csv and epochs.csv: what a plot carries to say which rows it was made from."""
+    """SHA-256 over the files of :func:`write`: what a plot carries to say which rows it was made from."""
     digest = hashlib.sha256()
-    for name in (ROWS_FILE, EPOCHS_FILE):
+    for name in (ROWS_FILE, EPOCHS_FILE, PREDICTIONS_FILE):
         path = folder / name
         digest.update(path.read_bytes() if path.is_file() else b"")
     return digest.hexdigest()

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import ndtri, stdtrit
 
+Correct = NDArray[np.bool_]
 MIN_SEEDS = 3
 CONFIDENCE = 0.95
 
@@ -64,7 +66,11 @@ def wilson(correct: int, count: int, confidence: float = CONFIDENCE) -> Interval
 
 
 def simultaneous_differences(
-    arms: Sequence[Sequence[float]], images: int | None, confidence: float = CONFIDENCE
+    arms: Sequence[Sequence[float]],
+    images: int | None,
+    confidence: float = CONFIDENCE,
+    *,
+    correct: Sequence[Correct | None] | None = None,
 ) -> dict[tuple[int, int], Interval]:
     """Every pairwise difference of mean accuracies, with intervals that hold together; arms are paired by seed.
 
@@ -75,17 +81,23 @@ def simultaneous_differences(
       whose residual mean square is pooled over all arms. The intervals of all pairs hold together, so that any pair may
       be picked after seeing the data (Hsu 1996, "Multiple comparisons", chapter 5). It assumes that all arms vary alike
       over seeds. For two arms it is Student's paired t interval.
-    - Test images: the variance is ``(p (1 - p) + q (1 - q)) / images``, the largest that it can be unless two models
-      tend to be right on opposite images, with each share moved a little towards one half (Agresti and Caffo 2000), so
-      that no interval has zero width. It does not shrink with more seeds.
+    - Test images, where it is known of both arms which they classified correctly: the variance of the mean over images
+      of an image's difference (:func:`paired_variance` of its mean over seeds), less its part that stems from the
+      interaction of seeds and images, which is in the training part.
+    - Test images, where it is not known: the variance is ``(p (1 - p) + q (1 - q)) / images``, the largest that it can
+      be unless two models tend to be right on opposite images, with each share moved a little towards one half (Agresti
+      and Caffo 2000), so that no interval has zero width. It does not shrink with more seeds.
 
     The two half-widths are added in squares (Zou and Donner 2008, "Construction of confidence limits about effect
-    measures: a general approach"), so an interval is never narrower than either alone.
+    measures: a general approach"), so an interval is never narrower than either alone. Nor is it where images are
+    paired narrower than the whole variance over images, interaction included: that of these very models.
 
     Args:
         arms: accuracies (fractions), one sequence per arm, with the same seeds in the same order.
         images: how many test images the accuracies are shares of; None where there are none to sample.
         confidence: of all intervals together.
+        correct: of each arm, which test images each seed classified correctly, (seeds, images); None where it is not
+            known. Arms that have one have the same test images.
 
     Returns:
         By the places of the two arms, the first smaller, the interval of the first minus the second.
@@ -107,24 +119,49 @@ def simultaneous_differences(
     degrees = (len(arms) - 1) * (seeds - 1)
     error = math.sqrt(2 * math.fsum(each * each for each in residuals) / degrees / seeds)
     training = _critical_difference(confidence, len(arms), degrees) * error
+    critical = _critical_difference(confidence, len(arms), math.inf)
+    known = correct or [None] * len(arms)
     found = {}
     for one, two in itertools.combinations(range(len(arms)), 2):
-        error = math.sqrt(_sampling_variance(means[one], images) + _sampling_variance(means[two], images))
-        half = math.hypot(training, _critical_difference(confidence, len(arms), math.inf) * error)
+        first, second = known[one], known[two]
+        if first is None or second is None:
+            error = math.sqrt(_sampling_variance(means[one], images) + _sampling_variance(means[two], images))
+            half = math.hypot(training, critical * error)
+        else:
+            differences = np.subtract(first, second, dtype=np.float64)
+            whole = paired_variance(differences.mean(0))
+            interaction = float(differences.var(0, ddof=1).mean()) / differences.size
+            half = math.hypot(training, critical * math.sqrt(max(0.0, whole - interaction)))
+            half = max(half, critical * math.sqrt(whole))
         centre = means[one] - means[two]
         found[one, two] = Interval(centre, centre - half, centre + half)
     return found
 
 
 def paired_difference(
-    first: Sequence[float], second: Sequence[float], images: int | None, confidence: float = CONFIDENCE
+    first: Sequence[float],
+    second: Sequence[float],
+    images: int | None,
+    confidence: float = CONFIDENCE,
+    *,
+    correct: Sequence[Correct | None] | None = None,
 ) -> Interval:
     """Mean of ``first - second`` over seeds: :func:`simultaneous_differences` of two arms.
 
     Raises:
         ValueError: unequal lengths or fewer than two seeds.
     """
-    return simultaneous_differences([first, second], images, confidence)[0, 1]
+    return simultaneous_differences([first, second], images, confidence, correct=correct)[0, 1]
+
+
+def paired_variance(differences: NDArray[np.float64]) -> float:
+    """Variance of the mean of one difference per image, each between -1 and 1, over the sampling of the images.
+
+    With half an image added to each cell of two models' right and wrong answers, so that it is never zero (Agresti and
+    Min 2005, "Simple improved confidence intervals for comparing matched proportions").
+    """
+    count = len(differences) + 2
+    return float(differences @ differences + 1 - differences.sum() ** 2 / count) / count**2
 
 
 def _sampling_variance(share: float, images: int | None) -> float:
@@ -145,18 +182,17 @@ def _critical_difference(confidence: float, arms: int, degrees: float) -> float:
     return float(studentized_range.ppf(confidence, arms, degrees)) / math.sqrt(2)
 
 
-def paired_images(first: Sequence[bool], second: Sequence[bool], confidence: float = CONFIDENCE) -> Interval:
+def paired_images(
+    first: Sequence[bool] | Correct, second: Sequence[bool] | Correct, confidence: float = CONFIDENCE
+) -> Interval:
     """Difference of two models' accuracies over the same images, paired image by image.
 
-    Source: Agresti and Min 2005, "Simple improved confidence intervals for comparing matched proportions": Wald's
-    interval after adding half an image to each of the four cells. The estimate stays the raw difference.
+    Wald's interval by :func:`paired_variance`; the estimate stays the raw difference.
     """
-    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
-    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
-    count, b, c = len(first) + 2, only_first + 0.5, only_second + 0.5
-    centre = (b - c) / count
-    half = normal_quantile(0.5 + confidence / 2) * math.sqrt(b + c - (b - c) ** 2 / count) / count
-    raw = (only_first - only_second) / len(first)
+    differences = np.subtract(first, second, dtype=np.float64)
+    total = float(differences.sum())
+    centre, raw = total / (len(differences) + 2), total / len(differences)
+    half = normal_quantile(0.5 + confidence / 2) * math.sqrt(paired_variance(differences))
     return Interval(raw, min(raw, centre - half), max(raw, centre + half))
 
 

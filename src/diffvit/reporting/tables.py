@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,14 @@ from diffvit.reporting import stats
 from diffvit.reporting.arms import Arm, differences
 from diffvit.reporting.rows import Row, RunRecord, arm_settings
 
+JPEG = "CIFAR-10 (JPEG)"
 JPEG_NOTE = (
     "The images are a JPEG re-encoding of CIFAR-10, not the official pixels. "
     "Figures on them are lower than, and not comparable with, published CIFAR-10 figures."
+)
+UNKNOWN_NOTE = (
+    "The images are neither the official pixels of CIFAR-10 nor a copy that diffvit knows. "
+    "Figures on them compare with no published ones."
 )
 SHAPES_NOTE = "The images are shapes drawn by diffvit itself, not photographs: good for a try, not a benchmark."
 NONE = "–"
@@ -31,9 +36,14 @@ class Table:
 
 def data_note(name: str) -> str:
     """The sentence that must stand beside figures on this data; empty where the name says it all."""
-    if name == "CIFAR-10 (JPEG)":
-        return JPEG_NOTE
-    return SHAPES_NOTE if name.startswith("shapes") else ""
+    known = {JPEG: JPEG_NOTE, "CIFAR-10 (unknown copy)": UNKNOWN_NOTE}
+    return known.get(name, SHAPES_NOTE if name.startswith("shapes") else "")
+
+
+def data_notes(rows: Iterable[Row]) -> list[tuple[str, str]]:
+    """Each data's name in these rows, with the footnote that its rows carry or else its :func:`data_note`."""
+    named = ((str(row["data"]), row.get("data_note")) for row in rows)
+    return list(dict.fromkeys((name, f"{note}." if note else data_note(name)) for name, note in named))
 
 
 def reading_order(names: Sequence[str]) -> list[int]:
@@ -120,7 +130,7 @@ def mean_of(name: str, show: Callable[[float | None], str]) -> Callable[[Sequenc
     """A figure's mean over an arm's runs."""
 
     def cell(rows: Sequence[Row]) -> str:
-        values = [row[name] for row in rows if row[name] is not None]
+        values = [row[name] for row in rows if row.get(name) is not None]
         return show(stats.mean(values)) if values else NONE
 
     return cell
@@ -133,6 +143,7 @@ def _each(show: Callable[[Row], str]) -> Callable[[Sequence[Row]], str]:
 
 _FIGURES: tuple[tuple[str, Callable[[Sequence[Row]], str]], ...] = (
     ("Test accuracy", accuracy_cell),
+    ("On the exact images alone", mean_of("test_accuracy_exact", percent)),
     ("Top-5", mean_of("test_top5", percent)),
     ("Validation accuracy", mean_of("val_accuracy", percent)),
     ("Calibration error", mean_of("calibration_error", percent)),

@@ -17,8 +17,8 @@ from diffvit.training.environment import hardware, resolve_device, resolve_preci
 from diffvit.training.files import disk_faults, replace, to_json
 from diffvit.training.load import load_with_meta
 from diffvit.training.run_dir import RunDir
+from diffvit.training.score import described, logits_of
 from diffvit.training.score import flops_per_image as flops_per_image
-from diffvit.training.score import logits_of
 from diffvit.training.score import score as score
 
 SPLITS = ("test", "validation", "train")
@@ -50,7 +50,8 @@ def evaluate(
 
     Returns:
         The figures of :func:`score` with ``run``, ``split``, ``data``, ``fingerprint``, ``classes``, ``parameters``,
-        ``flops_per_image``, ``device``, ``hardware`` and ``precision``.
+        ``flops_per_image``, ``device``, ``hardware`` and ``precision``; on CIFAR-10 with some images from a JPEG copy
+        also ``data_note``, and ``accuracy_exact`` on the other ``images_exact``.
 
     Raises:
         ConfigError: no such split, or the model does not say which data it is for.
@@ -74,12 +75,12 @@ def evaluate(
     )
     facts = {
         "run": str(run.path if isinstance(run, RunDir) else run),
-        **{"split": split, "data": images.name, "fingerprint": images.fingerprint, "classes": images.classes},
+        "split": split,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "flops_per_image": flops_per_image(model),
         **{"device": device, "hardware": hardware(device), "precision": precision},
     }
-    figures = {**facts, **figures}
+    figures = {**facts, **described(images, figures)}
     folder = Path(facts["run"])
     if folder.is_dir() and data is None and images.name == meta["data"]:
         path = folder / ("evaluation.json" if split == "test" else f"evaluation-{split}.json")

@@ -16,15 +16,18 @@ from diffvit.training.files import disk_faults, replace, to_json
 from diffvit.training.material import Material
 from diffvit.training.run_dir import RunDir
 
-# Figures that only some runs have.
-OTHER_FIGURES = ("zero_shot_accuracy", "unseen_names_accuracy")
+# What only some runs have: figures of a CLIP, and the footnote that some data asks for.
+OTHER_FIGURES = ("zero_shot_accuracy", "unseen_names_accuracy", "data_note")
 
 
-def data_facts(material: Material) -> dict[str, Any]:
+def data_facts(material: Material, test: Images) -> dict[str, Any]:
     """What environment.json says of the data; the test set's count comes when it is scored."""
+    name = material.train.name
+    if test.name != name:  # each split has the name of its own content
+        name += f", tested on {test.name}"
     counts = {"train": len(material.train), "validation": len(material.validation or ()), "test": None}
     return {
-        "data": {"name": material.train.name, "fingerprint": material.fingerprint, **counts},
+        "data": {"name": name, "fingerprint": material.fingerprint, **counts},
         "classes": material.train.classes,
         "mean": material.mean,
         "std": material.std,
@@ -82,16 +85,13 @@ def write_model(run: RunDir, model: Any, facts: Mapping[str, Any]) -> str:
 
 
 def evaluation(
-    run: RunDir, facts: Mapping[str, Any], result: Mapping[str, Any], test: Images, figures: Mapping[str, Any]
+    run: RunDir, facts: Mapping[str, Any], result: Mapping[str, Any], figures: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The content of evaluation.json: what :func:`diffvit.training.evaluate.evaluate` would return."""
     return {
         **figures,
         "run": str(run.path),
         "split": "test",
-        "data": test.name,
-        "fingerprint": test.fingerprint,
-        "classes": test.classes,
         **{name: result[name] for name in ("parameters", "flops_per_image", "device", "precision")},
         "hardware": facts["hardware"],
     }
@@ -110,7 +110,7 @@ def result(
         facts: the content of environment.json, the seconds that loading the data and compiling took, and the model's
             ``parameters``, ``flops_per_image`` and ``model_sha256``, that of its file.
         rows: of metrics.jsonl.
-        figures: of the test set, from :func:`diffvit.training.score.score`.
+        figures: of the test set, from :func:`diffvit.training.score.described`.
     """
     seconds = sum(row["seconds"] for row in rows)
     return {
@@ -118,6 +118,7 @@ def result(
         "val_accuracy": rows[-1]["val_accuracy"],
         "test_loss": figures["loss"],
         "test_top5": figures["top5"],
+        **({"test_accuracy_exact": figures["accuracy_exact"]} if "accuracy_exact" in figures else {}),
         **{name: figures[name] for name in OTHER_FIGURES if name in figures},
         "parameters": facts["parameters"],
         "flops_per_image": facts["flops_per_image"],

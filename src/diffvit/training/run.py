@@ -21,7 +21,7 @@ from diffvit.training.material import Material
 from diffvit.training.processes import by_the_first, largest
 from diffvit.training.progress import Progress
 from diffvit.training.run_dir import RunDir
-from diffvit.training.score import flops_per_image
+from diffvit.training.score import described, flops_per_image
 from diffvit.training.signals import StopRequest
 from diffvit.training.task import Task
 from diffvit.training.trainer import NonFiniteStep, Trainer
@@ -59,7 +59,7 @@ class Run:
         self.aside["data_seconds"] = time.perf_counter() - start
         model = self.task.model(self.config, data)
         flops = flops_per_image(self.task.image_tower(model))
-        self.facts |= outcome.data_facts(data)
+        self.facts |= outcome.data_facts(data, test)
         self.facts |= {"task": outcome.qualified_name(self.task), "own_modules": outcome.own_modules(model)}
         begun = resume and (self.folder.path / "environment.json").exists()
         found = self._checkpoint() if begun else None
@@ -177,16 +177,21 @@ class Run:
 
     def _finish(self, trainer: Trainer, data: Material, test: Images, flops: int) -> None:
         """Score the test set, once, and write the model, the figures and, last of all, the result."""
-        figures = self.task.last_score(trainer.evaluated, test, *self._where(data))
+        figures = described(test, self.task.last_score(trainer.evaluated, test, *self._where(data)))
         self.facts["data"]["test"] = len(test)
         self.folder.write_json("environment.json", self.facts)
         digest = outcome.write_model(self.folder, trainer.evaluated, self.facts)
         size = sum(parameter.numel() for parameter in trainer.evaluated.parameters())
         facts = self.facts | self.aside | {"parameters": size, "flops_per_image": flops, "model_sha256": digest}
         result = outcome.result(self.config, facts, self.folder.metrics, figures)
-        self.folder.write_json("evaluation.json", outcome.evaluation(self.folder, self.facts, result, test, figures))
+        self.folder.write_json("evaluation.json", outcome.evaluation(self.folder, self.facts, result, figures))
         self.folder.write_json("result.json", result)
-        self.progress.message(f"test accuracy {result['test_accuracy']:.2%} ({len(test):,} images of {test.name})")
+        self.progress.message(f"test accuracy {result['test_accuracy']:.2%} ({len(test):,} images of {_quoted(test)})")
+
+
+def _quoted(images: Images) -> str:
+    """The data's name with its footnote."""
+    return f"{images.name}; {images.note}" if images.note else images.name
 
 
 def _named(facts: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -110,6 +110,22 @@ def metrics_of(logits: Tensor, labels: Tensor) -> dict[str, Any]:
         "predictions": predicted.tolist(),
         "images": count,
     }
+
+
+def described(images: Images, figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures of :func:`score` with what they were computed on: ``data``, ``fingerprint`` and ``classes``.
+
+    Where the source knows that some images are not its own pixels (:attr:`Images.exact`), there are also ``data_note``,
+    the footnote, and ``accuracy_exact``, the accuracy on the ``images_exact`` others.
+    """
+    about = {**figures, "data": images.name, "fingerprint": images.fingerprint, "classes": images.classes}
+    if images.note:
+        about["data_note"] = images.note
+    if images.exact is not None:
+        pairs = zip(images.exact.tolist(), figures["predictions"], figures["labels"], strict=True)
+        right = [found == true for exact, found, true in pairs if exact]
+        about |= {"accuracy_exact": sum(right) / len(right) if right else None, "images_exact": len(right)}
+    return about
 
 
 def calibration_error(logits: Tensor, labels: Tensor, bins: int = CALIBRATION_BINS) -> float:

@@ -65,8 +65,8 @@ def compared(folders: Sequence[str]) -> str:
     if not 1 <= len(folders) <= MOST:
         raise ConfigError("runs", f"choose 1 to {MOST} (found {len(folders)})")
     grouped = arms([read_run(folder) for folder in folders])
-    names = dict.fromkeys(str(record.row["data"]) for arm in grouped for record in arm.records)
-    notes = [f"<p class=dv-said><b>{escape(name)}.</b> {escape(tables.data_note(name))}</p>" for name in names]
+    known = tables.data_notes(record.row for arm in grouped for record in arm.records)
+    notes = [f"<p class=dv-said><b>{escape(name)}.</b> {escape(note)}</p>" for name, note in known]
     claims = [f"<p>{escape(line)}</p>" for line in statements(grouped)]
     return "".join([*notes, *claims, html_table(tables.side_by_side(grouped), "Figures"), _plots(grouped)])
 
