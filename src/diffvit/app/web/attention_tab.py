@@ -1,0 +1,285 @@
+"""The tab that shows the attention of one model or two on an image: choice of image, controls, and the maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import gradio
+
+from diffvit.app.explorer import Explorer, ForwardPass, MapSelection
+from diffvit.app.images import ALL, FILTERS, ImageRef
+from diffvit.app.panels import COLOURS, OverlayStyle, draw_figure, inline, panel
+from diffvit.app.web.controls import KEEP_NEWEST, NO_MODEL, QUICK, handler, numbered, upload_zone, uploaded
+from diffvit.attention.rollout import FUSIONS, SIGNS
+from diffvit.errors import DiffvitError
+
+ALL_CLASSES = "all classes"
+_POOLED, _PATCH = "the model", "a patch"  # values of the control "Query token"
+_PAGE = 12  # thumbnails
+_CLICK_SCRIPT = """
+element.addEventListener('click', event => {
+  const picture = event.target.closest('[data-ask]');
+  if (!picture) return;
+  const box = picture.getBoundingClientRect();
+  trigger('click', {down: (event.clientY - box.top) / box.height, across: (event.clientX - box.left) / box.width});
+});
+"""
+_SELECT_SCRIPT = """
+element.addEventListener('click', event => {
+  const thumb = event.target.closest('[data-index]');
+  if (thumb) trigger('select', {index: Number(thumb.dataset.index), owner: thumb.parentElement.dataset.owner});
+});
+"""
+
+
+def draw(
+    explorer: Explorer,
+    image: ImageRef,
+    first: str,
+    second: str,
+    layer: float,
+    head: float,
+    average: bool,
+    query: str,
+    row: float,
+    column: float,
+    strength: float,
+    colours: str,
+    mass: float,
+    fusion: str,
+    sign: str,
+    discard: float,
+    residual: float,
+) -> str:
+    """The panels of both models as HTML, from the values of the tab's controls.
+
+    Layer, head, row and column are counted from 1; row and column refer to the first model's patches.
+
+    Raises:
+        DiffvitError: no such model or image, or rollout rules that do not go together.
+    """
+    names = [first] + ([second] if second not in (NO_MODEL, first) else [])
+    passes = [explorer.run(image, name) for name in names]
+    rows, columns = passes[0].record.grid
+    position = ((row - 0.5) / rows, (column - 0.5) / columns) if query == _PATCH else None
+    rules = {"fusion": fusion, "sign": sign, "discard": discard, "residual": residual}
+    selection = MapSelection(int(layer) - 1, None if average else int(head) - 1, position, rules)
+    style = OverlayStyle(strength, colours if colours in COLOURS else COLOURS[0], mass)
+    # The offer refers to names, not to forward passes: one that nobody downloads keeps no maps in memory.
+    link = explorer.offer_figure(lambda: draw_figure([explorer.run(image, name) for name in names], selection))
+    panels = [panel(each, selection, style, link=link if each is passes[-1] else "") for each in passes]
+    return f'<div class="dv-models">{"".join(panels)}</div>'
+
+
+def build(explorer: Explorer, image: gradio.State, page: gradio.Blocks) -> None:
+    """Add the tab's controls and their events.
+
+    Args:
+        explorer: models and images.
+        image: the :class:`ImageRef` that is shown; other tabs use it too.
+        page: whose loading draws the first maps.
+    """
+    ref, name, second_name = explorer.start
+    names = [info.name for info in explorer.models.vits]
+    with gradio.Row(equal_height=False):
+        with gradio.Column(scale=1, min_width=310):
+            first = gradio.Dropdown(names, value=name, label="Model")
+            second = gradio.Dropdown(
+                [NO_MODEL, *names], value=second_name or NO_MODEL, label="Second model", info="For comparison."
+            )
+            upload = upload_zone()
+            picked = _test_image_picker(explorer, first, second, image)
+        with gradio.Column(scale=3, min_width=330):
+            passes = [explorer.run(ref, each) for each in (name, second_name) if each]
+            with gradio.Row():
+                layer, head, average = _map_controls(passes)
+            view = gradio.HTML(
+                '<p class="dv-text">Choose a picture on the left.</p>',
+                js_on_load=_CLICK_SCRIPT + KEEP_NEWEST,
+                elem_id="dv-view",
+            )
+            error = gradio.HTML("")
+            query, row, column = _query_controls(passes[0])
+            controls = [layer, head, average, query, row, column, *_style_controls(), *_rollout_controls()]
+    redraw: dict[str, Any] = {
+        "fn": numbered(handler(explorer, 1)(lambda *values: draw(explorer, *values))),
+        "inputs": [image, first, second, *controls],
+        "outputs": [view, error],
+        **QUICK,
+    }
+
+    def set_ranges(image: ImageRef, first: str, second: str) -> tuple[Any, ...]:
+        """Let the sliders reach as far as the chosen models do."""
+        passes = [explorer.run(image, name) for name in (first, second) if name != NO_MODEL]
+        return tuple(gradio.update(**slider_range(count)) for count in (*_size(passes), *passes[0].record.grid))
+
+    def click(image: ImageRef, name: str, event: gradio.EventData) -> tuple[str, int, int]:
+        """Make the patch under the pointer the query."""
+        rows, columns = explorer.run(image, name).record.grid
+        down, across = (min(max(float(share), 0.0), 0.999) for share in (event.down, event.across))
+        return _PATCH, int(down * rows) + 1, int(across * columns) + 1
+
+    for control in controls:
+        control.input(**redraw, trigger_mode="always_last")
+    page.load(**redraw)
+    picked.then(**redraw)
+    upload.upload(uploaded, None, [image], **QUICK).then(**redraw)
+    for model in (first, second):
+        changed = model.input(
+            handler(explorer, 4)(set_ranges), [image, first, second], [layer, head, row, column, error], **QUICK
+        )
+        changed.then(**redraw)
+    view.click(handler(explorer, 3)(click), [image, first], [query, row, column, error], **QUICK).then(**redraw)
+
+
+def _size(passes: Sequence[ForwardPass]) -> tuple[int, int]:
+    """The largest numbers of layers and heads."""
+    return max(len(each.record.layers) for each in passes), max(each.heads for each in passes)
+
+
+def slider_range(count: int) -> dict[str, Any]:
+    """Options of a slider that counts from 1. It needs two values; one without a choice is hidden."""
+    return {"maximum": max(2, count), "visible": count > 1}
+
+
+def _map_controls(passes: Sequence[ForwardPass]) -> list[gradio.Slider | gradio.Checkbox]:
+    layers, heads = _size(passes)
+    info = "Block whose attention is shown; 1 is nearest to the image."
+    layer = gradio.Slider(1, value=layers, step=1, label="Layer", info=info, **slider_range(layers))
+    info = "Which head, unless they are averaged."
+    head = gradio.Slider(1, value=1, step=1, label="Head", info=info, **slider_range(heads))
+    return [layer, head, gradio.Checkbox(True, label="Average the heads", info="One map for the whole layer.")]
+
+
+def _query_controls(first: ForwardPass) -> tuple[gradio.Radio, gradio.Slider, gradio.Slider]:
+    rows, columns = first.record.grid
+    info = "The model: what its output is read from, [CLS] or the mean over the patches. A patch: click one."
+    with gradio.Row():
+        query = gradio.Radio([_POOLED, _PATCH], value=_POOLED, label="Query token", info=info)
+        info = "Of the query patch, from the top."
+        row = gradio.Slider(1, value=1, step=1, label="Row", info=info, **slider_range(rows))
+        info = "Of the query patch, from the left."
+        column = gradio.Slider(1, value=1, step=1, label="Column", info=info, **slider_range(columns))
+    return query, row, column
+
+
+def _style_controls() -> list[gradio.Slider | gradio.Dropdown]:
+    with gradio.Accordion("Colours and threshold", open=False), gradio.Row():
+        info = "Maps with negative entries stay blue and red."
+        return [
+            gradio.Slider(0, 1.2, value=1, step=0.05, label="Overlay", info="Strength of the colours."),
+            gradio.Dropdown(list(COLOURS), value=COLOURS[0], label="Colour map", info=info),
+            gradio.Slider(
+                *(0.05, 1), value=1, step=0.05, label="Threshold", info="Colour the fewest patches with this share."
+            ),
+        ]
+
+
+def _rollout_controls() -> list[gradio.Radio | gradio.Slider]:
+    with gradio.Accordion("Attention rollout", open=False):
+        with gradio.Row():
+            fusion = gradio.Radio(list(FUSIONS), value="mean", label="Fusion", info="How heads become one map.")
+            info = "Which map of a differential head is followed: see docs/attention.md."
+            sign = gradio.Radio(list(SIGNS), value="clamp", label="Sign", info=info)
+        with gradio.Row():
+            info = "Share of the smallest entries to leave out."
+            discard = gradio.Slider(0, 0.95, value=0, step=0.05, label="Discard", info=info)
+            residual = gradio.Slider(0, 0.95, value=0.5, step=0.05, label="Residual", info="Weight of the identity.")
+    return [fusion, sign, discard, residual]
+
+
+def _test_image_picker(explorer: Explorer, first: gradio.Dropdown, second: gradio.Dropdown, image: gradio.State) -> Any:
+    """Test images of the first model by class and by error, a page of thumbnails at a time.
+
+    Args:
+        explorer: models and images.
+        first: the model whose test images are shown.
+        second: the model it is compared with.
+        image: set to the image that is clicked.
+
+    Returns:
+        The event of a click, to be followed by ``.then``.
+    """
+    name = explorer.start[1]
+    matches = gradio.State(None)  # indices that pass the filters; None for all
+    at = gradio.State(0)  # page
+    with gradio.Row():
+        info = "Of the test images below."
+        label = gradio.Dropdown(_classes(explorer, name), value=ALL_CLASSES, label="Class", info=info)
+        info = "Needs all predictions: some seconds, once."
+        which = gradio.Dropdown(list(FILTERS), value=ALL, label="Filter", info=info)
+    thumbs = gradio.HTML(thumbnails(explorer, name), js_on_load=_SELECT_SCRIPT, elem_id="dv-thumbs")
+    with gradio.Row():
+        back, forward = (gradio.Button(f"{word} images", size="sm", min_width=120) for word in ("Previous", "Next"))
+    error = gradio.HTML("")
+
+    def select(name: str, second: str, label: str, which: str) -> tuple[list[int], int, str]:
+        other = None if second == NO_MODEL else second
+        found = explorer.test_images.select(name, other, None if label == ALL_CLASSES else label, which)
+        return found, 0, thumbnails(explorer, name, found)
+
+    def turn(step: int, name: str, indices: list[int] | None, at: int) -> tuple[int, str]:
+        count = len(_all(explorer, name) if indices is None else indices)
+        at = min(max(at + step, 0), max(0, (count - 1) // _PAGE))
+        return at, thumbnails(explorer, name, indices, at)
+
+    def reset(name: str) -> tuple[Any, str, None, int, str]:
+        classes = gradio.update(choices=_classes(explorer, name), value=ALL_CLASSES)
+        return classes, ALL, None, 0, thumbnails(explorer, name)
+
+    def pick(event: gradio.EventData) -> ImageRef:
+        return ImageRef("test", int(event.index), str(event.owner))
+
+    for control in (label, which):
+        outputs = [matches, at, thumbs, error]
+        control.input(handler(explorer, 3)(select), [first, second, label, which], outputs, api_visibility="private")
+    for button, step in ((back, -1), (forward, 1)):
+        function = handler(explorer, 2)(lambda *values, step=step: turn(step, *values))
+        button.click(function, [first, matches, at], [at, thumbs, error], **QUICK)
+    first.input(handler(explorer, 5)(reset), [first], [label, which, matches, at, thumbs, error], **QUICK)
+    return thumbs.select(handler(explorer, 1)(pick), None, [image, error], **QUICK)
+
+
+def _classes(explorer: Explorer, name: str) -> list[str]:
+    pretrained = explorer.models.info(name).pretrained
+    return [ALL_CLASSES, *([] if pretrained else explorer.models.load(name).classes)]
+
+
+def _all(explorer: Explorer, name: str) -> range:
+    """Indices of all test images; none if the data is not on this machine."""
+    try:
+        return range(len(explorer.test_images.images(name)))
+    except DiffvitError:
+        return range(0)
+
+
+def thumbnails(explorer: Explorer, name: str, indices: Sequence[int] | None = None, page: int = 0) -> str:
+    """A page of small test images to click, or a line if there are none.
+
+    Args:
+        explorer: models and images.
+        name: the model whose test images they are.
+        indices: of the images to show on all pages; None for all images.
+        page: counted from 0.
+    """
+    try:
+        images = explorer.test_images.images(name)
+    except DiffvitError as error:
+        return f'<p class="dv-text">{escape(str(error))}</p>'
+    if indices is None:
+        indices = range(len(images))
+    if not indices:
+        return '<p class="dv-text">No test image passes the filters.</p>'
+    shown = indices[page * _PAGE : (page + 1) * _PAGE]
+    buttons = [
+        f'<button type="button" data-index="{index}" aria-label="Test image {index}, {escape(label)}">'
+        f'<img src="{inline(images.pixels[index].permute(1, 2, 0).numpy())}" alt="" title="{index}: {escape(label)}">'
+        f"<span>{escape(label)}</span></button>"
+        for index in shown
+        for label in [images.classes[int(images.labels[index])]]
+    ]
+    first, last = page * _PAGE + 1, page * _PAGE + len(shown)
+    text = f"{first:,} to {last:,} of {len(indices):,}, {escape(images.name)}"
+    return f'<div class="dv-thumbs" data-owner="{escape(name)}">{"".join(buttons)}</div><p class="dv-text">{text}</p>'
