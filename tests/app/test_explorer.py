@@ -121,9 +121,10 @@ def test_any_selection_has_a_map(layer: int, head: int | None, position: tuple[f
     for values in result.maps(selection).values():
         assert values.shape == (8, 8)
         assert bool(values.isfinite().all())
-    assert 0 <= result.layer(selection) < 4
-    patch = result.patch(selection)
-    assert patch is None or (0 <= patch[0] < 8 and 0 <= patch[1] < 8)
+    found_layer, found_head, patch = result.locate(selection)
+    assert 0 <= found_layer < 4
+    assert found_head in ((None,) if head is None else (0, 1))
+    assert patch is None if position is None else patch is not None and set(patch) <= set(range(8))
 
 
 _RESULTS: list[ForwardPass] = []

@@ -39,16 +39,16 @@ def test_finished_runs_are_found_and_packaged_models_follow(tmp_path: Path) -> N
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "result.json").write_text("{}")
     (tmp_path / "broken" / "model.safetensors").write_bytes(b"no weights")
-    names = [offer.name for offer in list_models([], tmp_path)]
+    names = [info.name for info in list_models([], tmp_path)]
     assert set(names[:2]) == {"a", "vit"}
     assert names[2:] == weights.names()
 
 
 def test_named_runs_come_alone_and_in_their_order(tmp_path: Path) -> None:
     one, two = copied(tmp_path / "x" / "vit-0.3"), copied(tmp_path / "y" / "vit-0.3")
-    found = list_models([str(two), str(one), "shapes-vit"], tmp_path / "none")
-    assert [offer.name for offer in found[:3]] == ["y/vit-0.3", "x/vit-0.3", "shapes-vit"]
-    assert len({offer.name for offer in found}) == len(found)
+    found = Models(list_models([str(two), str(one), "shapes-vit"], tmp_path / "none")).vits
+    assert [info.name for info in found[:3]] == ["y/vit-0.3", "x/vit-0.3", "shapes-vit"]
+    assert len({info.name for info in found}) == len(found)
     assert found[0].description == "ViT, patch 4, 4 blocks, 4 heads, trained on shapes (clutter 0.3, noise 0.1)"
     assert (found[0].folder, found[2].folder, found[0].depth) == (two, None, 4)
     with pytest.raises(InputError, match="no such"):
@@ -65,8 +65,8 @@ def test_only_offered_names_are_known(tmp_path: Path) -> None:
             models.load(name)
     with pytest.raises(InputError, match="is a CLIP"):
         models.load("cifar10-clip")
-    assert [offer.name for offer in models.clips] == ["cifar10-clip"]
-    assert [offer.name for offer in models.runs] == ["mine"]
+    assert [info.name for info in models.clips] == ["cifar10-clip"]
+    assert [info.name for info in models.runs] == ["mine"]
 
 
 def saved(path: Path, num_classes: int = 0, *, patch: int = 16) -> Path:
@@ -78,7 +78,7 @@ def saved(path: Path, num_classes: int = 0, *, patch: int = 16) -> Path:
 
 
 def explorer_with(*files: Path) -> Explorer:
-    return Explorer(Models(list_models([], Path("none")), "cpu", load_pretrained([str(file) for file in files])), None)
+    return Explorer(Models([*list_models([], Path("none")), *load_pretrained([str(file) for file in files])]))
 
 
 def test_a_pretrained_model_sees_test_images_of_ours(tmp_path: Path) -> None:
@@ -126,11 +126,11 @@ def test_it_has_no_test_images_and_says_so(tmp_path: Path) -> None:
     assert "dino: is pretrained and has no test images here" in thumbnails(explorer, "dino", [], 0)
     with pytest.raises(InputError, match="dino: is pretrained and has no test images here"):
         explorer.test_images.select(OURS, "dino", None, ONLY_FIRST)
-    assert "dino" not in [offer.name for offer in explorer.models.own_vits]
+    assert "dino" not in [info.name for info in explorer.models.own_vits]
 
 
 def test_names_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     files = saved(tmp_path / "w.pth"), saved(tmp_path / "a" / "w.pth"), saved(tmp_path / "shapes-vit.pth")
-    names = [offer.name for offer in explorer_with(*files).models.vits if offer.pretrained]
+    names = [info.name for info in explorer_with(*files).models.vits if info.pretrained]
     assert names == ["w", "w (2)", "shapes-vit (pretrained)"]

@@ -19,7 +19,7 @@ from diffvit.app.images import ImageRef
 from diffvit.app.limits import Limiter
 from diffvit.app.models import Models, find_openai_weights, list_models
 from diffvit.app.web import attention_tab, tabs
-from diffvit.app.web.controls import INTERNAL_ERROR, handler, numbered
+from diffvit.app.web.controls import INTERNAL_ERROR, handler
 from diffvit.app.web.tabs import score_table
 from diffvit.attention.metrics import coverage, mass_on_object
 from diffvit.clip.hub import clip_skeleton
@@ -188,13 +188,15 @@ def test_whatever_goes_wrong_is_one_line_without_a_traceback(caplog: pytest.LogC
     assert handler(explorer, 1)(lambda: "x")() == ("x", "")
 
 
-def test_an_answer_says_when_it_was_asked() -> None:
-    answer = numbered(lambda text: (text, "note"))
-    assert [answer("a"), answer("b")] == [
-        ('<i hidden data-request="1"></i>a', "note"),
-        ('<i hidden data-request="2"></i>b', "note"),
-    ]
-    assert answer(gradio.skip()) == (gradio.skip(), "note")
+def test_a_numbered_answer_carries_the_number_of_its_request(explorer: Explorer) -> None:
+    def fails_on_b(text: str) -> str:
+        if text == "b":
+            raise InputError("b", "is wrong")
+        return text
+
+    handle = handler(explorer, 1, numbered=True)(fails_on_b)
+    found = [handle(text)[0] for text in "abc"]
+    assert found == ['<i hidden data-request="1"></i>a', gradio.skip(), '<i hidden data-request="3"></i>c']
 
 
 def test_the_page_answers_its_own_questions(client: TestClient) -> None:

@@ -82,30 +82,20 @@ class ForwardPass:
         """Number of heads of each layer; for differential attention, of differential heads."""
         return self.record.layers[0].positive.shape[1]
 
-    def layer(self, selection: MapSelection) -> int:
-        """Index of the selected layer."""
-        return min(max(selection.layer, 0), len(self.record.layers) - 1)
-
-    def head(self, selection: MapSelection) -> int | None:
-        """Index of the selected head; None for their mean."""
-        return None if selection.head is None else min(max(selection.head, 0), self.heads - 1)
-
-    def patch(self, selection: MapSelection) -> tuple[int, int] | None:
-        """Row and column of the query patch; None for what the model pools."""
-        if selection.position is None:
-            return None
-        rows, columns = (
-            min(max(int(share * count), 0), count - 1)
-            for share, count in zip(selection.position, self.record.grid, strict=True)
-        )
-        return rows, columns
+    def locate(self, selection: MapSelection) -> tuple[int, int | None, tuple[int, int] | None]:
+        """Indices of the selected layer, head (None: their mean) and query patch (None: what the model pools)."""
+        counts = (len(self.record.layers), self.heads, *self.record.grid)
+        down, across = selection.position or (0, 0)
+        wanted = (selection.layer, selection.head or 0, int(down * counts[2]), int(across * counts[3]))
+        layer, head, row, column = (min(max(index, 0), count - 1) for index, count in zip(wanted, counts, strict=True))
+        return layer, None if selection.head is None else head, None if selection.position is None else (row, column)
 
     def maps(self, selection: MapSelection) -> dict[str, Float[Tensor, "rows columns"]]:
         """The selected map by its name; for differential attention A1, lambda A2 and their difference."""
-        layer, head = self.layer(selection), self.head(selection)
+        layer, head, patch = self.locate(selection)
 
         def select(kind: str) -> Tensor:
-            heads = self.record.to_patches(layer, kind, self.patch(selection))[0]
+            heads = self.record.to_patches(layer, kind, patch)[0]
             return heads.mean(dim=0) if head is None else heads[head]
 
         lam = self.record.layers[layer].lam

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,14 +34,14 @@ class ModelInfo:
     """A model that can be chosen.
 
     Args:
-        name: unique among those offered.
+        name: in the lists; :class:`Models` tells equal ones apart.
         reference: what :func:`diffvit.load` takes; never comes from the browser.
         folder: its run folder; None for a packaged model.
         data: what it was trained on.
         description: one line.
         depth: number of blocks of its image encoder.
         clip: whether it is a small CLIP of our own.
-        pretrained: whether others trained it.
+        pretrained: the loaded model if others trained it, else None.
     """
 
     name: str
@@ -50,7 +51,7 @@ class ModelInfo:
     description: str
     depth: int
     clip: bool = False
-    pretrained: bool = False
+    pretrained: Subject | None = None
 
 
 def list_models(runs: Sequence[str], folder: Path = RUNS) -> list[ModelInfo]:
@@ -71,7 +72,7 @@ def list_models(runs: Sequence[str], folder: Path = RUNS) -> list[ModelInfo]:
                 found.append(_read_info(str(path.parent)))
             except DiffvitError:
                 continue  # incomplete, or not ours; the user did not name it
-    return _unique([*found, *(_read_info(name) for name in weights.names())])
+    return [*found, *(_read_info(name) for name in weights.names())]
 
 
 def _read_info(reference: str) -> ModelInfo:
@@ -90,20 +91,8 @@ def _read_info(reference: str) -> ModelInfo:
     return ModelInfo(name, reference, folder, data, ", ".join(parts), encoder["depth"], clip)
 
 
-def _unique(infos: Sequence[ModelInfo]) -> list[ModelInfo]:
-    """Equal names are told apart by the parent of the run folder, then by a number."""
-    count: dict[str, int] = {}
-    unique = []
-    for info in infos:
-        repeated = sum(other.name == info.name for other in infos) > 1
-        name = f"{info.folder.parent.name}/{info.name}" if repeated and info.folder else info.name
-        count[name] = count.get(name, 0) + 1
-        unique.append(dataclasses.replace(info, name=name if count[name] == 1 else f"{name} ({count[name]})"))
-    return unique
-
-
-def load_pretrained(references: Sequence[str], device: str = "cpu") -> dict[str, Subject]:
-    """Load Vision Transformers that others trained; returns them by name.
+def load_pretrained(references: Sequence[str], device: str = "cpu") -> list[ModelInfo]:
+    """Load Vision Transformers that others trained.
 
     Args:
         references: a name in timm, whose weights are fetched if need be, or a weights file.
@@ -114,14 +103,33 @@ def load_pretrained(references: Sequence[str], device: str = "cpu") -> dict[str,
         InputError: weights that do not fit, or a part that is not supported.
         EnvironmentFault: no timm, or no network.
     """
-    found: dict[str, Subject] = {}
+    infos = []
     for reference in references:
         path = Path(reference)
         is_file = path.is_file() or path.suffix in _WEIGHTS_SUFFIXES
         model = of_pretrained(*((None, path) if is_file else (reference, None)), device=device)
-        side = max(_INPUT_SIZE // model.patch, 1) * model.patch
-        name = model.name if model.name not in found else f"{model.name} ({len(found) + 1})"
-        found[name] = dataclasses.replace(model, name=name, side=side)
+        model = dataclasses.replace(model, side=max(_INPUT_SIZE // model.patch, 1) * model.patch)
+        depth = len(model.model.blocks)
+        description = f"pretrained, patch {model.patch}, {depth} blocks, {model.source}"
+        infos.append(ModelInfo(model.name, "", None, "", description, depth, pretrained=model))
+    return infos
+
+
+def _by_unique_name(infos: Sequence[ModelInfo]) -> dict[str, ModelInfo]:
+    """Equal names are told apart by the run folder's parent or by "(pretrained)", then by a number."""
+    own = Counter(info.name for info in infos if info.pretrained is None)
+    found: dict[str, ModelInfo] = {}
+    for info in infos:
+        name = info.name
+        if info.folder and own[name] > 1:
+            name = f"{info.folder.parent.name}/{name}"
+        elif info.pretrained and name in own:
+            name = f"{name} (pretrained)"
+        unique, number = name, 1
+        while unique in found:
+            number += 1
+            unique = f"{name} ({number})"
+        found[unique] = dataclasses.replace(info, name=unique)
     return found
 
 
@@ -143,27 +151,13 @@ class Models:
     """The offered models, loaded when they are asked for; the most recently used ones stay in memory.
 
     Args:
-        infos: from :func:`list_models`.
+        infos: from :func:`list_models` and :func:`load_pretrained`.
         device: where models run.
-        pretrained: from :func:`load_pretrained`; a name that is taken already gets a suffix.
         openai: OpenAI's weights of CLIP RN50, if they are on this machine.
     """
 
-    def __init__(
-        self,
-        infos: Sequence[ModelInfo],
-        device: str = "cpu",
-        pretrained: Mapping[str, Subject] | None = None,
-        openai: Path | None = None,
-    ) -> None:
-        self._infos = {info.name: info for info in infos}
-        self._pretrained: dict[str, Subject] = {}
-        for given, model in (pretrained or {}).items():
-            name = f"{given} (pretrained)" if given in self._infos else given
-            self._pretrained[name] = dataclasses.replace(model, name=name)
-            depth = len(model.model.blocks)
-            description = f"pretrained, patch {model.patch}, {depth} blocks, {model.source}"
-            self._infos[name] = ModelInfo(name, "", None, "", description, depth, pretrained=True)
+    def __init__(self, infos: Sequence[ModelInfo], device: str = "cpu", openai: Path | None = None) -> None:
+        self._infos = _by_unique_name(infos)
         self._device, self._openai = device, openai
         self._vits: Cache[Subject] = Cache(8)
         self._clips: Cache[Clip] = Cache(2)
@@ -213,13 +207,11 @@ class Models:
         info = self.info(name)
         if info.clip:
             raise InputError(name, "is a CLIP: it is for the zero-shot page")
-        if info.pretrained:
-            return self._pretrained[name]
 
-        def read() -> Subject:
-            return dataclasses.replace(of_run(info.reference, device=self._device), name=name)
+        def load() -> Subject:
+            return dataclasses.replace(info.pretrained or of_run(info.reference, device=self._device), name=name)
 
-        return self._vits.get_or_make(name, read)
+        return self._vits.get_or_make(name, load)
 
     def classifier(self, name: str, labels: tuple[str, ...], templates: str) -> tuple[Clip, Classifier]:
         """A CLIP and its zero-shot classifier for these labels.

@@ -80,16 +80,16 @@ def panel(
 
 def describe(result: ForwardPass, selection: MapSelection) -> str:
     """Which map is shown, as a sentence."""
-    head, patch = result.head(selection), result.patch(selection)
+    layer, head, patch = result.locate(selection)
     query = "the patches, on average" if result.record.pool == "mean" else "[CLS]"
     query = query if patch is None else f"the patch in row {patch[0] + 1}, column {patch[1] + 1}"
     heads = f"mean of {result.heads} heads" if head is None else f"head {head + 1} of {result.heads}"
-    return f"Attention of {query}: layer {result.layer(selection) + 1} of {len(result.record.layers)}, {heads}."
+    return f"Attention of {query}: layer {layer + 1} of {len(result.record.layers)}, {heads}."
 
 
 def _image(result: ForwardPass, selection: MapSelection, clickable: bool) -> str:
     rows, columns = result.record.grid
-    label, patch, marks = escape(result.image.label), result.patch(selection), ""
+    label, patch, marks = escape(result.image.label), result.locate(selection)[2], ""
     if patch is not None:
         place = f"top:{100 * patch[0] / rows:.4g}%;left:{100 * patch[1] / columns:.4g}%"
         marks = f'<i class="dv-query" style="{place};height:{100 / rows:.4g}%;width:{100 / columns:.4g}%"></i>'

@@ -65,7 +65,8 @@ def app(
 
     give_memory_back()
     on = resolve_device(place)
-    models = Models(list_models(run), on, load_pretrained(pretrained, on), find_openai_weights(clip_weights))
+    openai = find_openai_weights(clip_weights)
+    models = Models([*list_models(run), *load_pretrained(pretrained, on)], on, openai)
     names = [info.name for info in (*models.vits, *models.clips)]
     with bound(port) as listening:
         page = application(Explorer(models, data_dir))

@@ -11,7 +11,7 @@ import gradio
 from diffvit.app.explorer import Explorer, ForwardPass, MapSelection
 from diffvit.app.images import ALL, FILTERS, ImageRef
 from diffvit.app.panels import COLOURS, OverlayStyle, draw_figure, inline, panel
-from diffvit.app.web.controls import KEEP_NEWEST, NO_MODEL, QUICK, handler, numbered, upload_zone, uploaded
+from diffvit.app.web.controls import KEEP_NEWEST, NO_MODEL, QUICK, handler, upload_zone, uploaded
 from diffvit.attention.rollout import FUSIONS, SIGNS
 from diffvit.errors import DiffvitError
 
@@ -34,42 +34,31 @@ element.addEventListener('click', event => {
 """
 
 
-def draw(
-    explorer: Explorer,
-    image: ImageRef,
-    first: str,
-    second: str,
-    layer: float,
-    head: float,
-    average: bool,
-    query: str,
-    row: float,
-    column: float,
-    strength: float,
-    colours: str,
-    mass: float,
-    fusion: str,
-    sign: str,
-    discard: float,
-    residual: float,
-) -> str:
-    """The panels of both models as HTML, from the values of the tab's controls.
+def draw(explorer: Explorer, image: ImageRef, first: str, second: str, *controls: Any) -> str:
+    """The panels of both models as HTML.
 
-    Layer, head, row and column are counted from 1; row and column refer to the first model's patches.
+    Args:
+        explorer: models and images.
+        image: which image.
+        first: a model.
+        second: another, or :data:`NO_MODEL`.
+        controls: the values of the other controls in their order: of the map, the query, the drawing and rollout.
+            Layer, head, row and column are counted from 1; row and column refer to the first model's patches.
 
     Raises:
         DiffvitError: no such model or image, or rollout rules that do not go together.
     """
+    layer, head, average, query, row, column, strength, colours, mass, *rules = controls
     names = [first] + ([second] if second not in (NO_MODEL, first) else [])
-    passes = [explorer.run(image, name) for name in names]
-    rows, columns = passes[0].record.grid
+    results = [explorer.run(image, name) for name in names]
+    rows, columns = results[0].record.grid
     position = ((row - 0.5) / rows, (column - 0.5) / columns) if query == _PATCH else None
-    rules = {"fusion": fusion, "sign": sign, "discard": discard, "residual": residual}
-    selection = MapSelection(int(layer) - 1, None if average else int(head) - 1, position, rules)
+    rollout = dict(zip(("fusion", "sign", "discard", "residual"), rules, strict=True))
+    selection = MapSelection(int(layer) - 1, None if average else int(head) - 1, position, rollout)
     style = OverlayStyle(strength, colours if colours in COLOURS else COLOURS[0], mass)
     # The offer refers to names, not to forward passes: one that nobody downloads keeps no maps in memory.
     link = explorer.offer_figure(lambda: draw_figure([explorer.run(image, name) for name in names], selection))
-    panels = [panel(each, selection, style, link=link if each is passes[-1] else "") for each in passes]
+    panels = [panel(each, selection, style, link=link if each is results[-1] else "") for each in results]
     return f'<div class="dv-models">{"".join(panels)}</div>'
 
 
@@ -92,19 +81,25 @@ def build(explorer: Explorer, image: gradio.State, page: gradio.Blocks) -> None:
             upload = upload_zone()
             picked = _test_image_picker(explorer, first, second, image)
         with gradio.Column(scale=3, min_width=330):
-            passes = [explorer.run(ref, each) for each in (name, second_name) if each]
+            layers, heads, rows, columns = _sizes([explorer.run(ref, each) for each in (name, second_name) if each])
             with gradio.Row():
-                layer, head, average = _map_controls(passes)
-            view = gradio.HTML(
-                '<p class="dv-text">Choose a picture on the left.</p>',
-                js_on_load=_CLICK_SCRIPT + KEEP_NEWEST,
-                elem_id="dv-view",
-            )
+                info = "Block whose attention is shown; 1 is nearest to the image."
+                layer = gradio.Slider(1, value=layers, step=1, label="Layer", info=info, **slider_range(layers))
+                info = "Which head, unless they are averaged."
+                head = gradio.Slider(1, value=1, step=1, label="Head", info=info, **slider_range(heads))
+                average = gradio.Checkbox(True, label="Average the heads", info="One map for the whole layer.")
+            view = gradio.HTML("", js_on_load=_CLICK_SCRIPT + KEEP_NEWEST, elem_id="dv-view")
             error = gradio.HTML("")
-            query, row, column = _query_controls(passes[0])
+            with gradio.Row():
+                info = "The model: what its output is read from, [CLS] or the mean over the patches."
+                query = gradio.Radio([_POOLED, _PATCH], value=_POOLED, label="Query token", info=info)
+                info = "Of the query patch, from the top; or click the patch."
+                row = gradio.Slider(1, value=1, step=1, label="Row", info=info, **slider_range(rows))
+                info = "Of the query patch, from the left."
+                column = gradio.Slider(1, value=1, step=1, label="Column", info=info, **slider_range(columns))
             controls = [layer, head, average, query, row, column, *_style_controls(), *_rollout_controls()]
     redraw: dict[str, Any] = {
-        "fn": numbered(handler(explorer, 1)(lambda *values: draw(explorer, *values))),
+        "fn": handler(explorer, 1, numbered=True)(lambda *values: draw(explorer, *values)),
         "inputs": [image, first, second, *controls],
         "outputs": [view, error],
         **QUICK,
@@ -112,8 +107,8 @@ def build(explorer: Explorer, image: gradio.State, page: gradio.Blocks) -> None:
 
     def set_ranges(image: ImageRef, first: str, second: str) -> tuple[Any, ...]:
         """Let the sliders reach as far as the chosen models do."""
-        passes = [explorer.run(image, name) for name in (first, second) if name != NO_MODEL]
-        return tuple(gradio.update(**slider_range(count)) for count in (*_size(passes), *passes[0].record.grid))
+        results = [explorer.run(image, name) for name in (first, second) if name != NO_MODEL]
+        return tuple(gradio.update(**slider_range(count)) for count in _sizes(results))
 
     def click(image: ImageRef, name: str, event: gradio.EventData) -> tuple[str, int, int]:
         """Make the patch under the pointer the query."""
@@ -134,35 +129,15 @@ def build(explorer: Explorer, image: gradio.State, page: gradio.Blocks) -> None:
     view.click(handler(explorer, 3)(click), [image, first], [query, row, column, error], **QUICK).then(**redraw)
 
 
-def _size(passes: Sequence[ForwardPass]) -> tuple[int, int]:
-    """The largest numbers of layers and heads."""
-    return max(len(each.record.layers) for each in passes), max(each.heads for each in passes)
+def _sizes(results: Sequence[ForwardPass]) -> tuple[int, int, int, int]:
+    """The largest numbers of layers and heads; rows and columns of the first model's patches."""
+    layers = max(len(each.record.layers) for each in results)
+    return layers, max(each.heads for each in results), *results[0].record.grid
 
 
 def slider_range(count: int) -> dict[str, Any]:
     """Options of a slider that counts from 1. It needs two values; one without a choice is hidden."""
     return {"maximum": max(2, count), "visible": count > 1}
-
-
-def _map_controls(passes: Sequence[ForwardPass]) -> list[gradio.Slider | gradio.Checkbox]:
-    layers, heads = _size(passes)
-    info = "Block whose attention is shown; 1 is nearest to the image."
-    layer = gradio.Slider(1, value=layers, step=1, label="Layer", info=info, **slider_range(layers))
-    info = "Which head, unless they are averaged."
-    head = gradio.Slider(1, value=1, step=1, label="Head", info=info, **slider_range(heads))
-    return [layer, head, gradio.Checkbox(True, label="Average the heads", info="One map for the whole layer.")]
-
-
-def _query_controls(first: ForwardPass) -> tuple[gradio.Radio, gradio.Slider, gradio.Slider]:
-    rows, columns = first.record.grid
-    info = "The model: what its output is read from, [CLS] or the mean over the patches. A patch: click one."
-    with gradio.Row():
-        query = gradio.Radio([_POOLED, _PATCH], value=_POOLED, label="Query token", info=info)
-        info = "Of the query patch, from the top."
-        row = gradio.Slider(1, value=1, step=1, label="Row", info=info, **slider_range(rows))
-        info = "Of the query patch, from the left."
-        column = gradio.Slider(1, value=1, step=1, label="Column", info=info, **slider_range(columns))
-    return query, row, column
 
 
 def _style_controls() -> list[gradio.Slider | gradio.Dropdown]:
@@ -202,12 +177,15 @@ def _test_image_picker(explorer: Explorer, first: gradio.Dropdown, second: gradi
     Returns:
         The event of a click, to be followed by ``.then``.
     """
-    name = explorer.start[1]
-    matches = gradio.State(None)  # indices that pass the filters; None for all
-    at = gradio.State(0)  # page
+
+    def classes(name: str) -> list[str]:
+        pretrained = explorer.models.info(name).pretrained
+        return [ALL_CLASSES, *([] if pretrained else explorer.models.load(name).classes)]
+
+    name, page = explorer.start[1], gradio.State(0)
     with gradio.Row():
         info = "Of the test images below."
-        label = gradio.Dropdown(_classes(explorer, name), value=ALL_CLASSES, label="Class", info=info)
+        label = gradio.Dropdown(classes(name), value=ALL_CLASSES, label="Class", info=info)
         info = "Needs all predictions: some seconds, once."
         which = gradio.Dropdown(list(FILTERS), value=ALL, label="Filter", info=info)
     thumbs = gradio.HTML(thumbnails(explorer, name), js_on_load=_SELECT_SCRIPT, elem_id="dv-thumbs")
@@ -215,44 +193,28 @@ def _test_image_picker(explorer: Explorer, first: gradio.Dropdown, second: gradi
         back, forward = (gradio.Button(f"{word} images", size="sm", min_width=120) for word in ("Previous", "Next"))
     error = gradio.HTML("")
 
-    def select(name: str, second: str, label: str, which: str) -> tuple[list[int], int, str]:
+    def turn(page: int, name: str, second: str, label: str, which: str) -> tuple[int, str]:
+        """Show a page of the images that pass the filters, or the nearest there is."""
         other = None if second == NO_MODEL else second
-        found = explorer.test_images.select(name, other, None if label == ALL_CLASSES else label, which)
-        return found, 0, thumbnails(explorer, name, found)
+        indices = explorer.test_images.select(name, other, None if label == ALL_CLASSES else label, which)
+        page = min(max(page, 0), max(0, (len(indices) - 1) // _PAGE))
+        return page, thumbnails(explorer, name, indices, page)
 
-    def turn(step: int, name: str, indices: list[int] | None, at: int) -> tuple[int, str]:
-        count = len(_all(explorer, name) if indices is None else indices)
-        at = min(max(at + step, 0), max(0, (count - 1) // _PAGE))
-        return at, thumbnails(explorer, name, indices, at)
-
-    def reset(name: str) -> tuple[Any, str, None, int, str]:
-        classes = gradio.update(choices=_classes(explorer, name), value=ALL_CLASSES)
-        return classes, ALL, None, 0, thumbnails(explorer, name)
+    def reset(name: str) -> tuple[Any, str, int, str]:
+        return gradio.update(choices=classes(name), value=ALL_CLASSES), ALL, 0, thumbnails(explorer, name)
 
     def pick(event: gradio.EventData) -> ImageRef:
         return ImageRef("test", int(event.index), str(event.owner))
 
+    filters, outputs = [first, second, label, which], [page, thumbs, error]
     for control in (label, which):
-        outputs = [matches, at, thumbs, error]
-        control.input(handler(explorer, 3)(select), [first, second, label, which], outputs, api_visibility="private")
+        first_page = handler(explorer, 2)(lambda *filters: turn(0, *filters))
+        control.input(first_page, filters, outputs, api_visibility="private")
     for button, step in ((back, -1), (forward, 1)):
-        function = handler(explorer, 2)(lambda *values, step=step: turn(step, *values))
-        button.click(function, [first, matches, at], [at, thumbs, error], **QUICK)
-    first.input(handler(explorer, 5)(reset), [first], [label, which, matches, at, thumbs, error], **QUICK)
+        other_page = handler(explorer, 2)(lambda page, *filters, step=step: turn(page + step, *filters))
+        button.click(other_page, [page, *filters], outputs, **QUICK)
+    first.input(handler(explorer, 4)(reset), [first], [label, which, *outputs], **QUICK)
     return thumbs.select(handler(explorer, 1)(pick), None, [image, error], **QUICK)
-
-
-def _classes(explorer: Explorer, name: str) -> list[str]:
-    pretrained = explorer.models.info(name).pretrained
-    return [ALL_CLASSES, *([] if pretrained else explorer.models.load(name).classes)]
-
-
-def _all(explorer: Explorer, name: str) -> range:
-    """Indices of all test images; none if the data is not on this machine."""
-    try:
-        return range(len(explorer.test_images.images(name)))
-    except DiffvitError:
-        return range(0)
 
 
 def thumbnails(explorer: Explorer, name: str, indices: Sequence[int] | None = None, page: int = 0) -> str:

@@ -22,7 +22,7 @@ NO_MODEL = "none"
 # Options of events whose answer takes a blink: no progress bar, and past Gradio's queue, which polls; the explorer's
 # limiter holds for them too.
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-# JavaScript for an HTML component whose value comes from `numbered`. Answers may arrive in another order than their
+# JavaScript for an HTML component whose handler is numbered. Answers may arrive in another order than their
 # requests were made: the one to the newest request stays.
 KEEP_NEWEST = """
 let newest = 0, kept = null;
@@ -66,17 +66,23 @@ for (const kind of ['dragover', 'dragleave', 'drop']) zone.addEventListener(kind
 """
 
 
-def handler(explorer: Explorer, outputs: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def handler(
+    explorer: Explorer, outputs: int, *, numbered: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., tuple[Any, ...]]]:
     """Decorator of an event handler: it runs under the explorer's limiter and gets a last output, an error line.
 
     Args:
         explorer: whose limiter.
         outputs: how many outputs the handler has, a tuple if more than one; on an error they stay as they are.
+        numbered: put the number of the request into the first output, HTML, for :data:`KEEP_NEWEST`.
     """
 
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(function: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
+        numbers = itertools.count(1)
+
         @functools.wraps(function)
         def handle(*values: Any) -> tuple[Any, ...]:
+            stamp = f'<i hidden data-request="{next(numbers)}"></i>' if numbered else ""
             try:
                 result = explorer.limiter.call(lambda: function(*values))
             except DiffvitError as error:
@@ -84,27 +90,12 @@ def handler(explorer: Explorer, outputs: int) -> Callable[[Callable[..., Any]], 
             except Exception:
                 log.exception("%s failed", function.__qualname__)
                 return (*[gradio.skip()] * outputs, alert(INTERNAL_ERROR))
-            return (*(result if isinstance(result, tuple) else (result,)), "")
+            first, *others = result if isinstance(result, tuple) else (result,)
+            return (stamp + first if numbered else first, *others, "")
 
         return handle
 
     return decorate
-
-
-def numbered(handle: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
-    """Put the number of the request into the first output, HTML, for :data:`KEEP_NEWEST`.
-
-    Args:
-        handle: from :func:`handler`.
-    """
-    numbers = itertools.count(1)
-
-    def handle_numbered(*values: Any) -> tuple[Any, ...]:
-        number = next(numbers)
-        html, *others = handle(*values)
-        return (f'<i hidden data-request="{number}"></i>{html}' if isinstance(html, str) else html, *others)
-
-    return handle_numbered
 
 
 def upload_zone() -> gradio.HTML:

@@ -17,7 +17,7 @@ from diffvit.app.images import ImageRef, shapes_image
 from diffvit.app.limits import Cache
 from diffvit.app.models import TEMPLATES
 from diffvit.app.panels import OverlayStyle, bars, html_table, inline, panel, section
-from diffvit.app.web.controls import KEEP_NEWEST, NO_MODEL, QUICK, handler, numbered, upload_zone, uploaded
+from diffvit.app.web.controls import KEEP_NEWEST, NO_MODEL, QUICK, handler, upload_zone, uploaded
 from diffvit.attention.metrics import coverage
 from diffvit.attention.rollout import rollout
 from diffvit.attention.scores import mask_scores
@@ -236,7 +236,7 @@ def build_shapes(explorer: Explorer, page: gradio.Blocks) -> None:
             view = gradio.HTML("", js_on_load=KEEP_NEWEST, elem_id="dv-shapes")
             error = gradio.HTML("")
     redraw: dict[str, Any] = {
-        "fn": numbered(handler(explorer, 1)(lambda *values: draw_shapes(explorer, *values))),
+        "fn": handler(explorer, 1, numbered=True)(lambda *values: draw_shapes(explorer, *values)),
         "inputs": controls,
         "outputs": [view, error],
         **QUICK,
@@ -281,7 +281,7 @@ def score_table(result: ForwardPass, selection: MapSelection, mask: Tensor) -> T
         selection: which layer; heads are averaged.
         mask: where the object is, (height, width).
     """
-    layer, record = result.layer(selection), result.record
+    layer, record = result.locate(selection)[0], result.record
     maps = {f"layer {layer + 1}": record.to_patches(layer).mean(dim=1), "rollout": rollout(record)}
     if record.differential:
         maps[f"layer {layer + 1}, A1 alone"] = record.to_patches(layer, "positive").mean(dim=1)
