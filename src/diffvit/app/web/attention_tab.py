@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 import gradio
 
 from diffvit.app.explorer import Explorer, ForwardPass, MapSelection
 from diffvit.app.images import ALL, FILTERS, ImageRef
-from diffvit.app.panels import COLOURS, OverlayStyle, draw_figure, inline, panel
-from diffvit.app.web.controls import KEEP_NEWEST, NO_MODEL, QUICK, handler, upload_zone, uploaded
+from diffvit.app.panels import COLOURS, OverlayStyle, draw_figure, html, inline, panel
+from diffvit.app.web.controls import NO_MODEL, QUICK, VIEW_SCRIPT, handler, upload_zone, uploaded
 from diffvit.attention.rollout import FUSIONS, SIGNS
 from diffvit.errors import DiffvitError
 
 ALL_CLASSES = "all classes"
 _POOLED, _PATCH = "the model", "a patch"  # values of the control "Query token"
 _PAGE = 12  # thumbnails
-_CLICK_SCRIPT = """
-element.addEventListener('click', event => {
-  const picture = event.target.closest('[data-ask]');
-  if (!picture) return;
-  const box = picture.getBoundingClientRect();
-  trigger('click', {down: (event.clientY - box.top) / box.height, across: (event.clientX - box.left) / box.width});
-});
-"""
-_SELECT_SCRIPT = """
-element.addEventListener('click', event => {
-  const thumb = event.target.closest('[data-index]');
-  if (thumb) trigger('select', {index: Number(thumb.dataset.index), owner: thumb.parentElement.dataset.owner});
-});
-"""
 
 
 def draw(explorer: Explorer, image: ImageRef, first: str, second: str, *controls: Any) -> str:
@@ -59,7 +44,7 @@ def draw(explorer: Explorer, image: ImageRef, first: str, second: str, *controls
     # The offer refers to names, not to forward passes: one that nobody downloads keeps no maps in memory.
     link = explorer.offer_figure(lambda: draw_figure([explorer.run(image, name) for name in names], selection))
     panels = [panel(each, selection, style, link=link if each is results[-1] else "") for each in results]
-    return f'<div class="dv-models">{"".join(panels)}</div>'
+    return html("models", panels=panels)
 
 
 def build(explorer: Explorer, image: gradio.State, page: gradio.Blocks) -> None:
@@ -88,7 +73,7 @@ def build(explorer: Explorer, image: gradio.State, page: gradio.Blocks) -> None:
                 info = "Which head, unless they are averaged."
                 head = gradio.Slider(1, value=1, step=1, label="Head", info=info, **slider_range(heads))
                 average = gradio.Checkbox(True, label="Average the heads", info="One map for the whole layer.")
-            view = gradio.HTML("", js_on_load=_CLICK_SCRIPT + KEEP_NEWEST, elem_id="dv-view")
+            view = gradio.HTML("", js_on_load=VIEW_SCRIPT, elem_id="dv-view")
             error = gradio.HTML("")
             with gradio.Row():
                 info = "The model: what its output is read from, [CLS] or the mean over the patches."
@@ -188,7 +173,7 @@ def _test_image_picker(explorer: Explorer, first: gradio.Dropdown, second: gradi
         label = gradio.Dropdown(classes(name), value=ALL_CLASSES, label="Class", info=info)
         info = "Needs all predictions: some seconds, once."
         which = gradio.Dropdown(list(FILTERS), value=ALL, label="Filter", info=info)
-    thumbs = gradio.HTML(thumbnails(explorer, name), js_on_load=_SELECT_SCRIPT, elem_id="dv-thumbs")
+    thumbs = gradio.HTML(thumbnails(explorer, name), js_on_load=VIEW_SCRIPT, elem_id="dv-thumbs")
     with gradio.Row():
         back, forward = (gradio.Button(f"{word} images", size="sm", min_width=120) for word in ("Previous", "Next"))
     error = gradio.HTML("")
@@ -229,19 +214,14 @@ def thumbnails(explorer: Explorer, name: str, indices: Sequence[int] | None = No
     try:
         images = explorer.test_images.images(name)
     except DiffvitError as error:
-        return f'<p class="dv-text">{escape(str(error))}</p>'
+        return html("line", text=str(error))
     if indices is None:
         indices = range(len(images))
     if not indices:
-        return '<p class="dv-text">No test image passes the filters.</p>'
+        return html("line", text="No test image passes the filters.")
     shown = indices[page * _PAGE : (page + 1) * _PAGE]
-    buttons = [
-        f'<button type="button" data-index="{index}" aria-label="Test image {index}, {escape(label)}">'
-        f'<img src="{inline(images.pixels[index].permute(1, 2, 0).numpy())}" alt="" title="{index}: {escape(label)}">'
-        f"<span>{escape(label)}</span></button>"
-        for index in shown
-        for label in [images.classes[int(images.labels[index])]]
-    ]
+    labels = [images.classes[int(images.labels[index])] for index in shown]
+    thumbs = [(index, label, inline(images.pixels[index])) for index, label in zip(shown, labels, strict=True)]
     first, last = page * _PAGE + 1, page * _PAGE + len(shown)
-    text = f"{first:,} to {last:,} of {len(indices):,}, {escape(images.name)}"
-    return f'<div class="dv-thumbs" data-owner="{escape(name)}">{"".join(buttons)}</div><p class="dv-text">{text}</p>'
+    text = f"{first:,} to {last:,} of {len(indices):,}, {images.name}"
+    return html("thumbnails", images=thumbs, model=name, text=text)

@@ -6,14 +6,14 @@ import functools
 import itertools
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gradio
 
 from diffvit.app.explorer import Explorer
 from diffvit.app.images import MAX_BYTES, ImageRef
-from diffvit.app.panels import alert
-from diffvit.app.web.guard import UPLOAD
+from diffvit.app.panels import html
 from diffvit.errors import DiffvitError
 
 log = logging.getLogger(__name__)
@@ -22,48 +22,8 @@ NO_MODEL = "none"
 # Options of events whose answer takes a blink: no progress bar, and past Gradio's queue, which polls; the explorer's
 # limiter holds for them too.
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-# JavaScript for an HTML component whose handler is numbered. Answers may arrive in another order than their
-# requests were made: the one to the newest request stays.
-KEEP_NEWEST = """
-let newest = 0, kept = null;
-watch('value', () => {
-  const number = Number((/data-request="(\\d+)"/.exec(props.value) || [0, 0])[1]);
-  if (number < newest) { props.value = kept; return; }
-  newest = number;
-  kept = props.value;
-});
-"""
-_LARGEST = f"{MAX_BYTES >> 20} MiB"
-_UPLOAD_HTML = f"""
-<label class="dv-drop"><input type="file" accept="image/png,image/jpeg,image/gif,image/bmp,image/webp">
-<span class="dv-drop-words">Choose a picture of yours, or drop one here</span>
-<span class="dv-help">JPEG, PNG, GIF, BMP or WebP up to {_LARGEST}. It stays on this machine, in memory.</span></label>
-<p class="dv-upload-said" role="status"></p>
-"""
-_UPLOAD_SCRIPT = f"""
-const zone = element.querySelector('.dv-drop'), input = zone.querySelector('input');
-const status = element.querySelector('.dv-upload-said');
-const say = (text, wrong) => {{ status.textContent = text; status.classList.toggle('dv-fault', wrong); }};
-async function send(file) {{
-  if (!file) return;
-  if (file.size > {MAX_BYTES}) {{ say(file.name + ': is too large (over {_LARGEST}).', true); return; }}
-  say('Reading ' + file.name + ' ...', false);
-  try {{
-    const headers = {{'x-picture-name': encodeURIComponent(file.name).slice(0, 2000)}};
-    const answer = await fetch('.{UPLOAD}', {{method: 'POST', body: file, headers}});
-    const found = await answer.json();
-    if (found.token) {{ say('Showing ' + file.name, false); trigger('upload', {{token: found.token}}); }}
-    else say(found.error || found.detail || 'That did not work.', true);
-  }} catch (error) {{ say('The server did not answer. Is diffvit app still running?', true); }}
-  input.value = '';
-}}
-input.addEventListener('change', () => send(input.files[0]));
-for (const kind of ['dragover', 'dragleave', 'drop']) zone.addEventListener(kind, event => {{
-  event.preventDefault();
-  zone.classList.toggle('dv-over', kind === 'dragover');
-  if (kind === 'drop') send(event.dataTransfer.files[0]);
-}});
-"""
+# JavaScript for HTML components: a click on an image or a thumbnail, and the order of numbered answers.
+VIEW_SCRIPT = Path(__file__).with_name("view.js").read_text(encoding="utf-8")
 
 
 def handler(
@@ -74,7 +34,8 @@ def handler(
     Args:
         explorer: whose limiter.
         outputs: how many outputs the handler has, a tuple if more than one; on an error they stay as they are.
-        numbered: put the number of the request into the first output, HTML, for :data:`KEEP_NEWEST`.
+        numbered: put the number of the request into the first output, HTML: :data:`VIEW_SCRIPT` drops answers
+            that a newer one overtook.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
@@ -86,12 +47,12 @@ def handler(
             try:
                 result = explorer.limiter.call(lambda: function(*values))
             except DiffvitError as error:
-                return (*[gradio.skip()] * outputs, alert(str(error)))
+                return (*[gradio.skip()] * outputs, html("alert", text=str(error)))
             except Exception:
                 log.exception("%s failed", function.__qualname__)
-                return (*[gradio.skip()] * outputs, alert(INTERNAL_ERROR))
+                return (*[gradio.skip()] * outputs, html("alert", text=INTERNAL_ERROR))
             first, *others = result if isinstance(result, tuple) else (result,)
-            return (stamp + first if numbered else first, *others, "")
+            return (f"{stamp}{first}" if numbered else first, *others, "")
 
         return handle
 
@@ -103,7 +64,8 @@ def upload_zone() -> gradio.HTML:
 
     Its event ``upload``, with the token of an accepted picture, goes to :func:`uploaded`.
     """
-    return gradio.HTML(_UPLOAD_HTML, js_on_load=_UPLOAD_SCRIPT)
+    script = Path(__file__).with_name("upload.js").read_text(encoding="utf-8")
+    return gradio.HTML(str(html("upload", limit=MAX_BYTES)), js_on_load=script)
 
 
 def uploaded(event: gradio.EventData) -> ImageRef:

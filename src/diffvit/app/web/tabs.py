@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio
@@ -16,15 +15,15 @@ from diffvit.app.explorer import Explorer, ForwardPass, MapSelection
 from diffvit.app.images import ImageRef, shapes_image
 from diffvit.app.limits import Cache
 from diffvit.app.models import TEMPLATES
-from diffvit.app.panels import OverlayStyle, bars, html_table, inline, panel, section
-from diffvit.app.web.controls import KEEP_NEWEST, NO_MODEL, QUICK, handler, upload_zone, uploaded
+from diffvit.app.panels import OverlayStyle, html, inline, panel, png_uri
+from diffvit.app.web.controls import NO_MODEL, QUICK, VIEW_SCRIPT, handler, upload_zone, uploaded
 from diffvit.attention.metrics import coverage
 from diffvit.attention.rollout import rollout
 from diffvit.attention.scores import mask_scores
 from diffvit.data.shapes import CLASSES
 from diffvit.errors import ConfigError
 from diffvit.reporting import plots, tables
-from diffvit.reporting.arms import Arm, arms, statements
+from diffvit.reporting.arms import arms, statements
 from diffvit.reporting.rows import read_run
 from diffvit.reporting.style import DARK, LIGHT
 from diffvit.reporting.tables import Table, percent
@@ -46,21 +45,6 @@ _SHAPES_NOTE = (
     "map gets the object's share of the picture. Overlap: of the object and the fewest patches that hold half of the "
     "mass (intersection over union)."
 )
-_MORE_MODELS = """
-## Models of your own
-
-| For | Command |
-| --- | --- |
-| a first pair in minutes | `make demo` |
-| a ViT | `diffvit train --out runs/vit` |
-| its differential twin | `diffvit train --model.attention differential --out runs/diffvit` |
-| a small CLIP | `diffvit clip train configs/clip_cifar10.yaml --out runs/clip` |
-| CIFAR-10 on this machine | `diffvit data fetch cifar10` |
-| DINO's attention | `diffvit app --pretrained vit_small_patch16_224.dino` |
-
-Runs under `runs/` are found when the page starts; `diffvit app --run runs/NAME` names them. The packaged
-models were made by documented commands: each has a card that says which, beside its weights.
-"""
 
 
 def build_compare(explorer: Explorer) -> None:
@@ -97,32 +81,19 @@ def compare_runs(folders: Sequence[str]) -> str:
         raise ConfigError("runs", f"choose 1 to {MAX_RUNS} (found {len(folders)})")
     grouped = arms([read_run(folder) for folder in folders])
     names = dict.fromkeys(str(record.row["data"]) for arm in grouped for record in arm.records)
-    notes = [f"<p class=dv-text><b>{escape(name)}.</b> {escape(tables.data_note(name))}</p>" for name in names]
-    claims = [f"<p>{escape(line)}</p>" for line in statements(grouped)]
-    return "".join([*notes, *claims, html_table(tables.side_by_side(grouped), "Figures"), _plots(grouped)])
-
-
-def _plots(grouped: Sequence[Arm]) -> str:
     labels = ", ".join(arm.label for arm in grouped)
-    parts = [_light_and_dark(f"Loss and accuracy against the epoch: {labels}", partial(plots.curves, grouped))]
+    drawn = [(f"Loss and accuracy against the epoch: {labels}", partial(plots.curves, grouped))]
     for arm in grouped:
         if any(row.get("lambda") for row in arm.records[0].epochs):
-            caption = f"Lambda of every block against the epoch: {arm.label}"
-            parts.append(_light_and_dark(caption, partial(plots.lambdas, arm)))
-    for arm in grouped:
-        if arm.confusion:
-            parts.append(_light_and_dark(f"Confusion matrix: {arm.label}", partial(plots.confusion, arm)))
-    return f'<div class="dv-plots">{"".join(parts)}</div>'
-
-
-def _light_and_dark(caption: str, draw: Callable[..., bytes]) -> str:
-    """A plot in both themes; the style sheet shows the one of the page."""
-    images = [
-        f'<img class="dv-{kind}" alt="{escape(caption)}" src="data:image/png;base64,'
-        f'{base64.b64encode(draw(theme=theme)).decode()}">'
-        for kind, theme in (("light", LIGHT), ("dark", DARK))
-    ]
-    return f"<figure>{''.join(images)}<figcaption>{escape(caption)}</figcaption></figure>"
+            drawn.append((f"Lambda of every block against the epoch: {arm.label}", partial(plots.lambdas, arm)))
+    drawn += [(f"Confusion matrix: {arm.label}", partial(plots.confusion, arm)) for arm in grouped if arm.confusion]
+    return html(
+        "comparison",
+        notes=[(name, tables.data_note(name)) for name in names],
+        claims=statements(grouped),
+        figures=tables.side_by_side(grouped),
+        plots=[(caption, *(png_uri(draw(theme=theme)) for theme in (LIGHT, DARK))) for caption, draw in drawn],
+    )
 
 
 def build_zero_shot(explorer: Explorer, image: gradio.State) -> None:
@@ -191,20 +162,15 @@ def classify_image(
     images = clip.preprocessing.normalised(torch.from_numpy(square[None]))
     values, order = classify(clip, classifier, images)[0].sort(descending=True, stable=True)
     found = [(classifier.labels[index], value) for index, value in zip(order.tolist(), values.tolist(), strict=True)]
-    text = f"{len(found)} labels, templates {templates}"
-    parts = [_answer(clip_name, f"{clip_name}, zero-shot", text, torch.from_numpy(square), found)]
+    zero_shot = {"title": f"{clip_name}, zero-shot", "text": f"{len(found)} labels, templates {templates}"}
+    pixels = inline(square.transpose(1, 2, 0))
+    parts = [html("answer", model=clip_name, image=pixels, probabilities=found, **zero_shot)]
     if supervised != NO_MODEL:
         result = explorer.run(image, supervised)
-        text = "supervised: the classes it was trained on"
-        parts.append(_answer(supervised, supervised, text, result.image.pixels, result.probabilities))
-    warnings = "".join(f'<p class="dv-text dv-warning">{escape(line)}</p>' for line in classifier.warnings)
-    return f'{warnings}<div class="dv-models">{"".join(parts)}</div><p class="dv-text">{escape(_ZERO_SHOT_NOTE)}</p>'
-
-
-def _answer(model: str, title: str, text: str, pixels: Tensor, probabilities: Sequence[tuple[str, float]]) -> str:
-    source = inline(pixels.permute(1, 2, 0).numpy())
-    image = f'<img src="{source}" alt="The picture as {escape(model)} sees it">'
-    return section(title, text, f'<div class="dv-named">{image}{bars(probabilities)}</div>')
+        labelled = {"title": supervised, "text": "supervised: the classes it was trained on"}
+        pixels = inline(result.image.pixels)
+        parts.append(html("answer", model=supervised, image=pixels, probabilities=result.probabilities, **labelled))
+    return html("models", panels=parts, note=_ZERO_SHOT_NOTE, warnings=classifier.warnings)
 
 
 def build_shapes(explorer: Explorer, page: gradio.Blocks) -> None:
@@ -233,7 +199,7 @@ def build_shapes(explorer: Explorer, page: gradio.Blocks) -> None:
                 gradio.Slider(1, depth, value=4, step=1, label="Layer", info="Whose map is shown and scored."),
             ]
         with gradio.Column(scale=3, min_width=330):
-            view = gradio.HTML("", js_on_load=KEEP_NEWEST, elem_id="dv-shapes")
+            view = gradio.HTML("", js_on_load=VIEW_SCRIPT, elem_id="dv-shapes")
             error = gradio.HTML("")
     redraw: dict[str, Any] = {
         "fn": handler(explorer, 1, numbered=True)(lambda *values: draw_shapes(explorer, *values)),
@@ -268,9 +234,9 @@ def draw_shapes(
         image = shapes_image(index, size=model.side or 32, clutter=clutter, noise=noise)
         assert image.mask is not None
         result = explorer.forward(model, image)
-        note = html_table(score_table(result, selection, image.mask), f"Scores of {name}")
+        note = table_html(score_table(result, selection, image.mask), f"Scores of {name}")
         panels.append(panel(result, selection, OverlayStyle(), note=note, clickable=False))
-    return f'<div class="dv-models">{"".join(panels)}</div><p class="dv-text">{_SHAPES_NOTE}</p>'
+    return html("models", panels=panels, note=_SHAPES_NOTE)
 
 
 def score_table(result: ForwardPass, selection: MapSelection, mask: Tensor) -> Table:
@@ -296,11 +262,16 @@ def score_table(result: ForwardPass, selection: MapSelection, mask: Tensor) -> T
     return Table(["Map", "Points at the object", "Mass on it", "Overlap"], rows)
 
 
+def table_html(table: Table, caption: str) -> str:
+    """A table as HTML, in a box that scrolls if it is too wide."""
+    return html("table", columns=table.columns, rows=table.rows, caption=caption)
+
+
 def build_models(explorer: Explorer) -> None:
     """Add the tab that lists the offered models and says how to get more."""
     rows = []
     for info in (*explorer.models.vits, *explorer.models.clips):
         origin = "others" if info.pretrained else "packaged" if info.folder is None else "run"
         rows.append([info.name, info.description, origin])
-    gradio.HTML(html_table(Table(["Model", "What it is", "From"], rows), "Models that are offered"))
-    gradio.Markdown(_MORE_MODELS)
+    gradio.HTML(table_html(Table(["Model", "What it is", "From"], rows), "Models that are offered"))
+    gradio.Markdown(Path(__file__).with_name("models.md").read_text(encoding="utf-8"))
