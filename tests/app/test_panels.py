@@ -15,10 +15,9 @@ from PIL import Image
 
 from diffvit.app.explorer import Explorer, ForwardPass, MapSelection
 from diffvit.app.models import Models
-from diffvit.app.panels import OverlayStyle, alert, draw_figure, html_table, inline, panel
+from diffvit.app.panels import OverlayStyle, draw_figure, html, inline, panel
 from diffvit.attention.subject import Picture, of_run
 from diffvit.data.shapes import generate_at
-from diffvit.reporting.tables import Table
 
 
 class Tags(HTMLParser):
@@ -77,7 +76,11 @@ def test_hostile_names_stay_text() -> None:
     result = forward("shapes-vit", label='<script>x()</script>" onload="y()')
     bad = '<img src=x onerror="z()">'
     result = dataclasses.replace(result, model=dataclasses.replace(result.model, name=bad, classes=[bad] * 10))
-    text = panel(result, MapSelection(), OverlayStyle()) + alert(bad) + html_table(Table([bad, ""], [[bad, bad]]), bad)
+    text = (
+        panel(result, MapSelection(), OverlayStyle())
+        + html("alert", text=bad)
+        + html("table", columns=[bad, ""], rows=[[bad, bad]], caption=bad)
+    )
     found = Tags(text)
     assert not found.of("script")
     assert all("onerror" not in attributes and "onload" not in attributes for _, attributes in found.tags)

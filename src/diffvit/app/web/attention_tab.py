@@ -38,7 +38,7 @@ def draw(explorer: Explorer, image: ImageRef, first: str, second: str, *controls
     results = [explorer.run(image, name) for name in names]
     rows, columns = results[0].record.grid
     position = ((row - 0.5) / rows, (column - 0.5) / columns) if query == _PATCH else None
-    rollout = dict(zip(("fusion", "sign", "discard", "residual"), rules, strict=True))
+    rollout: dict[str, Any] = dict(zip(("fusion", "sign", "discard", "residual"), rules, strict=True))
     selection = MapSelection(int(layer) - 1, None if average else int(head) - 1, position, rollout)
     style = OverlayStyle(strength, colours if colours in COLOURS else COLOURS[0], mass)
     # The offer refers to names, not to forward passes: one that nobody downloads keeps no maps in memory.
