@@ -27,7 +27,8 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from diffvit.app import explorer, uploads
+from diffvit.app.explorer import MAPS_BUDGET
+from diffvit.app.images import UPLOAD_BUDGET
 from diffvit.app.web.guard import UPLOAD
 from diffvit.errors import DiffvitError, EnvironmentFault
 from diffvit.reporting.csv_files import Row, write_csv
@@ -239,7 +240,7 @@ def summary(tally: Tally, clients: int, seconds: float, known: Mapping[str, Any]
         "probes": {"asked": len(tally.probes), "answered": len(probes), **_quantiles(probes)},
         "memory": {"first": tally.memory[0][1], "most": max(each for _, each in tally.memory)}
         | {"last": tally.memory[-1][1]},
-        "kept": explorer.BUDGET + uploads.BUDGET,
+        "kept": MAPS_BUDGET + UPLOAD_BUDGET,
         **{key: known[key] for key in ("hardware", "cores", "torch", "python", "diffvit", "commit")},
     }
 

@@ -1,4 +1,4 @@
-"""A small desk for tests: packaged shapes models, no CIFAR-10, and the server without a socket."""
+"""A small explorer for tests: packaged shapes models, no CIFAR-10, and the server without a socket."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from pathlib import Path
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 
-from diffvit.app.desk import Desk
-from diffvit.app.gate import Gate
-from diffvit.app.models import Models, offers_of
+from diffvit.app.explorer import Explorer
+from diffvit.app.limits import Limiter
+from diffvit.app.models import Models, list_models
 from diffvit.app.web.server import application
 
 HOST = "http://127.0.0.1:7860"
 
 
-def made_desk(gate: Gate | None = None) -> Desk:
+def made_explorer(limiter: Limiter | None = None) -> Explorer:
     """All packaged models on the CPU."""
-    return Desk(Models(offers_of([], Path("none")), "cpu"), None, gate)
+    return Explorer(Models(list_models([], Path("none")), "cpu"), None, limiter)
 
 
-def made_client(desk: Desk) -> TestClient:
+def made_client(explorer: Explorer) -> TestClient:
     """Asks the server as a browser on this machine would; its faults are raised here."""
 
     async def made() -> ASGIApp:
-        return application(desk)
+        return application(explorer)
 
     # Inside a loop: outside one Gradio starts loops of its own and does not close them.
     return TestClient(asyncio.run(made()), base_url=HOST)

@@ -1,4 +1,4 @@
-"""One forward pass, many questions: answers against the models themselves, on packaged weights."""
+"""One forward pass, many maps: compared with the models themselves, on packaged weights."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from diffvit.app.explorer import Explorer, Look, Question
+from diffvit.app.explorer import Explorer, ForwardPass, MapSelection
+from diffvit.app.models import Models
 from diffvit.attention import capture, rollout
 from diffvit.attention.subject import Picture, Subject, fit, of_run
 from diffvit.data.shapes import generate_at
 from diffvit.training.evaluate import predict
 
+EXPLORER = Explorer(Models([]))
 NAMES = ("shapes-vit", "shapes-diffvit")
 
 
@@ -44,49 +46,51 @@ class Counted(nn.Module):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_one_pass_answers_every_question(name: str) -> None:
+def test_one_forward_pass_gives_every_map(name: str) -> None:
     subject = of_run(name, device="cpu")
     counted = Counted(subject.model.patch_embed)
     subject.model.patch_embed = counted
-    explorer = Explorer()
+    explorer = Explorer(Models([]))
     for layer in range(4):
         for head in (None, 0, 1):
-            for spot in (None, (0.1, 0.9)):
-                look = explorer.look(subject, picture())
-                look.maps(Question(layer, head, spot))
-                look.rolled(Question(rollout={"fusion": "max"}))
-                assert look.chances
+            for position in (None, (0.1, 0.9)):
+                result = explorer.forward(subject, picture())
+                result.maps(MapSelection(layer, head, position))
+                result.rollout(MapSelection(rollout={"fusion": "max"}))
+                assert result.probabilities
     assert counted.calls == 1
-    explorer.look(subject, picture(4))
+    explorer.forward(subject, picture(4))
     assert counted.calls == 2
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_answers_are_the_models_own(subjects: dict[str, Subject], name: str) -> None:
+def test_maps_and_logits_are_the_models_own(subjects: dict[str, Subject], name: str) -> None:
     subject, shown = subjects[name], picture()
-    look = Explorer().look(subject, shown)
+    result = EXPLORER.forward(subject, shown)
     images = subject.normalised(shown.pixels[None])
     record = capture(subject.model, images)
     with torch.no_grad():
-        torch.testing.assert_close(look.logits, subject.model(images)[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(result.logits, subject.model(images)[0], rtol=1e-5, atol=1e-5)
     for layer in range(4):
         for query in (None, (2, 5)):
-            spot = None if query is None else ((query[0] + 0.5) / 8, (query[1] + 0.5) / 8)
+            position = None if query is None else ((query[0] + 0.5) / 8, (query[1] + 0.5) / 8)
             for head in (None, 1):
-                maps = look.maps(Question(layer, head, spot))
+                maps = result.maps(MapSelection(layer, head, position))
                 heads = record.to_patches(layer, "effective", query)[0]
                 wanted = heads.mean(0) if head is None else heads[head]
                 torch.testing.assert_close(list(maps.values())[-1], wanted, rtol=1e-5, atol=1e-7)
     rules = {"fusion": "max", "discard": 0.5, "residual": 0.2}
-    torch.testing.assert_close(look.rolled(Question(rollout=rules)), rollout(record, **rules)[0], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        result.rollout(MapSelection(rollout=rules)), rollout(record, **rules)[0], rtol=1e-5, atol=1e-7
+    )
 
 
 def test_the_third_map_is_the_first_minus_the_second(subjects: dict[str, Subject]) -> None:
-    look = Explorer().look(subjects["shapes-diffvit"], picture())
-    first, taken, left = look.maps(Question(2, 1)).values()
+    result = EXPLORER.forward(subjects["shapes-diffvit"], picture())
+    first, taken, left = result.maps(MapSelection(2, 1)).values()
     torch.testing.assert_close(left, first - taken, rtol=1e-5, atol=1e-7)
     assert float(taken.max()) > 0
-    assert list(Explorer().look(subjects["shapes-vit"], picture()).maps(Question())) == ["attention"]
+    assert list(EXPLORER.forward(subjects["shapes-vit"], picture()).maps(MapSelection())) == ["attention"]
 
 
 @pytest.mark.parametrize("size", [(40, 60), (32, 32), (500, 333)])
@@ -95,12 +99,14 @@ def test_a_file_is_seen_as_predict_sees_it(tmp_path: Path, subjects: dict[str, S
     Image.fromarray(pixels).save(tmp_path / "a.png")
     subject = subjects["shapes-vit"]
     fitted = torch.from_numpy(fit(pixels.transpose(2, 0, 1), subject, "a.png"))
-    look = Explorer().look(subject, Picture("a.png", fitted))
+    result = EXPLORER.forward(subject, Picture("a.png", fitted))
     (found,) = (each["top"] for each in predict("shapes-vit", [tmp_path / "a.png"], device="cpu", precision="fp32"))
-    expected = pytest.approx([chance for _, chance in found], abs=1e-6)
-    assert [chance for _, chance in look.chances[: len(found)]] == expected
-    chances = dict(look.chances)  # by name too: of two nearly alike (1e-8 apart were seen) either may come first
-    assert [chances[name] for name, _ in found] == expected
+    expected = pytest.approx([value for _, value in found], abs=1e-6)
+    assert [value for _, value in result.probabilities[: len(found)]] == expected
+    probabilities = dict(
+        result.probabilities
+    )  # by name too: of two nearly alike (1e-8 apart were seen) either may come first
+    assert [probabilities[name] for name, _ in found] == expected
 
 
 @settings(max_examples=60, deadline=None)
@@ -109,29 +115,30 @@ def test_a_file_is_seen_as_predict_sees_it(tmp_path: Path, subjects: dict[str, S
     st.none() | st.integers(-5, 99),
     st.none() | st.tuples(st.floats(-2, 2), st.floats(-2, 2)),
 )
-def test_any_question_has_an_answer(layer: int, head: int | None, spot: tuple[float, float] | None) -> None:
-    question = Question(layer, head, spot)
-    look = looked()
-    for heat in look.maps(question).values():
-        assert heat.shape == (8, 8)
-        assert bool(heat.isfinite().all())
-    assert 0 <= look.layer(question) < 4
-    patch = look.patch(question)
-    assert patch is None or (0 <= patch[0] < 8 and 0 <= patch[1] < 8)
+def test_any_selection_has_a_map(layer: int, head: int | None, position: tuple[float, float] | None) -> None:
+    selection = MapSelection(layer, head, position)
+    result = result_of_a_differential_model()
+    for values in result.maps(selection).values():
+        assert values.shape == (8, 8)
+        assert bool(values.isfinite().all())
+    found_layer, found_head, patch = result.locate(selection)
+    assert 0 <= found_layer < 4
+    assert found_head in ((None,) if head is None else (0, 1))
+    assert patch is None if position is None else patch is not None and set(patch) <= set(range(8))
 
 
-_LOOKED: list[Look] = []
+_RESULTS: list[ForwardPass] = []
 
 
-def looked() -> Look:
-    if not _LOOKED:
-        _LOOKED.append(Explorer().look(of_run("shapes-diffvit", device="cpu"), picture()))
-    return _LOOKED[0]
+def result_of_a_differential_model() -> ForwardPass:
+    if not _RESULTS:
+        _RESULTS.append(EXPLORER.forward(of_run("shapes-diffvit", device="cpu"), picture()))
+    return _RESULTS[0]
 
 
-def test_what_is_remembered_is_bounded(subjects: dict[str, Subject]) -> None:
-    one = Explorer().look(subjects["shapes-vit"], picture())
-    explorer = Explorer(budget=3 * one.nbytes)
+def test_the_cache_of_forward_passes_is_bounded(subjects: dict[str, Subject]) -> None:
+    one = EXPLORER.forward(subjects["shapes-vit"], picture())
+    explorer = Explorer(Models([]), budget=3 * one.nbytes)
     for index in range(10):
-        explorer.look(subjects["shapes-vit"], picture(index))
-    assert len(explorer._looks) == 3
+        explorer.forward(subjects["shapes-vit"], picture(index))
+    assert len(explorer.passes) == 3

@@ -8,16 +8,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from app_parts import HOST, made_client, made_desk
+from app_parts import HOST, made_client, made_explorer
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from diffvit.app.web.guard import MAX_QUESTION, Guard
+from diffvit.app.web.guard import MAX_BODY, Guard
 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
-    with made_client(made_desk()) as made:
+    with made_client(made_explorer()) as made:
         yield made
 
 
@@ -92,7 +92,7 @@ def test_a_question_that_names_a_file_is_refused(client: TestClient, path: str, 
 @pytest.mark.parametrize(
     ("body", "status"),
     [
-        (b"x" * (MAX_QUESTION + 1), 413),
+        (b"x" * (MAX_BODY + 1), 413),
         (b"[" * 100_000, 400),
         (b"no json", 400),
         (b"\xff\xfe", 400),

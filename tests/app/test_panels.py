@@ -1,4 +1,4 @@
-"""The HTML of a look: every image has words, nothing from outside comes through unescaped, pictures are exact."""
+"""The HTML of a forward pass: every image has words, names from outside are escaped, images are exact."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from diffvit.app.explorer import Explorer, Look, Question
-from diffvit.app.figure import draw_looks
-from diffvit.app.panels import Paint, fault, html_table, inline, panels
+from diffvit.app.explorer import Explorer, ForwardPass, MapSelection
+from diffvit.app.models import Models
+from diffvit.app.panels import OverlayStyle, draw_figure, html, inline, panel
 from diffvit.attention.subject import Picture, of_run
 from diffvit.data.shapes import generate_at
-from diffvit.reporting.tables import Table
 
 
 class Tags(HTMLParser):
@@ -47,37 +46,41 @@ class Tags(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def looked(name: str, *, mask: bool = False, label: str = "star") -> Look:
+def forward(name: str, *, mask: bool = False, label: str = "star") -> ForwardPass:
     images = generate_at("test", torch.tensor([5]))
     assert images.masks is not None
     shown = Picture("5", images.pixels[0], label, images.masks[0] if mask else None)
-    return Explorer().look(of_run(name, device="cpu"), shown)
+    return Explorer(Models([])).forward(of_run(name, device="cpu"), shown)
 
 
 @pytest.mark.parametrize(("name", "maps"), [("shapes-vit", 1), ("shapes-diffvit", 3)])
 def test_it_shows_picture_maps_rollout_and_probabilities(name: str, maps: int) -> None:
-    look = looked(name, mask=True)
-    found = Tags(panels(look, Question(3, 0, (0.5, 0.5)), Paint(mass=0.6), link="figure/x.png"))
+    result = forward(name, mask=True)
+    found = Tags(panel(result, MapSelection(3, 0, (0.5, 0.5)), OverlayStyle(mass=0.6), link="figure/x.png"))
     images = found.of("img")
     assert len(images) == 1 + maps + 1
     assert all(image["alt"] for image in images)
     assert "row" in str(images[1]["alt"])
     assert len(found.of("li")) == 5
-    assert "What the patch in row 5, column 5 reads in layer 4 of 4, head 1 of" in found.words
+    assert "Attention of the patch in row 5, column 5: layer 4 of 4, head 1 of" in found.words
     assert "star (true)" in found.words
     assert [link["href"] for link in found.of("a")] == ["figure/x.png"]
     for image in images:
         kind, data = str(image["src"]).split(",")
         assert kind == "data:image/png;base64"
         assert Image.open(io.BytesIO(base64.b64decode(data))).size == (32, 32)
-    assert "Click" not in panels(look, Question(), Paint(), clickable=False)
+    assert "Click" not in panel(result, MapSelection(), OverlayStyle(), clickable=False)
 
 
 def test_hostile_names_stay_text() -> None:
-    look = looked("shapes-vit", label='<script>x()</script>" onload="y()')
+    result = forward("shapes-vit", label='<script>x()</script>" onload="y()')
     bad = '<img src=x onerror="z()">'
-    look = dataclasses.replace(look, subject=dataclasses.replace(look.subject, name=bad, classes=[bad] * 10))
-    text = panels(look, Question(), Paint()) + fault(bad) + html_table(Table([bad, ""], [[bad, bad]]), bad)
+    result = dataclasses.replace(result, model=dataclasses.replace(result.model, name=bad, classes=[bad] * 10))
+    text = (
+        panel(result, MapSelection(), OverlayStyle())
+        + html("alert", text=bad)
+        + html("table", columns=[bad, ""], rows=[[bad, bad]], caption=bad)
+    )
     found = Tags(text)
     assert not found.of("script")
     assert all("onerror" not in attributes and "onload" not in attributes for _, attributes in found.tags)
@@ -85,18 +88,18 @@ def test_hostile_names_stay_text() -> None:
 
 
 def test_strength_and_threshold_change_what_is_drawn() -> None:
-    look = looked("shapes-vit")
+    result = forward("shapes-vit")
 
-    def drawn(paint: Paint) -> np.ndarray:
-        source = Tags(panels(look, Question(3), paint)).of("img")[1]["src"]
+    def drawn(style: OverlayStyle) -> np.ndarray:
+        source = Tags(panel(result, MapSelection(3), style)).of("img")[1]["src"]
         return np.asarray(Image.open(io.BytesIO(base64.b64decode(str(source).split(",")[1])))).astype(int)
 
-    grey = drawn(Paint(strength=0.0))
+    grey = drawn(OverlayStyle(strength=0.0))
     assert (grey.max(axis=2) == grey.min(axis=2)).all()
-    assert (drawn(Paint()) != grey).any()
-    few = (drawn(Paint(mass=0.3)) != grey).any(axis=2).mean()
-    assert 0 < few < 0.5 < (drawn(Paint()) != grey).any(axis=2).mean()
-    assert (drawn(Paint(colours="viridis")) != drawn(Paint())).any()
+    assert (drawn(OverlayStyle()) != grey).any()
+    few = (drawn(OverlayStyle(mass=0.3)) != grey).any(axis=2).mean()
+    assert 0 < few < 0.5 < (drawn(OverlayStyle()) != grey).any(axis=2).mean()
+    assert (drawn(OverlayStyle(colours="viridis")) != drawn(OverlayStyle())).any()
 
 
 def test_an_image_in_the_page_is_exact() -> None:
@@ -106,15 +109,17 @@ def test_an_image_in_the_page_is_exact() -> None:
 
 
 def test_numbers_of_a_scale_are_those_of_the_map() -> None:
-    look = looked("shapes-diffvit")
-    most = max(float(heat.abs().max()) for heat in look.maps(Question(3)).values())
-    scales = re.findall(r'class="dv-scale"><span>(.*?)</span>.*?<span>(.*?)</span>', panels(look, Question(3), Paint()))
+    result = forward("shapes-diffvit")
+    most = max(float(values.abs().max()) for values in result.maps(MapSelection(3)).values())
+    scales = re.findall(
+        r'class="dv-scale"><span>(.*?)</span>.*?<span>(.*?)</span>', panel(result, MapSelection(3), OverlayStyle())
+    )
     assert [float(high) for _, high in scales[:3]] == [float(f"{most:.2g}")] * 3
     assert all(float(low.replace("\N{MINUS SIGN}", "-")) in (0.0, -float(f"{most:.2g}")) for low, _ in scales[:3])
 
 
 def test_the_figure_has_a_row_for_each_model() -> None:
-    looks = [looked("shapes-vit"), looked("shapes-diffvit")]
-    one, two = (Image.open(io.BytesIO(draw_looks(some, Question(1)))) for some in (looks[:1], looks))
+    passes = [forward("shapes-vit"), forward("shapes-diffvit")]
+    one, two = (Image.open(io.BytesIO(draw_figure(some, MapSelection(1)))) for some in (passes[:1], passes))
     assert one.width == two.width
     assert 1.6 < two.height / one.height < 2.1

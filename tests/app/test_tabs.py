@@ -10,17 +10,17 @@ from typing import Any
 import gradio
 import pytest
 import torch
-from app_parts import made_client, made_desk
+from app_parts import made_client, made_explorer
 from PIL import Image
 from starlette.testclient import TestClient
 
-from diffvit.app.clips import Clips, openai_weights
-from diffvit.app.desk import Chosen, Desk
-from diffvit.app.explorer import Question
-from diffvit.app.gate import Gate
-from diffvit.app.web import compare_tab, look_tab, shapes_tab, zero_shot_tab
-from diffvit.app.web.answers import WENT_WRONG, answering, numbered
-from diffvit.app.web.shapes_tab import scores
+from diffvit.app.explorer import Explorer, MapSelection
+from diffvit.app.images import ImageRef
+from diffvit.app.limits import Limiter
+from diffvit.app.models import Models, find_openai_weights, list_models
+from diffvit.app.web import attention_tab, tabs
+from diffvit.app.web.controls import INTERNAL_ERROR, handler
+from diffvit.app.web.tabs import score_table
 from diffvit.attention.metrics import coverage, mass_on_object
 from diffvit.clip.hub import clip_skeleton
 from diffvit.config import parse
@@ -32,40 +32,40 @@ DIALS: tuple[Any, ...] = (2, 1, True, "the model", 1, 1, 1.0, "inferno", 1.0, "m
 
 
 @pytest.fixture(scope="module")
-def desk() -> Desk:
-    return made_desk()
+def explorer() -> Explorer:
+    return made_explorer()
 
 
 @pytest.fixture(scope="module")
-def client(desk: Desk) -> Iterator[TestClient]:
-    with made_client(desk) as made:
+def client(explorer: Explorer) -> Iterator[TestClient]:
+    with made_client(explorer) as made:
         yield made
 
 
-def test_two_models_side_by_side_and_their_figure(desk: Desk, client: TestClient) -> None:
-    text = look_tab.draw(desk, Chosen("test", 7, VIT), VIT, DIFFVIT, *DIALS)
+def test_two_models_side_by_side_and_their_figure(explorer: Explorer, client: TestClient) -> None:
+    text = attention_tab.draw(explorer, ImageRef("test", 7, VIT), VIT, DIFFVIT, *DIALS)
     assert text.count('<section class="dv-model"') == 2
     link = text.split('class="dv-download" href="')[1].split('"')[0]
     answer = client.get(f"/{link}")
     assert answer.headers["content-type"] == "image/png"
     assert Image.open(io.BytesIO(answer.content)).width > 1000
-    alone = look_tab.draw(desk, Chosen("test", 7, VIT), VIT, "none", *DIALS)
+    alone = attention_tab.draw(explorer, ImageRef("test", 7, VIT), VIT, "none", *DIALS)
     assert alone.count('<section class="dv-model"') == 1
-    assert look_tab.draw(desk, Chosen("test", 7, VIT), VIT, VIT, *DIALS).count("<section") == 1
+    assert attention_tab.draw(explorer, ImageRef("test", 7, VIT), VIT, VIT, *DIALS).count("<section") == 1
 
 
-def test_rules_without_a_meaning_are_told(desk: Desk) -> None:
+def test_rules_without_a_meaning_are_told(explorer: Explorer) -> None:
     dials = (*DIALS[:9], "max", "signed", 0.0, 0.5)
     with pytest.raises(ConfigError, match="goes with fusion mean"):
-        look_tab.draw(desk, Chosen("test", 7, VIT), DIFFVIT, "none", *dials)
+        attention_tab.draw(explorer, ImageRef("test", 7, VIT), DIFFVIT, "none", *dials)
 
 
-def test_an_upload_is_looked_at(desk: Desk, client: TestClient) -> None:
+def test_an_upload_is_looked_at(explorer: Explorer, client: TestClient) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (64, 48), "teal").save(buffer, "JPEG")
     headers = {"x-picture-name": "a%20cat%2F..%2F%3Cb%3E.jpg"}
     token = client.post("/picture", content=buffer.getvalue(), headers=headers).json()["token"]
-    text = look_tab.draw(desk, Chosen("upload", token), VIT, "none", *DIALS)
+    text = attention_tab.draw(explorer, ImageRef("upload", token), VIT, "none", *DIALS)
     assert text.count("<img") == 3
     for bad in (b"GIF89a", b"<svg/>", b""):
         answer = client.post("/picture", content=bad, headers={"x-picture-name": "x.png"})
@@ -73,45 +73,40 @@ def test_an_upload_is_looked_at(desk: Desk, client: TestClient) -> None:
         assert answer.json()["error"].startswith("x.png: ")
 
 
-def test_scores_are_those_of_a_plain_computation(desk: Desk) -> None:
-    text = shapes_tab.draw(desk, VIT, DIFFVIT, "heart", 4, 0.5, 0.1, 3)
+def test_scores_are_those_of_a_plain_computation(explorer: Explorer) -> None:
+    text = tabs.draw_shapes(explorer, VIT, DIFFVIT, "heart", 4, 0.5, 0.1, 3)
     assert text.count("<table>") == 2
-    look = desk.look(Chosen("shapes", 47), DIFFVIT)
-    mask = look.picture.mask
+    result = explorer.run(ImageRef("shapes", 47), DIFFVIT)
+    mask = result.image.mask
     assert mask is not None
-    rows = {row[0]: row[1:] for row in scores(look, Question(2), mask).rows}
-    heat = look.record.to_patches(2).mean(dim=1)
-    mass = float(mass_on_object(heat, coverage(mask[None], (8, 8)))[0])
+    rows = {row[0]: row[1:] for row in score_table(result, MapSelection(2), mask).rows}
+    values = result.record.to_patches(2).mean(dim=1)
+    mass = float(mass_on_object(values, coverage(mask[None], (8, 8)))[0])
     assert rows["layer 3"][1] == f"{100 * mass:.1f}%"
-    assert rows["a map that looks at nothing"][1] == f"{100 * float(mask.float().mean()):.1f}%"
+    assert rows["a uniform map"][1] == f"{100 * float(mask.float().mean()):.1f}%"
     assert "rollout, A1 alone" in rows
 
 
-@pytest.fixture(scope="module")
-def clips(desk: Desk) -> Clips:
-    return Clips(desk, None)
-
-
-def test_own_labels_beside_a_supervised_model(desk: Desk, clips: Clips) -> None:
+def test_own_labels_beside_a_supervised_model(explorer: Explorer) -> None:
     asked = ("cifar10-clip", "frog, a green car\ntruck", "single", "cifar10-vit")
-    text = zero_shot_tab.name_it(desk, clips, Chosen("shapes", 3), asked)
+    text = tabs.classify_image(explorer, ImageRef("shapes", 3), *asked)
     assert "3 labels, templates single" in text
     assert "a green car" in text
     assert text.count('<section class="dv-model"') == 2
-    assert clips.names == ["cifar10-clip"]
-    one = clips.classifier("cifar10-clip", ("frog", "cat"), "single")[1]
-    assert clips.classifier("cifar10-clip", ("frog", "cat"), "single")[1] is one
+    assert explorer.models.clip_names == ["cifar10-clip"]
+    one = explorer.models.classifier("cifar10-clip", ("frog", "cat"), "single")[1]
+    assert explorer.models.classifier("cifar10-clip", ("frog", "cat"), "single")[1] is one
     torch.testing.assert_close(one.weights.norm(dim=1), torch.ones(2))
 
 
-def test_words_that_the_clip_never_read_are_said_or_refused(desk: Desk, clips: Clips) -> None:
+def test_words_that_the_clip_never_read_are_said_or_refused(explorer: Explorer) -> None:
     asked = ("cifar10-clip", "cat, a toaster", "single", "none")
-    assert "toaster" in zero_shot_tab.name_it(desk, clips, Chosen("shapes", 3), asked).split("dv-warning")[1]
-    known = zero_shot_tab.name_it(desk, clips, Chosen("shapes", 3), ("cifar10-clip", "cat, dog", "single", "none"))
+    assert "toaster" in tabs.classify_image(explorer, ImageRef("shapes", 3), *asked).split("dv-warning")[1]
+    known = tabs.classify_image(explorer, ImageRef("shapes", 3), "cifar10-clip", "cat, dog", "single", "none")
     assert "dv-warning" not in known
     for labels in ("toaster, zeppelin", "cat, Cat"):
         with pytest.raises(ConfigError):
-            zero_shot_tab.name_it(desk, clips, Chosen("shapes", 3), ("cifar10-clip", labels, "single", "none"))
+            tabs.classify_image(explorer, ImageRef("shapes", 3), "cifar10-clip", labels, "single", "none")
 
 
 @pytest.mark.parametrize(
@@ -127,31 +122,33 @@ def test_words_that_the_clip_never_read_are_said_or_refused(desk: Desk, clips: C
 )
 def test_labels_that_cannot_be_are_one_line(text: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        zero_shot_tab.labels_of(text)
+        tabs.parse_labels(text)
     assert said in str(caught.value)
 
 
-def test_clip_models_are_those_of_the_start(clips: Clips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clip_models_are_those_of_the_start(
+    explorer: Explorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, templates in (("/etc/passwd", "single"), ("cifar10-clip", "/etc/passwd")):
         with pytest.raises(InputError, match="none of those that are offered"):
-            clips.classifier(name, ("a", "b"), templates)
+            explorer.models.classifier(name, ("a", "b"), templates)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert openai_weights(None) is None
+    assert find_openai_weights(None) is None
     (tmp_path / ".cache" / "clip").mkdir(parents=True)
     (tmp_path / ".cache" / "clip" / "RN50.pt").touch()
-    assert openai_weights(None) == tmp_path / ".cache" / "clip" / "RN50.pt"
+    assert find_openai_weights(None) == tmp_path / ".cache" / "clip" / "RN50.pt"
     with pytest.raises(InputError, match="--clip-weights names"):
-        openai_weights(tmp_path / "no.pt")
+        find_openai_weights(tmp_path / "no.pt")
 
 
-def test_openais_clip_is_offered_where_its_weights_are(desk: Desk, tmp_path: Path) -> None:
+def test_openais_clip_is_offered_where_its_weights_are(tmp_path: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = clip_skeleton("RN50", quick_gelu=True)
     torch.save(model.state_dict(), tmp_path / "RN50.pt")
-    clips = Clips(desk, openai_weights(tmp_path / "RN50.pt"))
-    assert clips.names == ["cifar10-clip", "OpenAI's RN50"]
-    text = zero_shot_tab.name_it(desk, clips, Chosen("shapes", 3), ("OpenAI's RN50", "cat, dog", "single", "none"))
+    explorer = Explorer(Models(list_models([], Path("none")), openai=find_openai_weights(tmp_path / "RN50.pt")))
+    assert explorer.models.clip_names == ["cifar10-clip", "OpenAI's RN50"]
+    text = tabs.classify_image(explorer, ImageRef("shapes", 3), "OpenAI's RN50", "cat, dog", "single", "none")
     assert text.count("<li") == 2
 
 
@@ -163,41 +160,43 @@ def test_runs_are_compared_from_their_folders(tmp_path: Path) -> None:
         values = {"data": "shapes", "epochs": 2, "validation_size": 0, "model": tiny, "shapes": shapes}
         train(parse(values, "test"), out=tmp_path / attention)
         folders.append(str(tmp_path / attention))
-    text = compare_tab.compared(folders)
+    text = tabs.compare_runs(folders)
     assert text.count('class="dv-light"') == text.count('class="dv-dark"') >= 4
     assert "Lambda of every block" in text
     assert "Confusion matrix: ViT" in text
     assert "drawn by diffvit itself" in text
     for wrong in ([], folders * 4):
         with pytest.raises(ConfigError, match="choose 1 to 6"):
-            compare_tab.compared(wrong)
+            tabs.compare_runs(wrong)
 
 
 def test_whatever_goes_wrong_is_one_line_without_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
-    desk = made_desk(Gate(1, 0, patience=0.05))
+    explorer = made_explorer(Limiter(1, 0, patience=0.05))
 
     def fails(error: Exception) -> str:
         raise error
 
-    known = answering(desk, 2)(fails)(InputError("thing", "is <b>broken</b>"))
+    known = handler(explorer, 2)(fails)(InputError("thing", "is <b>broken</b>"))
     assert known[-1] == '<p class="dv-fault" role="alert">thing: is &lt;b&gt;broken&lt;/b&gt;.</p>'
     assert len(known) == 3
-    unknown = answering(desk, 1)(fails)(ZeroDivisionError("secret"))
-    assert WENT_WRONG in unknown[-1]
+    unknown = handler(explorer, 1)(fails)(ZeroDivisionError("secret"))
+    assert INTERNAL_ERROR in unknown[-1]
     assert "secret" not in unknown[-1]
     assert "ZeroDivisionError" in caplog.text
-    inside = desk.gate.call(lambda: answering(desk, 1)(lambda: "x")())
+    inside = explorer.limiter.call(lambda: handler(explorer, 1)(lambda: "x")())
     assert "is busy" in inside[-1]
-    assert answering(desk, 1)(lambda: "x")() == ("x", "")
+    assert handler(explorer, 1)(lambda: "x")() == ("x", "")
 
 
-def test_an_answer_says_when_it_was_asked() -> None:
-    answer = numbered(lambda text: (text, "note"))
-    assert [answer("a"), answer("b")] == [
-        ('<i hidden data-ticket="1"></i>a', "note"),
-        ('<i hidden data-ticket="2"></i>b', "note"),
-    ]
-    assert answer(gradio.skip()) == (gradio.skip(), "note")
+def test_a_numbered_answer_carries_the_number_of_its_request(explorer: Explorer) -> None:
+    def fails_on_b(text: str) -> str:
+        if text == "b":
+            raise InputError("b", "is wrong")
+        return text
+
+    handle = handler(explorer, 1, numbered=True)(fails_on_b)
+    found = [handle(text)[0] for text in "abc"]
+    assert found == ['<i hidden data-request="1"></i>a', gradio.skip(), '<i hidden data-request="3"></i>c']
 
 
 def test_the_page_answers_its_own_questions(client: TestClient) -> None:
@@ -216,5 +215,5 @@ def test_the_page_answers_its_own_questions(client: TestClient) -> None:
 
 
 def test_a_dial_without_a_choice_is_made_and_not_shown() -> None:
-    one, many = (gradio.Slider(1, value=1, step=1, **look_tab.reach(count)) for count in (1, 6))
+    one, many = (gradio.Slider(1, value=1, step=1, **attention_tab.slider_range(count)) for count in (1, 6))
     assert (one.visible, many.visible, many.maximum) == (False, True, 6)

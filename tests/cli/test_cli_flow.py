@@ -13,8 +13,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from diffvit.app.models import Models, offers_of
-from diffvit.app.test_sets import TestSets
+from diffvit.app.images import TestImages
+from diffvit.app.models import Models, list_models
 from diffvit.cli.main import run
 from diffvit.config import parse
 from diffvit.training.progress import QuietProgress
@@ -315,7 +315,7 @@ def test_a_run_on_a_folder_keeps_it_whatever_the_variable_says(
         found = last_json(succeeds(["evaluate", str(trained), "--json"], capsys))
         assert (found["accuracy"], found["images"], found["data"]) == (accuracy, 8, "folder photos")
         succeeds(["attention", str(trained), "--index", "0", "--out", "looked"], capsys)
-        assert len(TestSets(Models(offers_of([str(trained)])), None).images("photos")) == 8
+        assert len(TestImages(Models(list_models([str(trained)])), None).images("photos")) == 8
     succeeds(["train", str(trained / "config.yaml"), "--out", "again", "--quiet"], capsys)
     assert RunDir.open("again").result["test_accuracy"] == accuracy
     assert run(["evaluate", str(trained), "--data-dir", str(photos / "cifar")]) == 3  # the flag says otherwise

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import diffvit
 from diffvit import VisionTransformer, weights
-from diffvit.app.models import offers_of
+from diffvit.app.models import list_models
 from diffvit.cli.main import run as cli
 from diffvit.config import parse
 from diffvit.errors import InputError
@@ -266,7 +266,7 @@ def test_forty_damaged_weights_of_a_finished_run_are_forty_refused(finished: Pat
         assert "\n" not in str(caught.value)
         refused += 1
     assert refused == 40
-    for use in (diffvit.evaluate, lambda run: offers_of([str(run)]), lambda run: diffvit.load(run / file.name)):
+    for use in (diffvit.evaluate, lambda run: list_models([str(run)]), lambda run: diffvit.load(run / file.name)):
         with pytest.raises(InputError, match="is damaged"):
             use(run)
     assert cli(["attention", str(run), "--index", "0"]) == 3
@@ -360,7 +360,7 @@ def test_a_model_that_cannot_be_rebuilt_is_refused_by_name(
     tmp_path: Path, change: Callable[[VisionTransformer], None], named: str
 ) -> None:
     run = diffvit.train(parse(TINY), out=tmp_path / "run", task=Changed(change)).path
-    for use in (diffvit.load, diffvit.evaluate, lambda run: offers_of([str(run)])):
+    for use in (diffvit.load, diffvit.evaluate, lambda run: list_models([str(run)])):
         with pytest.raises(InputError, match=named) as caught:
             use(run)
         assert "\n" not in str(caught.value)

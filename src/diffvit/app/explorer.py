@@ -1,148 +1,224 @@
-"""One picture seen by one model: a single forward pass, and then any number of questions about it. No web in here."""
+"""The explorer without its web page: one forward pass of an image through a model, and the maps selected from it."""
 
 from __future__ import annotations
 
+import gc
 import hashlib
-from collections.abc import Mapping
+import secrets
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffvit.app.kept import Kept
+from diffvit.app.images import ImageRef, TestImages, Uploads, shapes_image
+from diffvit.app.limits import Cache, Limiter
+from diffvit.app.models import Models
 from diffvit.attention.capture import Record, capture_and_answer
 from diffvit.attention.rollout import rollout
-from diffvit.attention.subject import Picture, Subject
+from diffvit.attention.subject import Picture, Subject, fit, from_set
+from diffvit.errors import DiffvitError, InputError
 
-BUDGET = 48 * 2**20  # bytes of maps that are kept
+WORKERS, WAITING = 2, 24  # requests that are worked on at a time, and that may wait
+MAPS_BUDGET = 48 * 2**20  # bytes of maps that are kept
+_FIGURES = 256  # figures that can be downloaded
+_FIGURES_WAITING = 6  # figures are drawn one at a time by a worker of their own, so that sliders stay quick
+_FIRST_IMAGE = 7  # index of the image that is shown first
+# Models shown first if there is no run: the first pair whose test images are on this machine.
+_PAIRS = (("cifar10-vit", "cifar10-diffvit"), ("shapes-vit", "shapes-diffvit"))
 _LAMBDA = "\N{GREEK SMALL LETTER LAMDA}"
-NAMES = {"positive": "A1", "negative": f"{_LAMBDA} A2", "effective": f"A1 \N{MINUS SIGN} {_LAMBDA} A2"}
+_MAP_NAMES = {"positive": "A1", "negative": f"{_LAMBDA} A2", "effective": f"A1 \N{MINUS SIGN} {_LAMBDA} A2"}
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked of a picture's maps.
+class MapSelection:
+    """Which attention map to show. Values beyond a model's layers, heads or patches mean its last one.
 
     Args:
-        layer: counted from 0; the last one answers for those beyond it.
-        head: likewise; None for the mean over the heads.
-        spot: who asks: a place on the picture, as shares (down, across) from 0 to below 1; None for what the model
-            pools.
+        layer: counted from 0.
+        head: counted from 0; None for the mean over the heads.
+        position: the query, a place in the image as (down, across) from 0 to below 1; None for the token or tokens
+            that the model pools.
         rollout: arguments of :func:`diffvit.attention.rollout.rollout`.
     """
 
     layer: int = 0
     head: int | None = None
-    spot: tuple[float, float] | None = None
+    position: tuple[float, float] | None = None
     rollout: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Look:
-    """What a model makes of a picture.
+class ForwardPass:
+    """One image through one model.
 
     Args:
-        subject: the model.
-        picture: as it was shown to the model.
-        record: every layer's maps.
-        logits: (classes,); None where the model does not classify.
+        model: the model.
+        image: as the model saw it.
+        record: the maps of every layer.
+        logits: (classes,); None if the model does not classify.
     """
 
-    subject: Subject
-    picture: Picture
+    model: Subject
+    image: Picture
     record: Record
     logits: Float[Tensor, " classes"] | None
 
     @cached_property
-    def chances(self) -> list[tuple[str, float]]:
-        """Classes and their probabilities, the likeliest first."""
+    def probabilities(self) -> list[tuple[str, float]]:
+        """Classes and their probabilities, the largest first; empty if the model does not classify."""
         if self.logits is None:
             return []
-        values = self.logits.softmax(dim=0)
-        order = values.argsort(descending=True, stable=True).tolist()
-        names = list(self.subject.classes) or [f"class {place}" for place in range(len(values))]
-        return [(names[place], float(values[place])) for place in order]
+        values, order = self.logits.softmax(dim=0).sort(descending=True, stable=True)
+        names = list(self.model.classes) or [f"class {index}" for index in range(len(values))]
+        return [(names[index], value) for index, value in zip(order.tolist(), values.tolist(), strict=True)]
 
     @property
     def heads(self) -> int:
-        """Of each layer; of differential attention, the differential heads."""
+        """Number of heads of each layer; for differential attention, of differential heads."""
         return self.record.layers[0].positive.shape[1]
 
-    def layer(self, question: Question) -> int:
-        """The layer that answers."""
-        return min(max(question.layer, 0), len(self.record.layers) - 1)
+    def locate(self, selection: MapSelection) -> tuple[int, int | None, tuple[int, int] | None]:
+        """Indices of the selected layer, head (None: their mean) and query patch (None: what the model pools)."""
+        counts = (len(self.record.layers), self.heads, *self.record.grid)
+        down, across = selection.position or (0, 0)
+        wanted = (selection.layer, selection.head or 0, int(down * counts[2]), int(across * counts[3]))
+        layer, head, row, column = (min(max(index, 0), count - 1) for index, count in zip(wanted, counts, strict=True))
+        return layer, None if selection.head is None else head, None if selection.position is None else (row, column)
 
-    def head(self, question: Question) -> int | None:
-        """The head that answers."""
-        return None if question.head is None else min(max(question.head, 0), self.heads - 1)
+    def maps(self, selection: MapSelection) -> dict[str, Float[Tensor, "rows columns"]]:
+        """The selected map by its name; for differential attention A1, lambda A2 and their difference."""
+        layer, head, patch = self.locate(selection)
 
-    def patch(self, question: Question) -> tuple[int, int] | None:
-        """Row and column of the patch that asks; None for what the model pools."""
-        if question.spot is None:
-            return None
-        rows, columns = (
-            min(max(int(share * count), 0), count - 1)
-            for share, count in zip(question.spot, self.record.grid, strict=True)
-        )
-        return rows, columns
+        def select(kind: str) -> Tensor:
+            heads = self.record.to_patches(layer, kind, patch)[0]
+            return heads.mean(dim=0) if head is None else heads[head]
 
-    def maps(self, question: Question) -> dict[str, Float[Tensor, "rows columns"]]:
-        """The map that was asked for; of differential attention all three: A1, what is subtracted, and what is left."""
-        at = self.layer(question)
-        if not self.record.differential:
-            return {"attention": self._map(question, "effective")}
-        lam = self.record.layers[at].lam
-        assert lam is not None
+        lam = self.record.layers[layer].lam
+        if lam is None:
+            return {"attention": select("effective")}
         factors = {"positive": 1.0, "negative": float(lam), "effective": 1.0}
-        return {NAMES[kind]: factor * self._map(question, kind) for kind, factor in factors.items()}
+        return {_MAP_NAMES[kind]: factor * select(kind) for kind, factor in factors.items()}
 
-    def _map(self, question: Question, kind: str) -> Float[Tensor, "rows columns"]:
-        heads = self.record.to_patches(self.layer(question), kind, self.patch(question))[0]
-        head = self.head(question)
-        return heads.mean(dim=0) if head is None else heads[head]
-
-    def rolled(self, question: Question) -> Float[Tensor, "rows columns"]:
-        """Attention rollout of the pooled token, through all layers.
+    def rollout(self, selection: MapSelection) -> Float[Tensor, "rows columns"]:
+        """Attention rollout of the pooled token through all layers.
 
         Raises:
-            ConfigError: arguments without a meaning, or out of range.
+            ConfigError: a combination of arguments that is not defined, or a value out of range.
         """
-        return rollout(self.record, **question.rollout)[0]
+        return rollout(self.record, **selection.rollout)[0]
 
     @property
     def nbytes(self) -> int:
-        """Of the maps."""
+        """Bytes of the maps."""
         parts = [part for maps in self.record.layers for part in (maps.positive, maps.negative) if part is not None]
         return sum(part.nbytes for part in parts)
 
 
 class Explorer:
-    """Looks at pictures; what was looked at last is remembered, so that a question costs no forward pass.
+    """The state of the server: models, images, the forward passes of late, and the limits on concurrent work.
 
     Args:
-        budget: bytes of maps to remember.
+        models: the offered models.
+        data_dir: where data sets lie; see :class:`diffvit.app.images.TestImages`.
+        limiter: of requests; by default two at a time, 24 waiting.
+        budget: bytes of maps to keep.
     """
 
-    def __init__(self, budget: int = BUDGET) -> None:
-        self._looks: Kept[Look] = Kept(budget, lambda look: look.nbytes)
+    def __init__(
+        self,
+        models: Models,
+        data_dir: Path | None = None,
+        limiter: Limiter | None = None,
+        budget: int = MAPS_BUDGET,
+    ) -> None:
+        self.models = models
+        self.test_images = TestImages(models, data_dir)
+        self.uploads = Uploads()
+        self.limiter = limiter or Limiter(WORKERS, WAITING)
+        self.passes: Cache[ForwardPass] = Cache(budget, lambda result: result.nbytes, parallel=True)
+        self._figure_limiter = Limiter(1, _FIGURES_WAITING)
+        self._figures: Cache[Callable[[], bytes]] = Cache(_FIGURES)
 
-    def look(self, subject: Subject, picture: Picture) -> Look:
-        """What a model makes of a picture, in one forward pass or from memory.
+    @cached_property
+    def start(self) -> tuple[ImageRef, str, str | None]:
+        """The image, the model and the second model that are shown first: runs, else packaged models.
 
-        Args:
-            subject: the model; known again by its name and source.
-            picture: as :func:`diffvit.attention.subject.fit` made it for this model.
+        If pretrained models are offered, the second model is the first of them.
+        """
+        pretrained = next((info.name for info in self.models.vits if info.pretrained), None)
+        runs = [info.name for info in self.models.own_vits if info.folder is not None][:2]
+        pairs = [(runs[0], runs[1] if len(runs) > 1 else None)] if runs else []
+        for first, second in (*pairs, *_PAIRS):
+            try:
+                if len(self.test_images.images(first)) > _FIRST_IMAGE:
+                    return ImageRef("test", _FIRST_IMAGE, first), first, pretrained or second
+            except DiffvitError:
+                continue  # its data is not on this machine
+        return ImageRef("shapes", _FIRST_IMAGE), _PAIRS[-1][0], pretrained or _PAIRS[-1][1]
+
+    def source(self, ref: ImageRef) -> Picture:
+        """The image at its own size; errors as :meth:`run`."""
+        if ref.kind == "upload":
+            name, pixels = self.uploads.pixels(str(ref.key))
+            return Picture(name, torch.from_numpy(pixels))
+        if ref.kind == "test":
+            images = self.test_images.images(ref.model)
+            if not 0 <= int(ref.key) < len(images):
+                raise InputError(f"image {ref.key}", f"is not in {images.name}", "Choose another.")
+            return from_set(images, [int(ref.key)])[0]
+        return shapes_image(int(ref.key))
+
+    def run(self, ref: ImageRef, name: str) -> ForwardPass:
+        """The forward pass of an image through a model.
 
         Raises:
-            InputError: the picture does not fit the model.
+            InputError: no such model or image.
         """
-        digest = hashlib.sha256(picture.pixels.contiguous().numpy().data).hexdigest()
-        key = (subject.name, subject.source, tuple(picture.pixels.shape), digest)
-        return self._looks.get(key, lambda: _look(subject, picture))
+        return self.forward(self.models.load(name), self.source(ref))
 
+    def forward(self, model: Subject, image: Picture) -> ForwardPass:
+        """The forward pass, from the cache if the same pixels were shown to the same model before.
 
-def _look(subject: Subject, picture: Picture) -> Look:
-    record, logits = capture_and_answer(subject.model, subject.normalised(picture.pixels[None]))
-    return Look(subject, picture, record, None if logits is None else logits[0])
+        Args:
+            model: identified by its name and source.
+            image: of any size; it is resized to the model's input. The mask is dropped if the size changes.
+
+        Raises:
+            InputError: the image does not fit the model.
+        """
+        pixels = torch.from_numpy(fit(image.pixels.numpy(), model, image.name))
+        mask = image.mask if pixels.shape == image.pixels.shape else None
+        fitted = Picture(image.name, pixels, image.label, mask)
+        digest = hashlib.sha256(pixels.contiguous().numpy().data).hexdigest()
+
+        def compute() -> ForwardPass:
+            record, logits = capture_and_answer(model.model, model.normalised(pixels[None]))
+            return ForwardPass(model, fitted, record, None if logits is None else logits[0])
+
+        return self.passes.get_or_make((model.name, model.source, tuple(pixels.shape), digest), compute)
+
+    def offer_figure(self, draw: Callable[[], bytes]) -> str:
+        """The address where a figure can be downloaded; it is drawn when that is asked for."""
+        token = secrets.token_urlsafe(12)
+        self._figures.put(token, draw)
+        return f"figure/{token}.png"
+
+    def figure(self, token: str) -> bytes:
+        """Draw an offered figure as PNG.
+
+        Raises:
+            InputError: it is no longer offered.
+            Busy: too many figures are asked for at a time.
+        """
+        draw = self._figures.get(token)
+        if draw is None:
+            raise InputError("figure", "is no longer kept", "Ask for the picture again.")
+        try:
+            return self._figure_limiter.call(draw)
+        finally:
+            gc.collect()  # the many parts of a figure refer to each other

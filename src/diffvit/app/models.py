@@ -1,119 +1,101 @@
-"""The models that the page offers: fixed when it starts, known to the browser by name alone."""
+"""The models that the explorer offers: a fixed list made when it starts; the browser refers to them by name alone."""
 
 from __future__ import annotations
 
 import dataclasses
-import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffvit import weights
-from diffvit.app.kept import Kept
+from diffvit.app.limits import Cache
 from diffvit.attention.subject import Subject, of_pretrained, of_run
 from diffvit.errors import DiffvitError, InputError
 from diffvit.reporting.arms import MODEL_NAMES
 from diffvit.reporting.tables import percent
 from diffvit.training.load import locate, metadata_of, read_header
 
+if TYPE_CHECKING:
+    from diffvit.clip.load import Clip
+    from diffvit.clip.zero_shot import Classifier
+
 RUNS = Path("runs")
-_MOST = 100  # run folders that are offered without being named
-_LOADED = 8  # models in memory
-_SIDE = 224  # pixels of the square that a pretrained model is shown: what most were trained on, and 11 MB of maps
-_CLIP = "clip"
-_FILES = (".pt", ".pth", ".bin", ".safetensors")  # meant as a file, also where there is none
+TEMPLATES = ("openai-80", "openai-7", "single")
+OPENAI = "OpenAI's RN50"
+_MAX_RUNS = 100  # run folders that are offered without being named
+_INPUT_SIZE = 224  # pixels of a pretrained model's square input: what most were trained on, and 11 MB of maps
+_WEIGHTS_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")  # a reference that ends so is a file, even a missing one
 
 
 @dataclass(frozen=True)
-class Offer:
+class ModelInfo:
     """A model that can be chosen.
 
     Args:
-        name: in the lists; no other has it.
+        name: in the lists; :class:`Models` tells equal ones apart.
         reference: what :func:`diffvit.load` takes; never comes from the browser.
-        folder: its run folder; None of a packaged model.
+        folder: its run folder; None for a packaged model.
         data: what it was trained on.
-        words: what it is, in a line.
-        depth: blocks of its image model.
+        description: one line.
+        depth: number of blocks of its image encoder.
         clip: whether it is a small CLIP of our own.
-        pretrained: whether others trained it.
+        pretrained: the loaded model if others trained it, else None.
     """
 
     name: str
     reference: str
     folder: Path | None
     data: str
-    words: str
+    description: str
     depth: int
     clip: bool = False
-    pretrained: bool = False
+    pretrained: Subject | None = None
 
 
-def offers_of(runs: Sequence[str], folder: Path = RUNS) -> list[Offer]:
-    """The runs that are named, else the finished ones under a folder; then the packaged models.
+def list_models(runs: Sequence[str], folder: Path = RUNS) -> list[ModelInfo]:
+    """The named runs, else the finished runs under a folder, newest first; then the packaged models.
 
     Args:
         runs: run folders or weights files.
-        folder: where to look where none is named.
+        folder: where to look if none is named.
 
     Raises:
-        InputError: a run that is named cannot be read.
+        InputError: a named run cannot be read.
     """
-    found = [_offer(run) for run in runs]
-    for path in [] if runs else _finished(folder):
-        try:
-            found.append(_offer(str(path)))
-        except DiffvitError:
-            continue  # half a run, or none of ours: nobody asked for it by name
-    packaged = [_offer(name) for name in weights.names()]
-    return _unique([*found, *packaged])
+    found = [_read_info(run) for run in runs]
+    if not runs:
+        results = [*folder.glob("*/result.json"), *folder.glob("*/*/result.json")]
+        for path in sorted(results, key=lambda path: -path.stat().st_mtime)[:_MAX_RUNS]:
+            try:
+                found.append(_read_info(str(path.parent)))
+            except DiffvitError:
+                continue  # incomplete, or not ours; the user did not name it
+    return [*found, *(_read_info(name) for name in weights.names())]
 
 
-def _finished(folder: Path) -> list[Path]:
-    """Run folders with a result, the newest first."""
-    results = [*folder.glob("*/result.json"), *folder.glob("*/*/result.json")]
-    return [path.parent for path in sorted(results, key=lambda path: -path.stat().st_mtime)[:_MOST]]
-
-
-def _offer(reference: str) -> Offer:
+def _read_info(reference: str) -> ModelInfo:
     path = locate(reference)
     meta = metadata_of(path, read_header(path))
     folder = Path(reference) if Path(reference).is_dir() else None
-    known = weights.registry().get(reference, {})
     settings, data = meta["model"], str(meta["data"])
-    clip = settings.get("kind") == _CLIP
-    visual = settings["visual"] if clip else settings
-    parts = [_kind(visual, clip), f"trained on {data}"]
-    if known:
-        parts.append(f"{percent(known['test_accuracy'], 1)} of the test images right")
+    clip = settings.get("kind") == "clip"
+    encoder: Mapping[str, Any] = settings["visual"] if clip else settings
+    name = MODEL_NAMES.get(str(encoder["attention"]), str(encoder["attention"]))
+    kind = f"{name}, patch {encoder['patch_size']}, {encoder['depth']} blocks, {encoder['num_heads']} heads"
+    parts = [f"CLIP ({kind})" if clip else kind, f"trained on {data}"]
+    if packaged := weights.registry().get(reference):
+        parts.append(f"{percent(packaged['test_accuracy'], 1)} of the test images right")
     name = folder.resolve().name if folder else Path(reference).stem
-    return Offer(name, reference, folder, data, ", ".join(parts), visual["depth"], clip)
+    return ModelInfo(name, reference, folder, data, ", ".join(parts), encoder["depth"], clip)
 
 
-def _kind(settings: Mapping[str, Any], clip: bool) -> str:
-    name = MODEL_NAMES.get(str(settings["attention"]), str(settings["attention"]))
-    said = f"{name}, patch {settings['patch_size']}, {settings['depth']} blocks, {settings['num_heads']} heads"
-    return f"CLIP ({said})" if clip else said
-
-
-def _unique(offers: Sequence[Offer]) -> list[Offer]:
-    """Names told apart by their folder, then by a number."""
-    seen: dict[str, int] = {}
-    found = []
-    for offer in offers:
-        twins = [each for each in offers if each.name == offer.name]
-        name = f"{offer.folder.parent.name}/{offer.name}" if len(twins) > 1 and offer.folder else offer.name
-        seen[name] = seen.get(name, 0) + 1
-        found.append(dataclasses.replace(offer, name=name if seen[name] == 1 else f"{name} ({seen[name]})"))
-    return found
-
-
-def pretrained_of(references: Sequence[str], device: str = "cpu") -> dict[str, Subject]:
-    """Vision Transformers that others trained, by name, loaded at once.
+def load_pretrained(references: Sequence[str], device: str = "cpu") -> list[ModelInfo]:
+    """Load Vision Transformers that others trained.
 
     Args:
-        references: a name that timm has, whose weights are fetched if need be, or a weights file.
+        references: a name in timm, whose weights are fetched if need be, or a weights file.
         device: where they run.
 
     Raises:
@@ -121,88 +103,137 @@ def pretrained_of(references: Sequence[str], device: str = "cpu") -> dict[str, S
         InputError: weights that do not fit, or a part that is not supported.
         EnvironmentFault: no timm, or no network.
     """
-    found: dict[str, Subject] = {}
+    infos = []
     for reference in references:
         path = Path(reference)
-        named = (None, path) if path.is_file() or path.suffix in _FILES else (reference, None)
-        subject = of_pretrained(*named, device=device)
-        side = max(_SIDE // subject.patch, 1) * subject.patch
-        name = subject.name if subject.name not in found else f"{subject.name} ({len(found) + 1})"
-        found[name] = dataclasses.replace(subject, name=name, side=side)
+        is_file = path.is_file() or path.suffix in _WEIGHTS_SUFFIXES
+        model = of_pretrained(*((None, path) if is_file else (reference, None)), device=device)
+        model = dataclasses.replace(model, side=max(_INPUT_SIZE // model.patch, 1) * model.patch)
+        depth = len(model.model.blocks)
+        description = f"pretrained, patch {model.patch}, {depth} blocks, {model.source}"
+        infos.append(ModelInfo(model.name, "", None, "", description, depth, pretrained=model))
+    return infos
+
+
+def _by_unique_name(infos: Sequence[ModelInfo]) -> dict[str, ModelInfo]:
+    """Equal names are told apart by the run folder's parent or by "(pretrained)", then by a number."""
+    own = Counter(info.name for info in infos if info.pretrained is None)
+    found: dict[str, ModelInfo] = {}
+    for info in infos:
+        name = info.name
+        if info.folder and own[name] > 1:
+            name = f"{info.folder.parent.name}/{name}"
+        elif info.pretrained and name in own:
+            name = f"{name} (pretrained)"
+        unique, number = name, 1
+        while unique in found:
+            number += 1
+            unique = f"{name} ({number})"
+        found[unique] = dataclasses.replace(info, name=unique)
     return found
 
 
-def _pretrained_offer(subject: Subject) -> Offer:
-    blocks = subject.model.blocks
-    words = f"pretrained, patch {subject.patch}, {len(blocks)} blocks"
-    return Offer(subject.name, "", None, "", f"{words}, {subject.source}", len(blocks), pretrained=True)
+def find_openai_weights(named: Path | None) -> Path | None:
+    """OpenAI's RN50 from a named file, or from where OpenAI's own package keeps it; None if it is not there.
+
+    Raises:
+        InputError: the named file does not exist.
+    """
+    if named is None:
+        default = Path.home() / ".cache" / "clip" / "RN50.pt"
+        return default if default.is_file() else None
+    if not named.is_file():
+        raise InputError(str(named), "no such file", "--clip-weights names OpenAI's RN50.pt.")
+    return named
 
 
 class Models:
-    """The offers, loaded as they are asked for.
+    """The offered models, loaded when they are asked for; the most recently used ones stay in memory.
 
     Args:
-        offers: of :func:`offers_of`.
+        infos: from :func:`list_models` and :func:`load_pretrained`.
         device: where models run.
-        pretrained: of :func:`pretrained_of`; a name that an offer has already is told apart.
+        openai: OpenAI's weights of CLIP RN50, if they are on this machine.
     """
 
-    def __init__(
-        self, offers: Sequence[Offer], device: str = "cpu", pretrained: Mapping[str, Subject] | None = None
-    ) -> None:
-        self._offers = {offer.name: offer for offer in offers}
-        self._pretrained: dict[str, Subject] = {}
-        for given, subject in (pretrained or {}).items():
-            name = f"{given} (pretrained)" if given in self._offers else given
-            self._pretrained[name] = dataclasses.replace(subject, name=name)
-            self._offers[name] = _pretrained_offer(self._pretrained[name])
-        self._loaded: Kept[Subject] = Kept(_LOADED)
-        self._loading = threading.Lock()
-        self._device = device
+    def __init__(self, infos: Sequence[ModelInfo], device: str = "cpu", openai: Path | None = None) -> None:
+        self._infos = _by_unique_name(infos)
+        self._device, self._openai = device, openai
+        self._vits: Cache[Subject] = Cache(8)
+        self._clips: Cache[Clip] = Cache(2)
+        self._classifiers: Cache[Classifier] = Cache(32)
 
     @property
-    def classifiers(self) -> list[Offer]:
-        """Those that can be looked into and have test images: trained by this project."""
-        return [offer for offer in self.lookers if not offer.pretrained]
+    def vits(self) -> list[ModelInfo]:
+        """Models whose attention can be shown, pretrained ones last."""
+        return [info for info in self._infos.values() if not info.clip]
 
     @property
-    def lookers(self) -> list[Offer]:
-        """Those that can be looked into, pretrained ones last."""
-        return [offer for offer in self._offers.values() if not offer.clip]
+    def own_vits(self) -> list[ModelInfo]:
+        """Those of them that this project trained; they have classes and test images."""
+        return [info for info in self.vits if not info.pretrained]
 
     @property
-    def clips(self) -> list[Offer]:
+    def clips(self) -> list[ModelInfo]:
         """CLIP models of our own."""
-        return [offer for offer in self._offers.values() if offer.clip]
+        return [info for info in self._infos.values() if info.clip]
 
     @property
-    def runs(self) -> list[Offer]:
-        """Those with a run folder, for curves and tables."""
-        return [offer for offer in self._offers.values() if offer.folder and (offer.folder / "result.json").is_file()]
+    def clip_names(self) -> list[str]:
+        """All CLIP models, OpenAI's included."""
+        return [*(info.name for info in self.clips), *([OPENAI] if self._openai else [])]
 
-    def offer(self, name: str) -> Offer:
-        """By its name.
+    @property
+    def runs(self) -> list[ModelInfo]:
+        """Models with a finished run folder, for curves and tables."""
+        return [info for info in self._infos.values() if info.folder and (info.folder / "result.json").is_file()]
+
+    def info(self, name: str) -> ModelInfo:
+        """The model of this name.
 
         Raises:
-            InputError: it is not among those that were offered at the start.
+            InputError: it is not offered.
         """
-        if name not in self._offers:
+        if name not in self._infos:
             raise InputError("model", "is not among those that are offered")
-        return self._offers[name]
+        return self._infos[name]
 
-    def subject(self, name: str) -> Subject:
-        """A model to look into.
+    def load(self, name: str) -> Subject:
+        """A Vision Transformer.
 
         Raises:
             InputError: not offered, a CLIP, or damaged.
         """
-        offer = self.offer(name)
-        if offer.clip:
+        info = self.info(name)
+        if info.clip:
             raise InputError(name, "is a CLIP: it is for the zero-shot page")
-        if offer.pretrained:
-            return self._pretrained[name]
-        with self._loading:
-            return self._loaded.get(name, lambda: self._load(offer))
 
-    def _load(self, offer: Offer) -> Subject:
-        return dataclasses.replace(of_run(offer.reference, device=self._device), name=offer.name)
+        def load() -> Subject:
+            return dataclasses.replace(info.pretrained or of_run(info.reference, device=self._device), name=name)
+
+        return self._vits.get_or_make(name, load)
+
+    def classifier(self, name: str, labels: tuple[str, ...], templates: str) -> tuple[Clip, Classifier]:
+        """A CLIP and its zero-shot classifier for these labels.
+
+        Raises:
+            InputError: not offered.
+            EnvironmentFault: open_clip is not installed.
+        """
+        from diffvit.clip.templates import load_templates
+        from diffvit.clip.zero_shot import zero_shot_classifier
+
+        if name not in self.clip_names or templates not in TEMPLATES:
+            raise InputError("CLIP", "is none of those that are offered")
+        clip = self._clips.get_or_make(name, lambda: self._load_clip(name))
+        classifier = self._classifiers.get_or_make(
+            (name, labels, templates),
+            lambda: zero_shot_classifier(clip, labels, load_templates(templates), use_cache=False),
+        )
+        return clip, classifier
+
+    def _load_clip(self, name: str) -> Clip:
+        from diffvit.clip.load import load_clip
+        from diffvit.clip.small.load import load_small
+
+        return load_clip("RN50", "openai", self._openai) if name == OPENAI else load_small(self._infos[name].reference)

@@ -57,24 +57,24 @@ def app(
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     logging.getLogger("diffvit").addHandler(logging.StreamHandler())
 
-    from diffvit.app.clips import openai_weights
-    from diffvit.app.desk import Desk
-    from diffvit.app.models import Models, offers_of, pretrained_of
+    from diffvit.app.explorer import Explorer
+    from diffvit.app.models import Models, find_openai_weights, list_models, load_pretrained
     from diffvit.app.web.server import HOST, application, bound, serve
     from diffvit.training.environment import resolve_device
     from diffvit.training.memory import give_memory_back
 
     give_memory_back()
     on = resolve_device(place)
-    models = Models(offers_of(run), on, pretrained_of(pretrained, on))
-    openai = openai_weights(clip_weights)
+    openai = find_openai_weights(clip_weights)
+    models = Models([*list_models(run), *load_pretrained(pretrained, on)], on, openai)
+    names = [info.name for info in (*models.vits, *models.clips)]
     with bound(port) as listening:
-        page = application(Desk(models, data_dir), openai)
+        page = application(Explorer(models, data_dir))
         address = f"http://{HOST}:{listening.getsockname()[1]}"
-        show.line(f"models  {', '.join(offer.name for offer in (*models.lookers, *models.clips))}")
+        show.line(f"models  {', '.join(names)}")
         show.line(f"page    {address} (Ctrl-C stops it)")
         if output.json:
-            show.as_json({"page": address, "models": [offer.name for offer in (*models.lookers, *models.clips)]})
+            show.as_json({"page": address, "models": names})
         if open_browser:
             webbrowser.open(address)  # it waits for the server, which listens already
         serve(page, listening)

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, expect
 from app_browser.watching import ARTEFACTS, go, opened
 
 pytestmark = pytest.mark.system
-TABS = ("Look", "Compare", "Zero-shot", "Shapes", "Models")
+TABS = ("Attention", "Compare", "Zero-shot", "Shapes", "Models")
 SIZES = {"laptop": (1280, 900), "phone": (390, 844)}
 
 
@@ -37,7 +37,7 @@ def test_everyone_can_use_it(chrome: Browser, address: str, script: Path, size: 
             page.get_by_role("button", name="Compare").click()
             expect(page.locator("#dv-compare img:visible").first).to_be_visible(timeout=60_000)
         if tab == "Zero-shot":
-            page.get_by_role("button", name="Name the picture").click()
+            page.get_by_role("button", name="Classify").click()
             expect(page.locator("#dv-named .dv-model").first).to_be_visible(timeout=60_000)
         page.wait_for_timeout(400)
         for each in page.evaluate("axe.run()")["violations"]:

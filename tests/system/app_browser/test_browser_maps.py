@@ -22,10 +22,10 @@ def test_two_models_side_by_side_layers_and_heads(watched: Watched) -> None:
     assert two is not None
     assert two["x"] > one["x"] + one["width"] - 1  # side by side
     assert page.locator(f"{FIRST} >> img").count() == 3
-    assert page.locator(f"{SECOND} >> img").count() == 5  # picture, A1, lambda A2, what is left, rollout
-    assert "layer 3 of 3, the mean of 4 heads" in words(page)
+    assert page.locator(f"{SECOND} >> img").count() == 5  # image, A1, lambda A2, their difference, rollout
+    assert "layer 3 of 3, mean of 4 heads" in words(page)
     page.get_by_role("slider", name="Layer").first.fill("1")
-    expect(page.locator(FIRST)).to_contain_text("layer 1 of 3, the mean of 4 heads")
+    expect(page.locator(FIRST)).to_contain_text("layer 1 of 3, mean of 4 heads")
     page.get_by_role("checkbox", name="Average the heads").uncheck()
     expect(page.locator(FIRST)).to_contain_text("layer 1 of 3, head 1 of 4")
     before = inner(page, "#dv-view")
@@ -62,29 +62,29 @@ def test_an_answer_that_was_overtaken_is_not_shown(watched: Watched) -> None:
     assert inner(page, "#dv-view") == before
 
 
-def test_a_click_lets_a_patch_ask(watched: Watched) -> None:
+def test_a_click_makes_a_patch_the_query(watched: Watched) -> None:
     page = watched.page
     picture = page.locator(f"{FIRST} >> [data-ask]")
     box = picture.bounding_box()
     assert box is not None
     picture.click(position={"x": box["width"] * 5.5 / 8, "y": box["height"] * 2.5 / 8})
-    expect(page.locator(FIRST)).to_contain_text("What the patch in row 3, column 6 reads in layer 3")
+    expect(page.locator(FIRST)).to_contain_text("Attention of the patch in row 3, column 6: layer 3")
     expect(page.get_by_role("radio", name="a patch")).to_be_checked()
-    marks = page.locator("#dv-view .dv-asks")
+    marks = page.locator("#dv-view .dv-query")
     assert marks.count() == 2
     mark = marks.first.bounding_box()
     assert mark is not None
     assert abs(mark["x"] - box["x"] - box["width"] * 5 / 8) < 4
     assert abs(mark["y"] - box["y"] - box["height"] * 2 / 8) < 4
     page.get_by_role("radio", name="the model").check()
-    expect(page.locator(FIRST)).to_contain_text("What [CLS] reads")
+    expect(page.locator(FIRST)).to_contain_text("Attention of [CLS]")
 
 
-def test_rollout_and_drawing_follow_their_dials(watched: Watched) -> None:
+def test_rollout_and_drawing_follow_their_controls(watched: Watched) -> None:
     page = watched.page
     rollout = f"{SECOND} >> figure >> nth=4 >> img"
     expect(page.locator(f"{SECOND} >> figcaption >> nth=4")).to_contain_text("rollout")
-    page.get_by_role("button", name="How attention is followed").click()
+    page.get_by_role("button", name="Attention rollout").click()
     for control, value in (("max", None), ("positive", None)):
         before = page.get_attribute(rollout, "src")
         page.get_by_role("radio", name=control, exact=True).check()
@@ -94,7 +94,7 @@ def test_rollout_and_drawing_follow_their_dials(watched: Watched) -> None:
     expect(page.get_by_role("alert").first).to_contain_text("sign signed: goes with fusion mean")
     page.get_by_role("radio", name="mean", exact=True).check()
     expect(page.locator(".dv-fault:visible")).to_have_count(0)
-    page.get_by_role("button", name="How it is drawn").click()
+    page.get_by_role("button", name="Colours and threshold").click()
     first = f"{FIRST} >> figure >> nth=1 >> img"
     for slider, value in (("Overlay", "0.2"), ("Threshold", "0.4")):
         before = page.get_attribute(first, "src")

@@ -20,14 +20,14 @@ def test_pictures_are_picked_by_class_and_by_error(watched: Watched) -> None:
     page.get_by_role("button", name="Next images").click()
     changed(page, "#dv-thumbs", before)
     expect(page.locator("#dv-thumbs")).to_contain_text("13 to 24 of 120")
-    page.get_by_label("Test images").first.click()
+    page.get_by_label("Class", exact=True).first.click()
     page.get_by_role("option", name="heart").click()
     expect(page.locator("#dv-thumbs")).to_contain_text("1 to 12 of 12")
-    page.get_by_label("Test images").first.click()
-    page.get_by_role("option", name="every class").click()
+    page.get_by_label("Class", exact=True).first.click()
+    page.get_by_role("option", name="all classes").click()
     expect(page.locator("#dv-thumbs")).to_contain_text("1 to 12 of 120")
-    page.get_by_label("Which").first.click()
-    page.get_by_role("option", name="the first model mistakes it", exact=True).click()
+    page.get_by_label("Filter", exact=True).first.click()
+    page.get_by_role("option", name="the first model is wrong", exact=True).click()
     expect(page.locator("#dv-thumbs")).not_to_contain_text("of 120,")
     before = inner(page, "#dv-view")
     page.locator("#dv-thumbs button").first.click()
@@ -39,8 +39,8 @@ def test_pictures_are_picked_by_class_and_by_error(watched: Watched) -> None:
     expect(page.locator("#dv-thumbs")).to_contain_text("1 to 12 of")
     truth = page.inner_text("#dv-thumbs button >> nth=0").strip()
     expect(page.locator(f"{FIRST} >> figcaption >> nth=0")).to_contain_text(truth)
-    top = page.inner_text(f"{FIRST} >> .dv-chances li >> nth=0")
-    assert not top.startswith(truth)  # mistaken, as was asked for
+    top = page.inner_text(f"{FIRST} >> .dv-probabilities li >> nth=0")
+    assert not top.startswith(truth)  # wrong, as was asked for
 
 
 def test_uploads_good_wrong_and_oversized(watched: Watched, tmp_path: Path) -> None:
@@ -60,5 +60,5 @@ def test_uploads_good_wrong_and_oversized(watched: Watched, tmp_path: Path) -> N
     assert inner(page, "#dv-view") == before  # what was there stays
     zone.set_input_files(tmp_path / "noise.jpg")
     changed(page, "#dv-view", before)
-    expect(page.locator(".dv-upload-said").first).to_contain_text("Looking at noise.jpg")
+    expect(page.locator(".dv-upload-said").first).to_contain_text("Showing noise.jpg")
     expect(page.locator("#dv-view")).not_to_contain_text("(true)")  # nobody knows its class

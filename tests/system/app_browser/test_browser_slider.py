@@ -24,7 +24,7 @@ def test_how_soon_a_slider_is_answered(
     """A benchmark, for the record: from the key to the new picture in the browser, two CIFAR-10 models of 32 pixels."""
     found = opened(chrome, address)
     page = found.page
-    for label, name in (("Model", "cifar10-vit"), ("Beside it", "cifar10-diffvit")):
+    for label, name in (("Model", "cifar10-vit"), ("Second model", "cifar10-diffvit")):
         page.get_by_label(label, exact=True).first.click()
         page.get_by_role("option", name=name, exact=True).click()
         expect(page.locator("#dv-view")).to_contain_text(name)
@@ -35,7 +35,7 @@ def test_how_soon_a_slider_is_answered(
         start = time.perf_counter()
         page.keyboard.press("ArrowLeft" if turn % 2 == 0 else "ArrowRight")
         page.wait_for_function(
-            "before => document.querySelector('#dv-view .dv-said').innerText !== before", arg=before, polling=4
+            "before => document.querySelector('#dv-view .dv-text').innerText !== before", arg=before, polling=4
         )
         seconds.append(time.perf_counter() - start)
     page.context.close()

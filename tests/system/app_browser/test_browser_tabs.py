@@ -14,12 +14,12 @@ def test_own_labels_with_clip(watched: Watched) -> None:
     page = watched.page
     go(page, "Zero-shot")
     page.get_by_label("Labels").fill("frog, a truck, the moon")
-    page.get_by_role("button", name="Name the picture").click()
+    page.get_by_role("button", name="Classify").click()
     expect(page.locator("#dv-named .dv-model h2").first).to_have_text("cifar10-clip, zero-shot", timeout=60_000)
     expect(page.locator("#dv-named .dv-model >> nth=0").locator("li")).to_have_count(3)
     expect(page.locator("#dv-named .dv-model")).to_have_count(2)
     page.get_by_label("Labels").fill("frog")
-    page.get_by_role("button", name="Name the picture").click()
+    page.get_by_role("button", name="Classify").click()
     expect(page.get_by_role("alert").first).to_contain_text("labels: give 2 to 40")
 
 
@@ -30,7 +30,7 @@ def test_shapes_with_their_scores(watched: Watched) -> None:
     before = inner(page, "#dv-shapes")
     page.get_by_role("slider", name="Clutter").first.fill("0.9")
     changed(page, "#dv-shapes", before)
-    expect(page.locator("#dv-shapes")).to_contain_text("a map that looks at nothing")
+    expect(page.locator("#dv-shapes")).to_contain_text("a uniform map")
     assert page.locator("#dv-shapes svg.dv-outline").count() == 2
 
 

@@ -48,7 +48,7 @@ def go(page: Page, tab: str) -> None:
 
 
 def words(page: Page) -> str:
-    return page.inner_text(f"{FIRST} >> .dv-said >> nth=0")
+    return page.inner_text(f"{FIRST} >> .dv-text >> nth=0")
 
 
 def changed(page: Page, selector: str, before: str) -> None:

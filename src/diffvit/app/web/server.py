@@ -1,4 +1,4 @@
-"""The page behind its guard: Gradio for the controls, two routes of our own for pictures in and figures out."""
+"""The web server: the page with its tabs, and two routes of our own, for uploaded pictures and drawn figures."""
 
 from __future__ import annotations
 
@@ -13,28 +13,44 @@ import gradio
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from gradio import themes
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp
 
-from diffvit.app.desk import Desk
-from diffvit.app.uploads import MAX_BYTES
-from diffvit.app.web.answers import WENT_WRONG
+from diffvit.app.explorer import WAITING, WORKERS, Explorer
+from diffvit.app.images import MAX_BYTES
+from diffvit.app.web import attention_tab, tabs
+from diffvit.app.web.controls import INTERNAL_ERROR
 from diffvit.app.web.guard import UPLOAD, Guard
-from diffvit.app.web.page import build, looks
 from diffvit.errors import DiffvitError, EnvironmentFault, InputError
 
 log = logging.getLogger(__name__)
 HOST = "127.0.0.1"
-_NAME = "x-picture-name"
+_HEADING = (
+    "# diffvit\nLook inside Vision Transformers, Differential Vision Transformers and CLIP. "
+    "Everything runs on this machine: no picture leaves it, none is written to its disk."
+)
 
 
-def application(desk: Desk, openai: Path | None = None) -> ASGIApp:
-    """The whole server as an ASGI application; arguments as :func:`diffvit.app.web.page.build`."""
+def application(explorer: Explorer) -> ASGIApp:
+    """The whole server as an ASGI application."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    _add_routes(app, desk)
+    _add_routes(app, explorer)
+    theme = themes.Base(
+        primary_hue=themes.colors.blue,
+        neutral_hue=themes.colors.slate,
+        font=["system-ui", "sans-serif"],  # the machine's own fonts
+        font_mono=["ui-monospace", "monospace"],
+        text_size=themes.sizes.text_md,
+    ).set(
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+    )
     mounted = gradio.mount_gradio_app(
         app,
-        build(desk, openai),
+        build_page(explorer),
         path="/",
         server_name=HOST,
         show_error=False,
@@ -45,14 +61,67 @@ def application(desk: Desk, openai: Path | None = None) -> ASGIApp:
         enable_monitoring=False,
         mcp_server=False,
         pwa=False,
-        **looks(),
+        theme=theme,
+        css=Path(__file__).with_name("page.css").read_text(encoding="utf-8"),
     )
     return Guard(mounted)
 
 
+def build_page(explorer: Explorer) -> gradio.Blocks:
+    """The page with all its tabs."""
+    with gradio.Blocks(title="diffvit", analytics_enabled=False, fill_width=False) as page:
+        gradio.Markdown(_HEADING, elem_classes="dv-heading")
+        image = gradio.State(explorer.start[0])
+        with gradio.Tabs():
+            with gradio.Tab("Attention"):
+                attention_tab.build(explorer, image, page)
+            with gradio.Tab("Compare"):
+                tabs.build_compare(explorer)
+            with gradio.Tab("Zero-shot"):
+                tabs.build_zero_shot(explorer, image)
+            with gradio.Tab("Shapes"):
+                tabs.build_shapes(explorer, page)
+            with gradio.Tab("Models"):
+                tabs.build_models(explorer)
+    return page.queue(max_size=WAITING, default_concurrency_limit=WORKERS, api_open=False)
+
+
+def _add_routes(app: FastAPI, explorer: Explorer) -> None:
+    @app.post(UPLOAD)
+    async def picture(request: Request) -> JSONResponse:
+        """A file as the request's body; the response is its token, or what is wrong with it."""
+        data = bytearray()
+        async for part in request.stream():
+            if len(data) <= MAX_BYTES:  # the rest is read and dropped, so that the sender gets the response
+                data += part
+        name = unquote(request.headers.get("x-picture-name", ""), errors="replace")
+        return JSONResponse(await run_in_threadpool(_add_upload, explorer, bytes(data), name))
+
+    @app.get("/figure/{name}")
+    async def figure(name: str) -> Response:
+        """A figure that the page offered, drawn now."""
+        try:
+            content = await run_in_threadpool(explorer.figure, name.removesuffix(".png"))
+        except DiffvitError as error:
+            return JSONResponse({"detail": str(error)}, 404 if isinstance(error, InputError) else 503)
+        headers = {"content-disposition": 'attachment; filename="diffvit-attention.png"'}
+        return Response(content, media_type="image/png", headers=headers)
+
+
+def _add_upload(explorer: Explorer, data: bytes, name: str) -> dict[str, str]:
+    """Its token or an error line. The status is 200 for both: a browser logs others in its console."""
+    try:
+        return {"token": explorer.limiter.call(lambda: explorer.uploads.add(data, name))}
+    except DiffvitError as error:
+        return {"error": str(error)}
+    except Exception:
+        log.exception("an upload failed")
+        return {"error": INTERNAL_ERROR}
+
+
 @contextmanager
 def bound(port: int) -> Iterator[socket.socket]:
-    """A socket of this machine alone; closed afterwards.
+    """A listening socket that only this machine can reach; closed afterwards.
 
     Args:
         port: 0 finds a free one.
@@ -67,7 +136,7 @@ def bound(port: int) -> Iterator[socket.socket]:
         except OSError as error:
             hint = "Take another with --port; 0 finds a free one."
             raise EnvironmentFault("--port", f"cannot be had (found {port}: {error.strerror})", hint) from None
-        listening.listen(128)  # whoever comes while the page is built waits, and is not refused
+        listening.listen(128)  # connections wait while the page is built, and are not refused
         yield listening
 
 
@@ -75,43 +144,8 @@ def serve(app: ASGIApp, listening: socket.socket) -> None:
     """Serve until a signal stops it.
 
     Args:
-        app: of :func:`application`.
-        listening: of :func:`bound`.
+        app: from :func:`application`.
+        listening: from :func:`bound`.
     """
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, timeout_keep_alive=30)
     uvicorn.Server(config).run(sockets=[listening])
-
-
-def _add_routes(app: FastAPI, desk: Desk) -> None:
-    @app.post(UPLOAD)
-    async def picture(request: Request) -> JSONResponse:
-        """A file as the request's body; answers with its token, or with what is wrong with it."""
-        data = bytearray()
-        async for part in request.stream():
-            if len(data) <= MAX_BYTES:  # the rest is read and dropped, so that the sender gets the answer
-                data += part
-        name = unquote(request.headers.get(_NAME, ""), errors="replace")
-        return JSONResponse(await run_in_threadpool(_taken, desk, bytes(data), name))
-
-    @app.get("/figure/{name}")
-    async def figure(name: str) -> Response:
-        """A figure that the page offered, drawn now."""
-        try:
-            content = await run_in_threadpool(desk.figure, name.removesuffix(".png"))
-        except InputError as error:
-            return JSONResponse({"detail": str(error)}, 404)
-        except DiffvitError as error:
-            return JSONResponse({"detail": str(error)}, 503)
-        headers = {"content-disposition": 'attachment; filename="diffvit-attention.png"'}
-        return Response(content, media_type="image/png", headers=headers)
-
-
-def _taken(desk: Desk, data: bytes, name: str) -> dict[str, str]:
-    """What the page gets to know of an upload: status 200 whatever it is, since a browser complains of others."""
-    try:
-        return {"token": desk.gate.call(lambda: desk.uploads.add(data, name))}
-    except DiffvitError as error:
-        return {"error": str(error)}
-    except Exception:
-        log.exception("an upload failed")
-        return {"error": WENT_WRONG}

@@ -1,0 +1,276 @@
+"""The tabs beside the attention maps: runs compared, zero-shot with CLIP, shapes with a known mask, the models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gradio
+import torch
+from torch import Tensor
+
+from diffvit.app.explorer import Explorer, ForwardPass, MapSelection
+from diffvit.app.images import ImageRef, shapes_image
+from diffvit.app.limits import Cache
+from diffvit.app.models import TEMPLATES
+from diffvit.app.panels import OverlayStyle, html, inline, panel, png_uri
+from diffvit.app.web.controls import NO_MODEL, QUICK, VIEW_SCRIPT, handler, upload_zone, uploaded
+from diffvit.attention.metrics import coverage
+from diffvit.attention.rollout import rollout
+from diffvit.attention.scores import mask_scores
+from diffvit.data.shapes import CLASSES
+from diffvit.errors import ConfigError
+from diffvit.reporting import plots, tables
+from diffvit.reporting.arms import arms, statements
+from diffvit.reporting.rows import read_run
+from diffvit.reporting.style import DARK, LIGHT
+from diffvit.reporting.tables import Table, percent
+
+MAX_RUNS = 6  # compared at a time
+MAX_LABELS, MAX_LABEL_LENGTH = 40, 80
+_NO_RUNS = (
+    "No run of your own is here yet. Make two, and start the page again: <code>diffvit train --out runs/vit</code>, "
+    "<code>diffvit train --model.attention differential --out runs/diffvit</code>, <code>diffvit app</code>. "
+    "<code>make demo</code> makes a first pair in a few minutes. Until then the other tabs show the packaged models."
+)
+_LABELS = "airplane, car, bird, cat, deer, dog, frog, horse, ship, truck"
+_ZERO_SHOT_NOTE = (
+    "Each label is put into the templates (“a photo of a {}.”); the picture is given the label whose texts lie "
+    "nearest. The small CLIP knows the words of its captions, so labels far from CIFAR-10 mean little to it."
+)
+_SHAPES_NOTE = (
+    "Pointing: does the largest patch lie on the object. Mass: the share of the map's positive part on it; a uniform "
+    "map gets the object's share of the picture. Overlap: of the object and the fewest patches that hold half of the "
+    "mass (intersection over union)."
+)
+
+
+def build_compare(explorer: Explorer) -> None:
+    """Add the tab that compares finished runs: figures, curves, lambda, confusion, from their run folders."""
+    names = [info.name for info in explorer.models.runs]
+    if not names:
+        gradio.HTML(f'<p class="dv-text">{_NO_RUNS}</p>')
+        return
+    with gradio.Row(equal_height=False):
+        with gradio.Column(scale=1, min_width=260):
+            info = f"Up to {MAX_RUNS}. Runs that differ in the seed alone are one arm."
+            runs = gradio.CheckboxGroup(names, value=names[:2], label="Runs", info=info)
+            button = gradio.Button("Compare", variant="primary")
+            error = gradio.HTML("")
+        with gradio.Column(scale=3, min_width=330):
+            view = gradio.HTML('<p class="dv-text">Choose runs and press Compare.</p>', elem_id="dv-compare")
+    cache: Cache[str] = Cache(16)
+
+    def compare(chosen: list[str]) -> str:
+        folders = [str(explorer.models.info(name).folder) for name in chosen]
+        return cache.get_or_make(tuple(folders), lambda: compare_runs(folders))
+
+    button.click(handler(explorer, 1)(compare), [runs], [view, error], api_visibility="private")
+
+
+def compare_runs(folders: Sequence[str]) -> str:
+    """Tables, statements and plots of finished runs as HTML.
+
+    Raises:
+        ConfigError: no run, or too many.
+        InputError: a run is damaged.
+    """
+    if not 1 <= len(folders) <= MAX_RUNS:
+        raise ConfigError("runs", f"choose 1 to {MAX_RUNS} (found {len(folders)})")
+    grouped = arms([read_run(folder) for folder in folders])
+    labels = ", ".join(arm.label for arm in grouped)
+    drawn = [(f"Loss and accuracy against the epoch: {labels}", partial(plots.curves, grouped))]
+    for arm in grouped:
+        if any(row.get("lambda") for row in arm.records[0].epochs):
+            drawn.append((f"Lambda of every block against the epoch: {arm.label}", partial(plots.lambdas, arm)))
+    drawn += [(f"Confusion matrix: {arm.label}", partial(plots.confusion, arm)) for arm in grouped if arm.confusion]
+    return html(
+        "comparison",
+        notes=tables.data_notes(record.row for arm in grouped for record in arm.records),
+        claims=statements(grouped),
+        figures=tables.side_by_side(grouped),
+        plots=[(caption, *(png_uri(draw(theme=theme)) for theme in (LIGHT, DARK))) for caption, draw in drawn],
+    )
+
+
+def build_zero_shot(explorer: Explorer, image: gradio.State) -> None:
+    """Add the tab that classifies the image by the user's own labels with CLIP, beside a supervised model.
+
+    Args:
+        explorer: models and images.
+        image: the :class:`ImageRef` chosen in the first tab.
+    """
+    names, clips = [info.name for info in explorer.models.own_vits], explorer.models.clip_names
+    twin = next((name for name in names if name.endswith("clip-twin")), names[0])
+    with gradio.Row(equal_height=False):
+        with gradio.Column(scale=1, min_width=310):
+            gradio.HTML('<p class="dv-text">The picture is the one chosen under Attention, or one of yours:</p>')
+            upload = upload_zone()
+            info = f"Possible answers, 2 to {MAX_LABELS}, with commas between."
+            labels = gradio.Textbox(_LABELS, lines=3, label="Labels", info=info)
+            clip = gradio.Dropdown(clips, value=clips[0], label="CLIP", info="The model that compares texts and image.")
+            info = "The sentences a label is put into."
+            templates = gradio.Dropdown(list(TEMPLATES), value=TEMPLATES[0], label="Templates", info=info)
+            info = "For comparison, with the classes it was trained on."
+            supervised = gradio.Dropdown([NO_MODEL, *names], value=twin, label="Supervised model", info=info)
+            button = gradio.Button("Classify", variant="primary")
+        with gradio.Column(scale=3, min_width=330):
+            error = gradio.HTML("")
+            view = gradio.HTML('<p class="dv-text">Press Classify.</p>', elem_id="dv-named")
+    request: dict[str, Any] = {
+        "fn": handler(explorer, 1)(lambda *values: classify_image(explorer, *values)),
+        "inputs": [image, clip, labels, templates, supervised],
+        "outputs": [view, error],
+        "api_visibility": "private",
+    }
+    gradio.on([button.click, labels.submit], **request)
+    upload.upload(uploaded, None, [image], **QUICK).then(**request)
+
+
+def parse_labels(text: str) -> tuple[str, ...]:
+    """Labels from lines of text with commas between.
+
+    Raises:
+        ConfigError: none, too many, one too long, or one twice.
+    """
+    from diffvit.clip.templates import load_labels
+
+    labels = [part.strip() for part in ",".join(text.splitlines()).split(",") if part.strip()]
+    if not 2 <= len(labels) <= MAX_LABELS:
+        raise ConfigError("labels", f"give 2 to {MAX_LABELS}, with commas between them (found {len(labels)})")
+    long = next((label for label in labels if len(label) > MAX_LABEL_LENGTH), None)
+    if long is not None:
+        raise ConfigError("labels", f"one is too long ({len(long)} vs at most {MAX_LABEL_LENGTH} letters)")
+    return load_labels(",".join(labels))
+
+
+def classify_image(
+    explorer: Explorer, image: ImageRef, clip_name: str, labels: str, templates: str, supervised: str
+) -> str:
+    """Probabilities of the labels by CLIP, and of its classes by a supervised model, as HTML.
+
+    Raises:
+        DiffvitError: no such model or image, or labels that are refused or that the CLIP cannot read or tell apart.
+    """
+    from diffvit.clip.zero_shot import classify
+
+    clip, classifier = explorer.models.classifier(clip_name, parse_labels(labels), templates)
+    square = clip.preprocessing.square(explorer.source(image).pixels.numpy())
+    images = clip.preprocessing.normalised(torch.from_numpy(square[None]))
+    values, order = classify(clip, classifier, images)[0].sort(descending=True, stable=True)
+    found = [(classifier.labels[index], value) for index, value in zip(order.tolist(), values.tolist(), strict=True)]
+    zero_shot = {"title": f"{clip_name}, zero-shot", "text": f"{len(found)} labels, templates {templates}"}
+    pixels = inline(square.transpose(1, 2, 0))
+    parts = [html("answer", model=clip_name, image=pixels, probabilities=found, **zero_shot)]
+    if supervised != NO_MODEL:
+        result = explorer.run(image, supervised)
+        labelled = {"title": supervised, "text": "supervised: the classes it was trained on"}
+        pixels = inline(result.image.pixels)
+        parts.append(html("answer", model=supervised, image=pixels, probabilities=result.probabilities, **labelled))
+    return html("models", panels=parts, note=_ZERO_SHOT_NOTE, warnings=classifier.warnings)
+
+
+def build_shapes(explorer: Explorer, page: gradio.Blocks) -> None:
+    """Add the tab that draws an object among clutter and scores attention against the object's mask.
+
+    Args:
+        explorer: models and images.
+        page: whose loading draws the first image.
+    """
+    models = explorer.models.own_vits
+    names, depth = [info.name for info in models], max(info.depth for info in models)
+    with gradio.Row(equal_height=False):
+        with gradio.Column(scale=1, min_width=300):
+            info = "Trained on shapes, to make sense here."
+            first = gradio.Dropdown(names, value="shapes-vit", label="Model", info=info)
+            second = gradio.Dropdown(
+                [NO_MODEL, *names], value="shapes-diffvit", label="Second model", info="For comparison."
+            )
+            controls = [
+                first,
+                second,
+                gradio.Dropdown(list(CLASSES), value=CLASSES[5], label="Object", info="The class of the image."),
+                gradio.Slider(0, 999, value=3, step=1, label="Picture", info="Number of the image."),
+                gradio.Slider(0, 1, value=0.3, step=0.05, label="Clutter", info="Share of the background covered."),
+                gradio.Slider(0, 0.5, value=0.1, step=0.02, label="Noise", info="Of the pixels, of full scale."),
+                gradio.Slider(1, depth, value=4, step=1, label="Layer", info="Whose map is shown and scored."),
+            ]
+        with gradio.Column(scale=3, min_width=330):
+            view = gradio.HTML("", js_on_load=VIEW_SCRIPT, elem_id="dv-shapes")
+            error = gradio.HTML("")
+    redraw: dict[str, Any] = {
+        "fn": handler(explorer, 1, numbered=True)(lambda *values: draw_shapes(explorer, *values)),
+        "inputs": controls,
+        "outputs": [view, error],
+        **QUICK,
+    }
+    for control in controls:
+        control.input(**redraw, trigger_mode="always_last")
+    page.load(**redraw)
+
+
+def draw_shapes(
+    explorer: Explorer,
+    first: str,
+    second: str,
+    label: str,
+    number: float,
+    clutter: float,
+    noise: float,
+    layer: float,
+) -> str:
+    """The drawn image, both models' maps and their scores, as HTML.
+
+    Raises:
+        DiffvitError: no such model, or a setting out of range.
+    """
+    index = int(number) * len(CLASSES) + (CLASSES.index(label) if label in CLASSES else 0)
+    selection, panels = MapSelection(layer=int(layer) - 1), []
+    for name in [first] + ([second] if second not in (NO_MODEL, first) else []):
+        model = explorer.models.load(name)
+        image = shapes_image(index, size=model.side or 32, clutter=clutter, noise=noise)
+        assert image.mask is not None
+        result = explorer.forward(model, image)
+        note = table_html(score_table(result, selection, image.mask), f"Scores of {name}")
+        panels.append(panel(result, selection, OverlayStyle(), note=note, clickable=False))
+    return html("models", panels=panels, note=_SHAPES_NOTE)
+
+
+def score_table(result: ForwardPass, selection: MapSelection, mask: Tensor) -> Table:
+    """Scores of the selected layer's map and of rollout against the object's mask, and of a uniform map.
+
+    Args:
+        result: the forward pass.
+        selection: which layer; heads are averaged.
+        mask: where the object is, (height, width).
+    """
+    layer, record = result.locate(selection)[0], result.record
+    maps = {f"layer {layer + 1}": record.to_patches(layer).mean(dim=1), "rollout": rollout(record)}
+    if record.differential:
+        maps[f"layer {layer + 1}, A1 alone"] = record.to_patches(layer, "positive").mean(dim=1)
+        maps["rollout, A1 alone"] = rollout(record, sign="positive")
+    rows = []
+    for name, values in maps.items():
+        scores = {key: float(value[0]) for key, value in mask_scores(values, mask[None]).items()}
+        points = "yes" if scores["pointing"] == 1 else "no" if scores["pointing"] == 0 else "in part"
+        rows.append([name, points, percent(scores["mass"], 1), percent(scores["iou"], 1)])
+    share = float(coverage(mask[None], record.grid).mean())
+    rows.append(["a uniform map", "–", percent(share, 1), "–"])
+    return Table(["Map", "Points at the object", "Mass on it", "Overlap"], rows)
+
+
+def table_html(table: Table, caption: str) -> str:
+    """A table as HTML, in a box that scrolls if it is too wide."""
+    return html("table", columns=table.columns, rows=table.rows, caption=caption)
+
+
+def build_models(explorer: Explorer) -> None:
+    """Add the tab that lists the offered models and says how to get more."""
+    rows = []
+    for info in (*explorer.models.vits, *explorer.models.clips):
+        origin = "others" if info.pretrained else "packaged" if info.folder is None else "run"
+        rows.append([info.name, info.description, origin])
+    gradio.HTML(table_html(Table(["Model", "What it is", "From"], rows), "Models that are offered"))
+    gradio.Markdown(Path(__file__).with_name("models.md").read_text(encoding="utf-8"))
