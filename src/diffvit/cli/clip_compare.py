@@ -8,10 +8,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from diffvit.benchmarks.results import refuse_folder
 from diffvit.cli import show
 from diffvit.cli.clip_compared import ALL_OF_THEM, SHIFT_PICTURES, changes_of, tell, write
-from diffvit.cli.clip_options import CLIP, PICTURES, ClipChoice, Lines, PicturesChoice, summed
+from diffvit.cli.clip_options import CLIP, PICTURES, ClipChoice, Lines, PicturesChoice, ask_for_folder, summed
 from diffvit.cli.options import COMMAND, OUTPUT, Output
 
 
@@ -42,7 +41,7 @@ def compare(
 
     What was computed for a picture is kept in the user's cache: an interrupted call goes on, a repeated one reads.
     """
-    refuse_folder(out)
+    ask_for_folder(out)
 
     from diffvit.clip.evaluation.compare import common_classes
     from diffvit.clip.evaluation.compare import compare as run

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from diffvit.benchmarks.results import refuse_folder
 from diffvit.cli import show
 from diffvit.cli.clip_options import (
     CLIP,
@@ -20,6 +19,7 @@ from diffvit.cli.clip_options import (
     Lines,
     PicturesChoice,
     SupervisedChoice,
+    ask_for_folder,
     summed,
 )
 from diffvit.cli.options import COMMAND, OUTPUT, Output
@@ -51,7 +51,7 @@ def evaluate(
     """
     beside.check()
     if out is not None:
-        refuse_folder(out)
+        ask_for_folder(out)
 
     from diffvit.clip.evaluation.evaluate import evaluate as run
     from diffvit.clip.evaluation.evaluate import subject_of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from cyclopts import Parameter
 
 from diffvit.cli.options import COMMAND
 from diffvit.config import resolve
-from diffvit.errors import ConfigError, InputError
+from diffvit.errors import ConfigError, EnvironmentFault, InputError
 from diffvit.settings import Device
 
 if TYPE_CHECKING:
@@ -121,3 +122,15 @@ def summed(faults: Sequence[InputError], kept: str = "") -> InputError:
     first = faults[0]
     more = f"{len(faults) - 1} more could not be read either." if len(faults) > 1 else ""
     return InputError(first.what, first.why, f"{more} {kept}".strip())
+
+
+def ask_for_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be written to, before anything is computed.
+
+    Raises:
+        EnvironmentFault: it is a file, or there is no permission.
+    """
+    place = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        why = "cannot be written to" if place.is_dir() else f"is no folder ({place} is a file)"
+        raise EnvironmentFault(str(folder), why, "Nothing was measured; give another --out.")

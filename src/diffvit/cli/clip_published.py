@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from diffvit.benchmarks.results import refuse_folder
 from diffvit.cli import show
 from diffvit.cli.clip_compared import ALL_OF_THEM, SHIFT_PICTURES, changes_of, tell, write
-from diffvit.cli.clip_options import ClipChoice, Lines, summed
+from diffvit.cli.clip_options import ClipChoice, Lines, ask_for_folder, summed
 from diffvit.cli.options import COMMAND, OUTPUT, DataDir, Output
-from diffvit.clip.precision_settings import Plan
 from diffvit.errors import EnvironmentFault, InputError
 from diffvit.settings import Device
 
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
     from diffvit.clip.evaluation.shifts import Shift
     from diffvit.clip.load import Clip
 
-PLAN = Plan()
+BUDGET = 240.0
 TEMPLATES = ("openai-80", "openai-7", "single")
 
 
@@ -50,7 +48,7 @@ class Amount:
     """At most so many pictures of each class."""
     shift_pictures: int = SHIFT_PICTURES
     """To how many pictures of ImageNet the changes are done."""
-    budget: float = PLAN.budget
+    budget: float = BUDGET
     """Seconds for the precisions."""
     templates: Annotated[list[str] | None, Parameter(negative="", show_default=False)] = None
     """Sets of them; by default openai-80, openai-7 and single."""
@@ -75,7 +73,7 @@ def published(
     A page for each comparison, and CLIP's image encoder in several precisions. What was computed for a picture is kept
     in the user's cache: an interrupted call goes on. Where CIFAR-10 is not at hand it is left out, and said.
     """
-    refuse_folder(out)
+    ask_for_folder(out)
 
     from diffvit.clip.evaluation.labelled import open_labelled
 
@@ -132,19 +130,20 @@ def _compared(
 
 def _precisions(clip: Clip, pictures: Path, budget: float, out: Path) -> None:
     """The image encoder in several precisions, with these weights, on these pictures."""
-    from diffvit.benchmarks.results import write as write_result
-    from diffvit.clip.precision import run
-    from diffvit.clip.precision_report import REPORT, drift_table, update
+    from diffvit.clip.precision import Plan, run
+    from diffvit.clip.precision_report import drift_table, write
 
-    plan = Plan(PLAN.batch_sizes, budget, PLAN.images)
-    source = Path(clip.source)  # of which the name is told
-    device = clip.device.type
-    result = run(plan, data_dir=pictures, weights=source, load=lambda _: clip.model, device=device, tell=_note)
+    result = run(
+        Plan(budget=budget),
+        data_dir=pictures,
+        clip=clip.model,
+        weights=Path(clip.source).name,
+        device=clip.device.type,
+        tell=_note,
+    )
     found = drift_table(result)
     show.table(found.columns, found.rows)
-    write_result(result, out)
-    update(out)
-    show.line(f"report  {out / REPORT}")
+    show.line(f"report  {write(result, out)}")
 
 
 def _note(line: str) -> None:

@@ -14,10 +14,10 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffvit.clip.engine import float32_products
 from diffvit.clip.fingerprint import fingerprint, image_fingerprint
 from diffvit.clip.hub import open_clip_library, timm_library
 from diffvit.clip.load import Clip, ResNet50
+from diffvit.clip.precision_engine import float32_products
 from diffvit.clip.preprocess import Preprocessing
 from diffvit.clip.small.model import SmallClip
 
