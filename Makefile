@@ -28,10 +28,7 @@ check: $(READY)  ## style, types, import contracts, generated documents
 	$(BIN)/python -m diffvit.reporting.readme --check
 	$(BIN)/python -m diffvit.reporting.expected --check
 	$(BIN)/python -m diffvit.benchmarks.report --check
-	$(BIN)/python -m diffvit.clip.precision_report --check
-	$(BIN)/python -m diffvit.clip.evaluation.cifar10_map --check
-	$(BIN)/python -m diffvit.clip.small.report --check
-	$(BIN)/python -m diffvit.clip.evaluation.published --check
+	$(BIN)/python -m tools.clip --check
 	$(BIN)/python -m diffvit.reporting.attention_study --check
 	$(BIN)/python -m diffvit.experiments.page --check
 	$(BIN)/python -m diffvit.app.load_report --check
@@ -40,10 +37,7 @@ docs: $(READY)  ## rewrite the README's results, the recipes' promises, the repo
 	$(BIN)/python -m diffvit.reporting.readme
 	$(BIN)/python -m diffvit.reporting.expected
 	$(BIN)/python -m diffvit.benchmarks.report
-	$(BIN)/python -m diffvit.clip.precision_report
-	$(BIN)/python -m diffvit.clip.evaluation.cifar10_map
-	$(BIN)/python -m diffvit.clip.small.report
-	$(BIN)/python -m diffvit.clip.evaluation.published
+	$(BIN)/python -m tools.clip
 	$(BIN)/python -m diffvit.reporting.attention_study
 	$(BIN)/python -m diffvit.experiments.page
 	$(BIN)/python -m diffvit.app.load_report
@@ -72,7 +66,7 @@ clip-cifar10: $(READY)  ## reports/clip-cifar10: a small CLIP and its supervised
 	$(BIN)/diffvit compare runs/clip-cifar10 runs/clip-cifar10-twin --out reports/clip-cifar10
 	$(BIN)/diffvit clip compare cifar10 --model cifar10-clip --supervised cifar10-clip-twin --shift-pictures 10000 \
 	  --out reports/clip-cifar10/compare
-	$(BIN)/python -m diffvit.clip.small.report --run runs/clip-cifar10
+	$(BIN)/python -m tools.clip --run runs/clip-cifar10
 
 STUDIES ?= vit-vs-diffvit position augmentation width depth mlp-ratio heads pooling head optimizer initialisation search patch-size
 studies: $(READY)  ## every study at tier short, its report, docs/results.md (about ten hours of two cores, resumable; STUDIES=names)
@@ -84,7 +78,7 @@ studies: $(READY)  ## every study at tier short, its report, docs/results.md (ab
 clip-published: $(READY)  ## reports/clip-published: all that needs published weights; IMAGENET=folder of its validation pictures
 	test -n "$(IMAGENET)" || { echo "say where ImageNet's validation pictures lie: make clip-published IMAGENET=folder" >&2; exit 2; }
 	$(BIN)/diffvit clip published "$(IMAGENET)" $(PUBLISHED)
-	$(BIN)/python -m diffvit.clip.evaluation.published
+	$(BIN)/python -m tools.clip
 
 clean:
 	rm -rf .venv build dist src/*.egg-info

@@ -1,8 +1,8 @@
-"""From rows to answers: probabilities, the best classes of each picture, and the figures of a whole set."""
+"""From features to predictions: probabilities, the best classes of each image, accuracies, and tests of two models."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,35 +13,35 @@ from torch import Tensor
 from diffvit.clip.load import Clip
 from diffvit.clip.zero_shot import Classifier
 from diffvit.errors import ConfigError
-from diffvit.reporting.stats import wilson
+from diffvit.reporting.stats import CONFIDENCE, exact_paired, wilson
 from diffvit.training.score import calibration_gap
 
 TOP = 5
-_PIECE = 4_096  # pictures at once: beside the probabilities themselves, 1000 classes then take tens of MB
+_PIECE = 4_096  # images at once: beside the probabilities themselves, 1000 classes then take tens of MB
 
 
 @dataclass(frozen=True)
-class Answers:
-    """A model's answers, one per picture.
+class Predictions:
+    """A model's predictions, one per image.
 
     Args:
         top: the best classes, best first, at most five; of equal probabilities the first class. -1 where unreadable.
-        chances: their probabilities; NaN where unreadable.
+        probabilities: of these; NaN where unreadable.
         truth: the probability of the true class; NaN where unreadable.
         rank: the place of the true class, 0 the best; where unreadable the number of classes, beyond every place.
         labels: the true classes.
-        readable: whether the picture could be read.
+        readable: whether the image could be read.
     """
 
     top: Int64[Tensor, "n k"]
-    chances: Float32[Tensor, "n k"]
+    probabilities: Float32[Tensor, "n k"]
     truth: Float32[Tensor, " n"]
     rank: Int64[Tensor, " n"]
     labels: Int64[Tensor, " n"]
     readable: Bool[Tensor, " n"]
 
 
-def zero_shot_chances(
+def zero_shot_probabilities(
     clip: Clip, classifier: Classifier, rows: Float32[Tensor, "n width"]
 ) -> Float32[Tensor, "n labels"]:
     """The probability of each label: softmax of exp(logit_scale) times the cosine. NaN rows stay NaN.
@@ -51,7 +51,7 @@ def zero_shot_chances(
     Args:
         clip: the model that rows and classifier were made with.
         classifier: from :func:`diffvit.clip.zero_shot.zero_shot_classifier`.
-        rows: of unit length, on the CPU.
+        rows: image features of unit length, on the CPU.
 
     Raises:
         ConfigError: the classifier is of a model of another width.
@@ -63,17 +63,17 @@ def zero_shot_chances(
     for place, label in enumerate(classifier.labels):
         first.setdefault(label, place)
     place_of = {label: place for place, label in enumerate(first)}
-    spread = torch.tensor([place_of[label] for label in classifier.labels])
+    columns = torch.tensor([place_of[label] for label in classifier.labels])
     weights = classifier.weights[list(first.values())].T
     scale = clip.model.logit_scale.detach().exp().float().cpu()  # pyright: ignore[reportCallIssue]
-    chances = torch.empty(len(rows), len(classifier.labels))
+    found = torch.empty(len(rows), len(classifier.labels))
     for piece in _pieces(len(rows)):
         logits = scale * (rows[piece] @ weights)
-        chances[piece] = (logits if len(first) == len(spread) else logits[:, spread]).softmax(dim=1)
-    return chances
+        found[piece] = (logits if len(first) == len(columns) else logits[:, columns]).softmax(dim=1)
+    return found
 
 
-def supervised_chances(
+def supervised_probabilities(
     logits: Float32[Tensor, "n classes"], groups: Sequence[Sequence[int]]
 ) -> Float32[Tensor, "n groups"]:
     """The probability of each group of classes: softmax over all classes that are in one, summed over the group.
@@ -89,23 +89,17 @@ def supervised_chances(
     if len(set(members)) != len(members) or not all(groups):
         raise ValueError("groups must not be empty or share a class")
     owner = torch.tensor([place for place, group in enumerate(groups) for _ in group])
-    chances = torch.zeros(len(logits), len(groups))
+    found = torch.zeros(len(logits), len(groups))
     for piece in _pieces(len(logits)):
-        chances[piece] = chances[piece].index_add(1, owner, logits[piece][:, members].softmax(dim=1))
-    return chances
+        found[piece] = found[piece].index_add(1, owner, logits[piece][:, members].softmax(dim=1))
+    return found
 
 
-def answers_of(
-    chances: Float32[Tensor, "n classes"], labels: Int64[Tensor, " n"], readable: Bool[Tensor, " n"]
-) -> Answers:
-    """What is answered with these probabilities.
-
-    Args:
-        chances: of each class; may be NaN where unreadable.
-        labels: the true classes.
-        readable: whether the picture could be read.
-    """
-    count, classes = chances.shape
+def predictions_of(
+    probabilities: Float32[Tensor, "n classes"], labels: Int64[Tensor, " n"], readable: Bool[Tensor, " n"]
+) -> Predictions:
+    """The predictions that these probabilities (NaN where unreadable) give."""
+    count, classes = probabilities.shape
     best = min(TOP, classes)
     top = torch.full((count, best), -1)
     values = torch.full((count, best), torch.nan)
@@ -114,7 +108,7 @@ def answers_of(
     numbers = torch.arange(classes)
     for piece in _pieces(count):
         where = readable[piece].nonzero()[:, 0] + piece.start
-        rows, mine = chances[where], labels[where, None]
+        rows, mine = probabilities[where], labels[where, None]
         own = rows.gather(1, mine)
         truth[where] = own[:, 0]
         rank[where] = ((rows > own) | ((rows == own) & (numbers < mine))).sum(dim=1)
@@ -122,25 +116,25 @@ def answers_of(
             found = rows.argmax(dim=1, keepdim=True) if len(rows) else mine
             top[where, place], values[where, place] = found[:, 0], rows.gather(1, found)[:, 0]
             rows.scatter_(1, found, -1.0)
-    return Answers(top, values, truth, rank, labels, readable)
+    return Predictions(top, values, truth, rank, labels, readable)
 
 
-def summary(answers: Answers, classes: Sequence[str]) -> dict[str, Any]:
-    """The figures of a set, over the pictures that could be read; plain numbers, ready for JSON.
+def summary(predictions: Predictions, classes: Sequence[str]) -> dict[str, Any]:
+    """The figures over the images that could be read; plain numbers, ready for JSON.
 
     Args:
-        answers: of one model.
+        predictions: of one model.
         classes: names in label order.
 
     Returns:
         ``images`` and ``unreadable`` (counts), ``accuracy`` with ``low`` and ``high`` (Wilson's interval, 95%),
-        ``top5``, ``mean_confidence``, ``calibration_error`` (15 bins), all fractions or None without pictures
+        ``top5``, ``mean_confidence``, ``calibration_error`` (15 bins), all fractions or None without images
         (``top5`` also for fewer than six classes), and
         ``per_class``: ``class``, ``images``, ``accuracy``, ``low``, ``high`` of each.
     """
-    seen = answers.readable
-    rank, labels = answers.rank[seen], answers.labels[seen]
-    confidence = answers.chances[seen][:, 0].double()
+    seen = predictions.readable
+    rank, labels = predictions.rank[seen], predictions.labels[seen]
+    confidence = predictions.probabilities[seen][:, 0].double()
     images = torch.bincount(labels, minlength=len(classes)).tolist()
     right = torch.bincount(labels[rank == 0], minlength=len(classes)).tolist()
     count = len(rank)
@@ -166,3 +160,50 @@ def _share(correct: int, count: int) -> dict[str, Any]:
 def _pieces(count: int) -> Iterator[slice]:
     for first in range(0, count, _PIECE):
         yield slice(first, min(first + _PIECE, count))
+
+
+def paired(predictions: Sequence[Predictions], places: Sequence[int] | None = None) -> dict[str, Any]:
+    """The first model's accuracy minus the second's, with its 95% interval over which images were drawn.
+
+    Args:
+        predictions: of the two models.
+        places: of the classes whose images count; None for all of them.
+
+    Returns:
+        ``images``, ``first``, ``second`` (accuracies), ``only_first``, ``only_second`` (counts of images that one model
+        alone gets right), ``difference``, ``low``, ``high`` (fractions), ``p_value`` (McNemar's exact test; see
+        :func:`diffvit.reporting.stats.exact_paired`); None without images.
+    """
+    one, two = predictions
+    seen = one.readable if places is None else one.readable & torch.isin(one.labels, torch.tensor(places))
+    right = [(each.rank[seen] == 0).int() for each in (one, two)]
+    count, differences = int(seen.sum()), (right[0] - right[1]).tolist()
+    found: dict[str, Any] = {"images": count, "only_first": differences.count(1), "only_second": differences.count(-1)}
+    if not count:
+        return found | dict.fromkeys(("first", "second", "difference", "low", "high", "p_value"))
+    interval, p_value = exact_paired(differences)
+    first, second = (int(each.sum()) / count for each in right)
+    return found | {
+        **{"first": first, "second": second, "difference": interval.estimate},
+        **{"low": interval.low, "high": interval.high, "p_value": p_value},
+    }
+
+
+def decided(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of :func:`paired` or of shifts, tested together: ``decided`` is whether a row's difference is not zero.
+
+    Holm 1979, "A simple sequentially rejective multiple test procedure": with 95% none of the rows is decided wrongly,
+    however many there are.
+    """
+    order = sorted(
+        (place for place, row in enumerate(rows) if row["p_value"] is not None), key=lambda n: rows[n]["p_value"]
+    )
+    passed: set[int] = set()
+    for rank, place in enumerate(order):
+        if rows[place]["p_value"] > (1 - CONFIDENCE) / (len(order) - rank):
+            break
+        passed.add(place)
+    # A shift's interval may hold zero where its test decides; of categories both agree.
+    return [
+        {**row, "decided": place in passed and (row["low"] > 0 or row["high"] < 0)} for place, row in enumerate(rows)
+    ]

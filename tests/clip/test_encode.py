@@ -18,12 +18,10 @@ from class_folders import class_folders, picture
 from PIL import Image
 from small_clip import random_everywhere, small_clip, small_model
 
-from diffvit.clip.evaluation import encoded as subject
-from diffvit.clip.evaluation.encoded import Change, Encoded, encode_all, picture_number
-from diffvit.clip.evaluation.encoders import Encoder, of_clip, of_resnet50
-from diffvit.clip.evaluation.labelled import Labelled, open_labelled
+from diffvit.clip import encode as subject
+from diffvit.clip.encode import Change, Encoded, Encoder, encode_all, image_encoder, image_number
+from diffvit.clip.labelled import Labelled, open_labelled
 from diffvit.clip.load import load_resnet50
-from diffvit.clip.parts import Parts
 from diffvit.errors import InputError
 
 Progress = Callable[[int, int], None]
@@ -31,7 +29,7 @@ Progress = Callable[[int, int], None]
 
 @pytest.fixture(scope="module")
 def encoder() -> Encoder:
-    return of_clip(small_clip())
+    return image_encoder(small_clip())
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +63,7 @@ def test_the_resnets_rows_are_timms(tmp_path: Path) -> None:
     model = random_everywhere(timm.create_model("resnet50.tv2_in1k", pretrained=False))
     torch.save(model.state_dict(), tmp_path / "r.pth")
     pictures = open_labelled(class_folders(tmp_path / "set", {"a": 1, "b": 2}, ".jpg"))
-    found = encode_all(of_resnet50(load_resnet50("tv-v2", tmp_path / "r.pth")), pictures)
+    found = encode_all(image_encoder(load_resnet50("tv-v2", tmp_path / "r.pth")), pictures)
     config = timm.data.resolve_data_config({}, model=model, use_test_size=True)
     transform: Any = timm.data.create_transform(**config, is_training=False)
     images = torch.stack([transform(Image.open(tmp_path / "set" / place)) for place in pictures.places])
@@ -174,27 +172,27 @@ def test_no_picture_can_be_read(encoder: Encoder, pictures: Labelled, tmp_path: 
 
 def test_weights_settings_and_preprocessing_are_in_the_key(pictures: Labelled) -> None:
     clip = small_clip()
-    before = of_clip(clip).key
-    assert of_clip(small_clip()).key == before
+    before = image_encoder(clip).key
+    assert image_encoder(small_clip()).key == before
     for name, tensor in clip.model.state_dict().items():
         if name in ("visual.conv1.weight", "visual.layer2.0.bn1.running_var", "visual.attnpool.c_proj.bias"):
             old = tensor.clone()
             tensor.view(-1)[0] += 1
-            assert of_clip(clip).key != before
+            assert image_encoder(clip).key != before
             tensor.copy_(old)
-    assert of_clip(clip).key == before
+    assert image_encoder(clip).key == before
     clip.model.state_dict()["token_embedding.weight"][0, 0] += 1  # text is another matter
-    assert of_clip(clip).key == before
+    assert image_encoder(clip).key == before
     other = replace(clip, preprocessing=replace(clip.preprocessing, mean=(0.48145467, *clip.preprocessing.mean[1:])))
-    assert of_clip(other).key != before
+    assert image_encoder(other).key != before
     assert other.preprocessing.words == clip.preprocessing.words  # they round
     small = small_model()
     small.visual.attnpool.num_heads = 1
-    assert of_clip(small_clip(small)).key != before
+    assert image_encoder(small_clip(small)).key != before
     half = replace(small_clip(small_model().bfloat16()), dtype=torch.bfloat16)
-    assert of_clip(half).key != before
-    encode(of_clip(clip), pictures)
-    assert encode(of_clip(small_clip(small_model(1))), pictures).computed == 10
+    assert image_encoder(half).key != before
+    encode(image_encoder(clip), pictures)
+    assert encode(image_encoder(small_clip(small_model(1))), pictures).computed == 10
 
 
 def test_a_change_is_applied_by_the_pictures_number(encoder: Encoder, pictures: Labelled) -> None:
@@ -206,7 +204,7 @@ def test_a_change_is_applied_by_the_pictures_number(encoder: Encoder, pictures: 
 
     plain = encode(encoder, pictures)
     found = encode(encoder, pictures, change=Change("noise", noisy))
-    assert sorted(seen) == sorted(map(picture_number, pictures.places))
+    assert sorted(seen) == sorted(map(image_number, pictures.places))
     assert found.computed == 10
     assert (found.rows - plain.rows).abs().min(dim=1).values.max() > 0
     few = encode(encoder, pictures.only([1]), change=Change("noise", noisy), use_cache=False)
@@ -217,9 +215,9 @@ def test_a_change_is_applied_by_the_pictures_number(encoder: Encoder, pictures: 
 
 
 def test_a_pictures_number_is_fixed() -> None:
-    assert picture_number("test/00042") == 5663271151750743562  # the first 63 bits of its SHA-256
-    assert picture_number("a/b.png") == picture_number("a/b.png") != picture_number("a/c.png")
-    assert picture_number(os.fsdecode(b"a/\xff.png")) >= 0
+    assert image_number("test/00042") == 5663271151750743562  # the first 63 bits of its SHA-256
+    assert image_number("a/b.png") == image_number("a/b.png") != image_number("a/c.png")
+    assert image_number(os.fsdecode(b"a/\xff.png")) >= 0
 
 
 def test_damaged_and_strange_parts_are_computed_again(encoder: Encoder, pictures: Labelled, tmp_path: Path) -> None:
@@ -241,7 +239,7 @@ def test_a_full_disk_is_said_once(encoder: Encoder, pictures: Labelled, monkeypa
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Parts, "save", full)
+    monkeypatch.setattr("diffvit.clip.cache.replacing", full)
     with pytest.warns(UserWarning, match="RN-small.* is not cached .No space left on device") as said:
         found = encode(encoder, pictures)
     assert (len(said), found.computed) == (1, 10)
@@ -251,7 +249,7 @@ def test_features_that_are_not_finite(pictures: Labelled) -> None:
     model = small_model()
     model.visual.attnpool.c_proj.bias.data[0] = torch.nan
     with pytest.raises(InputError, match=r"CLIP RN-small \(own weights\): gives features that are not finite. Take"):
-        encode(of_clip(small_clip(model)), pictures)
+        encode(image_encoder(small_clip(model)), pictures)
 
 
 def test_no_pictures(encoder: Encoder, pictures: Labelled) -> None:

@@ -1,21 +1,23 @@
-"""Labelled pictures that are read one at a time: a folder per class, ImageNet's validation layout, CIFAR-10."""
+"""Labelled images that are read one at a time: a folder per class, ImageNet's layout, CIFAR-10; and their classes."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
 from diffvit.clip.hub import imagenet_wordnet_ids
-from diffvit.clip.templates import imagenet_names, twins
-from diffvit.clip.text_file import check_text
+from diffvit.clip.templates import check_text, imagenet_names, twins
 from diffvit.data import sources
-from diffvit.data.cifar10_rows import SIZE
+from diffvit.data.cifar10_rows import CLASSES, SIZE
 from diffvit.data.folder import class_folders, image_files
 from diffvit.data.images import decode
 from diffvit.errors import ConfigError, InputError
@@ -27,17 +29,17 @@ _SPLITS = {"train", "training", "val", "valid", "validation", "test"}
 
 @dataclass(frozen=True)
 class Labelled:
-    """Pictures with classes.
+    """Images with classes.
 
     Args:
         name: for people: "folder val", "CIFAR-10 (JPEG) test".
         classes: for people and for prompts. ImageNet's OpenAI names where folders are named by WordNet ids (two pairs
             of them are the same), else the folders' names with spaces for "_".
         wordnet_ids: of the classes, where every folder is named by a WordNet id of ImageNet-1k.
-        labels: per picture, its place in ``classes``.
-        places: per picture, its path in the folder, or as "test/00042".
-        stamps: per picture, what says that it is the same as before.
-        read: a picture by its number; InputError for one that cannot be decoded.
+        labels: per image, its place in ``classes``.
+        places: per image, its path in the folder, or as "test/00042".
+        stamps: per image, changes when its content does.
+        read: an image by its number; InputError for one that cannot be decoded.
     """
 
     name: str
@@ -51,8 +53,20 @@ class Labelled:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def renamed(self, names: Sequence[str]) -> Labelled:
+        """The same with other names for the classes.
+
+        Raises:
+            ConfigError: another number of names than of classes.
+        """
+        if len(names) != len(self.classes):
+            found = f"{len(names):,} vs {len(self.classes):,}"
+            why = f"must name every class of {self.name}, in the folders' order ({found})"
+            raise ConfigError("--labels-file", why)
+        return replace(self, classes=tuple(names))
+
     def only(self, keep: Sequence[int]) -> Labelled:
-        """The pictures of these classes, which get the places that they have in ``keep``; pictures stay in order.
+        """The images of these classes, which get the places that they have in ``keep``; images stay in order.
 
         Raises:
             ValueError: a class is named twice.
@@ -69,7 +83,7 @@ class Labelled:
         )
 
     def at_most(self, per_class: int) -> Labelled:
-        """So many pictures of each class, spread evenly over it; all of a class that has fewer.
+        """So many images of each class, spread evenly over it; all of a class that has fewer.
 
         Raises:
             ConfigError: fewer than one.
@@ -86,7 +100,7 @@ class Labelled:
         return self._picked(sorted(chosen))
 
     def spread(self, count: int, among: Sequence[int]) -> Labelled:
-        """So many of these pictures, spread evenly over the classes; all of them where there are no more."""
+        """So many of these images, spread evenly over the classes; all of them where there are no more."""
         order = sorted(among, key=lambda number: (self.labels[number], number))
         count = min(count, len(order))
         return self._picked(sorted(order[place * len(order) // count] for place in range(count)))
@@ -103,7 +117,7 @@ class Labelled:
 
 
 def open_labelled(where: str | Path, *, split: str = "test", data_dir: Path | None = None) -> Labelled:
-    """Labelled pictures, none of them read yet (those of CIFAR-10 are small, and are).
+    """Labelled images, none of them read yet (those of CIFAR-10 are small, and are).
 
     Args:
         where: ``cifar10``, or a folder with a folder per class. Files may lie deeper; hidden ones and those whose
@@ -200,3 +214,84 @@ def _state(file: Path) -> str:
     except OSError:
         return "none"
     return f"{state.st_size} {state.st_mtime_ns}"
+
+
+# What ImageNet has of a data set's classes
+
+
+def cifar10_members() -> dict[str, list[str]]:
+    """For each class of CIFAR-10 the WordNet ids of ImageNet-1k that are kinds of it; deer has none."""
+    return {name: list(entry["members"]) for name, entry in _committed("cifar10_imagenet.json").items()}
+
+
+def _committed(name: str) -> Any:
+    """A list that ``python -m tools.wordnet`` made."""
+    return json.loads(resources.files("diffvit.clip").joinpath(name).read_text(encoding="utf-8"))
+
+
+def imagenet_groups(labelled: Labelled) -> tuple[list[int], list[list[int]]]:
+    """The classes that a model of ImageNet's 1000 classes can answer, and for each its places among those.
+
+    WordNet ids have one place each. Classes that are all CIFAR-10's have the places of :func:`cifar10_members`. Any
+    other class has the place of the one OpenAI name that is the same but for capitals; names that two places have stand
+    for neither.
+
+    Raises:
+        ConfigError: no class, or only one where there are several, can be answered; or two have the same place.
+        EnvironmentFault: timm or open_clip is missing.
+    """
+    groups = _places(labelled)
+    places = [place for place, group in enumerate(groups) if group]
+    found = [groups[place] for place in places]
+    if not places or (len(places) == 1 and len(groups) > 1):
+        names = ", ".join(labelled.classes[:5]) + (", ..." if len(labelled.classes) > 5 else "")
+        why = f"shares {'one class' if places else 'no class'} with ImageNet (found {names})"
+        allowed = "Allowed are folders named by WordNet ids (n01440764), CIFAR-10's classes, or ImageNet's own names."
+        raise ConfigError(labelled.name, why, allowed)
+    taken: dict[int, int] = {}
+    for place, group in zip(places, found, strict=True):
+        for one in group:
+            if one in taken:
+                pair = f"{labelled.classes[taken[one]]} and {labelled.classes[place]}"
+                raise ConfigError(labelled.name, f"has two classes for one of ImageNet's ({pair})", "Rename one.")
+            taken[one] = place
+    return places, found
+
+
+def _places(labelled: Labelled) -> list[list[int]]:
+    order = {wordnet_id: place for place, wordnet_id in enumerate(imagenet_wordnet_ids())}
+    if labelled.wordnet_ids is not None:
+        return [[order[wordnet_id]] for wordnet_id in labelled.wordnet_ids]
+    if set(labelled.classes) <= set(CLASSES):
+        members = cifar10_members()
+        return [sorted(order[wordnet_id] for wordnet_id in members[name]) for name in labelled.classes]
+    named: dict[str, list[int]] = {}
+    for place, name in enumerate(imagenet_names()):
+        named.setdefault(name.casefold(), []).append(place)
+    return [found if len(found := named.get(name.casefold(), [])) == 1 else [] for name in labelled.classes]
+
+
+@dataclass(frozen=True)
+class Superclass:
+    """Some of the classes under one noun of WordNet: its ``id``, its ``name``, and their places, ascending."""
+
+    id: str
+    name: str
+    members: tuple[int, ...]
+
+
+def superclasses(labelled: Labelled) -> tuple[Superclass, ...]:
+    """What ImageNet's classes, or CIFAR-10's, are kinds of: each class in one group, in the order of first classes.
+
+    The partition of all of ImageNet's (or CIFAR-10's) classes is committed; groups without a class here are left out.
+    Classes without WordNet ids have no groups.
+    """
+    ids, kind = labelled.wordnet_ids, "imagenet"
+    synsets = {name: entry["synset"] for name, entry in _committed("cifar10_imagenet.json").items()}
+    if ids is None and set(labelled.classes) <= synsets.keys():
+        ids, kind = [synsets[name] for name in labelled.classes], "cifar10"
+    found = []
+    for group in _committed("superclasses.json")[kind] if ids else ():
+        if members := tuple(place for place, id in enumerate(ids or ()) if id in group["members"]):
+            found.append(Superclass(group["id"], group["name"], members))
+    return tuple(sorted(found, key=lambda group: group.members[0]))

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_clip import small_clip
 
-from diffvit.clip.evaluation import answers as subject
-from diffvit.clip.evaluation.answers import answers_of, summary, supervised_chances, zero_shot_chances
+from diffvit.clip import predictions as subject
 from diffvit.clip.load import Clip
+from diffvit.clip.predictions import predictions_of, summary, supervised_probabilities, zero_shot_probabilities
 from diffvit.clip.templates import Templates, twins
 from diffvit.clip.zero_shot import Classifier
 from diffvit.errors import ConfigError
@@ -40,12 +40,12 @@ def classifier_of(weights: torch.Tensor, labels: tuple[str, ...]) -> Classifier:
     return Classifier(weights, labels, Templates("one", ("{}",)), "", 0, twins(labels))
 
 
-def test_zero_shot_chances_are_a_loops(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zero_shot_probabilities_are_a_loops(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subject, "_PIECE", 3)
     rows, weights = unit(8, 32, 0), unit(5, 32, 1)
     weights[3] = weights[1]
     rows[4] = torch.nan
-    found = zero_shot_chances(clip, classifier_of(weights, ("a", "b", "c", "b", "d")), rows)
+    found = zero_shot_probabilities(clip, classifier_of(weights, ("a", "b", "c", "b", "d")), rows)
     scale = math.exp(float(clip.model.logit_scale))  # pyright: ignore
     for place, row in enumerate(rows.double().tolist()):
         if place == 4:
@@ -56,15 +56,15 @@ def test_zero_shot_chances_are_a_loops(clip: Clip, monkeypatch: pytest.MonkeyPat
         assert found[place].tolist() == pytest.approx(expected, abs=1e-6)
     assert torch.equal(found[:4, 1], found[:4, 3])
     with pytest.raises(ConfigError, match=r"classifier: was made with another model \(31 vs 32 features\)"):
-        zero_shot_chances(clip, classifier_of(weights[:, 1:], ("a", "b", "c", "b", "d")), rows)
+        zero_shot_probabilities(clip, classifier_of(weights[:, 1:], ("a", "b", "c", "b", "d")), rows)
 
 
-def test_supervised_chances_are_a_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_supervised_probabilities_are_a_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subject, "_PIECE", 3)
     logits = 5 * torch.randn(7, 1000, generator=torch.Generator().manual_seed(0))
     logits[2] = torch.nan
     groups = [[3, 999, 17], [0], [500, 4]]
-    found = supervised_chances(logits, groups)
+    found = supervised_probabilities(logits, groups)
     for place, row in enumerate(logits.double().tolist()):
         if place == 2:
             assert bool(found[2].isnan().all())
@@ -74,7 +74,7 @@ def test_supervised_chances_are_a_loops(monkeypatch: pytest.MonkeyPatch) -> None
         assert found[place].tolist() == pytest.approx(expected, abs=1e-6)
     for wrong in ([[1], [1, 2]], [[1, 1]], [[1], []]):
         with pytest.raises(ValueError, match="groups must not"):
-            supervised_chances(logits, wrong)
+            supervised_probabilities(logits, wrong)
 
 
 def naive(row: list[float], label: int) -> tuple[list[int], int]:
@@ -95,9 +95,11 @@ def test_answers_are_a_loops_also_with_ties(data: st.DataObject) -> None:
     before = chances.clone()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subject, "_PIECE", 4)
-        found = answers_of(chances, torch.tensor(labels, dtype=torch.int64), torch.tensor(readable, dtype=torch.bool))
+        found = predictions_of(
+            chances, torch.tensor(labels, dtype=torch.int64), torch.tensor(readable, dtype=torch.bool)
+        )
     assert torch.equal(chances.nan_to_num(9), before.nan_to_num(9))
-    assert found.top.shape == found.chances.shape == (count, min(5, classes))
+    assert found.top.shape == found.probabilities.shape == (count, min(5, classes))
     for place, (row, label) in enumerate(zip(chances.tolist(), labels, strict=True)):
         if not readable[place]:
             assert found.top[place].tolist() == [-1] * min(5, classes)
@@ -106,7 +108,7 @@ def test_answers_are_a_loops_also_with_ties(data: st.DataObject) -> None:
             continue
         top, rank = naive(row, label)
         assert (found.top[place].tolist(), int(found.rank[place])) == (top, rank)
-        assert found.chances[place].tolist() == [row[each] for each in top]
+        assert found.probabilities[place].tolist() == [row[each] for each in top]
         assert float(found.truth[place]) == row[label]
     figures = summary(found, [str(number) for number in range(classes)])
     seen = [naive(row, label)[1] for row, label, good in zip(table, labels, readable, strict=True) if good]
@@ -118,7 +120,7 @@ def test_answers_are_a_loops_also_with_ties(data: st.DataObject) -> None:
 
 def test_of_twins_the_first_is_answered() -> None:
     chances = torch.tensor([[0.1, 0.4, 0.1, 0.4]] * 2)
-    found = answers_of(chances, torch.tensor([1, 3]), torch.tensor([True, True]))
+    found = predictions_of(chances, torch.tensor([1, 3]), torch.tensor([True, True]))
     assert found.top.tolist() == [[1, 3, 0, 2]] * 2
     assert found.rank.tolist() == [0, 1]
 
@@ -139,7 +141,7 @@ def test_the_figures_of_a_set() -> None:
     logits = 3 * torch.randn(400, 8, generator=draw)
     labels = torch.where(torch.rand(400, generator=draw) < 0.5, logits.argmax(1), torch.randint(0, 7, (400,)))
     readable = torch.rand(400, generator=draw) < 0.9
-    found = answers_of(logits.softmax(1), labels, readable)
+    found = predictions_of(logits.softmax(1), labels, readable)
     figures = summary(found, list("abcdefgh"))
     assert list(figures) == [
         *("images", "accuracy", "low", "high", "unreadable", "top5", "mean_confidence", "calibration_error"),
@@ -161,5 +163,5 @@ def test_the_figures_of_a_set() -> None:
 
 
 def test_a_class_without_pictures_has_no_accuracy() -> None:
-    found = summary(answers_of(torch.eye(2)[[0]], torch.tensor([0]), torch.tensor([True])), ["a", "b"])
+    found = summary(predictions_of(torch.eye(2)[[0]], torch.tensor([0]), torch.tensor([True])), ["a", "b"])
     assert found["per_class"][1] == {"class": "b", "images": 0, "accuracy": None, "low": None, "high": None}
