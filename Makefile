@@ -31,17 +31,9 @@ check: $(READY)  ## style, types, import contracts, sizes, generated documents
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m tools.sizes
 	$(BIN)/python -m tools --check
-	$(BIN)/python -m diffvit.clip.precision_report --check
-	$(BIN)/python -m diffvit.clip.evaluation.cifar10_map --check
-	$(BIN)/python -m diffvit.clip.small.report --check
-	$(BIN)/python -m diffvit.clip.evaluation.published --check
 
 docs: $(READY)  ## write every generated document: README's results, recipes' expected lines, docs/results.md, reports
 	$(BIN)/python -m tools
-	$(BIN)/python -m diffvit.clip.precision_report
-	$(BIN)/python -m diffvit.clip.evaluation.cifar10_map
-	$(BIN)/python -m diffvit.clip.small.report
-	$(BIN)/python -m diffvit.clip.evaluation.published
 
 app: $(READY)  ## the explorer: a page on this machine to look inside models
 	$(BIN)/diffvit app
@@ -68,7 +60,8 @@ clip-cifar10: $(READY)  ## reports/clip-cifar10: a small CLIP and its supervised
 	$(BIN)/diffvit compare runs/clip-cifar10 runs/clip-cifar10-twin --out reports/clip-cifar10
 	$(BIN)/diffvit clip compare cifar10 --model cifar10-clip --supervised cifar10-clip-twin --shift-pictures 10000 \
 	  --out reports/clip-cifar10/compare
-	$(BIN)/python -m diffvit.clip.small.report --run runs/clip-cifar10
+	$(BIN)/python -m tools.clip runs/clip-cifar10
+	$(BIN)/python -m tools clip
 
 STUDIES ?= vit-vs-diffvit position augmentation width depth mlp-ratio heads pooling head optimizer initialisation search patch-size
 studies: $(READY)  ## every study at tier short, its report, docs/results.md (about ten hours of two cores, resumable; STUDIES=names)
@@ -80,7 +73,7 @@ studies: $(READY)  ## every study at tier short, its report, docs/results.md (ab
 clip-published: $(READY)  ## reports/clip-published: all that needs published weights; IMAGENET=folder of its validation pictures
 	test -n "$(IMAGENET)" || { echo "say where ImageNet's validation pictures lie: make clip-published IMAGENET=folder" >&2; exit 2; }
 	$(BIN)/diffvit clip published "$(IMAGENET)" $(PUBLISHED)
-	$(BIN)/python -m diffvit.clip.evaluation.published
+	$(BIN)/python -m tools clip
 
 clean:
 	rm -rf .venv build dist src/*.egg-info

@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from diffvit.errors import InputError
 from diffvit.measuring import counted
 from diffvit.reporting import markdown
 from diffvit.reporting.generated import brought_up_to_date
@@ -47,6 +48,36 @@ def render(template: str, **values: Any) -> str:
     """A template of ``tools/templates/`` filled in; any number of blank lines become one, the last line ends."""
     text = _TEMPLATES.get_template(template).render(**values)
     return re.sub(r"\n{3,}", "\n\n", text.strip()) + "\n"
+
+
+def markers(name: str) -> tuple[str, str]:
+    """What stands before and after a generated part of a page."""
+    return f"<!-- {name}:start -->", f"<!-- {name}:end -->"
+
+
+def with_block(page: Path, name: str, text: str) -> str:
+    """A page with this text between its two :func:`markers`.
+
+    Raises:
+        InputError: the page cannot be read, or does not hold the two markers once each, in this order.
+    """
+    try:
+        old = page.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(str(page), f"cannot be read ({error.__class__.__name__})") from None
+    return in_block(old, page, name, text)
+
+
+def in_block(old: str, page: Path, name: str, text: str) -> str:
+    """:func:`with_block` of a page's text; ``page`` is its name in the error.
+
+    Raises:
+        InputError: it does not hold the two markers once each, in this order.
+    """
+    start, end = markers(name)
+    if old.count(start) != 1 or old.count(end) != 1 or old.index(start) > old.index(end):
+        raise InputError(str(page), f"must hold {start} and then {end}, once each")
+    return f"{old.split(start)[0]}{start}\n{text}\n{end}{old.split(end)[1]}"
 
 
 def update(made: Mapping[Path, Content], maker: str, root: Path = ROOT, *, check: bool) -> list[str]:

@@ -11,9 +11,8 @@ from diffvit.config import parse, read_yaml
 from diffvit.errors import InputError
 from diffvit.reporting import markdown, plots, stats, tables
 from diffvit.reporting.arms import MODEL_NAMES, arms, statements
-from diffvit.reporting.generated import with_block
 from diffvit.reporting.rows import Row, RunRecord, content_hash, read
-from tools.pages import Content, Picture, render
+from tools.pages import Content, Picture, render, with_block
 from tools.recipes import is_run_of, preferred, where
 
 README, REPORTS = Path("README.md"), Path("reports")

@@ -17,11 +17,10 @@ from diffvit.experiments.tiers import TIERS
 from diffvit.reporting import stats
 from diffvit.reporting.arms import MODEL_NAMES, Arm, arms, points, span
 from diffvit.reporting.csv_files import read_csv
-from diffvit.reporting.generated import with_block
 from diffvit.reporting.rows import ROWS_FILE, RunRecord, content_hash, read
 from diffvit.reporting.stats import Interval
 from diffvit.reporting.tables import NONE, Table, accuracy_cell, duration, percent
-from tools.pages import Content, Picture, render
+from tools.pages import Content, Picture, render, with_block
 from tools.recipes import is_run_of, where
 
 PAGE, README, REPORTS = Path("docs/results.md"), Path("README.md"), Path("reports")

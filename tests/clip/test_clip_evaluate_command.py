@@ -19,9 +19,9 @@ from small_clip import NAME, openai_state, random_everywhere, register, small_mo
 from diffvit.cli import show
 from diffvit.cli.clip_options import Lines
 from diffvit.cli.main import run
-from diffvit.clip.evaluation import encoded
-from diffvit.clip.evaluation.imagenet import cifar10_members
+from diffvit.clip import encode
 from diffvit.clip.hub import imagenet_wordnet_ids
+from diffvit.clip.labelled import cifar10_members
 
 Captured = pytest.CaptureFixture[str]
 BASE = ["clip", "evaluate", "--model", NAME, "--weights", "w.pt", "--templates", "single"]
@@ -157,7 +157,7 @@ def test_imagenets_layout_its_twins_and_a_table_of_the_ends(capsys: Captured) ->
 
 
 def test_a_killed_call_goes_on(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
-    monkeypatch.setattr(encoded, "_PART", 32)
+    monkeypatch.setattr(encode, "_PART", 32)
     class_folders(Path("set"), {"a": 40, "b": 40})
 
     def killed(lines: Lines, done: int, total: int) -> None:

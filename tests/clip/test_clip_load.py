@@ -1,4 +1,4 @@
-"""OpenAI's weights in every form give open_clip's features, and no form runs code."""
+"""OpenAI's weights in every form give open_clip's features; archives are loaded by their SHA-256 alone."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from small_clip import NAME, broken, openai_archive, openai_state, random_everywhere, register, small_model
+from small_clip import NAME, broken, openai_archive, openai_state, publish, random_everywhere, register, small_model
 
 from diffvit.clip import hub
-from diffvit.clip.fingerprint import text_fingerprint
+from diffvit.clip.cache import text_fingerprint
 from diffvit.clip.hub import tokenizer_of
 from diffvit.clip.load import load_clip, load_resnet50
 from diffvit.errors import ConfigError, EnvironmentFault, InputError
@@ -59,9 +59,10 @@ def expected(rn50: Any) -> tuple[Any, dict[str, torch.Tensor], dict[str, torch.T
 @pytest.mark.parametrize("form", ["RN50.pt", "state.pt", "state.safetensors"])
 def test_features_are_open_clips(form: str, forms: Path, expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs, inputs, features = expected
-    for name in ("load", "script"):
-        monkeypatch.setattr(torch.jit, name, broken(getattr(torch.jit, name)))
-    monkeypatch.setattr(torch._C, "import_ir_module", broken(torch._C.import_ir_module))
+    if form == "RN50.pt":
+        publish(forms / form, monkeypatch)
+    else:
+        monkeypatch.setattr(torch.jit, "load", broken(torch.jit.load))
     generator = torch.random.get_rng_state()
     clip = load_clip(weights=forms / form)
     assert torch.equal(torch.random.get_rng_state(), generator)
@@ -86,6 +87,7 @@ def test_features_are_open_clips(form: str, forms: Path, expected: Any, monkeypa
 
 
 def test_openais_archive_without_quick_gelu_is_refused(forms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(forms / "RN50.pt", monkeypatch)
     with pytest.raises(ConfigError, match=r"OpenAI's own archive, whose model has QuickGELU\. Say --pretrained openai"):
         load_clip(pretrained=None, weights=forms / "RN50.pt")
 

@@ -8,15 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import safetensors.torch
 import torch
-from small_clip import NAME, broken, openai_archive, openai_state, register, small_model
+from small_clip import NAME, broken, openai_archive, openai_state, publish, register, small_model
 
 from diffvit.clip.load import load_clip
 from diffvit.errors import InputError
+from diffvit.training.weights_file import read_weights
 
 State = dict[str, Any]
+JIT_LOAD = torch.jit.load
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning"),
@@ -111,9 +114,28 @@ def test_files_that_are_not_what_they_claim(make: Callable[[Path], object], why:
     refused(Path("w.pt"), why)
 
 
-def test_an_archive_cut_short() -> None:
+def test_archives_that_openai_did_not_publish(monkeypatch: pytest.MonkeyPatch) -> None:
     openai_archive(small_model(), Path("w.pt"))
+    refused(Path("w.pt"), "is a TorchScript archive, which is a program, and none that OpenAI published (SHA-256 ")
+    with pytest.raises(InputError, match=r"w\.pt: is a TorchScript archive, which is a program: refused"):
+        read_weights(Path("w.pt"))
+    publish(Path("w.pt"), monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.jit, "load", JIT_LOAD)
+        assert load_clip(NAME, "openai", Path("w.pt")).name == NAME
     content = Path("w.pt").read_bytes()
-    assert load_clip(NAME, "openai", Path("w.pt")).name == NAME
     Path("w.pt").write_bytes(content[:-2000])
     refused(Path("w.pt"), "is cut short or damaged")
+    Path("w.pt").write_bytes(content[:2000] + bytes([content[2000] ^ 1]) + content[2001:])
+    refused(Path("w.pt"), "none that OpenAI published")
+
+
+def test_openais_published_archives_are_known_by_the_hash_in_their_address() -> None:
+    """RN50's, as OpenAI's own package names it."""
+    urls = [
+        open_clip.get_pretrained_cfg(name, tag)["url"] for name, tag in open_clip.list_pretrained() if tag == "openai"
+    ]
+    known = {url.split("/")[-2] for url in urls if url.startswith("https://openaipublic.")}
+    assert "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762" in known
+    assert len(known) == 9
+    assert all(len(each) == 64 for each in known)

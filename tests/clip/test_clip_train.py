@@ -15,8 +15,7 @@ from safetensors.torch import load_file, save_file
 import diffvit
 from diffvit.cli.main import run
 from diffvit.clip.small.load import load_small
-from diffvit.clip.small.names import names_tried
-from diffvit.clip.small.task import ContrastiveTask
+from diffvit.clip.small.task import ContrastiveTask, names_tried
 from diffvit.clip.templates import load_templates
 from diffvit.clip.zero_shot import classify, zero_shot_classifier
 from diffvit.config import ClipConfig, Config, parse

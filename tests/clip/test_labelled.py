@@ -11,10 +11,9 @@ import pytest
 import torch
 from class_folders import class_folders, picture
 
-from diffvit.clip.evaluation import labelled as subject
-from diffvit.clip.evaluation.imagenet import cifar10_members, groups_for
-from diffvit.clip.evaluation.labelled import Labelled, open_labelled
+from diffvit.clip import labelled as subject
 from diffvit.clip.hub import imagenet_wordnet_ids
+from diffvit.clip.labelled import Labelled, cifar10_members, imagenet_groups, open_labelled
 from diffvit.data.cifar10_rows import CLASSES
 from diffvit.data.images import Images, decode
 from diffvit.errors import ConfigError, InputError
@@ -57,10 +56,10 @@ def test_imagenets_layout_has_its_names_and_its_twins(tmp_path: Path) -> None:
     assert found.wordnet_ids == (ids[0], ids[207], ids[657], ids[744])
     assert found.classes == ("tench", "Golden Retriever", "missile", "missile")
     assert found.classes == tuple(open_clip.IMAGENET_CLASSNAMES[place] for place in (0, 207, 657, 744))
-    assert groups_for(found) == ([0, 1, 2, 3], [[0], [207], [657], [744]])
+    assert imagenet_groups(found) == ([0, 1, 2, 3], [[0], [207], [657], [744]])
     few = found.only([3, 0])
     assert (few.wordnet_ids, few.labels) == ((ids[744], ids[0]), (1, 0))
-    assert groups_for(few) == ([0, 1], [[744], [0]])
+    assert imagenet_groups(few) == ([0, 1], [[744], [0]])
 
 
 @pytest.mark.parametrize("other", ["n99999999", "tench"])
@@ -103,7 +102,7 @@ def test_cifar10_is_as_its_source_gives_it(tmp_path: Path, monkeypatch: pytest.M
     assert found.places == ("test/00000", "test/00001", "test/00002", "test/00003")
     assert found.stamps[2] == hashlib.sha256(pixels[2].numpy().tobytes()).hexdigest()
     assert np.array_equal(found.read(2), pixels[2].numpy())
-    places, groups = groups_for(found)
+    places, groups = imagenet_groups(found)
     assert [CLASSES[place] for place in places] == [name for name in CLASSES if name != "deer"]
     assert all(groups)
 
@@ -160,7 +159,7 @@ def a_set(*classes: str) -> Labelled:
 
 
 def test_plain_names_that_are_imagenets() -> None:
-    assert groups_for(a_set("TENCH", "my dog", "goldfish", "missile")) == ([0, 2], [[0], [1]])
+    assert imagenet_groups(a_set("TENCH", "my dog", "goldfish", "missile")) == ([0, 2], [[0], [1]])
 
 
 def test_members_of_cifar10_are_imagenets_and_apart() -> None:
@@ -170,7 +169,7 @@ def test_members_of_cifar10_are_imagenets_and_apart() -> None:
     assert len(set(everything)) == len(everything)
     assert set(everything) <= set(imagenet_wordnet_ids())
     assert [name for name, group in members.items() if not group] == ["deer"]
-    places, groups = groups_for(a_set("dog", "deer", "cat"))
+    places, groups = imagenet_groups(a_set("dog", "deer", "cat"))
     assert places == [0, 2]
     assert [len(group) for group in groups] == [len(members["dog"]), len(members["cat"])]
 
@@ -186,4 +185,4 @@ def test_members_of_cifar10_are_imagenets_and_apart() -> None:
 )
 def test_label_spaces_that_do_not_meet(classes: tuple[str, ...], line: str) -> None:
     with pytest.raises(ConfigError, match=line):
-        groups_for(a_set(*classes))
+        imagenet_groups(a_set(*classes))

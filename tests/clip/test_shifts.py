@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffvit.clip.evaluation.shifts import KINDS, Shift, shifts
+from diffvit.clip.shifts import KINDS, Shift, shifts
 from diffvit.errors import ConfigError
 
 LUMA = (0.299, 0.587, 0.114)

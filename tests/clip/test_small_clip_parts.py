@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffvit.clip.hub import simple_tokenizer
-from diffvit.clip.small.captions import Captions
-from diffvit.clip.small.contrast import Contrastive, answers
-from diffvit.clip.small.model import SmallClip
-from diffvit.clip.small.vocabulary import KnownTokens
+from diffvit.clip.small.model import KnownTokens, SmallClip
+from diffvit.clip.small.task import Captions, Contrastive, answers
 from diffvit.data.augment import Batch
 from diffvit.errors import ConfigError
 from diffvit.models.vit import VisionTransformer

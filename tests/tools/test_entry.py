@@ -18,7 +18,7 @@ Captured = pytest.CaptureFixture[str]
 def test_every_committed_document_is_made_from_the_committed_results(capsys: Captured) -> None:
     assert entry.main(["--check"]) == 0
     assert capsys.readouterr().out == ""
-    assert {"app_load", "attention", "readme", "recipes", "results", "speed"} <= set(entry.makers())
+    assert {"app_load", "attention", "clip", "readme", "recipes", "results", "speed"} <= set(entry.makers())
 
 
 @pytest.fixture

@@ -11,10 +11,9 @@ import pytest
 
 from diffvit import Report
 from diffvit.errors import InputError
-from diffvit.reporting.generated import markers
 from diffvit.reporting.rows import content_hash, read, read_run, write
 from diffvit.reporting.style import stamp_of
-from tools.pages import update
+from tools.pages import markers, update
 from tools.readme import BLOCK, ROWS, documents, readme_block
 
 START, END = markers(BLOCK)

@@ -14,8 +14,8 @@ from diffvit.cli.options import COMMAND, OUTPUT, Output
 from diffvit.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
+    from diffvit.clip.classify import Named
     from diffvit.clip.load import Clip
-    from diffvit.clip.pictures import Named
     from diffvit.clip.zero_shot import Classifier
 
 app = App(name="clip", help_format="plaintext")
@@ -35,12 +35,12 @@ app.command(
     help="Accuracy on labelled pictures: a folder, ImageNet's layout, CIFAR-10.",
 )
 app.command(
-    "diffvit.cli.clip_compare:compare",
+    "diffvit.cli.clip_evaluate:compare",
     name="compare",
     help="CLIP beside a supervised model, by category, as one page.",
 )
 app.command(
-    "diffvit.cli.clip_published:published",
+    "diffvit.cli.clip_evaluate:published",
     name="published",
     help="Every figure that needs published weights, in one go.",
 )
@@ -67,7 +67,7 @@ def classify(
     if top < 1:
         raise ConfigError("--top", f"must be at least 1 (found {top})")
 
-    from diffvit.clip.pictures import name_pictures, read_pictures
+    from diffvit.clip.classify import name_pictures, read_pictures
     from diffvit.clip.templates import load_labels, load_templates
     from diffvit.clip.zero_shot import zero_shot_classifier
 
@@ -129,7 +129,7 @@ def _result(clip: Clip, classifier: Classifier, named: Sequence[Named], faults: 
 
 def _write(out: Path, named: Sequence[Named], result: dict[str, Any]) -> list[Path]:
     """Figures of a few images each, and the result."""
-    from diffvit.clip.pictures import PER_FIGURE, draw_named
+    from diffvit.clip.classify import PER_FIGURE, draw_named
     from diffvit.reporting.style import to_png
     from diffvit.training.files import disk_faults, replace, to_json
 

@@ -1,4 +1,4 @@
-"""What the verbs of ``diffvit clip`` share: which models, which pictures, and who is told how far it is."""
+"""Options that the verbs of ``diffvit clip`` share: which models and pictures; progress lines; errors of many files."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from diffvit.errors import ConfigError, InputError
 from diffvit.settings import Device
 
 if TYPE_CHECKING:
-    from diffvit.clip.evaluation.labelled import Labelled
-    from diffvit.clip.load import Clip, ResNet50
+    from diffvit.clip.labelled import Labelled
+    from diffvit.clip.load import Clip, Supervised
+    from diffvit.clip.shifts import Shift
 
 _NO_TAG = "none"
 
@@ -59,19 +60,34 @@ class ClipChoice:
 @Parameter(name="*", group=COMMAND)
 @dataclass(frozen=True)
 class SupervisedChoice:
-    """The ImageNet-supervised ResNet-50 beside it."""
+    """The supervised model beside it."""
 
     supervised: str | None = None
-    """Evaluate this ResNet-50 on the same pictures: tv-v1, tv-v2, or timm's name (resnet50.a1_in1k)."""
+    """Evaluate this model on the same pictures: tv-v1, tv-v2 or timm's name of a ResNet-50, or a ViT of ours."""
     supervised_weights: Path | None = None
-    """Its weights from a file."""
+    """The ResNet-50's weights from a file."""
 
-    def load(self, device: str) -> ResNet50 | None:
-        """The model, or None where none is asked for."""
-        from diffvit.clip.load import load_resnet50
+    def name(self, *, compare: bool) -> str | None:
+        """Of the model, or None where none is asked for; a comparison has tv-v2 by default."""
+        return self.supervised or ("tv-v2" if compare else None)
 
-        self.check()
-        return load_resnet50(self.supervised, self.supervised_weights, device=device) if self.supervised else None
+    def own(self, name: str) -> bool:
+        """Whether it is a ViT of ours."""
+        from diffvit.clip.small.load import is_own
+
+        return self.supervised_weights is None and is_own(name)
+
+    def load(self, name: str | None, device: str) -> Supervised | None:
+        """The model of that name."""
+        from diffvit.clip.load import load_resnet50, load_vit
+
+        if name is None:
+            return None
+        return (
+            load_vit(name, device=device)
+            if self.own(name)
+            else load_resnet50(name, self.supervised_weights, device=device)
+        )
 
     def check(self) -> None:
         """Refuse weights of no model."""
@@ -93,13 +109,38 @@ class PicturesChoice:
 
     def open(self, where: str) -> Labelled:
         """The pictures."""
-        from diffvit.clip.evaluation.labelled import open_labelled
+        from diffvit.clip.labelled import open_labelled
 
         labelled = open_labelled(where, split=self.split, data_dir=self.data_dir)
         return labelled if self.limit is None else labelled.at_most(self.limit)
 
 
-CLIP, SUPERVISED, PICTURES = ClipChoice(), SupervisedChoice(), PicturesChoice()
+@Parameter(name="*", group=COMMAND)
+@dataclass(frozen=True)
+class ShiftsChoice:
+    """What is done to the pictures in a comparison."""
+
+    shifts: str = "all"
+    """Of a comparison: all, none, or some of edges,grey,blur,jpeg,noise,inversion."""
+    shift_pictures: int = 500
+    """To how many pictures, spread over the classes; 5 severities of each."""
+
+    def made(self) -> tuple[Shift, ...]:
+        """The shifts.
+
+        Raises:
+            ConfigError: no such kind, or no pictures.
+        """
+        from diffvit.clip.shifts import KINDS, shifts
+
+        if self.shift_pictures < 1:
+            raise ConfigError("--shift-pictures", f"must be at least 1 (found {self.shift_pictures})")
+        if self.shifts == "none":
+            return ()
+        return shifts(KINDS if self.shifts == "all" else [kind.strip() for kind in self.shifts.split(",")])
+
+
+CLIP, SUPERVISED, PICTURES, SHIFTS = ClipChoice(), SupervisedChoice(), PicturesChoice(), ShiftsChoice()
 
 
 class Lines:

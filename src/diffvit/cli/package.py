@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from diffvit import weights
 from diffvit.clip.small.load import load_small
-from diffvit.clip.small.score import score_clip
+from diffvit.clip.small.task import score_clip
 from diffvit.config import ClipConfig, parse, to_dict
 from diffvit.errors import DiffvitError, InputError
 from diffvit.models.differential import DifferentialAttention

@@ -110,6 +110,14 @@ def text_transformer(*, context_length: int, width: int, heads: int, layers: int
     )
 
 
+def rn50_image_encoder() -> nn.Module:
+    """OpenAI's RN50 image encoder (arXiv 2103.00020, appendix F) with fresh random weights."""
+    open_clip_library()
+    from open_clip.modified_resnet import ModifiedResNet
+
+    return ModifiedResNet([3, 4, 6, 3], output_dim=1024, heads=32, image_size=224, width=64)
+
+
 def simple_tokenizer(context_length: int) -> Any:
     """OpenAI's tokenizer as open_clip has it, for texts of this many tokens: ``tokenizer(texts) -> int64``."""
     return open_clip_library().SimpleTokenizer(context_length=context_length)

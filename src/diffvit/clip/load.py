@@ -1,18 +1,31 @@
-"""CLIP by open_clip's names, and the ImageNet-supervised ResNet-50 to put beside it; weights are checked first."""
+"""CLIP by open_clip's names, and the supervised models to compare it with; weights are checked before they are used."""
 
 from __future__ import annotations
 
+import hashlib
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diffvit.clip.hub import arranged, clip_skeleton, fetch_clip, fetch_timm, timm_library, timm_skeleton, tokenizer_of
-from diffvit.clip.hub import open_clip_library as _open_clip
+from diffvit.clip.hub import (
+    arranged,
+    clip_skeleton,
+    fetch_clip,
+    fetch_timm,
+    open_clip_library,
+    timm_library,
+    timm_skeleton,
+    tokenizer_of,
+)
 from diffvit.clip.preprocess import Preprocessing, of_clip, of_timm
 from diffvit.errors import ConfigError, InputError, did_you_mean
+from diffvit.training.hubs import quietly
+from diffvit.training.load import load_with_meta
 from diffvit.training.weights_file import read_weights
 
 # Whole numbers that OpenAI's archives keep among the weights; nothing else has them.
@@ -27,7 +40,7 @@ _VERSIONS = {
 
 @dataclass(frozen=True)
 class Clip:
-    """A CLIP model and all that goes with it.
+    """A CLIP model with its preprocessing and tokenizer.
 
     Args:
         model: open_clip's, in evaluation mode, without gradients: ``encode_image``, ``encode_text``, ``logit_scale``.
@@ -54,24 +67,31 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class ResNet50:
-    """A ResNet-50 that was trained on ImageNet's labels.
+class Supervised:
+    """A classifier that was trained with labels: a ResNet-50 of timm's, or a ViT of ours.
 
     Args:
-        model: timm's, in evaluation mode, without gradients: images to 1000 logits in ImageNet's order.
-        preprocessing: what its images must go through; not CLIP's.
-        name: timm's name of architecture and weights.
-        version: the weights' published version.
+        model: in evaluation mode, without gradients: images to logits.
+        preprocessing: what its images must go through.
+        title: model and weights, for people.
+        version: the weights' published version, or what it was loaded by.
         source: where the weights came from.
         dtype: of the weights in memory.
+        classes: of its logits; None for ImageNet's 1000 in their order.
     """
 
     model: nn.Module
     preprocessing: Preprocessing
-    name: str
+    title: str
     version: str
     source: str
     dtype: torch.dtype
+    classes: tuple[str, ...] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
 
 
 def load_clip(
@@ -87,8 +107,8 @@ def load_clip(
         name: any of ``open_clip.list_models()``.
         pretrained: which of its weights (``open_clip.list_pretrained()``). With ``weights``, what those are: the tag
             says whether the model has QuickGELU and how images are prepared; None for neither, as for own training.
-        weights: a file instead of the network: OpenAI's official archive (read without running its code), a state
-            dict of open_clip's names (torch or safetensors).
+        weights: a file instead of the network: one of the archives that OpenAI published, or a state dict of
+            open_clip's names (torch or safetensors).
         device: where the weights go; ``"auto"`` takes CUDA where there is one.
 
     Raises:
@@ -96,34 +116,65 @@ def load_clip(
         InputError: the file does not hold this model's weights; the line names the first key.
         EnvironmentFault: open_clip is missing, or nothing could be fetched.
     """
-    library = _open_clip()
+    library = open_clip_library()
     _check_names(name, pretrained, weights)
     settings = library.get_pretrained_cfg(name, pretrained) if pretrained else {}
     quick = bool(settings.get("quick_gelu"))
     tokenizer = tokenizer_of(name)
     path, source = (weights, str(weights)) if weights else fetch_clip(name, pretrained or "")
-    found = read_weights(path, counters=True)
-    if found.tensors.keys() >= _OPENAI_NOTES and not quick:
+    tensors = _openai_archive(path) if _is_torchscript(path) else read_weights(path, counters=True).tensors
+    if tensors.keys() >= _OPENAI_NOTES and not quick:
         hint = "Say --pretrained openai."
         raise ConfigError("--pretrained", f"{path} is OpenAI's own archive, whose model has QuickGELU", hint)
     model = clip_skeleton(name, quick_gelu=quick)
     if quick:
         assert_quick_gelu(model)
-    # Of an archive every tensor attribute comes along; the causal mask is computed, not trained.
-    tensors = {
-        key: tensor
-        for key, tensor in found.tensors.items()
-        if key not in _OPENAI_NOTES and not (found.scripted and key.rpartition(".")[2] == "attn_mask")
-    }
-    fill(str(path), name, model, arranged(model, tensors))
+    fill(
+        str(path),
+        name,
+        model,
+        arranged(model, {key: each for key, each in tensors.items() if key not in _OPENAI_NOTES}),
+    )
     default = library.OPENAI_DATASET_MEAN, library.OPENAI_DATASET_STD
-    size = getattr(model.visual, "image_size", 224)
-    preprocessing = of_clip(settings, size, *default)
-    model = model.to(_device(device)).requires_grad_(False).eval()
+    preprocessing = of_clip(settings, getattr(model.visual, "image_size", 224), *default)
+    model = model.to(device_named(device)).requires_grad_(False).eval()
     return Clip(model, preprocessing, tokenizer, name, pretrained, source, torch.float32)
 
 
-def load_resnet50(weights: str = "tv-v2", file: Path | None = None, *, device: torch.device | str = "cpu") -> ResNet50:
+def _is_torchscript(path: Path) -> bool:
+    """Whether a file is a TorchScript archive: a zip with constants of a program beside its data."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") and name.count("/") == 1 for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return False
+
+
+def _openai_archive(path: Path) -> dict[str, Tensor]:
+    """The tensors of a TorchScript archive that OpenAI published, known by its SHA-256; it is loaded as a program.
+
+    Raises:
+        InputError: any other archive.
+    """
+    library = open_clip_library()
+    published = {
+        library.get_pretrained_cfg(name, tag).get("url", "").split("/")[-2:-1][0]
+        for name, tag in library.list_pretrained()
+        if tag == "openai"
+    }
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found not in published:
+        why = f"is a TorchScript archive, which is a program, and none that OpenAI published (SHA-256 {found[:12]}...)"
+        raise InputError(str(path), why, "Give the published archive, or a state dict as .pt or .safetensors.")
+    with quietly():
+        state = torch.jit.load(path, map_location="cpu").state_dict()
+    return {key: tensor for key, tensor in state.items() if not key.endswith("attn_mask")}  # computed, not trained
+
+
+def load_resnet50(
+    weights: str = "tv-v2", file: Path | None = None, *, device: torch.device | str = "cpu"
+) -> Supervised:
     """A ResNet-50 supervised with ImageNet's labels, in float32 and evaluation mode.
 
     Args:
@@ -137,10 +188,10 @@ def load_resnet50(weights: str = "tv-v2", file: Path | None = None, *, device: t
         InputError: the file does not hold a ResNet-50's weights; the line names the first key.
         EnvironmentFault: timm is missing, or nothing could be fetched.
     """
-    names = sorted(each for each in timm_library().list_pretrained("resnet50.*"))
+    names = sorted(timm_library().list_pretrained("resnet50.*"))
     name = RESNET50.get(weights, weights)
     if name not in names:
-        have = ", ".join([*RESNET50, "resnet50.tv_in1k", "resnet50.tv2_in1k", "..."])
+        have = ", ".join([*RESNET50, *RESNET50.values(), "..."])
         hint = did_you_mean(weights, [*RESNET50, *names]).replace(" did", "Did", 1)
         raise ConfigError("resnet50", f"no weights {weights!r} (have {have})", hint)
     model, config = timm_skeleton(name)
@@ -149,8 +200,24 @@ def load_resnet50(weights: str = "tv-v2", file: Path | None = None, *, device: t
     else:
         tensors, source = read_weights(file, counters=True).tensors, str(file)
     fill(source, "ResNet-50", model, tensors)
-    model = model.to(_device(device)).requires_grad_(False).eval()
-    return ResNet50(model, of_timm(config), name, _VERSIONS.get(name, f"timm {name}"), source, torch.float32)
+    model = model.to(device_named(device)).requires_grad_(False).eval()
+    version = _VERSIONS.get(name, f"timm {name}")
+    return Supervised(model, of_timm(config), f"ResNet-50 ({version})", version, source, torch.float32)
+
+
+def load_vit(reference: str, *, device: str = "auto") -> Supervised:
+    """A ViT of ours that was trained with labels, from a run folder, a weights file or a packaged name.
+
+    Raises:
+        InputError: no such model, or damaged.
+    """
+    model, meta = load_with_meta(reference, device=device)
+    size = model.settings["image_size"]
+    preprocessing = Preprocessing(size, size, "bilinear", False, tuple(meta["mean"]), tuple(meta["std"]))
+    model, dtype = model.requires_grad_(False), next(model.parameters()).dtype
+    return Supervised(
+        model, preprocessing, f"ViT {reference}", reference, reference, dtype, classes=tuple(meta["classes"])
+    )
 
 
 def fill(source: str, name: str, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -171,9 +238,8 @@ def fill(source: str, name: str, model: nn.Module, tensors: Mapping[str, Tensor]
     for key, tensor in tensors.items():
         if tensor.shape != own[key].shape:
             found, wanted = ("x".join(map(str, shape)) or "scalar" for shape in (tensor.shape, own[key].shape))
-            raise InputError(
-                source, f"does not hold the weights of {name}: {key} has the wrong size ({found} vs {wanted})"
-            )
+            why = f"does not hold the weights of {name}: {key} has the wrong size ({found} vs {wanted})"
+            raise InputError(source, why)
         if not bool(tensor.isfinite().all()):
             raise InputError(source, f"{key} holds NaN or infinite values")
     with torch.no_grad():
@@ -192,9 +258,16 @@ def assert_quick_gelu(model: nn.Module) -> None:
             raise InputError(name, "has GELU where the weights were trained with QuickGELU")
 
 
+def device_named(device: torch.device | str) -> torch.device | str:
+    """``"auto"`` as CUDA where there is one."""
+    if str(device) == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
 def _check_names(name: str, pretrained: str | None, weights: Path | None) -> None:
-    library = _open_clip()
-    names = library.list_models()
+    library = open_clip_library()
+    names: Any = library.list_models()
     if name not in names:
         hint = did_you_mean(name, names).replace(" did", "Did", 1)
         raise ConfigError("--model", f"no model {name!r} in open_clip {library.__version__}", hint)
@@ -204,9 +277,3 @@ def _check_names(name: str, pretrained: str | None, weights: Path | None) -> Non
     if pretrained is not None and pretrained not in tags:
         have = ", ".join(tags) or "none"
         raise ConfigError("--pretrained", f"no weights {pretrained!r} for {name} (have {have})")
-
-
-def _device(device: torch.device | str) -> torch.device | str:
-    if str(device) == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device

@@ -1,128 +1,99 @@
-"""The precision report, from the committed result alone: ``python -m diffvit.clip.precision_report [--check]``."""
+"""The precision report: a page, its tables and its plot, from the result of :mod:`diffvit.clip.precision` alone."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffvit.clip.precision_plot import MIB, plot
-from diffvit.clip.precision_settings import FOLDER, STRICT
-from diffvit.errors import InputError
-from diffvit.measuring import INTERVAL_NOTE, Result, counted, stamp
-from diffvit.reporting import markdown
-from diffvit.reporting.generated import finish
-from diffvit.reporting.style import stamp_of
-from diffvit.reporting.tables import NONE, Table
-from diffvit.training.files import disk_faults, replace
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
-REPORT, RESULT, PLOT = "report.md", "precision.json", "precision.png"
-COMMAND = "diffvit clip precision"
+from diffvit.clip.precision_engine import FORMATS, MODES
+from diffvit.errors import InputError
+from diffvit.measuring import stamp
+from diffvit.reporting import markdown
+from diffvit.reporting.style import LIGHT, Theme, colour, dress, figure, to_png
+from diffvit.reporting.tables import NONE, Table
+from diffvit.training.files import disk_faults, replace, to_json
+
+RESULT, REPORT, PLOT = "precision.json", "report.md", "precision.png"
+MIB = 2**20
+_DASH: dict[str, Any] = dict(zip(FORMATS, ("-", (0, (4, 2))), strict=True))
 _DIGITS = ((100, "{:,.0f}"), (10, "{:.1f}"), (0.1, "{:.2f}"))
-SPEED_NOTE = (
-    "Time of a forward pass of images that are already on the device, as float32; casting them is in it. All cells of "
-    "a batch size take turns in one process, in rounds whose order rotates and reverses, after passes that only warm "
-    "up. Speed ratio: over strict FP32, contiguous, at the same batch size, within the rounds they share; above 1 is "
-    "faster. "
-) + INTERVAL_NOTE
-OBSERVED_NOTE = (
-    "Observed: the precision of the products, not what was asked for. It is read off the output of every convolution "
-    "and matrix product in a pass, below autocast, and off how many bits after the point survive a product with one "
-    "(23 in float32, 10 in TF32 and float16, 7 in bfloat16). In which precision a product sums up is the library's "
-    "affair and is not observed."
-)
-MEMORY_NOTE = (
-    "MiB: weights as they lie in memory; activations, the peak of what a pass needs besides. On a CPU: the tensors "
-    "that live at a time (with weights that autocast casts, without the kernels' scratch); on CUDA: "
-    "`max_memory_allocated` above the weights and the input."
-)
-DRIFT_NOTE = (
-    "Against strict FP32, contiguous, over the same images. Logits: {logit_scale:g} times the cosine with {classes} "
-    "random unit vectors, which stand for the embeddings of {classes} prompts; the largest difference of any. "
-    "Agreement: the images whose first class is the same."
-)
-TRAINED_NOTE = (
-    "**The weights are {weights}**, batch norms with the statistics of eight of the images, the blocks' last norms at "
-    "0.25. Speed and memory do not depend on what weights were learnt. Drift does: these figures say what rounding "
-    "does to a network of this shape, not to OpenAI's. Not measured, for want of trained weights: the drift of the "
-    f"trained encoder (`{COMMAND} --weights FILE` measures it), its agreement on embeddings of real prompts, and "
-    "zero-shot accuracy in each precision."
-)
+Result = Mapping[str, Any]
+
+
+def write(result: Result, folder: Path) -> Path:
+    """Write the result, the report and the plot into a folder; returns the report's path.
+
+    Raises:
+        EnvironmentFault: a file cannot be written.
+    """
+    with disk_faults(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        replace(folder / RESULT, to_json(dict(result), indent=1))
+        replace(folder / PLOT, plot(result))
+        replace(folder / REPORT, report(result).encode())
+    return folder / REPORT
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A result that :func:`write` wrote.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    again = f"Measure it again: diffvit clip precision --out {path.parent}"
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(str(path), f"cannot be read as JSON ({type(error).__name__})", again) from None
+    if not isinstance(result, dict) or result.get("benchmark") != "precision":
+        raise InputError(str(path), "is not a result of diffvit clip precision", again)
+    return result
 
 
 def report(result: Result) -> str:
-    """The whole report as Markdown."""
-    parts = ["# CLIP's image encoder in several precisions", f"Generated by `{COMMAND}` from {RESULT}."]
-    parts.append(circumstances(result))
-    encoder = result["encoder"]
-    if not encoder["trained"]:
-        parts.append(TRAINED_NOTE.format(weights=encoder["weights"]))
-    parts += [f"**Substituted.** {line}" for line in substituted(result)]
-    parts += [f"![Throughput, memory and drift]({PLOT})", "## Speed and memory"]
-    for found in speed_tables(result):
-        parts.append(markdown.table(found))
-    parts += [f"Not measured: {'; '.join(missing)}." for missing in [left_out(result)] if missing]
-    parts += [SPEED_NOTE, OBSERVED_NOTE, MEMORY_NOTE, "## Drift"]
-    if result["drift"]:
-        parts += [markdown.table(drift_table(result)), DRIFT_NOTE.format(**result["settings"]), _beside(result)]
-    else:
-        parts.append("Not measured: the time was too short.")
-    return "\n\n".join(parts) + "\n"
-
-
-def circumstances(result: Result) -> str:
-    """Encoder, images, hardware, versions, date."""
-    of, pictures, encoder = result["environment"], result["pictures"], result["encoder"]
-    versions = (f"{name} {of[name]}" for name in ("torch", "open_clip", "diffvit") if of.get(name))
-    load = "" if of.get("load") is None else f" Load average before the run: {of['load']:.1f}."
-    return (
-        f"OpenAI's RN50 architecture, {encoder['parameters']:,} parameters, {pictures['size']} pixels; weights: "
-        f"{encoder['weights']}. Images: {pictures['count']}, {pictures['name']}. {of['hardware']}, {of['device']}, "
-        f"{counted(of['threads'], 'thread')} ({of['cores']} cores), {', '.join(versions)}, {of['date']}; "
-        f"{result['seconds']:.0f} s of at most {result['settings']['budget']:.0f}.{load}"
+    """The page as Markdown."""
+    templates = Environment(
+        loader=PackageLoader("diffvit.clip", "pages"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-
-
-def substituted(result: Result) -> list[str]:
-    """A sentence for every mode and memory format that computed in another precision than it was asked for."""
-    found = {row["name"]: row for row in result["rows"] if row.get("substituted")}
-    return [
-        f"{name} was asked for {row['asked']} and computed in {row['observed']}; its figures are {row['observed']}'s."
-        for name, row in found.items()
-    ]
-
-
-def left_out(result: Result) -> list[str]:
-    """The cells without figures, and why."""
-    return [f"{row['name']} at batch {row['batch_size']} ({row['reason']})" for row in result["rows"] if row["reason"]]
-
-
-def _label(row: Mapping[str, Any]) -> str:
-    """A cell's name; one that was substituted goes by what it did."""
-    return f"{row['observed']} (asked: {row['name']})" if row.get("substituted") else row["name"]
+    rows = result["rows"]
+    substituted = {row["name"]: row for row in rows if row.get("substituted")}
+    page = templates.get_template("precision.md").render(
+        **result,
+        substituted=substituted.values(),
+        speed=[markdown.table(each) for each in speed_tables(result)],
+        left_out=[row for row in rows if row["reason"]],
+        drift_rows=markdown.table(drift_table(result)),
+    )
+    return page.rstrip("\n") + "\n"
 
 
 def speed_tables(result: Result) -> list[Table]:
-    """A table per batch size."""
-    sizes = dict.fromkeys(row["batch_size"] for row in result["rows"])
-    return [_speed_table([row for row in result["rows"] if row["batch_size"] == size], size) for size in sizes]
+    """A table for each batch size."""
+    tables = []
+    for size in dict.fromkeys(row["batch_size"] for row in result["rows"]):
+        columns = [f"Batch {size}", "Observed", "ms", "images/s", "Speed ratio", "Passes"]
+        rows = [row for row in result["rows"] if row["batch_size"] == size and not row["reason"]]
+        tables.append(Table([*columns, "Weights MiB", "Activations MiB"], [_speed_row(row) for row in rows]))
+    return tables
 
 
-def _speed_table(rows: Sequence[Mapping[str, Any]], size: int) -> Table:
-    columns = [f"Batch {size}", "Observed", "ms", "images/s", "Speed ratio", "Passes", "Weights MiB", "Activations MiB"]
-    return Table(columns, [_speed_row(row) for row in rows if not row["reason"]])
-
-
-def _speed_row(row: Mapping[str, Any]) -> list[str]:
+def _speed_row(row: Result) -> list[str]:
     milliseconds = {key: 1000 * value for key, value in row["latency"].items()}
     return [
         *(_label(row), row["observed"], _interval(milliseconds), f"{row['images_per_second']['median']:.3g}"),
         *(_interval(row["speed_ratio"]) if row["speed_ratio"] else NONE, str(len(row["seconds"]))),
         *(f"{row[key] / MIB:,.1f}" for key in ("weight_bytes", "activation_bytes")),
     ]
+
+
+def _label(row: Result) -> str:
+    """A cell's name; a substituted one is called by the precision it had."""
+    return f"{row['observed']} (asked: {row['name']})" if row.get("substituted") else row["name"]
 
 
 def _interval(found: Mapping[str, float]) -> str:
@@ -133,88 +104,114 @@ def _interval(found: Mapping[str, float]) -> str:
 
 
 def drift_table(result: Result) -> Table:
-    """A row per mode and memory format, in the order of the modes."""
-    order = {row["name"]: place for place, row in enumerate(result["rows"])}
+    """A row for each mode and memory format."""
+    order = list(dict.fromkeys(row["name"] for row in result["rows"]))
     observed = {row["name"]: row for row in result["rows"] if "observed" in row}
-    rows = sorted(result["drift"], key=lambda row: order[row["name"]])
-    return Table(
-        ["Drift", "Images", "Cosine, worst", "Cosine, mean", "Logit difference", "Agreement"],
+    rows = [
         [
-            [
-                *(_label({**row, **observed[row["name"]]}), str(row["images"])),
-                *(f"{row[key]:.7f}" for key in ("cosine_min", "cosine_mean")),
-                *(f"{row['logit_difference']:.2g}", f"{100 * row['agreement']:.1f}%"),
+            *(_label({**row, **observed[row["name"]]}), str(row["images"])),
+            *(f"{row[key]:.7f}" for key in ("cosine_min", "cosine_mean")),
+            *(f"{row['logit_difference']:.2g}", f"{100 * row['agreement']:.1f}%"),
+        ]
+        for row in sorted(result["drift"], key=lambda row: order.index(row["name"]))
+    ]
+    return Table(["Drift", "Images", "Cosine, worst", "Cosine, mean", "Logit difference", "Agreement"], rows)
+
+
+def plot(result: Result, *, theme: Theme = LIGHT) -> bytes:
+    """Images per second against batch size, memory of a pass, and drift of the embeddings, as PNG bytes."""
+    timed = [row for row in result["rows"] if not row["reason"]]
+    shades = {mode.name: colour(theme, place) for place, mode in enumerate(MODES)}  # the same on every device
+    modes = [mode.name for mode in MODES if any(row["mode"] == mode.name for row in timed)]
+    made = figure(theme, 16, 5.6)
+    speed, memory, drift = made.subplots(1, 3, width_ratios=(1.25, 1, 1))
+    of = result["environment"]
+    made.suptitle(
+        f"CLIP RN50 image encoder, {result['encoder']['weights']} weights: {of['hardware']}, "
+        f"{of['threads']} thread{'' if of['threads'] == 1 else 's'}, torch {of['torch']}",
+        color=theme.ink,
+        fontsize=12,
+    )
+    _draw_speed(speed, timed, {mode: shades[mode] for mode in modes}, theme)
+    _draw_memory(memory, [row for row in result["rows"] if "activation_bytes" in row], modes, shades, theme)
+    _draw_drift(drift, result["drift"], shades, theme)
+    lines = [(shades[mode], "-", mode) for mode in modes] + [(theme.ink, _DASH[layout], layout) for layout in FORMATS]
+    handles = [speed.plot([], [], color=shade, ls=dash, lw=2.4, label=label)[0] for shade, dash, label in lines]
+    place = {"loc": "outside lower center", "ncols": len(lines)}
+    made.legend(handles=handles, fontsize=11, frameon=False, handlelength=3.2, labelcolor=theme.ink, **place)
+    return to_png(made, stamp(result))
+
+
+def _draw_speed(axes: Any, rows: list[Result], shades: Mapping[str, str], theme: Theme) -> None:
+    sizes = sorted({row["batch_size"] for row in rows})
+    for place, (mode, shade) in enumerate(shades.items()):
+        for layout, dash in _DASH.items():
+            line = [row for row in rows if (row["mode"], row["layout"]) == (mode, layout)]
+            line.sort(key=lambda row: row["batch_size"])
+            aside = 0.05 * (place - (len(shades) - 1) / 2)  # so that intervals do not hide each other
+            across = [sizes.index(row["batch_size"]) + aside for row in line]
+            found = [row["images_per_second"] for row in line]
+            median = [each["median"] for each in found]
+            whiskers = [
+                [each["median"] - each["low"] for each in found],
+                [each["high"] - each["median"] for each in found],
             ]
-            for row in rows
-        ],
-    )
+            style: Any = {"ls": dash, "lw": 2, "marker": "o", "capsize": 3, "elinewidth": 1}
+            axes.errorbar(across, median, yerr=whiskers, color=shade, **style)
+    dress(axes, theme, title="Throughput (more is better)", x="images per pass", y="images per second")
+    axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
+    axes.set_xlim(-0.3, len(sizes) - 0.7)
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    ticks = [factor * 10.0**power for power in range(-3, 6) for factor in (1, 2, 5)]
+    axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylim(low, high)
 
 
-def _beside(result: Result) -> str:
-    between = result["between"]
-    return (
-        f"To compare: different images have a mean cosine of {between['cosine_between']:.3f} in {STRICT.name}, and "
-        f"{counted(between['classes_found'], 'class').replace('classs', 'classes')} of "
-        f"{result['settings']['classes']} come first for some image."
-    )
+def _draw_memory(axes: Any, rows: list[Result], modes: list[str], shades: Mapping[str, str], theme: Theme) -> None:
+    """Weights and activations at the largest batch that every mode ran at, in the memory format that needs less."""
+    of_size: dict[int, dict[str, Result]] = {}
+    for row in sorted(rows, key=lambda row: -row["activation_bytes"]):
+        of_size.setdefault(row["batch_size"], {})[row["mode"]] = row
+    shared = [size for size, found in of_size.items() if found.keys() == set(modes)]
+    if not shared:
+        axes.set_visible(False)
+        return
+    size = max(shared)
+    for place, mode in enumerate(modes):
+        weights, activations = (of_size[size][mode][key] / MIB for key in ("weight_bytes", "activation_bytes"))
+        style: Any = {"color": shades[mode], "height": 0.7}
+        axes.barh(-place, weights, **style)
+        axes.barh(-place, activations, left=weights, alpha=0.45, hatch="//", edgecolor="white", **style)
+        text = f" {weights:,.0f} + {activations:,.0f}"
+        axes.text(weights + activations, -place, text, va="center", fontsize=10.5, color=theme.ink)
+    title = f"Memory at {size} image{'' if size == 1 else 's'} per pass"
+    dress(axes, theme, title=title, x="MiB: weights (solid) + activations (hatched)", y="")
+    _name_lines(axes, modes)
+    axes.set_xlim(0, 1.35 * axes.get_xlim()[1])
 
 
-def read(folder: Path) -> Result | None:
-    """The result in a folder; None where nothing was measured yet.
-
-    Raises:
-        InputError: it is damaged.
-    """
-    path = folder / RESULT
-    if not path.exists():
-        return None
-    again = f"Measure it again: {COMMAND} --out {folder}"
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(str(path), f"cannot be read as JSON ({type(error).__name__})", again) from None
-    if not isinstance(result, dict) or result.get("benchmark") != "precision":
-        raise InputError(str(path), f"is not a result of {COMMAND}", again)
-    return result
-
-
-def update(folder: Path = FOLDER, *, check: bool = False) -> list[str]:
-    """Bring the report and its plot up to date with the result beside them, or only check them.
-
-    Returns:
-        What was out of date, one line each; empty when nothing was, or when nothing was measured yet.
-
-    Raises:
-        InputError: a damaged result.
-        EnvironmentFault: a file cannot be written.
-    """
-    result, page, picture, stale = read(folder), folder / REPORT, folder / PLOT, []
-    if result is None:
-        return [f"{page}: there is no result beside it"] if page.exists() else []
-    text = report(result).encode()
-    if not page.exists() or page.read_bytes() != text:
-        stale.append(f"{page}: is not made from the result beside it")
-    drawn = stamp_of(picture) == stamp(result)
-    if not drawn:
-        stale.append(f"{picture}: was not made from {RESULT}")
-    if not check:
-        with disk_faults(folder):
-            replace(page, text)
-            if not drawn:
-                replace(picture, plot(result))
-    return stale
+def _draw_drift(axes: Any, rows: list[Result], shades: Mapping[str, str], theme: Theme) -> None:
+    """Mean and worst distance of direction over the images; a mode's two memory formats above each other."""
+    shown = [mode for mode in shades if any(row["mode"] == mode for row in rows)]
+    if not shown:
+        axes.set_visible(False)
+        return
+    for row in rows:
+        shade = shades[row["mode"]]
+        height = -shown.index(row["mode"]) + (0.17 if row["layout"] == "contiguous" else -0.17)
+        ends = [max(1 - row[key], 1e-16) for key in ("cosine_mean", "cosine_min")]
+        axes.plot(ends, [height, height], color=shade, ls=_DASH[row["layout"]], lw=2)
+        axes.plot(ends[0], height, color=shade, marker="o", markersize=7)
+        axes.plot(ends[1], height, color=shade, marker="|", markersize=13, markeredgewidth=2.5)
+    dress(axes, theme, title="Drift from strict FP32 (less is better)", x="1 - cosine: mean (dot), worst (bar)", y="")
+    axes.set_xscale("log")
+    _name_lines(axes, shown)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code: 0, 1 where ``--check`` found something out of date, 3 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m diffvit.clip.precision_report", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when out of date")
-    every = f"folder with {RESULT}; default {FOLDER} and every {FOLDER}-*"
-    parser.add_argument("--folder", type=Path, help=every)
-    given = parser.parse_args(arguments)
-    folders = [given.folder] if given.folder else [FOLDER, *sorted(FOLDER.parent.glob(f"{FOLDER.name}-*"))]
-    return finish(lambda: [line for folder in folders for line in update(folder, check=given.check)], check=given.check)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _name_lines(axes: Any, modes: list[str]) -> None:
+    axes.set_yticks([-place for place in range(len(modes))], modes)
+    axes.set_ylim(-len(modes) + 0.4, 0.6)
+    axes.grid(False, axis="y")

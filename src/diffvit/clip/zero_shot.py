@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,12 +12,10 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffvit.cache import cache_folder
-from diffvit.clip.fingerprint import text_fingerprint
+from diffvit.clip.cache import FeatureCache, digest, text_fingerprint
 from diffvit.clip.hub import open_clip_library
 from diffvit.clip.load import Clip
-from diffvit.clip.parts import Parts
-from diffvit.clip.small.vocabulary import KnownTokens
+from diffvit.clip.small.model import KnownTokens
 from diffvit.clip.templates import MAX_LABELS, Templates, twins
 from diffvit.clip.text_tower import text_features
 from diffvit.errors import ConfigError, InputError
@@ -105,20 +101,18 @@ def zero_shot_classifier(
     unknown, cut, context = _unread(clip, labels, templates) if check else ((), (), 0)
     size = max(1, _PROMPTS_AT_ONCE // len(templates.texts))
     key = _key(clip, labels, templates, size)
-    parts = Parts((cache_dir or cache_folder()) / "clip" / key[:32], key, "the classifier")
     chunks = [labels[first : first + size] for first in range(0, len(labels), size)]
-    known = {index: parts.load(index, len(chunk)) for index, chunk in enumerate(chunks)} if use_cache else {}
-    done = sum(len(chunk) for index, chunk in enumerate(chunks) if known.get(index) is not None)
-    computed, saving, rows = len(labels) - done, use_cache, []
-    for index, chunk in enumerate(chunks):
-        part = known.get(index)
-        if part is None:
-            if progress:
-                progress(done, len(labels))
-            part = _rows(clip, chunk, templates)
-            saving = saving and parts.saved(index, part)
-            done += len(chunk)
-        rows.append(part)
+    computed = 0
+
+    def compute(index: int, done: int) -> Float32[Tensor, "labels dim"]:
+        nonlocal computed
+        if progress:
+            progress(done, len(labels))
+        computed += len(chunks[index])
+        return _rows(clip, chunks[index], templates)
+
+    cache = FeatureCache(key, "the classifier", cache_dir, use_cache)
+    rows = cache.rows([(len(chunk), "") for chunk in chunks], compute)
     if progress:
         progress(len(labels), len(labels))
     return Classifier(torch.cat(rows), tuple(labels), templates, key, computed, twins(labels), unknown, cut, context)
@@ -211,4 +205,4 @@ def _key(clip: Clip, labels: Sequence[str], templates: Templates, size: int) -> 
     """SHA-256 (hex) of what the rows depend on, and of how they are cut into parts."""
     tokenizer = [clip.name, type(clip.tokenizer).__name__, open_clip_library().__version__]
     what = [_VERSION, text_fingerprint(clip.model), tokenizer, templates.texts, list(labels), size]
-    return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+    return digest(what)

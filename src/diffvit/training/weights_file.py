@@ -18,7 +18,6 @@ from torch import Tensor
 
 from diffvit.errors import InputError
 from diffvit.training.load import read_header
-from diffvit.training.torchscript import is_torchscript, read_torchscript
 
 _HINT = "Give a .safetensors file or one that torch.save wrote, with a state dict in it."
 _NESTS = ("teacher", "student", "state_dict", "model")  # where training programs put the weights; the first one wins
@@ -34,12 +33,10 @@ class WeightsFile:
     Args:
         tensors: by their plain names, in the file's dtype; they may share memory with the file.
         nest: the key that they lay under (``teacher``, ``student``, ``state_dict``, ``model``), or empty.
-        scripted: whether the file is a TorchScript archive; its plain tensor attributes are among the tensors then.
     """
 
     tensors: dict[str, Tensor]
     nest: str
-    scripted: bool = False
 
     @property
     def self_distilled(self) -> bool:
@@ -51,8 +48,7 @@ def read_weights(path: Path, *, counters: bool = False) -> WeightsFile:
     """Weights of a safetensors or torch file: a plain state dict, or one nested and prefixed as training leaves it.
 
     Of DINO's full checkpoints (arXiv 2104.14294), the teacher's backbone without its projection head. Torch files are
-    mapped into memory and read with ``weights_only=True``, TorchScript archives by
-    :func:`diffvit.training.torchscript.read_torchscript`; so neither code runs nor a claimed size is allocated.
+    mapped into memory and read with ``weights_only=True``; so neither code runs nor a claimed size is allocated.
 
     Args:
         path: the file.
@@ -66,10 +62,7 @@ def read_weights(path: Path, *, counters: bool = False) -> WeightsFile:
             start = file.read(9)
     except OSError as error:
         raise InputError(str(path), f"cannot be read ({error.strerror})", _HINT) from None
-    scripted = start.startswith(b"PK") and is_torchscript(path)
-    if scripted:
-        found = read_torchscript(path)
-    elif start.startswith(b"PK"):
+    if start.startswith(b"PK"):
         found = _from_torch(path)
     elif path.suffix == ".safetensors" or start[8:] == b"{":
         found = _from_safetensors(path)
@@ -83,7 +76,7 @@ def read_weights(path: Path, *, counters: bool = False) -> WeightsFile:
         raise InputError(str(path), f"holds no named weights (found a {type(inner).__name__})", _HINT)
     tensors = dict(_plain(path, inner, nest))
     _check(path, tensors, (*_DTYPES, *_COUNTERS) if counters else _DTYPES)
-    return WeightsFile(tensors, nest, scripted)
+    return WeightsFile(tensors, nest)
 
 
 def _from_safetensors(path: Path) -> dict[str, Tensor]:
@@ -118,6 +111,8 @@ def _check_zip(path: Path) -> None:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise InputError(str(path), f"is cut short or damaged ({error})", _HINT) from None
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise InputError(str(path), "is a TorchScript archive, which is a program: refused", _HINT)
     packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
     size = sum(entry.file_size for entry in entries)
     if packed or size > path.stat().st_size:

@@ -1,4 +1,4 @@
-"""The two towers and the scale between them (arXiv 2103.00020), with the methods that open_clip's models have."""
+"""A small CLIP (arXiv 2103.00020): a ViT of ours, a small text transformer, and the scale between them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,44 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffvit.clip.hub import text_transformer
-from diffvit.clip.small.vocabulary import KnownTokens
 from diffvit.clip.text_tower import CausalTower, causal_tower
 from diffvit.models.vit import VisionTransformer
 
 _FIRST_SCALE, _LARGEST_SCALE = 1 / 0.07, 100.0  # section 2.5 of the paper
+
+
+class KnownTokens(nn.Module):
+    """Vectors for the tokens of a vocabulary; any other token has the zero vector, which is never trained.
+
+    open_clip's tokenizer knows 49,408 tokens, which would be most of a small model, and a token that no caption holds
+    would keep its random start, and so say something that nobody taught it.
+
+    Args:
+        size: tokens in the vocabulary; ``tokens`` holds them once :meth:`know` was called or a state loaded.
+        width: of a vector.
+    """
+
+    tokens: Tensor
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("tokens", torch.zeros(size, dtype=torch.int64))
+        self.vectors = nn.Embedding(size + 1, width, padding_idx=0)
+        with torch.no_grad():
+            self.vectors.weight[1:].normal_(std=0.02)
+
+    def know(self, tokens: Int64[Tensor, " size"]) -> None:
+        """Set the vocabulary: different tokens, ascending."""
+        self.tokens.copy_(tokens)
+
+    def forward(self, tokens: Int64[Tensor, "n context"]) -> Float[Tensor, "n context width"]:
+        """The tokens' vectors."""
+        place = torch.searchsorted(self.tokens, tokens.contiguous()).clamp(max=len(self.tokens) - 1)
+        return self.vectors((place + 1) * (self.tokens[place] == tokens))
+
+    def extra_repr(self) -> str:
+        """The vocabulary's size."""
+        return f"{len(self.tokens)}"
 
 
 class SmallClip(nn.Module):

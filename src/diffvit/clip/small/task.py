@@ -1,21 +1,32 @@
-"""Training a small CLIP: how it is built, what its steps minimise, how good it is as a zero-shot classifier."""
+"""Training a small CLIP: its captions, its contrastive loss, and its score as a zero-shot classifier."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
+from torch.nn import functional as F
 
 from diffvit.clip.hub import simple_tokenizer
-from diffvit.clip.small.captions import Captions
-from diffvit.clip.small.contrast import Contrastive
+from diffvit.clip.load import Clip
+from diffvit.clip.small.load import as_clip
 from diffvit.clip.small.model import SmallClip
-from diffvit.clip.small.score import score_clip
-from diffvit.clip.templates import load_templates
+from diffvit.clip.templates import Templates, load_templates
+from diffvit.clip.zero_shot import zero_shot_classifier
+from diffvit.clip_settings import CaptionsConfig
 from diffvit.config import ClipConfig, Config, to_dict
+from diffvit.data.augment import Batch
+from diffvit.data.batches import evaluation_batches
 from diffvit.data.images import Images
+from diffvit.data.random_draws import Stream, below, hash_words
+from diffvit.errors import ConfigError
 from diffvit.training.material import Material, fresh_model
+from diffvit.training.score import evaluating, metrics_of
 from diffvit.training.task import Task
 
 
@@ -63,7 +74,7 @@ class ContrastiveTask(Task):
     def last_score(
         self, model: Any, images: Images, config: Config, data: Material, precision: str, device: torch.device
     ) -> dict[str, Any]:
-        """Also what :func:`diffvit.clip.small.names.names_tried` gives, and ``zero_shot_accuracy``."""
+        """Also what :func:`names_tried` gives, and ``zero_shot_accuracy``."""
         del precision
         return score_clip(model, images, data.mean, data.std, _own(config).captions, device=device, names_too=True)
 
@@ -76,3 +87,216 @@ def _captions(config: ClipConfig, data: Material) -> Captions:
 def _own(config: Config) -> ClipConfig:
     assert isinstance(config, ClipConfig)
     return config
+
+
+class Captions:
+    """Every caption there may be, as tokens.
+
+    Args:
+        classes: of the data, in the order of the labels.
+        names: of a class; one that is not here has its own name.
+        templates: with ``{}`` where the name goes.
+        tokenizer: texts to int64 (texts, context).
+        device: where the tokens go.
+
+    Raises:
+        ConfigError: names for a class that the data does not have.
+    """
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        names: Mapping[str, Sequence[str]],
+        templates: Sequence[str],
+        tokenizer: Callable[[list[str]], Tensor],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if strangers := [name for name in names if name not in classes]:
+            have = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
+            raise ConfigError("captions.names", f"{strangers[0]!r} is no class of the data (have {have})")
+        sentences = Templates("captions", tuple(templates))
+        self.names = [tuple(names.get(label, (label,))) for label in classes]
+        self.texts = [prompt for own in self.names for name in own for prompt in sentences.prompts(name)]
+        tokens = tokenizer(self.texts)
+        longest = int(tokens.argmax(dim=1).max()) + 1  # a text's end is its largest token
+        self.tokens = tokens[:, :longest].contiguous().to(device)
+        counts = torch.tensor([len(own) for own in self.names])
+        self._templates = len(sentences.texts)
+        self._counts = counts.to(device)
+        self._firsts = (counts.cumsum(0) - counts).to(device)
+
+    @property
+    def vocabulary(self) -> Int64[Tensor, " size"]:
+        """The different tokens, ascending."""
+        return self.tokens.unique()
+
+    def draw(
+        self, seed: int, epoch: int, indices: Int64[Tensor, " n"], labels: Int64[Tensor, " n"]
+    ) -> Int64[Tensor, "n cut"]:
+        """A caption for each sample; it depends on (seed, epoch, index) and the sample's class alone."""
+        words = hash_words(seed, epoch, indices, Stream.CAPTION, 2)
+        name = self._firsts[labels] + below(words[:, 0], self._counts[labels])
+        return self.tokens[name * self._templates + below(words[:, 1], self._templates)]
+
+
+class Contrastive:
+    """The mean of image-to-text and text-to-image cross-entropy, nats, over the captions of the batch.
+
+    CLIP's loss (arXiv 2103.00020, figure 3) takes the other captions of a batch as wrong answers. With ten classes many
+    of them are right ones, so a right answer here is every caption of the image's class, as in arXiv 2204.03610,
+    equations 2 and 3. An image that is mixed of two has captions of both classes as answers, each class with its share.
+
+    Processes that train together contrast the whole step's batch: each has the features of all and computes the losses
+    of its own images and captions, as open_clip's ``ClipLoss(local_loss=True, gather_with_grad=True)`` does.
+
+    Args:
+        captions: to draw from.
+        seed: of the draws.
+    """
+
+    def __init__(self, captions: Captions, seed: int) -> None:
+        self.captions, self.seed = captions, seed
+
+    def loss(self, model: nn.Module, batch: Batch, total: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """See :class:`diffvit.training.objective.Objective`; ``correct`` counts images whose best caption fits."""
+        tokens = self.captions.draw(self.seed, batch.epoch, batch.indices, batch.labels)
+        images, texts, scale = model(batch.images, tokens)
+        images, texts, targets, labels = images.float(), texts.float(), batch.targets, batch.labels
+        own = slice(None)
+        if total is not None and (world := _world_size()) > 1:
+            places = torch.arange(total).tensor_split(world)
+            mine = places[dist.get_rank()]
+            own = slice(total - len(mine), total) if not len(mine) else slice(int(mine[0]), int(mine[-1]) + 1)
+            columns = [images, texts, targets.to(images.dtype), labels[:, None].to(images.dtype)]
+            gathered = _gathered(torch.cat(columns, dim=1), [len(each) for each in places])
+            images, texts, targets, labels = gathered.split([each.shape[1] for each in columns], dim=1)
+            labels = labels[:, 0].long()
+        logits = scale.float() * images[own] @ texts.T
+        of_texts = logits.T if own == slice(None) else scale.float() * texts[own] @ images.T
+        to_text, to_image = answers(targets, labels)
+        summed = F.cross_entropy(logits, to_text[own], reduction="sum")
+        summed = summed + F.cross_entropy(of_texts, to_image[own], reduction="sum")
+        best = labels[logits.detach().argmax(1)]
+        return summed / 2, {"correct": (best == labels[own]).sum()}
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _gathered(rows: Float[Tensor, "n width"], counts: Sequence[int]) -> Float[Tensor, "total width"]:
+    """The first ``counts`` rows of each process, in order; a row's gradient is the sum of all processes'."""
+    kept = rows[: counts[dist.get_rank()]]
+    padding = rows.new_zeros(max(counts) - len(kept), rows.shape[1])  # the exchange wants equal shapes
+    parts = all_gather(torch.cat([kept, padding]))
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def answers(
+    targets: Float[Tensor, "n classes"], labels: Int64[Tensor, " n"]
+) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n n"]]:
+    """How much each caption is an answer to each image, and each image to each caption; rows are distributions.
+
+    Args:
+        targets: of each image, a distribution over the classes.
+        labels: the class of each caption.
+    """
+    fits = targets[:, labels]  # image i holds this much of caption j's class
+    counts = torch.bincount(labels, minlength=targets.shape[1])
+    to_text = fits / counts[labels]
+    return to_text / to_text.sum(1, keepdim=True), (fits / fits.sum(0)).T
+
+
+def score_clip(
+    model: SmallClip,
+    images: Images,
+    mean: Sequence[float],
+    std: Sequence[float],
+    captions: CaptionsConfig,
+    *,
+    device: torch.device | str = "cpu",
+    names_too: bool = False,
+) -> dict[str, Any]:
+    """The figures of the classifier made of the class names, in float32.
+
+    Args:
+        model: on ``device``.
+        images: with labels.
+        mean: per channel, 0 to 1.
+        std: per channel, 0 to 1.
+        captions: the templates to evaluate with, and the names to try.
+        device: where to compute.
+        names_too: also ``zero_shot_accuracy``, and what :func:`names_tried` gives.
+
+    Returns:
+        See :func:`diffvit.training.score.metrics_of`.
+    """
+    templates = load_templates(captions.evaluated_with)
+    with evaluating(model), torch.inference_mode():
+        clip = as_clip(model, {"mean": mean, "std": std, "data": images.name}, "this model")
+        batches = evaluation_batches(images.pixels, 500, mean, std, device)
+        features = torch.cat([model.encode_image(batch, normalize=True).cpu() for batch in batches])
+        rows = zero_shot_classifier(clip, images.classes, templates, use_cache=False, check=False).weights
+        figures = metrics_of(model.logit_scale.exp().cpu() * features @ rows.T, images.labels)
+        if names_too:
+            tried = names_tried(clip, features, images, captions.names, captions.unseen, templates)
+            figures |= {"zero_shot_accuracy": figures["accuracy"], **tried}
+    return figures
+
+
+def names_tried(
+    clip: Clip,
+    features: Float[Tensor, "n dim"],
+    images: Images,
+    names: Mapping[str, Sequence[str]],
+    unseen: Mapping[str, Sequence[str]],
+    templates: Templates,
+) -> dict[str, Any]:
+    """Every name in its class's place.
+
+    Args:
+        clip: the model.
+        features: of the images, of unit length.
+        images: with labels.
+        names: by class, that were in captions.
+        unseen: by class, that were in none.
+        templates: that names are put into.
+
+    Returns:
+        ``unseen_names_accuracy``: of the classifier whose every class is the mean of its unseen names (None where a
+        class has none); ``names``: for each name its ``class``, ``name``, ``seen``, ``known_tokens`` (the share of its
+        tokens that some caption holds) and ``recall``, the fraction of its class's images that are given to it where
+        it stands for its class beside the other classes' own names.
+    """
+    classes = images.classes
+    own = _rows(clip, classes, templates)
+    tried: list[dict[str, Any]] = []
+    means: list[Tensor] = []
+    for place, label in enumerate(classes):
+        here = features[images.labels == place]
+        seen, new = tuple(names.get(label, (label,))), tuple(unseen.get(label, ()))
+        rows = _rows(clip, [*seen, *new], templates)
+        for name, row in zip([*seen, *new], rows, strict=True):
+            classifier = own.clone()
+            classifier[place] = row
+            recall = float(((here @ classifier.T).argmax(1) == place).double().mean()) if len(here) else None
+            known = {"known_tokens": _known(clip, name), "recall": recall}
+            tried.append({"class": label, "name": name, "seen": name in seen, **known})
+        means.append(F.normalize(rows[len(seen) :].mean(0), dim=0))
+    accuracy = None
+    if all(unseen.get(label) for label in classes):
+        accuracy = float(((features @ torch.stack(means).T).argmax(1) == images.labels).double().mean())
+    return {"unseen_names_accuracy": accuracy, "names": tried}
+
+
+def _rows(clip: Clip, labels: Sequence[str], templates: Templates) -> Tensor:
+    return zero_shot_classifier(clip, labels, templates, use_cache=False, check=False).weights
+
+
+def _known(clip: Clip, name: str) -> float:
+    """The share of a name's tokens that the text tower has a vector for."""
+    tokens = clip.tokenizer([name])[0]
+    inner = tokens[1 : int(tokens.argmax())].to(clip.device)
+    text: Any = clip.model.text
+    known = torch.isin(inner, text.token_embedding.tokens)
+    return float(known.double().mean())

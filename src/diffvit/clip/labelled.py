@@ -1,0 +1,297 @@
+"""Labelled images that are read one at a time: a folder per class, ImageNet's layout, CIFAR-10; and their classes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from diffvit.clip.hub import imagenet_wordnet_ids
+from diffvit.clip.templates import check_text, imagenet_names, twins
+from diffvit.data import sources
+from diffvit.data.cifar10_rows import CLASSES, SIZE
+from diffvit.data.folder import class_folders, image_files
+from diffvit.data.images import decode
+from diffvit.errors import ConfigError, InputError
+
+CIFAR10 = "cifar10"
+_WORDNET_ID = re.compile(r"n\d{8}")
+_SPLITS = {"train", "training", "val", "valid", "validation", "test"}
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images with classes.
+
+    Args:
+        name: for people: "folder val", "CIFAR-10 (JPEG) test".
+        classes: for people and for prompts. ImageNet's OpenAI names where folders are named by WordNet ids (two pairs
+            of them are the same), else the folders' names with spaces for "_".
+        wordnet_ids: of the classes, where every folder is named by a WordNet id of ImageNet-1k.
+        labels: per image, its place in ``classes``.
+        places: per image, its path in the folder, or as "test/00042".
+        stamps: per image, changes when its content does.
+        read: an image by its number; InputError for one that cannot be decoded.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    wordnet_ids: tuple[str, ...] | None
+    labels: tuple[int, ...]
+    places: tuple[str, ...]
+    stamps: tuple[str, ...]
+    read: Callable[[int], UInt8[np.ndarray, "3 h w"]]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def renamed(self, names: Sequence[str]) -> Labelled:
+        """The same with other names for the classes.
+
+        Raises:
+            ConfigError: another number of names than of classes.
+        """
+        if len(names) != len(self.classes):
+            found = f"{len(names):,} vs {len(self.classes):,}"
+            why = f"must name every class of {self.name}, in the folders' order ({found})"
+            raise ConfigError("--labels-file", why)
+        return replace(self, classes=tuple(names))
+
+    def only(self, keep: Sequence[int]) -> Labelled:
+        """The images of these classes, which get the places that they have in ``keep``; images stay in order.
+
+        Raises:
+            ValueError: a class is named twice.
+        """
+        if len(set(keep)) != len(keep):
+            raise ValueError(f"names a class twice ({list(keep)})")
+        ids, now = self.wordnet_ids, {label: place for place, label in enumerate(keep)}
+        few = self._picked([number for number, label in enumerate(self.labels) if label in now])
+        return replace(
+            few,
+            classes=tuple(self.classes[label] for label in keep),
+            wordnet_ids=None if ids is None else tuple(ids[label] for label in keep),
+            labels=tuple(now[label] for label in few.labels),
+        )
+
+    def at_most(self, per_class: int) -> Labelled:
+        """So many images of each class, spread evenly over it; all of a class that has fewer.
+
+        Raises:
+            ConfigError: fewer than one.
+        """
+        if per_class < 1:
+            raise ConfigError("--limit", f"must be at least 1 (found {per_class})")
+        members: list[list[int]] = [[] for _ in self.classes]
+        for number, label in enumerate(self.labels):
+            members[label].append(number)
+        chosen: list[int] = []
+        for mine in members:
+            count = min(per_class, len(mine))
+            chosen.extend(mine[place * len(mine) // count] for place in range(count))
+        return self._picked(sorted(chosen))
+
+    def spread(self, count: int, among: Sequence[int]) -> Labelled:
+        """So many of these images, spread evenly over the classes; all of them where there are no more."""
+        order = sorted(among, key=lambda number: (self.labels[number], number))
+        count = min(count, len(order))
+        return self._picked(sorted(order[place * len(order) // count] for place in range(count)))
+
+    def _picked(self, numbers: Sequence[int]) -> Labelled:
+        read = self.read
+        return replace(
+            self,
+            labels=tuple(self.labels[number] for number in numbers),
+            places=tuple(self.places[number] for number in numbers),
+            stamps=tuple(self.stamps[number] for number in numbers),
+            read=lambda place: read(numbers[place]),
+        )
+
+
+def open_labelled(where: str | Path, *, split: str = "test", data_dir: Path | None = None) -> Labelled:
+    """Labelled images, none of them read yet (those of CIFAR-10 are small, and are).
+
+    Args:
+        where: ``cifar10``, or a folder with a folder per class. Files may lie deeper; hidden ones and those whose
+            suffix says that they are no images are left out. Folders named by WordNet ids of ImageNet-1k get its names.
+        split: of CIFAR-10: test or train.
+        data_dir: where CIFAR-10 lies; by default what DIFFVIT_DATA says.
+
+    Raises:
+        ConfigError: a split of what has none.
+        InputError: no such folder, no classes in it, an empty one, two that would have the same name, or splits in
+            place of classes.
+        EnvironmentFault: CIFAR-10 cannot be fetched, or WordNet ids are met and timm or open_clip is missing.
+    """
+    if str(where) == CIFAR10:
+        return _cifar10(split, data_dir)
+    if split != "test":
+        raise ConfigError("--split", f"is for {CIFAR10}; a folder is taken as it is", "Name the split's own folder.")
+    return _folder(Path(where))
+
+
+def _cifar10(split: str, data_dir: Path | None) -> Labelled:
+    images = sources.load(CIFAR10, split, data_dir=data_dir, image_size=SIZE)
+    pixels = images.pixels.numpy()
+    return Labelled(
+        f"{images.name} {split}",
+        tuple(images.classes),
+        None,
+        tuple(images.labels.tolist()),
+        tuple(f"{split}/{number:05}" for number in range(len(images))),
+        tuple(hashlib.sha256(picture.tobytes()).hexdigest() for picture in pixels),
+        lambda number: pixels[number],
+    )
+
+
+def _folder(root: Path) -> Labelled:
+    folders = _class_folders(root)
+    classes, ids = _names(root, folders)
+    labels: list[int] = []
+    files: list[Path] = []
+    for label, folder in enumerate(folders):
+        mine = sorted(image_files(root / folder))
+        if not mine:
+            raise InputError(str(root / folder), "holds no images", "Put some there, or take the folder away.")
+        files.extend(mine)
+        labels.extend([label] * len(mine))
+    # The folder itself is a part of each stamp: two folders may hold files of the same names, sizes and times.
+    home = str(root.resolve())
+    return Labelled(
+        f"folder {root.resolve().name}",
+        classes,
+        ids,
+        tuple(labels),
+        tuple(file.relative_to(root).as_posix() for file in files),
+        tuple(f"{_state(file)} {home}" for file in files),
+        lambda number: decode(files[number], name=str(files[number])),
+    )
+
+
+def _class_folders(root: Path) -> list[str]:
+    if "\0" in str(root) or not root.is_dir():
+        found = "is not a folder" if "\0" not in str(root) and root.exists() else "no such folder"
+        raise InputError(str(root), found, f"Give {CIFAR10}, or a folder with a folder per class.")
+    folders = class_folders(root)
+    if not folders:
+        raise InputError(str(root), "has no folders of classes", "It must have a folder per class, with images in it.")
+    splits = [name for name in folders if name.lower() in _SPLITS and class_folders(root / name)]
+    if splits and all(name.lower() in _SPLITS for name in folders):
+        one = next((name for name in splits if not name.lower().startswith("train")), splits[0])
+        raise InputError(str(root), f"holds splits, not classes ({', '.join(splits)})", f"Give {root / one}.")
+    return folders
+
+
+def _names(root: Path, folders: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+    """What the classes are called, and their WordNet ids where all are ImageNet's."""
+    if all(_WORDNET_ID.fullmatch(folder) for folder in folders):
+        order = {wordnet_id: place for place, wordnet_id in enumerate(imagenet_wordnet_ids())}
+        if order.keys() >= set(folders):
+            names = imagenet_names()
+            return tuple(names[order[folder]] for folder in folders), tuple(folders)
+    classes = tuple(folder.replace("_", " ").strip() or folder for folder in folders)
+    for folder, name in zip(folders, classes, strict=True):
+        check_text(name, str(root / folder), "a folder's name")
+    if same := twins(classes):
+        first, second = (folders[place] for place in same[0][:2])
+        why = f"is the same class name as {first} ({classes[same[0][0]]!r}, with spaces for _)"
+        raise InputError(str(root / second), why, "Rename one of them.")
+    return classes, None
+
+
+def _state(file: Path) -> str:
+    """Size and time of change; a file that cannot be looked at is unreadable later, which stops nothing."""
+    try:
+        state = file.stat()
+    except OSError:
+        return "none"
+    return f"{state.st_size} {state.st_mtime_ns}"
+
+
+# What ImageNet has of a data set's classes
+
+
+def cifar10_members() -> dict[str, list[str]]:
+    """For each class of CIFAR-10 the WordNet ids of ImageNet-1k that are kinds of it; deer has none."""
+    return {name: list(entry["members"]) for name, entry in _committed("cifar10_imagenet.json").items()}
+
+
+def _committed(name: str) -> Any:
+    """A list that ``python -m tools.wordnet`` made."""
+    return json.loads(resources.files("diffvit.clip").joinpath(name).read_text(encoding="utf-8"))
+
+
+def imagenet_groups(labelled: Labelled) -> tuple[list[int], list[list[int]]]:
+    """The classes that a model of ImageNet's 1000 classes can answer, and for each its places among those.
+
+    WordNet ids have one place each. Classes that are all CIFAR-10's have the places of :func:`cifar10_members`. Any
+    other class has the place of the one OpenAI name that is the same but for capitals; names that two places have stand
+    for neither.
+
+    Raises:
+        ConfigError: no class, or only one where there are several, can be answered; or two have the same place.
+        EnvironmentFault: timm or open_clip is missing.
+    """
+    groups = _places(labelled)
+    places = [place for place, group in enumerate(groups) if group]
+    found = [groups[place] for place in places]
+    if not places or (len(places) == 1 and len(groups) > 1):
+        names = ", ".join(labelled.classes[:5]) + (", ..." if len(labelled.classes) > 5 else "")
+        why = f"shares {'one class' if places else 'no class'} with ImageNet (found {names})"
+        allowed = "Allowed are folders named by WordNet ids (n01440764), CIFAR-10's classes, or ImageNet's own names."
+        raise ConfigError(labelled.name, why, allowed)
+    taken: dict[int, int] = {}
+    for place, group in zip(places, found, strict=True):
+        for one in group:
+            if one in taken:
+                pair = f"{labelled.classes[taken[one]]} and {labelled.classes[place]}"
+                raise ConfigError(labelled.name, f"has two classes for one of ImageNet's ({pair})", "Rename one.")
+            taken[one] = place
+    return places, found
+
+
+def _places(labelled: Labelled) -> list[list[int]]:
+    order = {wordnet_id: place for place, wordnet_id in enumerate(imagenet_wordnet_ids())}
+    if labelled.wordnet_ids is not None:
+        return [[order[wordnet_id]] for wordnet_id in labelled.wordnet_ids]
+    if set(labelled.classes) <= set(CLASSES):
+        members = cifar10_members()
+        return [sorted(order[wordnet_id] for wordnet_id in members[name]) for name in labelled.classes]
+    named: dict[str, list[int]] = {}
+    for place, name in enumerate(imagenet_names()):
+        named.setdefault(name.casefold(), []).append(place)
+    return [found if len(found := named.get(name.casefold(), [])) == 1 else [] for name in labelled.classes]
+
+
+@dataclass(frozen=True)
+class Superclass:
+    """Some of the classes under one noun of WordNet: its ``id``, its ``name``, and their places, ascending."""
+
+    id: str
+    name: str
+    members: tuple[int, ...]
+
+
+def superclasses(labelled: Labelled) -> tuple[Superclass, ...]:
+    """What ImageNet's classes, or CIFAR-10's, are kinds of: each class in one group, in the order of first classes.
+
+    The partition of all of ImageNet's (or CIFAR-10's) classes is committed; groups without a class here are left out.
+    Classes without WordNet ids have no groups.
+    """
+    ids, kind = labelled.wordnet_ids, "imagenet"
+    synsets = {name: entry["synset"] for name, entry in _committed("cifar10_imagenet.json").items()}
+    if ids is None and set(labelled.classes) <= synsets.keys():
+        ids, kind = [synsets[name] for name in labelled.classes], "cifar10"
+    found = []
+    for group in _committed("superclasses.json")[kind] if ids else ():
+        if members := tuple(place for place, id in enumerate(ids or ()) if id in group["members"]):
+            found.append(Superclass(group["id"], group["name"], members))
+    return tuple(sorted(found, key=lambda group: group.members[0]))

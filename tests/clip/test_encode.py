@@ -1,0 +1,257 @@
+"""Rows against open_clip's and timm's own transforms; the cache against kills, changes, damage and a full disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import timm.data
+import torch
+from class_folders import class_folders, picture
+from PIL import Image
+from small_clip import random_everywhere, small_clip, small_model
+
+from diffvit.clip import encode as subject
+from diffvit.clip.encode import Change, Encoded, Encoder, encode_all, image_encoder, image_number
+from diffvit.clip.labelled import Labelled, open_labelled
+from diffvit.clip.load import load_resnet50
+from diffvit.errors import InputError
+
+Progress = Callable[[int, int], None]
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return image_encoder(small_clip())
+
+
+@pytest.fixture(autouse=True)
+def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subject, "_PART", 4)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Labelled:
+    return open_labelled(class_folders(tmp_path / "set", {"a": 6, "b": 4}))
+
+
+def encode(encoder: Encoder, pictures: Labelled, progress: Progress | None = None, **more: Any) -> Encoded:
+    return encode_all(encoder, pictures, batch_size=2, progress=progress, **more)
+
+
+def test_clips_rows_are_open_clips(encoder: Encoder, pictures: Labelled, tmp_path: Path) -> None:
+    found = encode(encoder, pictures)
+    transform: Any = open_clip.image_transform(64, is_train=False)
+    images = torch.stack([transform(Image.open(tmp_path / "set" / place)) for place in pictures.places])
+    with torch.no_grad():
+        expected = small_model().double().encode_image(images.double(), normalize=True)
+    assert (found.rows - expected).abs().max() < 1e-5
+    assert (found.rows.shape, found.rows.dtype, found.computed, found.faults) == ((10, 32), torch.float32, 10, [])
+    assert found.seconds > 0
+    assert encoder.name == "CLIP RN-small (own weights)"
+
+
+def test_the_resnets_rows_are_timms(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = random_everywhere(timm.create_model("resnet50.tv2_in1k", pretrained=False))
+    torch.save(model.state_dict(), tmp_path / "r.pth")
+    pictures = open_labelled(class_folders(tmp_path / "set", {"a": 1, "b": 2}, ".jpg"))
+    found = encode_all(image_encoder(load_resnet50("tv-v2", tmp_path / "r.pth")), pictures)
+    config = timm.data.resolve_data_config({}, model=model, use_test_size=True)
+    transform: Any = timm.data.create_transform(**config, is_training=False)
+    images = torch.stack([transform(Image.open(tmp_path / "set" / place)) for place in pictures.places])
+    with torch.no_grad():
+        expected = model(images)
+    assert found.rows.shape == (3, 1000)
+    assert (found.rows - expected).abs().max() < 1e-4 * expected.abs().max()
+    assert (found.rows[0] - found.rows[1]).abs().max() > 1e-3 * expected.abs().max()
+
+
+def test_an_interrupted_call_goes_on_and_a_repeated_one_reads(encoder: Encoder, pictures: Labelled) -> None:
+    whole = encode(encoder, pictures, use_cache=False)
+    reports: list[tuple[int, int]] = []
+
+    def killed(done: int, total: int) -> None:
+        reports.append((done, total))
+        if done == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        encode(encoder, pictures, killed)
+    assert reports == [(0, 10), (2, 10), (4, 10), (6, 10)]
+    reports.clear()
+    found = encode(encoder, pictures, lambda *at: reports.append(at))
+    assert reports == [(4, 10), (6, 10), (8, 10), (10, 10)]
+    assert found.computed == 6
+    assert torch.equal(found.rows, whole.rows)
+    again = encode(replace(encoder, encode=never), pictures)
+    assert (again.computed, again.faults) == (0, [])
+    assert torch.equal(again.rows, whole.rows)
+
+
+def never(squares: torch.Tensor) -> torch.Tensor:
+    raise AssertionError("encoded again")
+
+
+def test_other_labels_need_no_new_rows(encoder: Encoder, pictures: Labelled) -> None:
+    encode(encoder, pictures)
+    others = replace(pictures, classes=("x", "y"), labels=tuple(reversed(pictures.labels)), name="another name")
+    assert encode(replace(encoder, encode=never), others).computed == 0
+
+
+def test_a_changed_file_costs_its_part_alone(encoder: Encoder, pictures: Labelled, tmp_path: Path) -> None:
+    before = encode(encoder, pictures)
+    picture(tmp_path / "set" / "a" / "5.png", 1234)
+    now = open_labelled(tmp_path / "set")
+    found = encode(encoder, now)
+    assert found.computed == 4
+    assert (found.rows != before.rows).any(dim=1).tolist() == [False] * 5 + [True] + [False] * 4
+    assert torch.equal(found.rows, encode(encoder, now, use_cache=False).rows)
+
+
+def test_corrupt_pictures_in_the_middle(encoder: Encoder, pictures: Labelled, tmp_path: Path) -> None:
+    whole = encode(encoder, pictures, use_cache=False)
+    files = [tmp_path / "set" / place for place in pictures.places]
+    good = files[6].read_bytes()
+    files[5].write_bytes(good[: len(good) // 2])
+    files[6].write_bytes(b"nothing")
+    broken = open_labelled(tmp_path / "set")
+    for computed in (8, 0):
+        found = encode(encoder, broken)
+        assert found.computed == computed
+        assert [Path(fault.what).name for fault in found.faults] == ["5.png", "0.png"]
+        assert found.rows.isnan().any(dim=1).nonzero()[:, 0].tolist() == [5, 6]
+        assert (found.rows - whole.rows).nan_to_num().abs().max() < 1e-6
+    picture(files[5], 5, (52, 40))
+    picture(files[6], 6)
+    repaired = encode(encoder, open_labelled(tmp_path / "set"))
+    assert (repaired.computed, repaired.faults) == (4, [])
+    assert torch.equal(repaired.rows, whole.rows)
+
+
+def test_a_picture_that_can_be_read_again_without_a_change(encoder: Encoder, pictures: Labelled) -> None:
+    def read(number: int) -> np.ndarray:
+        if number == 1:
+            raise InputError("a/1.png", "cannot be read (Permission denied)")
+        return pictures.read(number)
+
+    shut = encode(encoder, replace(pictures, read=read))
+    assert (shut.computed, [str(fault) for fault in shut.faults]) == (
+        9,
+        ["a/1.png: cannot be read (Permission denied)."],
+    )
+    assert encode(encoder, pictures).computed == 4
+    assert encode(encoder, pictures).computed == 0
+
+
+def test_a_file_that_goes_between_listing_and_reading(encoder: Encoder, pictures: Labelled, tmp_path: Path) -> None:
+    (tmp_path / "set/a/3.png").unlink()
+    (tmp_path / "set/a/3.png").symlink_to("nowhere")
+    found = encode(encoder, open_labelled(tmp_path / "set"))
+    assert found.computed == 9
+    assert [str(fault) for fault in found.faults] == [
+        f"{tmp_path}/set/a/3.png: cannot be read (No such file or directory)."
+    ]
+
+
+def test_no_picture_can_be_read(encoder: Encoder, pictures: Labelled, tmp_path: Path) -> None:
+    for place in pictures.places:
+        (tmp_path / "set" / place).write_bytes(b"x")
+    for _ in range(2):
+        found = encode(encoder, open_labelled(tmp_path / "set"))
+        assert (found.computed, len(found.faults)) == (0, 10)
+        assert bool(found.rows.isnan().all())
+
+
+def test_weights_settings_and_preprocessing_are_in_the_key(pictures: Labelled) -> None:
+    clip = small_clip()
+    before = image_encoder(clip).key
+    assert image_encoder(small_clip()).key == before
+    for name, tensor in clip.model.state_dict().items():
+        if name in ("visual.conv1.weight", "visual.layer2.0.bn1.running_var", "visual.attnpool.c_proj.bias"):
+            old = tensor.clone()
+            tensor.view(-1)[0] += 1
+            assert image_encoder(clip).key != before
+            tensor.copy_(old)
+    assert image_encoder(clip).key == before
+    clip.model.state_dict()["token_embedding.weight"][0, 0] += 1  # text is another matter
+    assert image_encoder(clip).key == before
+    other = replace(clip, preprocessing=replace(clip.preprocessing, mean=(0.48145467, *clip.preprocessing.mean[1:])))
+    assert image_encoder(other).key != before
+    assert other.preprocessing.words == clip.preprocessing.words  # they round
+    small = small_model()
+    small.visual.attnpool.num_heads = 1
+    assert image_encoder(small_clip(small)).key != before
+    half = replace(small_clip(small_model().bfloat16()), dtype=torch.bfloat16)
+    assert image_encoder(half).key != before
+    encode(image_encoder(clip), pictures)
+    assert encode(image_encoder(small_clip(small_model(1))), pictures).computed == 10
+
+
+def test_a_change_is_applied_by_the_pictures_number(encoder: Encoder, pictures: Labelled) -> None:
+    seen: list[int] = []
+
+    def noisy(pixels: np.ndarray, number: int) -> np.ndarray:
+        seen.append(number)
+        return np.random.default_rng(number).integers(0, 256, (3, 30, 70), dtype=np.uint8)
+
+    plain = encode(encoder, pictures)
+    found = encode(encoder, pictures, change=Change("noise", noisy))
+    assert sorted(seen) == sorted(map(image_number, pictures.places))
+    assert found.computed == 10
+    assert (found.rows - plain.rows).abs().min(dim=1).values.max() > 0
+    few = encode(encoder, pictures.only([1]), change=Change("noise", noisy), use_cache=False)
+    assert (few.rows - found.rows[6:]).abs().max() < 1e-6
+    assert encode(encoder, pictures, change=Change("noise", noisy)).computed == 0
+    assert encode(encoder, pictures, change=Change("noise 2", noisy)).computed == 10
+    assert encode(encoder, pictures).computed == 0
+
+
+def test_a_pictures_number_is_fixed() -> None:
+    assert image_number("test/00042") == 5663271151750743562  # the first 63 bits of its SHA-256
+    assert image_number("a/b.png") == image_number("a/b.png") != image_number("a/c.png")
+    assert image_number(os.fsdecode(b"a/\xff.png")) >= 0
+
+
+def test_damaged_and_strange_parts_are_computed_again(encoder: Encoder, pictures: Labelled, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    whole = encode(encoder, pictures, cache_dir=kept)
+    files = sorted(kept.rglob("*.rows"))
+    assert [file.name[:7] for file in files] == ["000000-", "000001-", "000002-"]
+    content = files[1].read_bytes()
+    flipped = content[:60] + bytes([content[60] ^ 1]) + content[61:]
+    for damage in (flipped, content[:-4], b"", files[0].read_bytes()):
+        files[1].write_bytes(damage)
+        found = encode(encoder, pictures, cache_dir=kept)
+        assert found.computed == 4
+        assert torch.equal(found.rows, whole.rows)
+        assert files[1].read_bytes() == content
+
+
+def test_a_full_disk_is_said_once(encoder: Encoder, pictures: Labelled, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("diffvit.clip.cache.replacing", full)
+    with pytest.warns(UserWarning, match="RN-small.* is not cached .No space left on device") as said:
+        found = encode(encoder, pictures)
+    assert (len(said), found.computed) == (1, 10)
+
+
+def test_features_that_are_not_finite(pictures: Labelled) -> None:
+    model = small_model()
+    model.visual.attnpool.c_proj.bias.data[0] = torch.nan
+    with pytest.raises(InputError, match=r"CLIP RN-small \(own weights\): gives features that are not finite. Take"):
+        encode(image_encoder(small_clip(model)), pictures)
+
+
+def test_no_pictures(encoder: Encoder, pictures: Labelled) -> None:
+    found = encode(encoder, pictures.only([]), lambda *at: None)
+    assert (found.rows.shape, found.computed) == ((0, 32), 0)

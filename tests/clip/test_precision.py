@@ -1,0 +1,400 @@
+"""The precision report: what is observed, the time it keeps to, drift by hand, the page, the command."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cyclopts import App, CycloptsError
+from open_clip.modified_resnet import ModifiedResNet
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diffvit.cli import clip_precision
+from diffvit.cli.faults import explain
+from diffvit.cli.main import run
+from diffvit.clip import precision
+from diffvit.clip.precision import Encoder, Plan, SampleImages, admitted, calibrated, measure, random_rn50, rounds
+from diffvit.clip.precision_engine import (
+    FORMATS,
+    MANTISSA,
+    MODES,
+    Engine,
+    Mode,
+    Observer,
+    engines_of,
+    float32_products,
+    kept_bits,
+    observed_name,
+)
+from diffvit.clip.precision_report import PLOT, REPORT, plot, read, report, stamp, write
+from diffvit.data.shapes import generate
+from diffvit.errors import DiffvitError, InputError
+
+ROOT = Path(__file__).parents[2]
+SIZE = 64
+Captured = pytest.CaptureFixture[str]
+
+
+def small() -> Encoder:
+    torch.manual_seed(0)
+    visual = ModifiedResNet([1, 1, 1, 1], output_dim=16, heads=2, image_size=SIZE, width=8)
+    return Encoder(calibrated(visual, torch.randn(4, 3, SIZE, SIZE)), "random (seed 0)", False)
+
+
+def images(count: int = 4) -> SampleImages:
+    return SampleImages(torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)), "noise")
+
+
+class Tick:
+    """A clock that only moves when told."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def step(self, seconds: float) -> Any:
+        def passed() -> None:
+            self.now += seconds
+
+        return passed
+
+
+# What is observed
+
+
+def test_peak_activations_of_a_network_worked_out_by_hand() -> None:
+    network = nn.Sequential(nn.Linear(10, 100), nn.ReLU(), nn.Linear(100, 50), nn.ReLU(inplace=True), nn.Linear(50, 2))
+    given = torch.randn(4, 10)
+    with torch.no_grad(), Observer([*network.parameters(), given]) as seen:
+        network(given)
+    # The widest moment: the first linear layer's output beside its ReLU's; weights, views and the input do not count.
+    assert seen.peak == 4 * (100 + 100) * 4
+    assert seen.products == {"float32": 3}
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode.asked != "tf32"], ids=lambda mode: mode.name)
+def test_the_observed_precision_is_that_of_every_product(mode: Mode) -> None:
+    engine = next(each for each in engines_of(small().visual, "cpu") if each.name == f"{mode.name}, channels_last")
+    seen = engine.observe(engine.prepare(images().pixels))
+    assert seen["asked"] == seen["observed"] == mode.asked
+    assert not seen["substituted"]
+    layers = [each for each in engine.model.modules() if isinstance(each, nn.Conv2d | nn.Linear)]
+    assert set(seen["products"]) == {mode.asked}
+    assert seen["products"][mode.asked] >= len(layers) - 1
+    assert set(seen["kept_bits"][mode.asked].values()) == {MANTISSA[mode.asked]}
+    assert seen["weight_bytes"] == sum(
+        each.numel() * each.element_size() for each in engine.model.state_dict().values()
+    )
+
+
+class Upcast(nn.Module):
+    """An encoder that computes in another dtype and answers in the one it was asked for."""
+
+    def __init__(self, visual: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.visual, self.dtype = visual, dtype
+
+    def forward(self, given: Tensor) -> Tensor:
+        return self.visual(given.float()).to(self.dtype)
+
+
+def test_a_substituted_dtype_is_caught() -> None:
+    fake = Engine(Mode("FP16", "float16"), "contiguous", "cpu", Upcast(small().visual, torch.float16))
+    assert fake(images().pixels).dtype == torch.float16
+    seen = fake.observe(images().pixels)
+    assert (seen["asked"], seen["observed"], seen["substituted"]) == ("float16", "float32", True)
+
+
+def test_an_engine_that_drops_bits_behind_the_dtype_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    linear = F.linear
+
+    def rounded(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return linear(x.bfloat16(), weight.bfloat16(), bias).to(x.dtype)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(F, "linear", rounded)
+        bits = kept_bits(torch.float32, "cpu")
+    assert bits == {"convolution": 23, "matrix product": 7}
+    assert observed_name({"float32": 5}, {"float32": bits}) == "float32+float32 of 7 bits"
+    both = {"convolution": 10, "matrix product": 10}
+    assert observed_name({"float32": 5}, {"float32": both}) == "tf32"
+    assert observed_name({"float16": 5}, {"float16": both}) == "float16"
+    assert observed_name({"float16": 5, "float32": 1}, {}) == "float16+float32"
+    assert observed_name({}, {}) == "none"
+
+
+def test_float32_switches_are_restored() -> None:
+    switch = torch.backends.mkldnn.conv  # pyright: ignore[reportAttributeAccessIssue]
+    was = switch.fp32_precision
+    with float32_products("tf32"):
+        assert switch.fp32_precision == "ieee"
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    assert switch.fp32_precision == was
+
+
+@pytest.mark.parametrize("name", ["FP16", "BF16"])
+def test_norms_and_pool_positions_stay_float32_and_the_rest_is_halved(name: str) -> None:
+    visual = small().visual
+    engine = next(each for each in engines_of(visual, "cpu") if each.mode.name == name)
+    kept = {key for key, each in engine.model.state_dict().items() if each.dtype == torch.float32}
+    norms = [name for name, module in visual.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    parts = ("weight", "bias", "running_mean", "running_var")
+    assert kept == {f"{name}.{part}" for name in norms for part in parts} | {"attnpool.positional_embedding"}
+    assert {each.dtype for each in visual.parameters()} == {torch.float32}, "the original is left as it is"
+
+
+def test_the_full_rn50_in_half_precision_points_the_same_way() -> None:
+    shown = generate("test", 5, size=224).pixels.float() / 64 - 2
+    visual = random_rn50(shown[:4])
+    assert sum(each.numel() for each in visual.parameters()) == 38_316_896
+    norm = visual.get_submodule("layer3.2.bn3")
+    assert bool((norm.weight == 0.25).all())  # pyright: ignore
+    assert not bool((norm.running_var == 1).any())  # pyright: ignore
+    engines = {each.name: each for each in engines_of(visual, "cpu")}
+    reference = engines["FP32 strict, contiguous"](shown[4:]).double()
+    assert engines["FP32 strict, contiguous"].model is not engines["FP16, contiguous"].model
+    assert engines["FP32 strict, contiguous"].model is engines["autocast BF16, contiguous"].model
+    for name, least in (("FP16, channels_last", 0.9999), ("BF16, channels_last", 0.999)):
+        found = engines[name](engines[name].prepare(shown[4:]))
+        assert float(torch.cosine_similarity(found.double(), reference).min()) > least
+    again = random_rn50(shown[:2]).state_dict()["conv1.weight"]
+    assert torch.equal(visual.state_dict()["conv1.weight"], again)
+    assert not torch.equal(again, random_rn50(shown[:2], 1).state_dict()["conv1.weight"])
+
+
+# Drift and time
+
+
+def test_drift_figures_by_hand() -> None:
+    classes = torch.eye(2, 4, dtype=torch.float64)
+    reference = torch.tensor([[3.0, 1.0, 0, 0], [0.0, 2.0, 0, 0]])
+    moved = torch.tensor([[1.0, 3.0, 0, 0], [0.0, 5.0, 0, 0]])
+    found = precision.drift(moved, reference, classes)
+    assert found["images"] == 2
+    assert math.isclose(found["cosine_min"], 0.6)
+    assert math.isclose(found["cosine_mean"], 0.8)
+    assert math.isclose(found["logit_difference"], 100 * 2 / math.sqrt(10))
+    assert found["agreement"] == 0.5
+    beside = precision.between(reference, classes)
+    assert math.isclose(beside["cosine_between"], 1 / math.sqrt(10))
+    assert beside["classes_found"] == 2
+
+
+def test_rounds_end_in_time_and_the_dear_cell_has_its_least() -> None:
+    clock, cost = Tick(), {"quick": 1.0, "dear": 20.0}
+    steps = {name: clock.step(seconds) for name, seconds in cost.items()}
+    seconds = rounds(steps, cost, 60.0, Plan(), clock=clock)
+    assert clock.now <= 60
+    assert seconds["dear"] == [20.0, 20.0]
+    assert 2 <= len(seconds["quick"]) <= 15
+
+
+def test_a_cell_that_became_slow_does_not_break_the_budget() -> None:
+    clock, costs = Tick(), itertools.chain([1.0, 1.0], itertools.repeat(9.0))
+
+    def slowing() -> None:
+        clock.now += next(costs)
+
+    assert rounds({"a": slowing}, {"a": 1.0}, 15.0, Plan(least=10), clock=clock) == {"a": [1.0, 1.0, 9.0]}
+    assert rounds({"a": slowing}, {"a": 99.0}, clock.now + 15.0, Plan(), clock=clock) == {"a": []}
+
+
+def test_the_reference_is_admitted_first_then_the_quick_ones() -> None:
+    expected = {"slow": 9.0, "FP32 strict, contiguous": 5.0, "quick": 1.0}
+    assert admitted(expected, 12.0, 2) == ["FP32 strict, contiguous", "quick"]
+    assert admitted(expected, 11.0, 2) == ["FP32 strict, contiguous"]
+    assert admitted(expected, 30.0, 2) == list(expected)
+    assert admitted(expected, 1.0, 2) == []
+
+
+def test_everything_is_measured_where_there_is_time() -> None:
+    result = measure(small(), images(), Plan((2, 1), 60.0, 4, most=3), "cpu")
+    assert [row["batch_size"] for row in result["rows"]] == [1] * 10 + [2] * 10
+    assert not any(row["reason"] or row["substituted"] for row in result["rows"])
+    assert {len(row["seconds"]) for row in result["rows"]} == {3}
+    drift = {row["name"]: row for row in result["drift"]}
+    assert len(drift) == 9, "all but the reference"
+    assert drift["FP32 strict, channels_last"]["cosine_min"] > 1 - 1e-10
+    assert drift["FP16, contiguous"]["cosine_min"] > max(0.999, drift["BF16, contiguous"]["cosine_min"])
+    assert drift["BF16, contiguous"]["cosine_min"] > 0.99
+    floats, halves = (
+        next(row for row in result["rows"] if row["mode"] == mode and row["batch_size"] == 2)
+        for mode in ("FP32 strict", "FP16")
+    )
+    assert halves["weight_bytes"] < 0.55 * floats["weight_bytes"]
+    # Not a half: the images in float16 are the pass's own, those in float32 were there before.
+    assert halves["activation_bytes"] < 0.8 * floats["activation_bytes"]
+
+
+def test_cells_without_time_are_named_not_guessed() -> None:
+    clock = Tick()
+
+    class Slow(nn.Module):
+        """Ten seconds an image, by the test's clock."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 8, 3)
+
+        def forward(self, given: Tensor) -> Tensor:
+            clock.now += 10.0 * len(given)
+            return self.layer(given).mean((2, 3))
+
+    result = measure(Encoder(Slow(), "slow", False), images(2), Plan((1, 8), 100.0, 2), "cpu", clock=clock)
+    left_out = [row for row in result["rows"] if row["reason"]]
+    assert {row["batch_size"] for row in result["rows"]} == {1, 8}
+    assert [row for row in left_out if row["batch_size"] == 8] == result["rows"][10:]
+    assert all("seconds" not in row for row in left_out)
+    assert clock.now <= 120, "no pass starts that is known to end late"
+
+
+# Images
+
+
+def test_a_folder_of_images_is_decoded_and_squared(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    (tmp_path / "inner").mkdir()
+    for name in ("b.png", "inner/a.png"):
+        Image.fromarray(pixels).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    found = precision.sample_images(tmp_path, 8)
+    assert found.name == f"folder {tmp_path.name}"
+    assert found.pixels.shape == (2, 3, 224, 224)
+    square = torch.from_numpy(np.array(Image.fromarray(pixels).resize((224, 224), Image.Resampling.BICUBIC)))
+    assert torch.allclose(found.pixels[0, 0], (square[..., 0] / 255 - 0.48145466) / 0.26862954)
+
+
+def test_without_data_the_shapes_are_drawn_and_a_wrong_folder_is_refused(tmp_path: Path) -> None:
+    assert precision.sample_images(None, 3).name.startswith("shapes (")
+    with pytest.raises(InputError, match="no such folder"):
+        precision.sample_images(tmp_path / "nowhere", 3)
+    with pytest.raises(InputError, match="holds neither CIFAR-10 nor images"):
+        precision.sample_images(tmp_path, 3)
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    with pytest.raises(InputError, match=r"broken\.png: cannot be decoded"):
+        precision.sample_images(tmp_path, 3)
+
+
+@pytest.mark.cifar10
+def test_cifar10_is_found_and_enlarged(cifar10_dir: Path) -> None:
+    found = precision.sample_images(cifar10_dir, 4)
+    assert found.pixels.shape == (4, 3, 224, 224)
+    assert found.name.startswith("CIFAR-10")
+
+
+# The page and the command
+
+
+def committed() -> dict[str, Any]:
+    return read(ROOT / "reports" / "clip-precision" / "precision.json")
+
+
+def test_the_committed_report_and_plot_are_made_from_the_committed_result() -> None:
+    folder = ROOT / "reports" / "clip-precision"
+    assert report(committed()) == (folder / REPORT).read_text()
+    with Image.open(folder / PLOT) as picture:
+        assert stamp(committed()) in picture.info.values()
+        assert picture.size[0] > 1500
+
+
+def test_a_substituted_cell_is_called_by_what_it_did_and_trained_weights_are_said() -> None:
+    found = committed()
+    for row in found["rows"]:
+        if row["mode"] == "BF16":
+            row |= {"observed": "float32", "substituted": True}
+    found["encoder"] |= {"weights": "RN50.pt", "trained": True}
+    text = report(found)
+    assert "**Substituted.** BF16, contiguous was asked for bfloat16 and computed in float32" in text
+    assert "| float32 (asked: BF16, contiguous) | float32 |" in text
+    assert "| BF16, contiguous |" not in text
+    assert "random" not in text.split("## Drift")[0]
+
+
+def test_without_drift_or_large_batches_there_is_still_a_report(tmp_path: Path) -> None:
+    found = committed() | {"drift": [], "between": None}
+    for row in found["rows"][10:]:
+        row["reason"] = "its first pass found no time"
+    assert write(found, tmp_path) == tmp_path / REPORT
+    text = (tmp_path / REPORT).read_text()
+    assert "FP32 strict, contiguous at batch 8 (its first pass found no time); " in text
+    assert text.endswith("## Drift\n\nNot measured: the time was too short.\n")
+    assert read(tmp_path / "precision.json") == found
+    assert (tmp_path / PLOT).read_bytes() == plot(found)
+
+
+@pytest.mark.parametrize("text", ["not JSON", "[]", json.dumps({"benchmark": "train"})])
+def test_a_damaged_result_is_bad_input(text: str, tmp_path: Path) -> None:
+    (tmp_path / "precision.json").write_text(text)
+    with pytest.raises(InputError, match="Measure it again: diffvit clip precision"):
+        read(tmp_path / "precision.json")
+
+
+def command(*arguments: str) -> None:
+    app = App(name="clip", result_action="return_value")
+    app.command(clip_precision.precision)
+    app(["precision", *arguments], exit_on_error=False, print_error=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--batch-sizes", "1,many"], "--batch-sizes: must be whole numbers with commas (found '1,many')."),
+        (["--batch-sizes", "0"], "--batch-sizes: must be from 1 to 4096 (found 0)."),
+        (["--budget", "0"], "--budget: must be at least 1 second (found 0)."),
+        (["--budget", "nan"], "--budget: must be at least 1 second (found nan)."),
+        (["--images", "1"], "--images: must be from 2 to 10000 (found 1)."),
+        (["--device", "tpu"], "--device: not a value it takes (tpu vs auto, cpu, cuda)"),
+        (["--images", "some"], "--images: not a value it takes (some vs a whole number)."),
+    ],
+)
+def test_bad_flags_are_usage_errors(arguments: list[str], line: str, tmp_path: Path) -> None:
+    with pytest.raises((CycloptsError, DiffvitError)) as caught:
+        command(*arguments, "--out", str(tmp_path / "out"), "--quiet")
+    code, said = explain(caught.value)
+    assert (code, said.startswith(line)) == (2, True), said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_budget_too_short_for_anything_is_refused_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = {"rows": [{"reason": "its first pass found no time"}], "drift": []}
+    monkeypatch.setattr(precision, "run", lambda *given, **more: nothing)
+    with pytest.raises(DiffvitError) as caught:
+        command("--budget", "6", "--out", str(tmp_path / "out"), "--quiet")
+    code, said = explain(caught.value)
+    assert (code, said.startswith("--budget: 6 seconds were too short to time a single pass.")) == (2, True), said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_no_weights_is_refused(tmp_path: Path, capsys: Captured) -> None:
+    (tmp_path / "RN50.pt").write_text("no weights")
+    out = str(tmp_path / "out")
+    assert run(["clip", "precision", "--weights", str(tmp_path / "RN50.pt"), "--out", out, "--quiet"]) == 3
+    said = capsys.readouterr().err
+    assert "RN50.pt: is not a weights file" in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_budget_bounds_the_full_encoder(tmp_path: Path, capsys: Captured) -> None:
+    """The real thing, as short as it can be: it ends in time and writes its three files."""
+    short = ["--batch-sizes", "1", "--budget", "24", "--images", "2", "--threads", "1", "--quiet", "--json"]
+    command(*short, "--out", str(tmp_path))
+    found = read(tmp_path / "precision.json")
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["report"] == str(tmp_path / REPORT)
+    strict = next(row for row in found["rows"] if row["name"] == "FP32 strict, contiguous")
+    assert not strict["reason"]
+    assert found["seconds"] < 60, "a pass in float16 may end late, once"
+    assert (tmp_path / REPORT).read_text() == report(found)
+    assert set(FORMATS) == {row["layout"] for row in found["rows"]}

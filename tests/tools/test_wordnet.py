@@ -1,0 +1,209 @@
+"""The committed lists of classes: their rule on little networks, and what the real WordNet gives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffvit.clip.hub import imagenet_wordnet_ids
+from diffvit.data.cifar10_rows import CLASSES
+from tools import wordnet as module
+from tools.wordnet import FOLDER, NOUNS, SYNSETS, Superclass, WordNet, cifar10_map, main, read_nouns, superclasses
+
+COMMITTED = json.loads((FOLDER / "cifar10_imagenet.json").read_text(encoding="utf-8"))
+
+
+def test_the_committed_map_is_sensible() -> None:
+    ids = imagenet_wordnet_ids()
+    assert list(COMMITTED) == list(SYNSETS) == CLASSES
+    assert [(entry["synset"], entry["name"]) for entry in COMMITTED.values()] == list(SYNSETS.values())
+    members = [id for entry in COMMITTED.values() for id in entry["members"]]
+    assert len(members) == len(set(members))
+    # ImageNet's own order: dogs are 151 to 268, domestic cats 281 to 285, frogs 30 to 32, the sorrel is 339.
+    places = {label: [ids.index(id) for id in entry["members"]] for label, entry in COMMITTED.items()}
+    assert all(found == sorted(found) for found in places.values())
+    assert {label: len(found) for label, found in places.items()} == {
+        **{"airplane": 1, "automobile": 10, "bird": 59, "cat": 5, "deer": 0},
+        **{"dog": 118, "frog": 3, "horse": 1, "ship": 15, "truck": 7},
+    }
+    assert places["dog"] == list(range(151, 269))
+    assert places["cat"] == list(range(281, 286))
+    assert places["frog"] == [30, 31, 32]
+    assert (places["horse"], places["airplane"]) == ([339], [404])
+    assert "minivan" in COMMITTED["automobile"]["member_names"]
+    assert {"schooner", "container ship", "liner", "pirate"} <= set(COMMITTED["ship"]["member_names"])
+
+
+@pytest.mark.system
+def test_the_committed_lists_are_what_wordnet_gives(capsys: pytest.CaptureFixture[str]) -> None:
+    assert NOUNS.is_file(), "WordNet is not installed: apt-get install wordnet-base"
+    wordnet = read_nouns()
+    assert len(wordnet.names) == 82_115
+    assert wordnet.names["n02084071"] == "dog"
+    assert main(["--check"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_another_wordnet_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data.noun").write_text("  1 WordNet 3.1 Copyright\n")
+    with pytest.raises(ValueError, match=r"is not WordNet 3\.0's data\.noun"):
+        main(["--check", "--nouns", str(tmp_path / "data.noun")])
+
+
+def test_a_file_in_the_published_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [
+        "  1 This software and database is being provided to you  ",
+        "00000100 05 n 01 entity 0 001 ~ 00000200 n 0000 | a gloss; one|two  ",
+        "00000200 05 n 02 wild_dog 0 second 1 003 @ 00000100 n 0000 + 00001740 v 0101 ~i 00000300 n 0000 | a gloss  ",
+        "00000300 05 n 0a " + "a 0 " * 10 + "001 @i 00000200 n 0000 | an instance  ",
+    ]
+    path = tmp_path / "data.noun"
+    path.write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(module, "SHA256", module.hashlib.sha256(path.read_bytes()).hexdigest())
+    found = read_nouns(path)
+    assert found.names == {"n00000100": "entity", "n00000200": "wild dog", "n00000300": "a"}
+    assert found.parents == {"n00000100": (), "n00000200": ("n00000100",), "n00000300": ("n00000200",)}
+    assert found.path("n00000300") == ["n00000100", "n00000200", "n00000300"]
+    assert found.ancestors("n00000300") == ["n00000200", "n00000100"]
+
+
+def small() -> WordNet:
+    """The ten nouns and some under them: a van under the truck, a minivan under both the van and the car."""
+    names = dict(SYNSETS.values()) | {"root": "entity"}
+    parents: dict[str, tuple[str, ...]] = {synset: ("root",) for synset, _ in SYNSETS.values()} | {"root": ()}
+    car, truck = SYNSETS["automobile"][0], SYNSETS["truck"][0]
+    for id, above in {
+        "van": (truck,),
+        "minivan": ("van", car),
+        "puppy": ("root", SYNSETS["dog"][0]),
+        "pebble": ("root",),
+        "both": (car, truck),
+    }.items():
+        names[id], parents[id] = f"a {id}", above
+    return WordNet(names, parents)
+
+
+def test_the_rule_of_the_map_on_a_little_wordnet() -> None:
+    dog = SYNSETS["dog"][0]
+    found = cifar10_map(small(), ["minivan", "pebble", dog, "van", "unknown", "puppy"])
+    members = {label: entry["members"] for label, entry in found.items() if entry["members"]}
+    assert members == {"automobile": ["minivan"], "dog": [dog, "puppy"], "truck": ["van"]}
+    assert found["dog"]["member_names"] == ["dog", "a puppy"]
+    with pytest.raises(ValueError, match=r"both \(a both\) is as near to automobile as to truck"):
+        cifar10_map(small(), ["both"])
+    wrong = small()
+    with pytest.raises(ValueError, match=r"another noun at n02084071 \('cat' vs 'dog'\)"):
+        cifar10_map(WordNet({**wrong.names, "n02084071": "cat"}, wrong.parents), [])
+
+
+def of_leaves(families: dict[str, list[str]], leaves: dict[str, int]) -> tuple[WordNet, list[str]]:
+    """A WordNet of these families with so many leaves in each, and the leaves' ids, family by family."""
+    nouns = dict(families)
+    for family, count in leaves.items():
+        nouns |= {f"{family} {number}": [family] for number in range(count)}
+    ids = {noun: f"n{place:08}" for place, noun in enumerate(nouns)}
+    parents = {ids[noun]: tuple(ids[each] for each in above) for noun, above in nouns.items()}
+    names = {id: noun for noun, id in ids.items()}
+    return WordNet(names, parents), [ids[noun] for noun in nouns if noun not in families]
+
+
+FAMILIES = {
+    "entity": [],
+    "object": ["entity"],
+    "animal": ["object"],
+    "bird": ["animal"],
+    "owl": ["bird"],
+    "fish": ["animal"],
+    "tool": ["object"],
+    "stray": ["object"],
+    "game": ["animal"],
+    "grouse": ["game", "bird"],
+}
+
+
+def told(groups: tuple[Superclass, ...]) -> list[tuple[str, tuple[int, ...]]]:
+    return [(group.name, group.members) for group in groups]
+
+
+def test_groups_by_hand() -> None:
+    wordnet, ids = of_leaves(FAMILIES, {"owl": 3, "fish": 2, "tool": 4, "stray": 1})
+    # The owls are all the birds there are, so their group is the deepest noun, and the root is not the object.
+    assert told(superclasses(wordnet, ids, largest=4)) == [
+        ("owl", (0, 1, 2)),
+        ("fish", (3, 4)),
+        ("tool", (5, 6, 7, 8)),
+        ("other object", (9,)),
+    ]
+    assert told(superclasses(wordnet, ids, largest=5)) == [
+        ("animal", (0, 1, 2, 3, 4)),
+        ("tool", (5, 6, 7, 8)),
+        ("other object", (9,)),
+    ]
+    assert told(superclasses(wordnet, ids)) == [("object", tuple(range(10)))]
+    mixed = [ids[9], ids[4], ids[0], ids[1], ids[0]]
+    assert told(superclasses(wordnet, mixed, largest=3)) == [("other object", (0, 1)), ("owl", (2, 3, 4))]
+    assert told(superclasses(wordnet, mixed, largest=2)) == [
+        ("other object", (0,)),
+        ("other animal", (1, 3)),
+        ("owl 0", (2, 4)),  # the same class twice
+    ]
+    assert superclasses(wordnet, []) == ()
+    assert told(superclasses(wordnet, [ids[0]])) == [("owl 0", (0,))]
+
+
+def test_one_left_over_goes_where_another_hypernym_leads() -> None:
+    wordnet, ids = of_leaves(FAMILIES, {"bird": 3, "fish": 4, "grouse": 1})
+    tree = ["entity", "object", "animal", "game", "grouse", "grouse 0"]
+    assert [wordnet.names[id] for id in wordnet.path(ids[7])] == tree
+    assert told(superclasses(wordnet, ids, largest=5)) == [("bird", (0, 1, 2, 7)), ("fish", (3, 4, 5, 6))]
+
+
+def test_two_nouns_of_one_name_are_told_apart() -> None:
+    names = {"r": "thing", "a": "solid", "b": "fluid", "c": "food", "d": "food"}
+    parents: dict[str, tuple[str, ...]] = {"r": (), "a": ("r",), "b": ("r",), "c": ("a",), "d": ("b",)}
+    for leaf in "1234":
+        names[leaf], parents[leaf] = leaf, (("c",) if leaf < "3" else ("d",))
+    found = superclasses(WordNet(names, parents), list("1234"), largest=2)
+    assert told(found) == [("food (solid)", (0, 1)), ("food (fluid)", (2, 3))]
+
+
+def test_a_class_above_another_class_is_a_class() -> None:
+    wordnet, leaves = of_leaves(FAMILIES, {"owl": 3, "fish": 3})
+    above = {name: id for id, name in wordnet.names.items()}
+    ids = [*leaves, above["bird"], above["animal"], above["owl"]]
+    found = superclasses(wordnet, ids, largest=4)
+    assert told(found) == [("owl", (0, 1, 2, 8)), ("fish", (3, 4, 5)), ("other animal", (6, 7))]
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> tuple[dict[str, str], dict[str, tuple[str, ...]], list[str]]:
+    """Any network with one root, and any classes of it, some twice."""
+    count = draw(st.integers(1, 40))
+    parents: dict[str, tuple[str, ...]] = {"0": ()}
+    for place in range(1, count):
+        above = draw(st.lists(st.integers(0, place - 1), min_size=1, max_size=3, unique=True))
+        parents[str(place)] = tuple(map(str, above))
+    names = {id: draw(st.sampled_from(["dog", "bird", "tool", "food", "other dog"])) for id in parents}
+    ids = draw(st.lists(st.integers(0, count - 1).map(str), max_size=60))
+    return names, parents, ids
+
+
+@given(found=networks(), largest=st.none() | st.integers(1, 30))
+@settings(max_examples=200, deadline=None)
+def test_every_class_is_in_exactly_one_group(
+    found: tuple[dict[str, str], dict[str, tuple[str, ...]], list[str]], largest: int | None
+) -> None:
+    names, parents, ids = found
+    wordnet = WordNet(names, parents)
+    groups = superclasses(wordnet, ids, largest=largest)
+    assert sorted(place for group in groups for place in group.members) == list(range(len(ids)))
+    assert [group.members for group in groups] == sorted(tuple(sorted(group.members)) for group in groups)
+    assert len({group.name for group in groups}) == len(groups)
+    assert groups == superclasses(wordnet, ids, largest=largest)
+    for group in groups:
+        for place in group.members:
+            assert group.id == ids[place] or group.id in wordnet.ancestors(ids[place])
