@@ -5,6 +5,7 @@ It has accuracy and time of the committed runs with exactly the recipe's setting
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from diffvit.config import Config, parse, read_yaml

@@ -243,3 +243,19 @@ def test_what_is_wrong_is_one_line_and_its_code(case: str, capsys: Captured) -> 
     assert out == ""
     assert err.startswith(f"error: {why}")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--shifts", "grey"], "--shifts"),
+        (["--shift-pictures", "3"], "--shift-pictures"),
+        (["--budget", "5"], "--budget"),
+        (["--compare", "--v1-weights", "w.pt"], "--v1-weights"),
+        (["--published", "--compare"], "--compare"),
+        (["--published", "--supervised", "tv-v1"], "--supervised"),
+    ],
+)
+def test_options_that_would_have_no_effect_are_refused(flags: list[str], named: str, capsys: Captured) -> None:
+    assert run([*BASE, "somewhere", *flags]) == 2
+    assert named in capsys.readouterr().err

@@ -27,7 +27,7 @@ from diffvit.cli.clip_options import (
     summed,
 )
 from diffvit.cli.options import COMMAND, OUTPUT, DataDir, Output, refuse_folder
-from diffvit.errors import EnvironmentFault, InputError
+from diffvit.errors import ConfigError, EnvironmentFault, InputError
 from diffvit.settings import Device
 
 if TYPE_CHECKING:
@@ -96,6 +96,13 @@ def evaluate(
     Folders named by WordNet ids, as in ImageNet's validation layout, get its names. What was computed for a picture is
     kept in the user's cache: an interrupted call goes on, a repeated one reads.
     """
+    if published and (compare or labels_file or beside != SUPERVISED):
+        hint = "Leave out --compare, --labels-file, --supervised and --supervised-weights."
+        raise ConfigError("--published", "compares with both ResNet-50s by itself", hint)
+    if files != PUBLISHED and not published:
+        raise ConfigError("--v1-weights, --v2-weights, --budget", "are for --published alone", "Leave them out.")
+    if shifts != SHIFTS and not (compare or published):
+        raise ConfigError("--shifts, --shift-pictures", "are for a comparison alone", "Add --compare.")
     if published:
         _published(where, choice, pictures, shifts, files, templates, out or PUBLISHED_FOLDER, output)
         return
