@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from diffvit.experiments.definitions import STUDIES
 from diffvit.experiments.report import gathered, write_report
+from diffvit.experiments.study import STUDIES
 
 REPORTS = Path(__file__).parents[2] / "reports"
 COMMITTED = [name for name, study in STUDIES.items() if not study.search and (REPORTS / name / "rows.csv").is_file()]

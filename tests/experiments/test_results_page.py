@@ -1,24 +1,18 @@
-"""The results page and the search's report: made from committed rows alone, and checked against them."""
+"""The results page: made from committed rows alone, and checked against them."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
 from pathlib import Path
 
 import pytest
 from study_rows import made_records
 from study_rows import rows_of as every_row
 
-from diffvit.config import parse, read_yaml, to_yaml
-from diffvit.experiments.definitions import STUDIES
+from diffvit.config import to_yaml
 from diffvit.experiments.page import main, page, readme_block
 from diffvit.experiments.report import gathered, write_report
 from diffvit.experiments.results import results_of
-from diffvit.experiments.search import DIALS
-from diffvit.experiments.search_report import best_of, rows_of, update
-from diffvit.experiments.search_report import write_report as write_search
-from diffvit.experiments.trials import trials_of
+from diffvit.experiments.study import STUDIES, cells_of
 from diffvit.reporting.rows import write
 
 Captured = pytest.CaptureFixture[str]
@@ -31,11 +25,11 @@ def reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "docs").mkdir()
     (tmp_path / "README.md").write_text("Before.\n<!-- studies:start -->\n<!-- studies:end -->\nAfter.\n")
-    trials = trials_of(HEADS, "short")
-    records = made_records(trials, lambda trial: 0.6 + trial.config.model.num_heads / 100)
-    write_report(results_of(HEADS, "short", trials, records), Path("reports"))
-    recipe = [each for each in trials_of(STUDIES["patch-size"], "short") if each.arm == "patch 4"][::2]
-    good = made_records(recipe, lambda trial: 0.81 + trial.config.seed / 100)
+    cells = cells_of(HEADS, "short")
+    records = made_records(cells, lambda cell: 0.6 + cell.config.model.num_heads / 100)
+    write_report(results_of(HEADS, "short", cells, records), Path("reports"))
+    recipe = [each for each in cells_of(STUDIES["patch-size"], "short") if each.arm == "patch 4"][::2]
+    good = made_records(recipe, lambda cell: 0.81 + cell.config.seed / 100)
     write(Path("reports/recipe"), every_row(good))
     return Path("reports")
 
@@ -57,11 +51,11 @@ def test_the_page_has_what_is_known_and_names_what_is_not(reports: Path) -> None
 def test_the_best_configuration_is_named_by_its_recipe(reports: Path) -> None:
     assert "The best configuration" not in page()  # no recipe has these settings
     assert "| [recipe](../reports/recipe/report.md) | – | 82.00% ± 1.00 |" in page()
-    trial = next(each for each in trials_of(STUDIES["patch-size"], "short") if each.arm == "patch 4")
+    cell = next(each for each in cells_of(STUDIES["patch-size"], "short") if each.arm == "patch 4")
     Path("configs").mkdir()
-    Path("configs/another.yaml").write_text(to_yaml(trial.config.model_copy(update={"epochs": 9})))
+    Path("configs/another.yaml").write_text(to_yaml(cell.config.model_copy(update={"epochs": 9})))
     Path("configs/the_best.yaml").write_text(
-        to_yaml(trial.config.model_copy(update={"seed": 7}))
+        to_yaml(cell.config.model_copy(update={"seed": 7}))
     )  # the seed is no part of it
     text = page()
     assert "| [the_best.yaml](../configs/the_best.yaml) | 82.00% ± 1.00 | 8 |" in text
@@ -115,50 +109,12 @@ def test_without_any_rows_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_the_readme_has_the_fair_comparison_in_a_sentence(tmp_path: Path) -> None:
     study = STUDIES["vit-vs-diffvit"]
-    trials = trials_of(study, "short")
-    records = made_records(trials, lambda trial: 0.7 + ("softmax" in trial.name) / 50 + trial.config.seed / 1000)
-    write_report(results_of(study, "short", trials, records), tmp_path)
+    cells = cells_of(study, "short")
+    records = made_records(cells, lambda cell: 0.7 + ("softmax" in cell.name) / 50 + cell.config.seed / 1000)
+    write_report(results_of(study, "short", cells, records), tmp_path)
     said = readme_block(tmp_path)
     assert (
         f"*{study.question}* After 8 epochs, patch 8, 128 wide, 4 blocks, [CLS]: softmax minus differential: +2.00"
         in said
     )
     assert "one of its own might serve Diff-ViT better" in said
-
-
-def searched() -> list[dict[str, object]]:
-    values = {
-        **{"optimizer.muon_lr": 0.005, "optimizer.lr": 0.002, "optimizer.weight_decay": 0.05, "schedule.warmup": 0.1},
-        **{"label_smoothing": 0.1, "batch_size": 64, "model.mlp_ratio": 2.0, "augment.crop": 4},
-    }
-    return [
-        {
-            **{"tier": "short", "attention": attention, "trial": f"trial-{number:02}"},
-            **{"state": "pruned" if number == 2 else "complete", "epochs": 6, "val_accuracy": 0.6 + number / 100},
-            **values,
-            "batch_size": 64 * 2 ** (number % 3),
-        }
-        for attention in ("softmax", "differential")
-        for number in range(3)
-    ]
-
-
-def test_the_searchs_report_names_the_best_that_ran_to_its_end(tmp_path: Path) -> None:
-    path = write_search(searched(), tmp_path)
-    text = path.read_text()
-    assert "6 trials of up to 6 epochs, 4 of them complete" in text
-    assert text.index("| trial-01 | 61.00% |") < text.index("| trial-00 | 60.00% |")
-    assert "trial-02" not in text  # pruned, though it was ahead
-    assert {row["trial"] for row in best_of(searched()).values()} == {"trial-01"}
-    config = parse(read_yaml(tmp_path / "best-differential.yaml"))
-    assert (config.batch_size, config.model.attention, config.validation_size) == (128, "differential", 5000)
-    before = {each.name: hashlib.sha256(each.read_bytes()).hexdigest() for each in tmp_path.iterdir()}
-    assert before.keys() == {"trials.csv", "report.md", "dials.png", "best-softmax.yaml", "best-differential.yaml"}
-    update(tmp_path)
-    assert {each.name: hashlib.sha256(each.read_bytes()).hexdigest() for each in tmp_path.iterdir()} == before
-    with (tmp_path / "trials.csv").open() as file:
-        assert [dial.setting for dial in DIALS] == next(csv.reader(file))[-len(DIALS) :]
-
-
-def test_a_search_without_trials_has_no_rows() -> None:
-    assert rows_of({}, "short") == []

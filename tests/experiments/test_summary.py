@@ -7,24 +7,23 @@ import math
 import pytest
 from study_rows import made_records
 
-from diffvit.experiments.definitions import STUDIES
 from diffvit.experiments.results import Results, results_of
+from diffvit.experiments.study import STUDIES, Cell, cells_of
 from diffvit.experiments.summary import best_arms, where_it_helps
-from diffvit.experiments.trials import Trial, trials_of
 
 _GAIN = {"patch 2": 0.02, "patch 4": 0.0, "patch 8": -0.05}  # of differential attention
 
 
 def made(name: str, spread: float) -> Results:
-    def accuracy(trial: Trial) -> float:
-        model = trial.config.model
-        level = 0.6 + 0.1 / model.patch_size * (-1) ** trial.config.seed * spread
+    def accuracy(cell: Cell) -> float:
+        model = cell.config.model
+        level = 0.6 + 0.1 / model.patch_size * (-1) ** cell.config.seed * spread
         if model.attention == "differential":
-            level += _GAIN.get(trial.arm, 0.0)
+            level += _GAIN.get(cell.arm, 0.0)
         return level + 0.16 / model.patch_size
 
-    trials = trials_of(STUDIES[name], "short")
-    return results_of(STUDIES[name], "short", trials, made_records(trials, accuracy))
+    cells = cells_of(STUDIES[name], "short")
+    return results_of(STUDIES[name], "short", cells, made_records(cells, accuracy))
 
 
 def test_the_best_of_each_attention_is_bold_where_it_surely_beats_the_others() -> None:

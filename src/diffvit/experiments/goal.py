@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffvit.config import Config, parse, read_yaml
-from diffvit.experiments.definitions import STUDIES
+from diffvit.experiments.study import STUDIES
 from diffvit.reporting import markdown, stats
 from diffvit.reporting.arms import Arm, arms
 from diffvit.reporting.expected import is_run_of, where

@@ -11,12 +11,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffvit.experiments import goal, search_report, summary, words
-from diffvit.experiments.definitions import STUDIES, Study
-from diffvit.experiments.pool import REPORTS, report_of
+from diffvit.experiments import goal, search, summary
+from diffvit.experiments import report as words
 from diffvit.experiments.report import REPORT, gathered, plot_stamp
 from diffvit.experiments.results import Results
-from diffvit.experiments.tiers import TIERS
+from diffvit.experiments.study import REPORTS, STUDIES, TIERS, Study
 from diffvit.reporting import markdown
 from diffvit.reporting.generated import brought_up_to_date, finish, with_block
 from diffvit.reporting.readme import stamp_of
@@ -66,7 +65,8 @@ def readme_block(reports: Path = REPORTS) -> str:
     for results in (each for each in compared if each.study.name == _FIRST):
         line = f"*{results.study.question}* {_base(results)} {' '.join(words.answers(results))}"
         parts.append(f"{line} The recipe was found with softmax attention; one of its own might serve Diff-ViT better.")
-    tiers = " ".join(f"Tier {name}: {TIERS[name].words}." for name in dict.fromkeys(each.tier for each in compared))
+    meanings = {each.tier: TIERS[each.tier].words for each in compared}
+    tiers = " ".join(f"Tier {name}: {meaning}." for name, meaning in meanings.items())
     parts += [markdown.table(table), f"{tiers} {summary.BEST_NOTE}"] if table.rows else []
     return "\n\n".join(parts) or "No study has rows yet."
 
@@ -83,20 +83,20 @@ def _base(results: Results) -> str:
 def _compared(reports: Path) -> list[Results]:
     """The studies that have rows."""
     known = [study for study in STUDIES.values() if not study.search]
-    there = [each for each in known if (report_of(each.name, reports) / ROWS_FILE).is_file()]
+    there = [each for each in known if (reports / each.name / ROWS_FILE).is_file()]
     return [gathered(each, _NO_RUNS, reports) for each in there]
 
 
 def _section(study: Study, reports: Path) -> list[str]:
-    folder = report_of(study.name, reports)
+    folder = reports / study.name
     link = f"../{REPORTS}/{study.name}"
     if study.search:
-        if not (folder / search_report.TRIED).is_file():
+        if not (folder / search.TRIALS_FILE).is_file():
             return [_not_yet(study)]
-        best = search_report.words_of(folder)
+        best = search.words_of(study, folder)
         return [
             best,
-            f"![Validation accuracy against each dial]({link}/{search_report.PLOT})",
+            f"![Validation accuracy against each dial]({link}/{search.PLOT})",
             f"[Report]({link}/{REPORT})",
         ]
     if not (folder / ROWS_FILE).is_file():
@@ -134,7 +134,7 @@ def update(
     }
     stale: list[str] = []
     for study in STUDIES.values():
-        folder = report_of(study.name, reports)
+        folder = reports / study.name
         if study.search or not (folder / ROWS_FILE).is_file():
             continue
         results = gathered(study, _NO_RUNS, reports)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from diffvit.experiments.definitions import BOTH
 from diffvit.experiments.results import Line, Results, compared_arms, difference, over_all_arms
+from diffvit.experiments.study import BOTH
 from diffvit.reporting.arms import MODEL_NAMES, points, span
 from diffvit.reporting.stats import Interval
 from diffvit.reporting.tables import NONE, Table, percent

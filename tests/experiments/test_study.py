@@ -1,8 +1,9 @@
-"""The studies as they are defined: every trial a valid run of its own, differing in what its study asks about."""
+"""Studies as YAML files: every cell a valid run of its own, differing in what its study asks about."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,10 +11,21 @@ from study_rows import made_record
 
 from diffvit.config import to_dict
 from diffvit.errors import ConfigError
-from diffvit.experiments.cost import flops_per_image, rate_of, seconds_of, training_flops
-from diffvit.experiments.definitions import BOTH, STUDIES, WIDE, Study
-from diffvit.experiments.tiers import TIERS
-from diffvit.experiments.trials import find_study, seeds_of, trials_of
+from diffvit.experiments.progress import rate_of, seconds_of
+from diffvit.experiments.study import (
+    BOTH,
+    STUDIES,
+    TIERS,
+    Study,
+    TierName,
+    cells_of,
+    find_study,
+    flops_per_image,
+    load_study,
+    register_study,
+    seeds_of,
+    training_flops,
+)
 from diffvit.reporting.rows import flatten
 from diffvit.training.material import fresh_model, load
 from diffvit.training.score import flops_per_image as counted
@@ -36,13 +48,13 @@ GIVEN = [study for study in STUDIES.values() if not study.search]
 
 @pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("study", GIVEN, ids=lambda study: study.name)
-def test_trials_are_runs_of_their_own_that_differ_in_what_is_asked(study: Study, tier: str) -> None:
+def test_trials_are_runs_of_their_own_that_differ_in_what_is_asked(study: Study, tier: TierName) -> None:
     assert find_study(study.name) is study
-    trials = trials_of(study, tier)
-    assert len({trial.name for trial in trials}) == len({trial.key for trial in trials}) == len(trials)
+    cells = cells_of(study, tier)
+    assert len({cell.name for cell in cells}) == len({cell.key for cell in cells}) == len(cells)
     arms = len(study.arms) * max(1, len(study.attentions))
-    assert len(trials) == arms * seeds_of(study, tier)
-    flat = [flatten(to_dict(trial.config)) for trial in trials]
+    assert len(cells) == arms * seeds_of(study, tier)
+    flat = [flatten(to_dict(cell.config)) for cell in cells]
     different = {name for name in flat[0] if len({repr(each[name]) for each in flat}) > 1}
     allowed = {"seed", "model.attention"} | ASKED.get(
         study.name, {name for name in flat[0] if name.startswith("augment.")}
@@ -62,28 +74,30 @@ def test_the_studies_that_are_wanted_are_there_with_their_seeds() -> None:
         *("patch-size", "position", "augmentation", "vit-vs-diffvit")
     }
     for study in GIVEN:
-        found = {trial.config.model.attention for trial in trials_of(study, "short")}
+        found = {cell.config.model.attention for cell in cells_of(study, "short")}
         assert found == set(BOTH)
     assert set(STUDIES["position"].arms) == {"none", "learned-1d", "learned-2d", "sincos-1d", "sincos-2d"}
     assert list(STUDIES["augmentation"].arms)[:2] == ["none", "flip + crop"]
     for study in GIVEN:
-        trials = trials_of(study, "short")
-        assert all(trial.config.epochs >= 8 for trial in trials)
+        cells = cells_of(study, "short")
+        assert all(cell.config.epochs >= 8 for cell in cells)
         if study.name != "patch-size":
-            assert all(trial.config.model.patch_size == 8 for trial in trials)
+            assert all(cell.config.model.patch_size == 8 for cell in cells)
 
 
 @pytest.mark.parametrize("tier", TIERS)
-def test_the_wide_arm_has_as_many_heads_as_the_differential_one_and_values_as_wide(tier: str) -> None:
-    by_arm = {trial.arm: trial.config.model for trial in trials_of(STUDIES["vit-vs-diffvit"], tier)}
+def test_the_wide_arm_has_as_many_heads_as_the_differential_one_and_values_as_wide(tier: TierName) -> None:
+    by_arm = {cell.arm: cell.config.model for cell in cells_of(STUDIES["vit-vs-diffvit"], tier)}
     heads = by_arm["softmax"].num_heads
     assert by_arm["differential"].num_heads == heads
-    assert by_arm[WIDE].num_heads == heads // 2  # differential attention pairs the baseline's heads
-    assert by_arm[WIDE].attention == "softmax"
+    assert (
+        by_arm["softmax, half the heads"].num_heads == heads // 2
+    )  # differential attention pairs the baseline's heads
+    assert by_arm["softmax, half the heads"].attention == "softmax"
 
 
 def test_every_augmentation_but_one_is_flip_and_crop_with_something_added() -> None:
-    by_arm = {trial.arm: trial.config.augment for trial in trials_of(STUDIES["augmentation"], "full")}
+    by_arm = {cell.arm: cell.config.augment for cell in cells_of(STUDIES["augmentation"], "full")}
     off = by_arm["none"]
     assert (off.flip, off.crop, off.policy, off.cutmix, off.mixup, off.erasing, off.color_jitter) == (
         *(False, 0, "none", 0.0, 0.0, 0.0, 0.0),
@@ -98,11 +112,11 @@ def test_every_augmentation_but_one_is_flip_and_crop_with_something_added() -> N
 
 @pytest.mark.parametrize("arm", ["patch 2", "patch 8"])
 def test_the_cost_is_that_of_the_model_that_is_built(arm: str) -> None:
-    trial = next(t for t in trials_of(STUDIES["patch-size"], "smoke") if t.arm == arm)
-    model = fresh_model(trial.config, load(trial.config, lambda _: None))
-    assert flops_per_image(trial.config) == pytest.approx(counted(model), rel=0.02)
-    assert training_flops(trial.config) == 3 * flops_per_image(trial.config) * (640 - 100) * 2
-    assert seconds_of([trial, trial], 1e9) == pytest.approx(2 * training_flops(trial.config) / 1e9 + 2)
+    cell = next(each for each in cells_of(STUDIES["patch-size"], "smoke") if each.arm == arm)
+    model = fresh_model(cell.config, load(cell.config, lambda _: None))
+    assert flops_per_image(cell.config) == pytest.approx(counted(model), rel=0.02)
+    assert training_flops(cell.config) == 3 * flops_per_image(cell.config) * (640 - 100) * 2
+    assert seconds_of([cell, cell], 1e9) == pytest.approx(2 * training_flops(cell.config) / 1e9 + 2)
 
 
 @pytest.mark.parametrize("attention", ["softmax", "differential"])
@@ -114,7 +128,7 @@ def test_the_cost_is_that_of_the_model_that_is_built(arm: str) -> None:
 def test_the_cost_from_sizes_is_exactly_what_is_counted(
     attention: str, pool: str, pos_embed: str, sizes: dict[str, Any]
 ) -> None:
-    config = trials_of(STUDIES["pooling"], "smoke")[0].config
+    config = cells_of(STUDIES["pooling"], "smoke")[0].config
     model = config.model.model_copy(update={"attention": attention, "pool": pool, "pos_embed": pos_embed, **sizes})
     config = config.model_copy(update={"model": model})
     built = fresh_model(config, load(config, lambda _: None))
@@ -122,9 +136,9 @@ def test_the_cost_from_sizes_is_exactly_what_is_counted(
 
 
 def test_the_rate_is_of_all_cores_however_many_threads_a_row_had() -> None:
-    """Two trials of one thread each run side by side on two cores."""
-    trial = trials_of(STUDIES["patch-size"], "short")[0]
-    one = made_record(trial, 0.7)
+    """Two cells of one thread each run side by side on two cores."""
+    cell = cells_of(STUDIES["patch-size"], "short")[0]
+    one = made_record(cell, 0.7)
     assert one.row["threads"] == 1
     single = 3 * one.row["flops_per_image"] * one.row["images_per_second"]
     assert rate_of([one], "cpu") == pytest.approx(2 * single)
@@ -144,7 +158,65 @@ def test_the_rate_is_of_all_cores_however_many_threads_a_row_had() -> None:
         ("depth", "short", 0, "--seeds: must be at least 1 (found 0)"),
     ],
 )
-def test_what_there_is_not(name: str, tier: str, seeds: int | None, said: str) -> None:
+def test_what_there_is_not(name: str, tier: TierName, seeds: int | None, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        trials_of(find_study(name), tier, seeds=seeds)
+        cells_of(find_study(name), tier, seeds=seeds)
     assert str(caught.value).startswith(said)
+
+
+MINE = """
+question: Which temperature?
+seeds: 4
+attentions: [softmax]
+base: {epochs: 3, model: {depth: 2}}
+tiers: {short: {epochs: 1}}
+arms:
+  cold: {optimizer: {lr: 0.001}}
+  hot: {optimizer: {lr: 0.01}, model: {depth: 1}}
+"""
+
+
+def test_a_study_of_ones_own_is_a_yaml_file(tmp_path: Path) -> None:
+    """Tier, then base, then the tier's own settings, then the arm's: each beats the one before."""
+    (tmp_path / "heat.yaml").write_text(MINE)
+    study = find_study(str(tmp_path / "heat.yaml"))
+    assert (study.name, study.exploratory, study.score) == ("heat", False, "test_accuracy")
+    cells = cells_of(study, "short")
+    assert [cell.name for cell in cells][:3] == ["cold-softmax-s0", "hot-softmax-s0", "cold-softmax-s1"]
+    assert len(cells) == 8
+    cold, hot = cells[0].config, cells[1].config
+    assert (cold.epochs, cold.model.depth, cold.optimizer.lr, cold.batch_size) == (1, 2, 0.001, 128)
+    assert (hot.epochs, hot.model.depth, hot.optimizer.lr) == (1, 1, 0.01)
+    assert cells_of(study, "full")[0].config.epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("question: a\narms: {a: {}}\nseed: 3\n", "mine.yaml: seed: unknown key; did you mean 'seeds'?"),
+        ("arms: {a: {}}\n", "mine.yaml: question: Field required"),
+        ("question: a\n", "mine.yaml: must have arms, or a search, and not both"),
+        ("question: a\narms: {a: {}}\nseeds: none\n", "mine.yaml: seeds: Input should be a valid integer"),
+        ("question: a\narms: {a: {}}\ntiers: {long: {}}\n", "mine.yaml: tiers.long"),
+        ("question: a\narms: {a: {epoch: 3}}\n", "study mine: epoch: unknown key; did you mean 'epochs'?"),
+        ("question: a\narms: {a: {model: {attention: x}}}\nattentions: []\n", "study mine: model.attention: "),
+        ("question: [a\n", "mine.yaml: is not YAML"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        cells_of(find_study(str(tmp_path / "mine.yaml")), "smoke")
+    assert said in str(caught.value)
+
+
+def test_studies_are_registered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffvit.experiments.study.STUDIES", dict(STUDIES))
+    (tmp_path / "heat.yaml").write_text(MINE)
+    study = load_study(tmp_path / "heat.yaml")
+    register_study(study)
+    assert find_study("heat") is study
+    with pytest.raises(ValueError, match="registered already"):
+        register_study(study)
+    with pytest.raises(ConfigError, match="Rename the file"):
+        find_study(str(tmp_path / "heat.yaml"))
