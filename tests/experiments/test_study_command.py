@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from study_rows import made_records, rows_of
 
 from diffvit.cli.main import run
 from diffvit.errors import InputError
