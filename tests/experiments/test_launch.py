@@ -98,10 +98,10 @@ def test_no_worker_is_left_where_showing_fails(tmp_path: Path, monkeypatch: pyte
         if all(log.is_file() and "ready" in log.read_text() for log in logs):
             raise BrokenPipeError
 
-    started: list[subprocess.Popen[bytes]] = []
+    started: list[Any] = []
     real = subprocess.Popen
 
-    def popen(*given: Any, **more: Any) -> subprocess.Popen[bytes]:
+    def popen(*given: Any, **more: Any) -> Any:
         started.append(real(*given, **more))
         return started[-1]
 

@@ -16,7 +16,7 @@ from diffvit.config import parse, read_yaml
 from diffvit.errors import InputError
 from diffvit.experiments.report import gathered, report, table, write_report
 from diffvit.experiments.results import Results, compared_arms, difference, over_all_arms, results_of
-from diffvit.experiments.study import STUDIES, Cell, Study, cells_of
+from diffvit.experiments.study import STUDIES, Cell, Study, TierName, cells_of
 from diffvit.reporting.rows import write
 
 T_975 = {2: 4.302653, 4: 2.776445}  # Student's t by degrees of freedom
@@ -36,7 +36,7 @@ def level(cell: Cell) -> float:
     return LEVEL[cell.arm] + ahead + noise(cell)
 
 
-def made(study: Study, accuracy: object = level, tier: str = "short") -> Results:
+def made(study: Study, accuracy: object = level, tier: TierName = "short") -> Results:
     cells = cells_of(study, tier)
     return results_of(study, tier, cells, made_records(cells, accuracy))  # type: ignore[arg-type]
 

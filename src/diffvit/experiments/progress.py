@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 
 from diffvit.errors import InputError
-from diffvit.experiments.runner import State
+from diffvit.experiments.runner import TEST_ACCURACY, State
 from diffvit.experiments.study import TIERS, Cell, Study, TierName, training_flops
 from diffvit.reporting.rows import RunRecord, read
 from diffvit.reporting.tables import NONE, duration, percent
@@ -124,7 +124,7 @@ class StudyProgress:
             return
         for cell in [name for name in state.done if name not in self._told | self._before]:
             self._told.add(cell)
-            self._say(f"{cell}: {percent(state.done[cell])}")
+            self._say(f"{cell}: {self._shown(state.done[cell])}")
         if time.monotonic() - self._last_line >= _EVERY:
             self._last_line = time.monotonic()
             self._say(self._summary(state))
@@ -148,6 +148,9 @@ class StudyProgress:
     def _say(self, line: str) -> None:
         if not self.quiet:
             self.tell(line)
+
+    def _shown(self, value: float) -> str:
+        return percent(value) if self.study.score == TEST_ACCURACY else f"{value:.4g}"
 
     def _summary(self, state: State) -> str:
         count = len(state.done) + len(state.running) + len(state.failed) + len(state.waiting)
@@ -185,5 +188,5 @@ class StudyProgress:
             last = percent(rows[-1]["train_accuracy"]) if rows else NONE
             grid.add_row(name, process, f"{len(rows)} of {epochs[name]}" if name in epochs else "", last)
         for name, value in list(state.done.items())[-_RECENT:]:
-            grid.add_row(name, f"done: {self.study.score} {percent(value)}", "", "")
+            grid.add_row(name, f"done: {self.study.score} {self._shown(value)}", "", "")
         return grid
