@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from study_rows import made_records
 
 from diffvit.experiments.progress import StudyProgress
 from diffvit.experiments.report import write_report
 from diffvit.experiments.results import results_of
 from diffvit.experiments.runner import State
 from diffvit.experiments.study import STUDIES, cells_of
+from tests.experiments.study_rows import made_records
 
 STUDY = STUDIES["pooling"]
 CELLS = cells_of(STUDY, "short")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from study_rows import made_record
 
 from diffvit.config import to_dict
 from diffvit.errors import ConfigError
@@ -29,6 +28,7 @@ from diffvit.experiments.study import (
 from diffvit.reporting.rows import flatten
 from diffvit.training.material import fresh_model, load
 from diffvit.training.score import flops_per_image as counted
+from tests.experiments.study_rows import made_record
 
 ASKED = {  # settings in which a study's arms may differ
     "patch-size": {"model.patch_size"},

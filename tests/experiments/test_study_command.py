@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from study_rows import made_records, rows_of
 
 from diffvit.cli.main import run
 from diffvit.errors import InputError
@@ -17,6 +16,7 @@ from diffvit.experiments.study import STUDIES, Cell, cells_of, training_flops
 from diffvit.reporting.csv_files import read_csv
 from diffvit.reporting.rows import write
 from diffvit.training.run_dir import RunDir
+from tests.experiments.study_rows import made_records, rows_of
 
 Captured = pytest.CaptureFixture[str]
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
-from study_rows import made_records
 
 from diffvit.experiments import plots
 from diffvit.experiments.results import results_of
 from diffvit.experiments.study import STUDIES, cells_of
+from tests.experiments.study_rows import made_records
 
 
 def _limits(monkeypatch: pytest.MonkeyPatch, seconds: list[float]) -> tuple[tuple[float, float], ...]:

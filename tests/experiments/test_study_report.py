@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from study_rows import made_records, rows_of
 
 from diffvit.config import parse, read_yaml
 from diffvit.errors import InputError
@@ -18,6 +17,7 @@ from diffvit.experiments.report import gathered, report, table, write_report
 from diffvit.experiments.results import Results, compared_arms, difference, over_all_arms, results_of
 from diffvit.experiments.study import STUDIES, Cell, Study, TierName, cells_of
 from diffvit.reporting.rows import write
+from tests.experiments.study_rows import made_records, rows_of
 
 T_975 = {2: 4.302653, 4: 2.776445}  # Student's t by degrees of freedom
 POSITION, PAIR = STUDIES["position"], STUDIES["vit-vs-diffvit"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,9 @@ from diffvit.experiments.study import TIERS, Study, TierName, cells_of, differin
 from diffvit.reporting import markdown, stats
 from diffvit.reporting.arms import MODEL_NAMES, points, span
 from diffvit.reporting.generated import brought_up_to_date
-from diffvit.reporting.readme import stamp_of
 from diffvit.reporting.rows import content_hash, read, write
 from diffvit.reporting.stats import Interval
+from diffvit.reporting.style import stamp_of
 from diffvit.reporting.tables import NONE, Table, big, duration, percent, threads
 from diffvit.training.files import disk_faults
 from diffvit.training.files import replace as write_atomically
@@ -90,25 +91,29 @@ def write_report(results: Results, reports: Path) -> Path:
     # Last the committed rows of other tiers, and of cells that the study no longer has.
     known = {record.key for record in records}
     stamp = write(folder, [*records, *(record for record in read(folder) if record.key not in known)])
-    wanted = {
-        folder / REPORT: (report(results).encode(), "is not made from the rows beside it"),
-        folder / BEST: (to_yaml(results.best().config).encode(), "is not the best of the rows beside it"),
-    }
-    brought_up_to_date(wanted, check=False)
-    for name, draw in _DRAWN.items():
-        wished = plot_stamp(name, results, stamp)
+    why = "is not made from the rows beside it"
+    brought_up_to_date({folder / name: (text.encode(), why) for name, text in texts_of(results).items()}, check=False)
+    for name, (wished, draw) in plots_of(results, stamp).items():
         if stamp_of(folder / name) != wished:
             with disk_faults(folder / name):
-                write_atomically(folder / name, draw(results, stamp=wished))
+                write_atomically(folder / name, draw())
     assert stamp == content_hash(folder)
     return folder / REPORT
 
 
-def plot_stamp(name: str, results: Results, rows: str) -> str:
-    """What a plot's stamp says it was made from: the rows; the plot of costs from the operations counted, too."""
-    if name != _COSTS:
-        return rows
-    return hashlib.sha256(" ".join([rows, *(f"{line.flops:.0f}" for line in results.lines)]).encode()).hexdigest()
+def texts_of(results: Results) -> dict[str, str]:
+    """The report and the best configuration, by file name."""
+    return {REPORT: report(results), BEST: to_yaml(results.best().config)}
+
+
+def plots_of(results: Results, rows: str) -> dict[str, tuple[str, Callable[[], bytes]]]:
+    """The stamp of each plot and what draws it as PNG, by file name.
+
+    A stamp says what a plot was made from: ``rows``, the digest of the rows; costs from the operations counted, too.
+    """
+    told = " ".join([rows, *(f"{line.flops:.0f}" for line in results.lines)])
+    stamps = dict.fromkeys(_DRAWN, rows) | {_COSTS: hashlib.sha256(told.encode()).hexdigest()}
+    return {name: (stamps[name], partial(draw, results, stamp=stamps[name])) for name, draw in _DRAWN.items()}
 
 
 def report(results: Results) -> str:

@@ -13,7 +13,7 @@ import random
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -390,20 +390,31 @@ def update(study: Study, folder: Path) -> Path:
         InputError: trials.csv is missing or damaged.
     """
     from diffvit.reporting.generated import brought_up_to_date
-    from diffvit.reporting.readme import stamp_of
+    from diffvit.reporting.style import stamp_of
 
-    rows = read_csv(folder / TRIALS_FILE)
-    wanted = {folder / REPORT: (report(study, rows).encode(), "is not made from trials.csv")}
-    for attention, best in best_of(comparable(rows)).items():
-        values = {setting: best[setting] for setting in space_of(study).settings}
-        config = cell_of(study, best["tier"], attention, best["trial"], values).config
-        wanted[folder / BEST.format(attention)] = (to_yaml(config).encode(), "is not the best of trials.csv")
+    texts = texts_of(study, read_csv(folder / TRIALS_FILE))
+    wanted = {folder / name: (text.encode(), "is not made from trials.csv") for name, text in texts.items()}
     brought_up_to_date(wanted, check=False)
-    stamp = hashlib.sha256((folder / TRIALS_FILE).read_bytes()).hexdigest()
+    stamp, draw = plot_of(study, folder)
     if stamp_of(folder / PLOT) != stamp:
         with disk_faults(folder / PLOT):
-            write_atomically(folder / PLOT, plot(study, comparable(rows), stamp=stamp))
+            write_atomically(folder / PLOT, draw())
     return folder / REPORT
+
+
+def texts_of(study: Study, rows: Sequence[Row]) -> dict[str, str]:
+    """The report and the best of each attention as YAML, by file name."""
+    texts = {REPORT: report(study, rows)}
+    for attention, best in best_of(comparable(rows)).items():
+        values = {setting: best[setting] for setting in space_of(study).settings}
+        texts[BEST.format(attention)] = to_yaml(cell_of(study, best["tier"], attention, best["trial"], values).config)
+    return texts
+
+
+def plot_of(study: Study, folder: Path) -> tuple[str, Callable[[], bytes]]:
+    """The plot's stamp, which is the digest of trials.csv, and what draws it as PNG."""
+    stamp = hashlib.sha256((folder / TRIALS_FILE).read_bytes()).hexdigest()
+    return stamp, lambda: plot(study, comparable(read_csv(folder / TRIALS_FILE)), stamp=stamp)
 
 
 def comparable(rows: Sequence[Row]) -> list[Row]:
