@@ -1,6 +1,7 @@
 """The attention study's report: ``reports/attention/report.md`` and its plots, from the rows beside them.
 
-What is scored, and on what, is :mod:`diffvit.attention.study`'s; here the numbers are paired, tested and drawn.
+The study is ``attention`` of :data:`diffvit.experiments.study.STUDIES`, scored by
+:func:`diffvit.attention.scores.map_scores`; here its numbers are paired, tested and drawn.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from diffvit.reporting.attention_rows import (
     Values,
     differences,
     gap,
+    read_study,
 )
-from diffvit.reporting.csv_files import read_csv
-from diffvit.reporting.rows import EPOCHS_FILE, ROWS_FILE, read
+from diffvit.reporting.rows import EPOCHS_FILE, ROWS_FILE
 from diffvit.reporting.style import LIGHT, Theme, colour, dress, figure, to_png
 from diffvit.reporting.tables import Table
 from tools.pages import Content, Picture, render
@@ -97,7 +98,7 @@ def of_folder(folder: Path) -> dict[str, Content]:
         if page.exists():
             raise InputError(str(page), "there are no rows beside it", "Delete it, or run the study again.")
         return {}
-    study = Study(read(folder), read_csv(folder / SCORES), read_csv(folder / CURVES))
+    study = read_study(folder)
     files = [folder / name for name in (ROWS_FILE, EPOCHS_FILE, SCORES, CURVES)]
     stamp = hashlib.sha256(b"".join(path.read_bytes() for path in files if path.is_file())).hexdigest()
     pictures: dict[str, Content] = {

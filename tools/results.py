@@ -25,6 +25,7 @@ PAGE, README = Path("docs/results.md"), Path("README.md")
 BLOCK = "studies"
 GOAL, EPOCHS = 0.80, 50
 _FIRST = "vit-vs-diffvit"  # the study that answers in a sentence of the README
+_REPORTED = {name: study for name, study in STUDIES.items() if study.report}
 _NO_RUNS = Path("none")  # everything is made from committed rows alone
 BEST_NOTE = (
     "The best arm of each attention and its mean test accuracy; chosen by validation accuracy where the study's rows "
@@ -55,7 +56,8 @@ def documents(root: Path) -> dict[Path, Content]:
 
 def with_rows(reports: Path) -> dict[str, Results]:
     """What is known of every study that has committed rows, by its name."""
-    there = (each for each in STUDIES.values() if not each.search and (reports / each.name / ROWS_FILE).is_file())
+    there = (study for study in _REPORTED.values() if not study.search)
+    there = [study for study in there if (reports / study.name / ROWS_FILE).is_file()]
     return {study.name: gathered(study, _NO_RUNS, reports) for study in there}
 
 
@@ -98,7 +100,7 @@ def page(root: Path, found: Mapping[str, Results]) -> str:
         best_arms=best_arms(list(found.values())),
         best_note=BEST_NOTE,
         where_it_helps=where_it_helps(list(found.values())),
-        studies=STUDIES,
+        studies=_REPORTED,
         found=found,
         searched={study.name: search.words_of(study, root / REPORTS / study.name) for study in _searched(root)},
         dials_plot=search.PLOT,

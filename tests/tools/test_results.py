@@ -18,6 +18,7 @@ from tools import pages, results
 from tools.results import best_arms, documents, readme_block, where_it_helps, with_rows
 
 HEADS = STUDIES["heads"]
+REPORTED = [study for study in STUDIES.values() if study.report]
 HERE = Path()
 
 
@@ -51,10 +52,10 @@ def test_the_page_has_what_is_known_and_names_what_is_not(reports: Path) -> None
     assert "| 8 heads, Diff-ViT | 68.00% ± 0.00 |" in text
     assert "*heads, tier short, exploratory.*" in text
     assert "![Test accuracy of every arm and seed](../reports/heads/accuracy.png)" in text
-    assert text.count("Not run yet: ") == len(STUDIES) - 1
+    assert text.count("Not run yet: ") == len(REPORTED) - 1
     assert [line for line in text.splitlines() if line.startswith("## ")][1:] == [
         *("## The studies in short", "## Where differential attention helps"),
-        *(f"## {study.question}" for study in STUDIES.values()),
+        *(f"## {study.question}" for study in REPORTED),
     ]
     assert f"| {HEADS.question} | 8 heads, 68.0% | 8 heads, 68.0% | short, 2 |" in text
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from diffvit.experiments.runner import Runner
     from diffvit.experiments.search import Search
     from diffvit.reporting.rows import RunRecord
+    from diffvit.training.run_dir import RunDir
 
 app = App(name="study", help_format="plaintext")
 _CONDITIONS = ("data", "precision", "device", "kernels")  # as a cell's rows are told apart
@@ -157,8 +158,9 @@ def _work_of(
     study: Study, what: Selection, where: Mapping[str, Any], grace: float = _GRACE_SECONDS
 ) -> list[Runner] | list[Search]:
     """What is to do on this machine: the cells without committed rows, or the search of each attention."""
-    from diffvit.experiments.runner import Runner, committed, folder_of, located
+    from diffvit.experiments.runner import SCORES, Runner, committed, folder_of, located
 
+    SCORES.setdefault("attention-maps", _map_scores)
     if not study.search:
         cells = what.cells(study)
         on = located(cells, where)
@@ -182,6 +184,12 @@ def _work_of(
         )
         for attention in study.attentions
     ]
+
+
+def _map_scores(run: RunDir) -> Mapping[str, Any]:
+    from diffvit.attention.scores import map_scores
+
+    return map_scores(run)
 
 
 @app.command
@@ -333,6 +341,9 @@ def report(
         else:  # from the committed trials
             path = search.update(study, folder)
         found: dict[str, Any] = {"study": study.name, "tier": what.tier, "report": path}
+    elif not study.report:
+        path = made.write_rows(study, runs, reports, tier=tier or "short")
+        found = {"study": study.name, "tier": tier or "short", "report": path}
     else:
         results = made.gathered(study, runs, reports, tier=tier)
         path, table = made.write_report(results, reports), made.table(results)

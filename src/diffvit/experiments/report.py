@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -23,11 +23,13 @@ from diffvit.experiments.results import (
     records_of,
     results_of,
 )
+from diffvit.experiments.runner import numbers_in, scores_of
 from diffvit.experiments.study import TIERS, Study, TierName, cells_of, differing
 from diffvit.reporting import markdown, stats
 from diffvit.reporting.arms import MODEL_NAMES, points, span
+from diffvit.reporting.csv_files import Row, read_csv, write_csv
 from diffvit.reporting.generated import brought_up_to_date
-from diffvit.reporting.rows import content_hash, read, write
+from diffvit.reporting.rows import ROWS_FILE, RunRecord, content_hash, read, write
 from diffvit.reporting.stats import Interval
 from diffvit.reporting.style import stamp_of
 from diffvit.reporting.tables import NONE, Table, big, duration, percent, threads
@@ -61,10 +63,14 @@ def gathered(study: Study, runs: Path, reports: Path, *, tier: str | None = None
     """
     found = [each for name in TIERS if tier in (None, name) and (each := _of_tier(study, name, runs, reports))]
     if not found:
-        hint = f"Run it first: diffvit study run {study.name}"
-        raise InputError(f"study {study.name}", "has no finished run and no committed row", hint)
+        raise _nothing_known(study)
     whole = [each for each in found if not each.missing]
     return whole[-1] if whole else max(found, key=lambda each: len(each.records))
+
+
+def _nothing_known(study: Study) -> InputError:
+    hint = f"Run it first: diffvit study run {study.name}"
+    return InputError(f"study {study.name}", "has no finished run and no committed row", hint)
 
 
 def _of_tier(study: Study, tier: TierName, runs: Path, reports: Path) -> Results | None:
@@ -88,6 +94,8 @@ def write_report(results: Results, reports: Path) -> Path:
     """
     folder = reports / results.study.name
     records = [record for each in (results, *results.others) for record in each.records]
+    lines = [line for each in (results, *results.others) for line in each.lines]
+    write_tables(folder, results.study.score, [(line.arm, each) for line in lines for each in line.records.values()])
     # Last the committed rows of other tiers, and of cells that the study no longer has.
     known = {record.key for record in records}
     stamp = write(folder, [*records, *(record for record in read(folder) if record.key not in known)])
@@ -99,6 +107,50 @@ def write_report(results: Results, reports: Path) -> Path:
                 write_atomically(folder / name, draw())
     assert stamp == content_hash(folder)
     return folder / REPORT
+
+
+def write_rows(study: Study, runs: Path, reports: Path, *, tier: TierName = "short") -> Path:
+    """Write rows.csv, epochs.csv and the score's tables of a study without a report of its own; the path of rows.csv.
+
+    What is committed stays as it is; a cell that has no row gets that of its finished run.
+
+    Raises:
+        InputError: nothing is known, or a run or a file of rows is damaged.
+        EnvironmentFault: the disk refuses.
+    """
+    folder, cells = reports / study.name, cells_of(study, tier)
+    committed, found = read(folder), records_of(cells, runs, reports, study.score)
+    if not found:
+        raise _nothing_known(study)
+    known = {record.key[:2] for record in committed}
+    new = [(cell.arm, found[cell.name][0]) for cell in cells if cell.name in found and cell.key not in known]
+    write_tables(folder, study.score, new)
+    write(folder, [*committed, *(record for _, record in new)])  # last: it says that these cells are done
+    return folder / ROWS_FILE
+
+
+def write_tables(folder: Path, score: str, records: Sequence[tuple[str, RunRecord]]) -> None:
+    """Put the tables of a score into ``TABLE.csv``, with the arm, config hash and seed before each row.
+
+    Rows that are there stay, but for those of the same config and seed.
+
+    Args:
+        folder: of the report.
+        score: the study's.
+        records: arm and record of finished runs; committed ones, which have no run folder, are passed over.
+    """
+    tables: dict[str, list[Row]] = {}
+    for arm, record in records:
+        scores = (scores_of(record.folder, score) if record.folder else None) or {}
+        key = {"arm": arm, "config_hash": record.key[0], "seed": record.key[1]}
+        for name in (name for name in scores if name not in numbers_in(scores)):
+            tables.setdefault(name, []).extend(key | row for row in scores[name])
+    for name, rows in tables.items():
+        path, replaced = folder / f"{name}.csv", {(row["config_hash"], row["seed"]) for row in rows}
+        before = read_csv(path) if path.is_file() else []
+        with disk_faults(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_csv(path, [*(row for row in before if (row["config_hash"], row["seed"]) not in replaced), *rows])
 
 
 def texts_of(results: Results) -> dict[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffvit.config import Config
-from diffvit.experiments.runner import TEST_ACCURACY, scores_of, stem_of
+from diffvit.experiments.runner import TEST_ACCURACY, numbers_in, scores_of, stem_of
 from diffvit.experiments.study import REPORTS, RUNS, Cell, Study, TierName, training_flops
 from diffvit.reporting import stats
 from diffvit.reporting.arms import MODEL_NAMES, Ranking, ranking, shared_seeds
@@ -43,7 +43,7 @@ def records_of(
             tag = folder.name.removeprefix(stem)
             if tag and not (tag.startswith("-") and tag[1:].isalnum()):
                 continue  # another seed, a run that the runner renamed, or its errors
-            if (numbers := scores_of(folder, score)) is None:
+            if (scores := scores_of(folder, score)) is None:
                 continue
             record = read_run(RunDir(folder))
             # A row that is committed keeps its name.
@@ -51,7 +51,7 @@ def records_of(
             if record.key in records:
                 row["run"] = records[record.key].row["run"]
             if score != TEST_ACCURACY:
-                row |= {f"{SCORE}{name}": value for name, value in numbers.items()}
+                row |= {f"{SCORE}{name}": value for name, value in numbers_in(scores).items()}
             records[record.key] = RunRecord(row, record.epochs, record.evaluation, record.classes, folder)
         if records:
             found[cell.name] = list(records.values())

@@ -30,16 +30,17 @@ from diffvit.training.run_dir import RunDir
 from diffvit.training.signals import StopRequest
 
 Tell = Callable[[str], object]
-Score = Callable[[RunDir], Mapping[str, float]]
+Score = Callable[[RunDir], Mapping[str, Any]]
 ATTEMPTS = 3  # of a cell that fails by itself; a killed worker does not count
 _PAUSE = 0.5  # seconds between looks where all that is left is locked by others
 
 TEST_ACCURACY = "test_accuracy"
 SCORES: dict[str, Score] = {TEST_ACCURACY: lambda run: {TEST_ACCURACY: run.result[TEST_ACCURACY]}}
-"""What a study may measure of a finished run, by the name in its ``score`` field: from the run folder to named numbers.
+"""What a study may measure of a finished run, by the name in its ``score`` field: from the run folder to named numbers
+and named tables, which are lists of rows (dicts).
 
-The numbers of any but ``test_accuracy`` are kept in the run folder, as ``scores/NAME.json``, and in the columns
-``score.NUMBER`` of rows.csv.
+What any but ``test_accuracy`` gives is kept in the run folder, as ``scores/NAME.json``. Its numbers stand in the
+columns ``score.NUMBER`` of rows.csv, its tables in ``TABLE.csv`` beside it.
 """
 
 
@@ -164,7 +165,7 @@ class State:
     """What has become of the cells of a study, read from their run folders.
 
     Args:
-        done: the first number of the score, by the cell's name.
+        done: the first number of the score by the cell's name, or the test accuracy where it has tables alone.
         running: which process holds the run folder's lock.
         failed: the last error of those given up after :data:`ATTEMPTS` of them.
         waiting: names of all others.
@@ -193,14 +194,19 @@ def locked_by(folder: Path) -> str | None:
     return None
 
 
-def scores_of(folder: Path, score: str) -> Mapping[str, float] | None:
-    """The numbers of a run's score; None where the run is not finished or not yet scored."""
+def scores_of(folder: Path, score: str) -> Mapping[str, Any] | None:
+    """The numbers and tables of a run's score; None where the run is not finished or not yet scored."""
     run, file = RunDir(folder), folder / "scores" / f"{score}.json"
     if not run.finished:
         return None
     if score == TEST_ACCURACY:
         return SCORES[score](run)
     return json.loads(file.read_bytes()) if file.is_file() else None
+
+
+def numbers_in(scores: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a score, without its tables."""
+    return {name: value for name, value in scores.items() if not isinstance(value, list)}
 
 
 @dataclass(frozen=True)
@@ -226,7 +232,8 @@ class Runner:
         state, codes = State({}, {}, {}, []), [0]
         for cell in self.cells:
             folder = self.folders[cell.name]
-            if (numbers := scores_of(folder, self.score)) is not None:
+            if (scores := scores_of(folder, self.score)) is not None:
+                numbers = numbers_in(scores) or {TEST_ACCURACY: RunDir(folder).result[TEST_ACCURACY]}
                 state.done[cell.name] = next(iter(numbers.values()))
             elif process := locked_by(folder):
                 state.running[cell.name] = f"process {process}"
@@ -273,7 +280,7 @@ class Runner:
         """Run a cell; an error of its own is kept beside the run folder, and the study goes on."""
         self.tell(f"{cell.name}: begins")
         try:
-            numbers = self._scored(self.train(cell))
+            numbers = numbers_in(self._scored(self.train(cell)))
         except Interrupted:
             raise
         except RunBusyError as error:
@@ -286,7 +293,8 @@ class Runner:
             self.tell(f"{cell.name}: failed ({why})\n{traceback.format_exc()}")
             self._add_error(cell, why, 1)
         else:
-            self.tell(f"{cell.name}: {', '.join(f'{name} {value:.4g}' for name, value in numbers.items())}")
+            told = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+            self.tell(f"{cell.name}: {told or 'done'}")
             return True
         return False
 
@@ -321,18 +329,18 @@ class Runner:
                 raise RunBusyError(str(folder), "another process began to train here") from None
             raise
 
-    def _scored(self, run: RunDir) -> Mapping[str, float]:
-        """The numbers of a finished run's score, measured if they are not there yet, while the run folder is locked."""
-        if (numbers := scores_of(run.path, self.score)) is not None:
-            return numbers
+    def _scored(self, run: RunDir) -> Mapping[str, Any]:
+        """A finished run's score, measured if it is not there yet, while the run folder is locked."""
+        if (scores := scores_of(run.path, self.score)) is not None:
+            return scores
         with run.lock():
-            numbers = scores_of(run.path, self.score)
-            if numbers is None:
-                numbers = dict(SCORES[self.score](run))
+            scores = scores_of(run.path, self.score)
+            if scores is None:
+                scores = dict(SCORES[self.score](run))
                 with disk_faults(run.path):
                     (run.path / "scores").mkdir(exist_ok=True)
-                    write_atomically(run.path / "scores" / f"{self.score}.json", to_json(numbers))
-        return numbers
+                    write_atomically(run.path / "scores" / f"{self.score}.json", to_json(scores))
+        return scores
 
     def forget_errors(self) -> list[str]:
         """Give the cells that were given up as many attempts again; which these are."""

@@ -23,7 +23,7 @@ EXPLORATORY_SEEDS = 2
 _FOLDER = Path(__file__).parent
 _BUILT_IN = (  # in order of worth; each is a YAML file beside this one
     *("vit-vs-diffvit", "patch-size", "position", "augmentation"),
-    *("width", "depth", "mlp-ratio", "heads", "pooling", "head", "optimizer", "initialisation", "search"),
+    *("width", "depth", "mlp-ratio", "heads", "pooling", "head", "optimizer", "initialisation", "search", "attention"),
 )
 _TRAIN_IMAGES = {"cifar10": 50_000}
 _PASSES = 3  # forward, and backward to inputs and weights
@@ -68,8 +68,12 @@ class Study(_Strict):
     """Settings of all arms, laid over the tier's recipe."""
     tiers: dict[TierName, Settings] = {}
     """Settings of all arms at one tier, laid over :attr:`base`."""
+    skip: dict[TierName, tuple[str, ...]] = {}
+    """Arms that are left out at a tier."""
     score: str = "test_accuracy"
     """What is measured of each finished run; see :data:`diffvit.experiments.runner.SCORES`."""
+    report: bool = True
+    """Whether there are tables and plots of the test accuracy; False for rows and the score's tables alone."""
     fit: bool = False
     """Whether the report says how close each arm fits its training images."""
     search: SearchSpace | None = None
@@ -94,6 +98,8 @@ def load_study(path: Path) -> Study:
         raise ConfigError(f"{path}: {key}", first["msg"]) from None
     if bool(study.arms) == bool(study.search):
         raise ConfigError(str(path), "must have arms, or a search, and not both")
+    for arm in (name for skipped in study.skip.values() for name in skipped if name not in study.arms):
+        raise ConfigError(f"{path}: skip", f"no arm {arm!r};{did_you_mean(arm, study.arms)}".rstrip(";"))
     return study
 
 
@@ -196,8 +202,9 @@ def cells_of(study: Study, tier: TierName, *, seeds: int | None = None, validati
         raise ConfigError("--seeds", f"must be at least 1 (found {seeds})")
     last = {} if validation else {"validation_size": 0}
     cells = []
+    arms = {arm: settings for arm, settings in study.arms.items() if arm not in study.skip.get(tier, ())}
     for seed in range(seeds or seeds_of(study, tier)):
-        for arm, settings in study.arms.items():
+        for arm, settings in arms.items():
             for attention in study.attentions or (None,):
                 own = {"model": {"attention": attention}} if attention else {}
                 cells.append(Cell(study.name, tier, arm, recipe_of(study, tier, settings, own, {"seed": seed, **last})))

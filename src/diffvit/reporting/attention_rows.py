@@ -7,9 +7,10 @@ from functools import cached_property
 from pathlib import Path
 
 from diffvit.reporting import stats
-from diffvit.reporting.rows import Row, RunRecord
+from diffvit.reporting.csv_files import read_csv
+from diffvit.reporting.rows import Row, RunRecord, read
 
-FOLDER = Path("reports/attention")
+FOLDER = Path("reports/attention")  # made by diffvit study report attention
 SCORES, CURVES = "scores.csv", "removal.csv"
 SOFTMAX, DIFFERENTIAL, WIDE = "ViT", "Diff-ViT", "ViT, half the heads"
 METRICS = {"pointing": "pointing game", "mass": "mass on the object", "iou": "IoU at half the mass"}
@@ -93,6 +94,21 @@ class Study:
             for record in self.records
             if (owner := owners.get((record.row["config_hash"], record.row["seed"]))) and owner["data"] == data
         }
+
+
+def read_study(folder: Path) -> Study:
+    """The study from its files.
+
+    Raises:
+        InputError: damaged rows.
+    """
+    scores, curves = (_by_model(read_csv(folder / name)) for name in (SCORES, CURVES))
+    return Study(read(folder), scores, curves)
+
+
+def _by_model(rows: list[Row]) -> list[Row]:
+    """Rows whose arm is the model alone: ``ViT`` for the arm "ViT on clutter 0.3"."""
+    return [{**row, "arm": row["arm"].partition(" on ")[0]} for row in rows]
 
 
 def gap(
