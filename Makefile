@@ -53,7 +53,7 @@ bench: $(READY)  ## speed beside timm, vit-pytorch and transformers (under ten m
 	$(BIN)/diffvit bench inference --no-memory
 	$(BIN)/diffvit bench attention
 
-attention-study: $(READY)  ## reports/attention: 42 small models trained and their maps scored (about an hour on two cores)
+attention-study: $(READY)  ## reports/attention: 42 small models trained and their maps scored (about an hour on two cores, resumable)
 	$(BIN)/diffvit study run attention --workers 2
 	$(BIN)/diffvit study report attention
 	$(BIN)/python -m tools attention

@@ -22,7 +22,6 @@ from diffvit.experiments.runner import (
     committed,
     conditions_of,
     folder_of,
-    locked_by,
     register_score,
 )
 from diffvit.experiments.study import STUDIES, Cell, cells_of
@@ -128,11 +127,11 @@ def test_a_worker_that_waits_for_another_can_be_stopped(tmp_path: Path) -> None:
 def test_a_cell_of_another_process_is_waited_for_or_told(tmp_path: Path) -> None:
     folder = tmp_path / NAMES[0]
     with RunDir(folder).lock():
-        assert locked_by(folder) == str(os.getpid())
+        assert RunDir(folder).locked_by == str(os.getpid())
         assert quick(tmp_path).state().running == {NAMES[0]: f"process {os.getpid()}"}
         with pytest.raises(RunBusyError, match=f"another process is training here \\(process {os.getpid()}"):
             quick(tmp_path).work(wait=False)
-    assert locked_by(folder) is None
+    assert RunDir(folder).locked_by is None
     assert quick(tmp_path).work() == 1
 
 

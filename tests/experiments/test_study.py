@@ -170,6 +170,7 @@ seeds: 4
 attentions: [softmax]
 base: {epochs: 3, model: {depth: 2}}
 tiers: {short: {epochs: 1}}
+skip: {full: [cold]}
 arms:
   cold: {optimizer: {lr: 0.001}}
   hot: {optimizer: {lr: 0.01}, model: {depth: 1}}
@@ -187,7 +188,7 @@ def test_a_study_of_ones_own_is_a_yaml_file(tmp_path: Path) -> None:
     cold, hot = cells[0].config, cells[1].config
     assert (cold.epochs, cold.model.depth, cold.optimizer.lr, cold.batch_size) == (1, 2, 0.001, 128)
     assert (hot.epochs, hot.model.depth, hot.optimizer.lr) == (1, 1, 0.01)
-    assert cells_of(study, "full")[0].config.epochs == 3
+    assert {(cell.arm, cell.config.epochs) for cell in cells_of(study, "full")} == {("hot", 3)}
 
 
 @pytest.mark.parametrize(
@@ -201,6 +202,10 @@ def test_a_study_of_ones_own_is_a_yaml_file(tmp_path: Path) -> None:
         ("question: a\narms: {a: {epoch: 3}}\n", "study mine: epoch: unknown key; did you mean 'epochs'?"),
         ("question: a\narms: {a: {model: {attention: x}}}\nattentions: []\n", "study mine: model.attention: "),
         ("question: [a\n", "mine.yaml: is not YAML"),
+        (
+            "question: a\narms: {cold: {}}\nskip: {smoke: [colt]}\n",
+            "mine.yaml: skip: no arm 'colt'; did you mean 'cold'?",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_file_is_one_line(tmp_path: Path, text: str, said: str) -> None:

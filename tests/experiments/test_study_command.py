@@ -131,7 +131,7 @@ def test_cells_that_were_given_up_are_told_and_tried_again(capsys: Captured, mon
 
 
 def test_a_study_of_ones_own_is_run_like_a_built_in_one(capsys: Captured) -> None:
-    """Its score is any function of a finished run: here the epochs' losses."""
+    """Its score is any function of a finished run: here the epochs' losses, as a number and as a table."""
     text = (
         "question: a or b?\nattentions: [softmax]\nbase: {epochs: 1}\nscore: losses\narms: {a: {}, b: {whiten: true}}\n"
     )
@@ -139,7 +139,15 @@ def test_a_study_of_ones_own_is_run_like_a_built_in_one(capsys: Captured) -> Non
     assert run(["study", "work", "mine.yaml", "--tier", "smoke", "--device", "cpu"]) == 2
     assert "score: no score 'losses' (have test_accuracy" in capsys.readouterr().err
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SCORES, "losses", lambda run: {"last": run.metrics[-1]["train_loss"]})
+        kept = ("epoch", "train_loss")
+        patch.setitem(
+            SCORES,
+            "losses",
+            lambda run: {
+                "last": run.metrics[-1]["train_loss"],
+                "all": [{name: row[name] for name in kept} for row in run.metrics],
+            },
+        )
         assert run(["study", "work", "mine.yaml", "--tier", "smoke", "--device", "cpu"]) == 0
         assert run(["study", "show", "mine.yaml", "--tier", "smoke"]) == 0
         assert "2 of 2 cells are done" in capsys.readouterr().out
@@ -152,6 +160,12 @@ def test_a_study_of_ones_own_is_run_like_a_built_in_one(capsys: Captured) -> Non
     assert digests(Path("reports/mine")) == before
     losses = [row["score.last"] for row in read_csv(Path("reports/mine/rows.csv"))]
     assert all(f"{loss:.4g}" in report for loss in losses)
+    table = read_csv(Path("reports/mine/all.csv"))
+    assert list(table[0]) == ["arm", "config_hash", "seed", *kept]
+    assert [(row["arm"], row["epoch"], row["train_loss"]) for row in table] == [
+        ("a", 1, losses[0]),
+        ("b", 1, losses[1]),
+    ]
 
 
 def test_a_cell_that_another_process_holds_is_exit_code_6(capsys: Captured) -> None:

@@ -7,10 +7,8 @@ ends, however it ends, and the next worker goes on from the last checkpoint. So 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -179,21 +177,6 @@ class State:
     exit_code: int = 0
 
 
-def locked_by(folder: Path) -> str | None:
-    """Number of the process that holds a run folder's lock; None where nobody does."""
-    try:
-        handle = os.open(folder / ".lock", os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
-    finally:
-        os.close(handle)
-    return None
-
-
 def scores_of(folder: Path, score: str) -> Mapping[str, Any] | None:
     """The numbers and tables of a run's score; None where the run is not finished or not yet scored."""
     run, file = RunDir(folder), folder / "scores" / f"{score}.json"
@@ -235,7 +218,7 @@ class Runner:
             if (scores := scores_of(folder, self.score)) is not None:
                 numbers = numbers_in(scores) or {TEST_ACCURACY: RunDir(folder).result[TEST_ACCURACY]}
                 state.done[cell.name] = next(iter(numbers.values()))
-            elif process := locked_by(folder):
+            elif process := RunDir(folder).locked_by:
                 state.running[cell.name] = f"process {process}"
             elif len(errors := self._errors(cell)) >= ATTEMPTS:
                 state.failed[cell.name] = errors[-1]["why"]
@@ -270,7 +253,7 @@ class Runner:
                 for cell in self.cells:
                     folder = self.folders[cell.name]
                     open_ = cell.name in state.waiting and scores_of(folder, self.score) is None
-                    if open_ and not locked_by(folder) and not stop.signal:
+                    if open_ and not RunDir(folder).locked_by and not stop.signal:
                         completed += self._completed(cell)
                 if completed == before and not stop.signal:
                     time.sleep(pause)
