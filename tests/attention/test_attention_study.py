@@ -18,10 +18,9 @@ from diffvit.experiments.runner import SCORES, Runner
 from diffvit.experiments.study import STUDIES, Study, cells_of, load_study
 from diffvit.models.vit import VisionTransformer
 from diffvit.reporting import rows
-from diffvit.reporting.attention_rows import DIFFERENTIAL, SOFTMAX, WIDE, read_study
 from diffvit.reporting.csv_files import read_csv
 from diffvit.training.run_dir import RunDir
-from tools import attention as report
+from tools.attention import DIFFERENTIAL, SOFTMAX, WIDE, of_folder, read_study
 
 STUDY = STUDIES["attention"]
 CELLS = cells_of(STUDY, "short")
@@ -110,7 +109,7 @@ def test_a_small_study_is_trained_scored_and_reported_and_goes_on_where_it_stopp
     assert (out / "scores.csv").read_bytes() == after
     header = "arm,config_hash,seed,data,clutter,map,pointing,mass,iou,deletion,insertion,images,removal_images"
     assert after.decode().splitlines()[0] == header
-    assert str(report.of_folder(out)["report.md"]).startswith("# Does differential attention cancel noise?")
+    assert str(of_folder(out)["report.md"]).startswith("# Does differential attention cancel noise?")
     found = read_study(out)
     assert (found.clutter, found.last, found.seeds) == ([0.0, 0.5], "layer 1", [0, 1])
     for arm in (SOFTMAX, DIFFERENTIAL):

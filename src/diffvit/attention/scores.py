@@ -16,12 +16,13 @@ from diffvit.attention.rollout import rollout
 from diffvit.attention.subject import Subject, labelled_images, of_run
 from diffvit.data.images import Images
 from diffvit.errors import InputError
-from diffvit.reporting.attention_rows import FIRST_MAP
 from diffvit.training.run_dir import RunDir
 
 Row = dict[str, Any]
 _MASKED, _REMOVED = 2000, 500  # test images scored of a run in a study, with masks and without
 SHARE = 0.5  # of the mass, that the overlap's threshold keeps
+METRICS = {"pointing": "pointing game", "mass": "mass on the object", "iou": "IoU at half the mass"}
+FIRST_MAP = ", A1 alone"  # after the name of a map: of differential attention, without the subtraction
 CHANCE = ("uniform", "centre", "random")  # what a map without any attention scores
 
 
