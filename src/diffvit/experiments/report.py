@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from diffvit.config import to_yaml
-from diffvit.errors import InputError
+from diffvit.errors import ConfigError, InputError
 from diffvit.experiments import plots
 from diffvit.experiments.results import (
     Line,
@@ -116,6 +116,7 @@ def write_rows(study: Study, runs: Path, reports: Path, *, tier: TierName = "sho
 
     Raises:
         InputError: nothing is known, or a run or a file of rows is damaged.
+        ConfigError: the rows that are there are of another tier.
         EnvironmentFault: the disk refuses.
     """
     folder, cells = reports / study.name, cells_of(study, tier)
@@ -124,6 +125,8 @@ def write_rows(study: Study, runs: Path, reports: Path, *, tier: TierName = "sho
         raise _nothing_known(study)
     known = {record.key[:2] for record in committed}
     new = [(cell.arm, found[cell.name][0]) for cell in cells if cell.name in found and cell.key not in known]
+    if new and known - {cell.key for cell in cells}:
+        raise ConfigError("--tier", f"{folder} has rows of other cells than tier {tier} has", "Give another --reports.")
     write_tables(folder, study.score, new)
     write(folder, [*committed, *(record for _, record in new)])  # last: it says that these cells are done
     return folder / ROWS_FILE
