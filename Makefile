@@ -49,8 +49,9 @@ bench: $(READY)  ## speed beside timm, vit-pytorch and transformers (under ten m
 	$(BIN)/diffvit bench inference --no-memory
 	$(BIN)/diffvit bench attention
 
-attention-study: $(READY)  ## reports/attention: 42 small models trained and their maps scored (about an hour on two cores)
-	$(BIN)/python -m diffvit.attention.study
+attention-study: $(READY)  ## reports/attention: 42 small models trained and their maps scored (about an hour on two cores, resumable)
+	$(BIN)/diffvit study run attention --workers 2
+	$(BIN)/diffvit study report attention
 	$(BIN)/python -m tools attention
 
 # A run that is there is taken up where it stopped; a complete one is left as it is.

@@ -1,6 +1,7 @@
 """The attention study's report: ``reports/attention/report.md`` and its plots, from the rows beside them.
 
-What is scored, and on what, is :mod:`diffvit.attention.study`'s; here the numbers are paired, tested and drawn.
+The study is ``attention`` of :data:`diffvit.experiments.study.STUDIES`, scored by
+:func:`diffvit.attention.scores.map_scores`; here its numbers are paired, tested and drawn.
 """
 
 from __future__ import annotations
@@ -8,38 +9,152 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from diffvit.attention.scores import FIRST_MAP, METRICS
 from diffvit.errors import InputError
 from diffvit.reporting import markdown, stats
 from diffvit.reporting.arms import points, span
-from diffvit.reporting.attention_rows import (
-    CURVES,
-    DIFFERENTIAL,
-    FIRST_MAP,
-    FOLDER,
-    METRICS,
-    SCORES,
-    SOFTMAX,
-    WIDE,
-    Study,
-    Values,
-    differences,
-    gap,
-)
 from diffvit.reporting.csv_files import read_csv
-from diffvit.reporting.rows import EPOCHS_FILE, ROWS_FILE, read
+from diffvit.reporting.rows import EPOCHS_FILE, ROWS_FILE, Row, RunRecord, read
 from diffvit.reporting.style import LIGHT, Theme, colour, dress, figure, to_png
 from diffvit.reporting.tables import Table
 from tools.pages import Content, Picture, render
 
+FOLDER = Path("reports/attention")  # made by diffvit study report attention
+SCORES, CURVES = "scores.csv", "removal.csv"
+SOFTMAX, DIFFERENTIAL, WIDE = "ViT", "Diff-ViT", "ViT, half the heads"
+Values = dict[tuple[int, float | None], float]  # by seed and clutter
 _ARMS = (SOFTMAX, DIFFERENTIAL, WIDE)
 _BASELINES = {"centre": (0, (4, 2)), "uniform": (0, (1, 2))}
+
+
+@dataclass(frozen=True)
+class Study:
+    """All rows of the study.
+
+    Args:
+        records: of the trainings.
+        scores: per trained model and map.
+        curves: per trained model, map and share of patches.
+    """
+
+    records: list[RunRecord]
+    scores: list[Row]
+    curves: list[Row]
+
+    @cached_property
+    def last(self) -> str:
+        """Name of the last layer's map."""
+        return self.layers[-1]
+
+    @cached_property
+    def maps(self) -> list[str]:
+        """Every map's name, in the order of the rows."""
+        return list(dict.fromkeys(str(row["map"]) for row in self.scores))
+
+    @cached_property
+    def layers(self) -> list[str]:
+        """Names of the layers' own maps, first to last."""
+        return [name for name in self.maps if name.startswith("layer") and FIRST_MAP not in name]
+
+    @cached_property
+    def clutter(self) -> list[float]:
+        """The levels, ascending."""
+        return sorted({row["clutter"] for row in self.scores if row["clutter"] is not None})
+
+    @cached_property
+    def seeds(self) -> list[int]:
+        """The seeds, ascending."""
+        return sorted({row["seed"] for row in self.scores})
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """What each source's data is called wherever a result is quoted, as ``cifar10`` to ``CIFAR-10 (JPEG)``."""
+        found = {
+            str(record.row["source"]): str(record.row["data"]) for record in self.records if "source" in record.row
+        }
+        return {**found, "shapes": "shapes"}
+
+    def values(self, arm: str, name: str, metric: str, data: str = "shapes") -> Values:
+        """A score by seed and clutter."""
+        return {
+            (row["seed"], row["clutter"]): row[metric]
+            for row in self.scores
+            if (row["arm"], row["map"], row["data"]) == (arm, name, data) and row[metric] is not None
+        }
+
+    def images(self, metric: str, data: str = "shapes") -> int | None:
+        """Of how many test images a metric, or ``accuracy``, is the mean; the fewest of its rows, None where unknown.
+
+        Clutter levels have images of their own, which makes an interval of their mean wider than it need be.
+        """
+        if metric == "accuracy":
+            sources = {row["config_hash"]: row["data"] for row in self.scores}
+            counts = [each.row["test_images"] for each in self.records if sources.get(each.row["config_hash"]) == data]
+        else:
+            column = "removal_images" if metric in ("deletion", "insertion") else "images"
+            counts = [row[column] for row in self.scores if row["data"] == data]
+        return min((int(count) for count in counts if count), default=None)
+
+    def accuracies(self, arm: str, data: str = "shapes") -> Values:
+        """Test accuracy by seed and clutter."""
+        owners = {(row["config_hash"], row["seed"]): row for row in self.scores if row["arm"] == arm}
+        return {
+            (owner["seed"], owner["clutter"]): record.row["test_accuracy"]
+            for record in self.records
+            if (owner := owners.get((record.row["config_hash"], record.row["seed"]))) and owner["data"] == data
+        }
+
+
+def read_study(folder: Path) -> Study:
+    """The study from its files.
+
+    Raises:
+        InputError: damaged rows.
+    """
+    scores, curves = (_by_model(read_csv(folder / name)) for name in (SCORES, CURVES))
+    return Study(read(folder), scores, curves)
+
+
+def _by_model(rows: list[Row]) -> list[Row]:
+    """Rows whose arm is the model alone: ``ViT`` for the arm "ViT on clutter 0.3"."""
+    return [{**row, "arm": row["arm"].partition(" on ")[0]} for row in rows]
+
+
+def gap(
+    first: Values, second: Values, images: int | None, comparisons: int = 1, clutter: float | None = None
+) -> stats.Interval | None:
+    """First minus second, paired by seed; None for fewer than two seeds.
+
+    The pairs of one seed, one per clutter level, are averaged first (or those at one level taken, if given): they start
+    from the same weights, so they are no independent evidence of what training does.
+
+    Args:
+        first: scores in [0, 1], such as shares of images.
+        second: likewise.
+        images: that each score is a mean over; its sampling variance is bounded by that of a share.
+        comparisons: that were chosen beforehand and are made together (Bonferroni).
+        clutter: this level alone.
+    """
+    pairs = [key for key in differences(first, second) if clutter is None or key[1] == clutter]
+    seeds = sorted({seed for seed, _ in pairs})
+    if len(seeds) < 2:
+        return None
+    one, two = (
+        [stats.mean([side[key] for key in pairs if key[0] == seed]) for seed in seeds] for side in (first, second)
+    )
+    return stats.paired_difference(one, two, images, 1 - (1 - stats.CONFIDENCE) / comparisons)
+
+
+def differences(first: Values, second: Values) -> Values:
+    """First minus second for every pair of seed and clutter that both have."""
+    return {key: first[key] - second[key] for key in sorted(first.keys() & second.keys(), key=str)}
 
 
 @dataclass(frozen=True)
@@ -97,7 +212,7 @@ def of_folder(folder: Path) -> dict[str, Content]:
         if page.exists():
             raise InputError(str(page), "there are no rows beside it", "Delete it, or run the study again.")
         return {}
-    study = Study(read(folder), read_csv(folder / SCORES), read_csv(folder / CURVES))
+    study = read_study(folder)
     files = [folder / name for name in (ROWS_FILE, EPOCHS_FILE, SCORES, CURVES)]
     stamp = hashlib.sha256(b"".join(path.read_bytes() for path in files if path.is_file())).hexdigest()
     pictures: dict[str, Content] = {

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from diffvit.config import Config, parse, read_yaml, to_yaml
-from diffvit.experiments import plots, search_report, words
-from diffvit.experiments.definitions import BOTH, STUDIES
-from diffvit.experiments.report import gathered, plot_stamp
+from diffvit.config import Config, parse, read_yaml
+from diffvit.experiments import report, search
+from diffvit.experiments.report import gathered
 from diffvit.experiments.results import Line, Results, compared_arms, difference, over_all_arms
-from diffvit.experiments.search import DIALS, trial_of
-from diffvit.experiments.tiers import TIERS
+from diffvit.experiments.study import BOTH, REPORTS, STUDIES, TIERS, Study
 from diffvit.reporting import stats
 from diffvit.reporting.arms import MODEL_NAMES, Arm, arms, points, span
 from diffvit.reporting.csv_files import read_csv
@@ -23,12 +20,12 @@ from diffvit.reporting.tables import NONE, Table, accuracy_cell, duration, perce
 from tools.pages import Content, Picture, render, with_block
 from tools.recipes import is_run_of, where
 
-PAGE, README, REPORTS = Path("docs/results.md"), Path("README.md"), Path("reports")
+PAGE, README = Path("docs/results.md"), Path("README.md")
 BLOCK = "studies"
 GOAL, EPOCHS = 0.80, 50
 _FIRST = "vit-vs-diffvit"  # the study that answers in a sentence of the README
+_REPORTED = {name: study for name, study in STUDIES.items() if study.report}
 _NO_RUNS = Path("none")  # everything is made from committed rows alone
-_PLOTS = {"accuracy.png": plots.accuracies, "curves.png": plots.curves, "cost.png": plots.costs}
 BEST_NOTE = (
     "The best arm of each attention and its mean test accuracy; chosen by validation accuracy where the study's rows "
     "have one, else, marked *, on the test set. **Bold** beats every other arm of its study surely (95% intervals over "
@@ -50,44 +47,34 @@ def documents(root: Path) -> dict[Path, Content]:
     }
     for name, results in found.items():
         made |= {REPORTS / name / file: content for file, content in of_study(results, root / REPORTS / name).items()}
-    for name in _searched(root):
-        of_it = of_search(root / REPORTS / name)
-        made |= {REPORTS / name / file: content for file, content in of_it.items()}
+    for study in _searched(root):
+        of_it = of_search(study, root / REPORTS / study.name)
+        made |= {REPORTS / study.name / file: content for file, content in of_it.items()}
     return made
 
 
 def with_rows(reports: Path) -> dict[str, Results]:
     """What is known of every study that has committed rows, by its name."""
-    there = (each for each in STUDIES.values() if not each.search and (reports / each.name / ROWS_FILE).is_file())
+    there = (study for study in _REPORTED.values() if not study.search)
+    there = [study for study in there if (reports / study.name / ROWS_FILE).is_file()]
     return {study.name: gathered(study, _NO_RUNS, reports) for study in there}
 
 
-def _searched(root: Path) -> list[str]:
-    there = (study.name for study in STUDIES.values() if study.search)
-    return [name for name in there if (root / REPORTS / name / search_report.TRIED).is_file()]
+def _searched(root: Path) -> list[Study]:
+    there = (study for study in STUDIES.values() if study.search)
+    return [study for study in there if (root / REPORTS / study.name / search.TRIALS_FILE).is_file()]
 
 
 def of_study(results: Results, folder: Path) -> dict[str, Content]:
     """The files that ``diffvit study report`` writes beside the rows of a study."""
-    rows = content_hash(folder)
-    stamps = {name: plot_stamp(name, results, rows) for name in _PLOTS}
-    pictures: dict[str, Content] = {
-        name: Picture(stamps[name], partial(draw, results, stamp=stamps[name])) for name, draw in _PLOTS.items()
-    }
-    return {"report.md": words.report(results), words.BEST: to_yaml(results.best().config), **pictures}
+    pictures = report.plots_of(results, content_hash(folder))
+    return {**report.texts_of(results), **{name: Picture(*each) for name, each in pictures.items()}}
 
 
-def of_search(folder: Path) -> dict[str, Content]:
+def of_search(study: Study, folder: Path) -> dict[str, Content]:
     """The files that ``diffvit study report search`` writes beside its trials."""
-    rows, stamp = read_csv(folder / search_report.TRIED), search_report.stamp_from(folder)
-    ranked = search_report.comparable(rows)
-    made: dict[str, Content] = {search_report.REPORT: search_report.report(rows)}
-    for attention, best in search_report.best_of(ranked).items():
-        values = {dial.setting: best[dial.setting] for dial in DIALS}
-        config = trial_of(best["tier"], attention, best["trial"], values).config
-        made[search_report.BEST.format(attention)] = to_yaml(config)
-    made[search_report.PLOT] = Picture(stamp, partial(search_report.plot, ranked, stamp=stamp))
-    return made
+    texts = search.texts_of(study, read_csv(folder / search.TRIALS_FILE))
+    return {**texts, search.PLOT: Picture(*search.plot_of(study, folder))}
 
 
 def page(root: Path, found: Mapping[str, Results]) -> str:
@@ -112,12 +99,12 @@ def page(root: Path, found: Mapping[str, Results]) -> str:
         best_arms=best_arms(list(found.values())),
         best_note=BEST_NOTE,
         where_it_helps=where_it_helps(list(found.values())),
-        studies=STUDIES,
+        studies=_REPORTED,
         found=found,
-        searched={name: search_report.words_of(root / REPORTS / name) for name in _searched(root)},
-        dials_plot=search_report.PLOT,
-        answers=words.answers,
-        table=words.table,
+        searched={study.name: search.words_of(study, root / REPORTS / study.name) for study in _searched(root)},
+        dials_plot=search.PLOT,
+        answers=report.answers,
+        table=report.table,
     )
 
 
@@ -126,7 +113,7 @@ def readme_block(found: Mapping[str, Results]) -> str:
     return render(
         "readme-studies.md",
         first=found.get(_FIRST),
-        answers=words.answers,
+        answers=report.answers,
         best_arms=best_arms(list(found.values())),
         best_note=BEST_NOTE,
         tiers=TIERS,

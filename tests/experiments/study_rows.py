@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from diffvit.experiments.cost import flops_per_image
-from diffvit.experiments.trials import Trial
+from diffvit.experiments.study import Cell, flops_per_image
 from diffvit.reporting.rows import OTHER_COLUMNS, RESULT_COLUMNS, RunRecord, arm_settings
 
 
-def made_record(trial: Trial, accuracy: float, **row: object) -> RunRecord:
-    """The row of a trial with this test accuracy, and a validation accuracy two points above where it has one."""
-    config = trial.config
+def made_record(cell: Cell, accuracy: float, **row: object) -> RunRecord:
+    """The row of a cell with this test accuracy, and a validation accuracy two points above where it has one."""
+    config = cell.config
     made = dict.fromkeys((*RESULT_COLUMNS, *OTHER_COLUMNS)) | {
-        **{"run": trial.name, "config_hash": trial.key[0], "seed": config.seed, "attention": config.model.attention},
+        **{"run": cell.name, "config_hash": cell.key[0], "seed": config.seed, "attention": config.model.attention},
         **{"data": "CIFAR-10 (JPEG)", "test_accuracy": accuracy, "parameters": 1000, "epochs": config.epochs},
         **{"flops_per_image": flops_per_image(config), "images_per_second": 1e3, "train_seconds": 60.0},
         **{"device": "cpu", "precision": "bf16", "hardware": "a machine", "threads": 1, "torch": "2.13.0"},
@@ -29,10 +28,10 @@ def made_record(trial: Trial, accuracy: float, **row: object) -> RunRecord:
 
 
 def made_records(
-    trials: list[Trial] | tuple[Trial, ...], accuracy: Callable[[Trial], float], **row: object
+    cells: list[Cell] | tuple[Cell, ...], accuracy: Callable[[Cell], float], **row: object
 ) -> dict[str, list[RunRecord]]:
     """A row for each."""
-    return {trial.name: [made_record(trial, accuracy(trial), **row)] for trial in trials}
+    return {cell.name: [made_record(cell, accuracy(cell), **row)] for cell in cells}
 
 
 def rows_of(records: dict[str, list[RunRecord]]) -> list[RunRecord]:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from diffvit.experiments.definitions import STUDIES
-from diffvit.experiments.report import gathered, write_report
+from diffvit.experiments.report import gathered, write_report, write_rows
+from diffvit.experiments.study import STUDIES
 
 REPORTS = Path(__file__).parents[2] / "reports"
-COMMITTED = [name for name, study in STUDIES.items() if not study.search and (REPORTS / name / "rows.csv").is_file()]
+REPORTED = [name for name, study in STUDIES.items() if study.report and not study.search]
+COMMITTED = [name for name in REPORTED if (REPORTS / name / "rows.csv").is_file()]
 
 
 def test_there_are_some() -> None:
@@ -39,3 +40,10 @@ def test_text_and_best_are_made_and_not_only_kept(name: str, tmp_path: Path) -> 
     write_report(gathered(STUDIES[name], tmp_path / "no runs", tmp_path), tmp_path)
     for made in ("report.md", "best.yaml"):
         assert (tmp_path / name / made).read_bytes() == (REPORTS / name / made).read_bytes()
+
+
+def test_rows_of_a_study_without_a_report_of_its_own_stay(tmp_path: Path) -> None:
+    shutil.copytree(REPORTS / "attention", tmp_path / "attention")
+    write_rows(STUDIES["attention"], tmp_path / "no runs", tmp_path)
+    for path in sorted((REPORTS / "attention").iterdir()):
+        assert (tmp_path / "attention" / path.name).read_bytes() == path.read_bytes(), path.name

@@ -8,18 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from study_rows import made_records, rows_of
 
 from diffvit.cli.main import run
-from diffvit.cli.study_options import What, ledgers_of
 from diffvit.errors import InputError
-from diffvit.experiments.cost import training_flops
-from diffvit.experiments.definitions import STUDIES
-from diffvit.experiments.runner import work
-from diffvit.experiments.search import DIALS
-from diffvit.experiments.standing import Claim
-from diffvit.experiments.trials import trials_of
+from diffvit.experiments.runner import SCORES, Runner, conditions_of, folder_of
+from diffvit.experiments.study import STUDIES, Cell, cells_of, training_flops
+from diffvit.reporting.csv_files import read_csv
 from diffvit.reporting.rows import write
+from diffvit.training.run_dir import RunDir
+from tests.experiments.study_rows import made_records, rows_of
 
 Captured = pytest.CaptureFixture[str]
 
@@ -40,7 +37,7 @@ def test_the_list_names_every_study_with_arms_tiers_and_times(capsys: Captured) 
     assert [each["study"] for each in found] == list(STUDIES)
     for each in found:
         study = STUDIES[each["study"]]
-        assert each["arms"] == ([dial.setting for dial in DIALS] if study.search else list(study.arms))
+        assert each["arms"] == (list(study.search.settings if study.search else study.arms))
         assert each["seconds"] == {"smoke": None, "short": None, "full": None}  # nothing is committed here
     for tier in ("smoke", "short", "full"):
         assert f"\n{tier}: " in out
@@ -53,7 +50,7 @@ def test_a_time_needs_a_committed_row_of_such_a_device(capsys: Captured) -> None
         return {each["study"]: each["seconds"] for each in found}
 
     pooling = STUDIES["pooling"]
-    records = rows_of(made_records(trials_of(pooling, "short"), lambda _: 0.7))
+    records = rows_of(made_records(cells_of(pooling, "short"), lambda _: 0.7))
     write(Path("reports/pooling"), records)
     for times in seconds().values():
         assert times["full"] is None
@@ -61,7 +58,7 @@ def test_a_time_needs_a_committed_row_of_such_a_device(capsys: Captured) -> None
     card = replace(records[0], row=records[0].row | {"device": "cuda", "images_per_second": 1e5})
     write(Path("reports/gpu-50-epochs"), [card])
     rate = 3 * card.row["flops_per_image"] * 1e5
-    expected = sum(1 + training_flops(trial.config) / rate for trial in trials_of(pooling, "full"))
+    expected = sum(1 + training_flops(cell.config) / rate for cell in cells_of(pooling, "full"))
     assert seconds()["pooling"]["full"] == pytest.approx(expected)
 
 
@@ -70,7 +67,7 @@ def test_a_study_is_run_by_two_workers_shown_and_reported(capsys: Captured) -> N
     command = ["study", "run", "pooling", "--tier", "smoke", "--workers", "2", "--device", "cpu", "--json"]
     assert run(command) == 0
     out = capsys.readouterr().out
-    assert "4 trials, 0 of them in reports/pooling, 0 done, 4 to do" in out
+    assert "4 cells, 0 of them in reports/pooling, 0 done, 4 to do" in out
     assert "4 of 4 done, 0 running" in out
     assert json.loads(out.splitlines()[-1]) == {
         **{"study": "pooling", "tier": "smoke", "done": 4, "failed": {}, "waiting": [], "running": {}},
@@ -79,7 +76,7 @@ def test_a_study_is_run_by_two_workers_shown_and_reported(capsys: Captured) -> N
     assert "4 done, 0 to do" in capsys.readouterr().out
     assert run(["study", "show", "pooling", "--tier", "smoke"]) == 0
     out = capsys.readouterr().out
-    assert "4 of 4 trials are done" in out
+    assert "4 of 4 cells are done" in out
     assert "mean-differential-s0" in out
     assert run(["study", "report", "pooling", "--json"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -99,7 +96,7 @@ def test_a_study_is_run_by_two_workers_shown_and_reported(capsys: Captured) -> N
 def test_workers_that_do_not_end_well_are_told(
     capsys: Captured, monkeypatch: pytest.MonkeyPatch, code: int, said: str
 ) -> None:
-    monkeypatch.setattr("diffvit.experiments.launchers.LocalWorkers.run", lambda *_: [0, code])
+    monkeypatch.setattr("diffvit.experiments.launch.run_here", lambda *_: [0, code])
     assert run(["study", "run", "depth", "--tier", "smoke", "--workers", "2", "--device", "cpu"]) == code
     err = capsys.readouterr().err
     assert said in err
@@ -107,30 +104,80 @@ def test_workers_that_do_not_end_well_are_told(
     assert "Run the same command to go on." in err
 
 
-def test_trials_that_were_given_up_are_told_and_tried_again(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    study, what = STUDIES["pooling"], What(tier="smoke")
+def test_cells_that_were_given_up_are_told_and_tried_again(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     faults = {"mean-softmax-s0": InputError("data", "is gone")}
+    train = Runner.train
+
+    def failing(self: Runner, cell: Cell) -> RunDir:
+        if cell.name in faults:
+            raise faults[cell.name]
+        return train(self, cell)
 
     def here(*_: object) -> list[int]:
-        def execute(claim: Claim) -> float:
-            if claim.cell in faults:
-                raise faults[claim.cell]
-            return 0.5
+        return [run(["study", "work", "pooling", "--tier", "smoke", "--device", "cpu"])]
 
-        work(ledgers_of(study, what, {"device": "cpu"})[""], execute)
-        return [0]
-
-    monkeypatch.setattr("diffvit.experiments.launchers.LocalWorkers.run", here)
+    monkeypatch.setattr(Runner, "train", failing)
+    monkeypatch.setattr("diffvit.experiments.launch.run_here", here)
     command = ["study", "run", "pooling", "--tier", "smoke", "--device", "cpu"]
     assert run(command) == 3
     err = capsys.readouterr().err
-    assert err.startswith("error: study pooling: trials that failed 3 times were given up (mean-softmax-s0). ")
+    assert err.startswith("error: study pooling: cells that failed again and again were given up (mean-softmax-s0). ")
     assert err.count("\n") == 1
     faults.clear()
     assert run(command) == 0
     out = capsys.readouterr().out
     assert "given up before, tried again: mean-softmax-s0" in out
     assert "4 of 4 done" in out
+
+
+def test_a_study_of_ones_own_is_run_like_a_built_in_one(capsys: Captured) -> None:
+    """Its score is any function of a finished run: here the epochs' losses, as a number and as a table."""
+    text = (
+        "question: a or b?\nattentions: [softmax]\nbase: {epochs: 1}\nscore: losses\narms: {a: {}, b: {whiten: true}}\n"
+    )
+    Path("mine.yaml").write_text(text)
+    assert run(["study", "work", "mine.yaml", "--tier", "smoke", "--device", "cpu"]) == 2
+    assert "score: no score 'losses' (have test_accuracy" in capsys.readouterr().err
+    with pytest.MonkeyPatch.context() as patch:
+        kept = ("epoch", "train_loss")
+        patch.setitem(
+            SCORES,
+            "losses",
+            lambda run: {
+                "last": run.metrics[-1]["train_loss"],
+                "all": [{name: row[name] for name in kept} for row in run.metrics],
+            },
+        )
+        assert run(["study", "work", "mine.yaml", "--tier", "smoke", "--device", "cpu"]) == 0
+        assert run(["study", "show", "mine.yaml", "--tier", "smoke"]) == 0
+        assert "2 of 2 cells are done" in capsys.readouterr().out
+        assert run(["study", "report", "mine.yaml"]) == 0
+    report = Path("reports/mine/report.md").read_text()
+    assert "Score `losses` of every finished run" in report
+    before = digests(Path("reports/mine"))
+    Path("runs").rename("elsewhere")
+    assert run(["study", "report", "mine.yaml"]) == 0
+    assert digests(Path("reports/mine")) == before
+    losses = [row["score.last"] for row in read_csv(Path("reports/mine/rows.csv"))]
+    assert all(f"{loss:.4g}" in report for loss in losses)
+    table = read_csv(Path("reports/mine/all.csv"))
+    assert list(table[0]) == ["arm", "config_hash", "seed", *kept]
+    assert [(row["arm"], row["epoch"], row["train_loss"]) for row in table] == [
+        ("a", 1, losses[0]),
+        ("b", 1, losses[1]),
+    ]
+
+
+def test_a_cell_that_another_process_holds_is_exit_code_6(capsys: Captured) -> None:
+    command = ["study", "work", "pooling", "--tier", "smoke", "--device", "cpu"]
+    cell = cells_of(STUDIES["pooling"], "smoke")[0]
+    folder = folder_of(cell, conditions_of(cell.config.model_copy(update={"device": "cpu"})), Path("runs/studies"))
+    with RunDir(folder).lock():
+        assert run([*command, "--cell", cell.name]) == 6
+        assert "another process is training here" in capsys.readouterr().err
+    assert run([*command, "--cell", cell.name]) == 0
+    assert run(["study", "show", "pooling", "--tier", "smoke"]) == 0
+    assert "1 of 4 cells are done" in capsys.readouterr().out
 
 
 def test_a_search_is_run_too(capsys: Captured) -> None:
@@ -151,7 +198,7 @@ def test_a_search_is_run_too(capsys: Captured) -> None:
         (["run", "depth", "--seeds", "0"], 2, "--seeds: must be at least 1 (found 0)"),
         (["run", "depth", "--tier", "long"], 2, "--tier"),
         (["report", "depth"], 3, "study depth: has no finished run and no committed row"),
-        (["run", "depth", "--tier", "smoke", "--storage", "/proc/no/x"], 4, "--storage: cannot be written"),
+        (["run", "search", "--tier", "smoke", "--storage", "/proc/no/x"], 4, "--storage: cannot be written"),
         (["run", "depth", "--tier", "smoke", "--launcher", "slurm"], 4, "--launcher slurm: "),
     ],
 )

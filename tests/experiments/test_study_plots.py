@@ -7,18 +7,17 @@ from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
-from study_rows import made_records
 
 from diffvit.experiments import plots
-from diffvit.experiments.definitions import STUDIES
 from diffvit.experiments.results import results_of
-from diffvit.experiments.trials import trials_of
+from diffvit.experiments.study import STUDIES, cells_of
+from tests.experiments.study_rows import made_records
 
 
 def _limits(monkeypatch: pytest.MonkeyPatch, seconds: list[float]) -> tuple[tuple[float, float], ...]:
     """Of both panels, for trainings that took so long."""
-    trials = trials_of(STUDIES["pooling"], "smoke")
-    records = made_records(trials, lambda trial: 0.6 + 0.01 * (trial.config.model.pool == "mean"))
+    cells = cells_of(STUDIES["pooling"], "smoke")
+    records = made_records(cells, lambda cell: 0.6 + 0.01 * (cell.config.model.pool == "mean"))
     timed = {
         name: [replace(record, row=record.row | {"train_seconds": seconds[place % len(seconds)]})]
         for place, (name, [record]) in enumerate(records.items())
@@ -33,7 +32,7 @@ def _limits(monkeypatch: pytest.MonkeyPatch, seconds: list[float]) -> tuple[tupl
     monkeypatch.setattr(
         "diffvit.experiments.results.training_flops", lambda config: 1e12 + 1e9 * config.model.num_heads
     )
-    assert plots.costs(results_of(STUDIES["pooling"], "smoke", trials, timed), stamp="s") == b"s"
+    assert plots.costs(results_of(STUDIES["pooling"], "smoke", cells, timed), stamp="s") == b"s"
     return tuple(axes.get_xlim() for axes in seen[0].axes)
 
 

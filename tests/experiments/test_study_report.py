@@ -10,37 +10,35 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from study_rows import made_records, rows_of
 
 from diffvit.config import parse, read_yaml
 from diffvit.errors import InputError
-from diffvit.experiments import words
-from diffvit.experiments.definitions import STUDIES, Study
-from diffvit.experiments.report import gathered, write_report
+from diffvit.experiments.report import gathered, report, table, write_report
 from diffvit.experiments.results import Results, compared_arms, difference, over_all_arms, results_of
-from diffvit.experiments.trials import Trial, trials_of
+from diffvit.experiments.study import STUDIES, Cell, Study, TierName, cells_of
 from diffvit.reporting.rows import write
+from tests.experiments.study_rows import made_records, rows_of
 
 T_975 = {2: 4.302653, 4: 2.776445}  # Student's t by degrees of freedom
 POSITION, PAIR = STUDIES["position"], STUDIES["vit-vs-diffvit"]
 LEVEL = {"none": 0.50, "learned-1d": 0.60, "learned-2d": 0.61, "sincos-1d": 0.62, "sincos-2d": 0.6205}
 
 
-def noise(trial: Trial) -> float:
+def noise(cell: Cell) -> float:
     """Of a run, the same each time; the larger part is the seed's."""
-    seed = trial.config.seed
-    own = np.random.default_rng([zlib.crc32(trial.name.encode()), seed]).normal(0, 0.0006)
+    seed = cell.config.seed
+    own = np.random.default_rng([zlib.crc32(cell.name.encode()), seed]).normal(0, 0.0006)
     return np.random.default_rng(seed).normal(0, 0.004) + own
 
 
-def level(trial: Trial) -> float:
-    ahead = 0.02 if trial.config.model.attention == "differential" else 0.0
-    return LEVEL[trial.arm] + ahead + noise(trial)
+def level(cell: Cell) -> float:
+    ahead = 0.02 if cell.config.model.attention == "differential" else 0.0
+    return LEVEL[cell.arm] + ahead + noise(cell)
 
 
-def made(study: Study, accuracy: object = level, tier: str = "short") -> Results:
-    trials = trials_of(study, tier)
-    return results_of(study, tier, trials, made_records(trials, accuracy))  # type: ignore[arg-type]
+def made(study: Study, accuracy: object = level, tier: TierName = "short") -> Results:
+    cells = cells_of(study, tier)
+    return results_of(study, tier, cells, made_records(cells, accuracy))  # type: ignore[arg-type]
 
 
 def test_a_difference_is_that_of_a_plain_computation() -> None:
@@ -69,16 +67,16 @@ def test_the_best_arm_is_ranked_with_intervals_of_all_pairs() -> None:
 
 
 def test_rows_of_other_data_precision_or_hardware_stand_apart(tmp_path: Path) -> None:
-    """The same trials on two data sets: each has its own winner, in its own section, and no sentence speaks of both."""
-    trials = trials_of(PAIR, "short")
-    one = made_records(trials, lambda trial: 0.7 + 0.2 * (trial.arm == "softmax") + noise(trial))
+    """The same cells on two data sets: each has its own winner, in its own section, and no sentence speaks of both."""
+    cells = cells_of(PAIR, "short")
+    one = made_records(cells, lambda cell: 0.7 + 0.2 * (cell.arm == "softmax") + noise(cell))
     other = made_records(
-        trials, lambda trial: 0.7 - 0.2 * (trial.arm == "softmax") + noise(trial), data="CIFAR-10", fingerprint="g"
+        cells, lambda cell: 0.7 - 0.2 * (cell.arm == "softmax") + noise(cell), data="CIFAR-10", fingerprint="g"
     )
     both = {name: [*one[name], *other[name]] for name in one}
-    results = results_of(PAIR, "short", trials, both)
+    results = results_of(PAIR, "short", cells, both)
     assert {len(each.records) for each in (results, *results.others)} == {15}
-    text = words.report(results)
+    text = report(results)
     first, second = text.split("## Apart: ")
     assert "**softmax beats differential**" in first
     assert "**differential beats softmax**" not in first
@@ -87,40 +85,40 @@ def test_rows_of_other_data_precision_or_hardware_stand_apart(tmp_path: Path) ->
     write_report(results, tmp_path)
     again = gathered(PAIR, tmp_path / "none", tmp_path)
     assert [len(each.records) for each in (again, *again.others)] == [15, 15]
-    assert words.report(again) == text
+    assert report(again) == text
     for column, value in (("precision", "fp32"), ("device", "cuda"), ("hardware", "another")):
         moved = {name: [replace(each, row=each.row | {column: value}) for each in found] for name, found in one.items()}
         split = {name: found + (one[name] if "s0" in name else []) for name, found in moved.items()}
-        assert len(results_of(PAIR, "short", trials, split).others) == 1
+        assert len(results_of(PAIR, "short", cells, split).others) == 1
 
 
 def test_the_best_arm_is_chosen_on_validation_images() -> None:
     """An arm that is ahead on the test set and behind on the validation images is not the best."""
-    trials = trials_of(POSITION, "short")
-    assert {trial.config.validation_size for trial in trials} == {5_000}
-    records = made_records(trials, level)
-    for trial in trials:
-        [record] = records[trial.name]
-        record.row["val_accuracy"] = 0.9 if trial.arm == "none" else 0.5
-    results = results_of(POSITION, "short", trials, records)
+    cells = cells_of(POSITION, "short")
+    assert {cell.config.validation_size for cell in cells} == {5_000}
+    records = made_records(cells, level)
+    for cell in cells:
+        [record] = records[cell.name]
+        record.row["val_accuracy"] = 0.9 if cell.arm == "none" else 0.5
+    results = results_of(POSITION, "short", cells, records)
     assert (results.best().arm, results.chosen_on) == ("none", "validation")
     assert max(results.lines, key=lambda line: line.mean).arm != "none"
-    assert words.report(results).count("the best arm by validation accuracy is none") == 2
+    assert report(results).count("the best arm by validation accuracy is none") == 2
 
 
 def test_rows_without_validation_images_say_so_and_stand_apart_from_those_with(tmp_path: Path) -> None:
-    before = trials_of(POSITION, "short", validation=False)
+    before = cells_of(POSITION, "short", validation=False)
     old = results_of(POSITION, "short", before, made_records(before, level))
     assert old.chosen_on == "test"
-    paragraphs = words.report(old).split("\n\n")
-    assert words.CHOSEN_ON_TEST in paragraphs[1]
+    paragraphs = report(old).split("\n\n")
+    assert "set no images aside for validation" in paragraphs[1]
     write_report(old, tmp_path)
     assert len(gathered(POSITION, tmp_path / "none", tmp_path).records) == 30
-    new = trials_of(POSITION, "short")
+    new = cells_of(POSITION, "short")
     write(tmp_path / "position", [*old.records, *rows_of(made_records(new, level))])
     results = gathered(POSITION, tmp_path / "none", tmp_path)
     assert (results.chosen_on, [each.chosen_on for each in results.others]) == ("validation", ["test"])
-    assert words.CHOSEN_ON_TEST not in words.report(results).split("## Apart")[0]
+    assert "set no images aside" not in report(results).split("## Apart")[0]
 
 
 def test_the_attentions_are_paired_by_seed_over_all_arms() -> None:
@@ -137,21 +135,21 @@ def test_the_attentions_are_paired_by_seed_over_all_arms() -> None:
 
 
 def test_arms_that_hardly_learn_are_not_in_the_mean_over_the_arms() -> None:
-    trials = trials_of(POSITION, "short")
-    worse = {trial.name: 0.2 if trial.arm == "none" else level(trial) for trial in trials}
-    records = made_records(trials, lambda trial: worse[trial.name])
-    results = results_of(POSITION, "short", trials, records)
+    cells = cells_of(POSITION, "short")
+    worse = {cell.name: 0.2 if cell.arm == "none" else level(cell) for cell in cells}
+    records = made_records(cells, lambda cell: worse[cell.name])
+    results = results_of(POSITION, "short", cells, records)
     kept = [ours.arm for ours, _ in compared_arms(results, "differential", "softmax")]
     assert "none" not in kept
     assert len(kept) == 4
     assert len(compared_arms(made(POSITION), "differential", "softmax")) == 5
-    with_one = dict.fromkeys(worse, 0.2) | {trial.name: 0.9 for trial in trials if trial.arm == "none"}
-    few = results_of(POSITION, "short", trials, made_records(trials, lambda trial: with_one[trial.name]))
+    with_one = dict.fromkeys(worse, 0.2) | {cell.name: 0.9 for cell in cells if cell.arm == "none"}
+    few = results_of(POSITION, "short", cells, made_records(cells, lambda cell: with_one[cell.name]))
     assert [ours.arm for ours, _ in compared_arms(few, "differential", "softmax")] == ["none"]
 
 
 def test_a_winner_is_named_where_the_interval_allows_it_and_not_else() -> None:
-    text = words.report(made(POSITION))
+    text = report(made(POSITION))
     vit = next(line for line in text.split("\n\n") if line.startswith("**ViT**"))
     assert "the best arm by validation accuracy is sincos-2d, 62.09% ± 0.09. It beats none" in vit
     assert "It beats none by 12." in vit or "It beats none by 11." in vit
@@ -163,7 +161,7 @@ def test_a_winner_is_named_where_the_interval_allows_it_and_not_else() -> None:
 
 
 def test_an_exploratory_study_names_no_winner() -> None:
-    text = words.report(made(STUDIES["depth"], lambda trial: 0.5 + trial.config.model.depth / 20))
+    text = report(made(STUDIES["depth"], lambda cell: 0.5 + cell.config.model.depth / 20))
     assert text.count("2 seeds: no winner is named") == 2
     assert "exploratory: no winner is named" in text
     assert "beats" not in text
@@ -172,28 +170,28 @@ def test_an_exploratory_study_names_no_winner() -> None:
 def test_three_arms_are_compared_in_pairs() -> None:
     gain = {"softmax": 0.0, "differential": 0.02, "softmax, half the heads": 0.0003}
 
-    results = made(PAIR, lambda trial: 0.7 + gain[trial.arm] + noise(trial))
-    text = words.report(results)
+    results = made(PAIR, lambda cell: 0.7 + gain[cell.arm] + noise(cell))
+    text = report(results)
     assert "**differential beats softmax**" in text
     assert "**differential beats softmax, half the heads**" in text
-    assert words.INTERVALS.format(seeds=5) in text
+    assert "(Tukey's HSD), paired over 5 seeds" in text
     line = next(part for part in text.split("\n\n") if part.startswith("softmax minus differential"))
     assert line.count("not decided") == 1
-    assert [row[0] for row in words.table(results).rows] == list(PAIR.arms)
+    assert [row[0] for row in table(results).rows] == list(PAIR.arms)
 
 
 def test_a_study_of_augmentation_says_how_close_its_arms_fit() -> None:
-    text = words.report(made(STUDIES["augmentation"], lambda trial: 0.7 if trial.arm == "none" else 0.6 + noise(trial)))
+    text = report(made(STUDIES["augmentation"], lambda cell: 0.7 if cell.arm == "none" else 0.6 + noise(cell)))
     assert "Training minus test accuracy after 12 epochs, points: " in text
     assert "none, ViT -5.0" in text  # made rows have a training accuracy five points below
     assert "`diffvit study run augmentation --tier full` trains for 50" in text
-    assert "Training minus test" not in words.report(made(POSITION))
+    assert "Training minus test" not in report(made(POSITION))
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
-    trials = trials_of(POSITION, "short")
-    some = made_records(trials[:20], level)
-    text = words.report(results_of(POSITION, "short", trials, some))
+    cells = cells_of(POSITION, "short")
+    some = made_records(cells[:20], level)
+    text = report(results_of(POSITION, "short", cells, some))
     assert "**Not complete:** 10 trials have no row yet." in text
     assert "2 seeds: no winner is named" in text
     with pytest.raises(InputError, match="has no finished run and no committed row"):
@@ -230,7 +228,7 @@ def test_the_same_bytes_come_from_the_rows_alone(tmp_path: Path) -> None:
 
 def test_the_larger_tier_is_shown_once_it_is_complete(tmp_path: Path) -> None:
     write_report(made(POSITION), tmp_path)
-    full = trials_of(POSITION, "full")
+    full = cells_of(POSITION, "full")
     some = results_of(POSITION, "full", full, made_records(full[:5], level))
     assert some.missing
     write_report(some, tmp_path)

@@ -1,4 +1,4 @@
-"""Eight workers, two hundred trials, thirty kills at any moment: every trial completes exactly once."""
+"""Kills at any moment: every cell of a study is completed exactly once, and a search loses no trial."""
 
 from __future__ import annotations
 
@@ -7,85 +7,166 @@ import random
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from postgresql import database
 
-from diffvit.experiments.ledger import Ledger
+from diffvit.experiments.runner import Runner
+from diffvit.experiments.search import close, space_of, studies_in
+from diffvit.experiments.study import STUDIES, cells_of, load_study
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
-WORKERS, TRIALS, KILLS = 8, 200, 30
-CELLS = [f"trial-{number}" for number in range(TRIALS)]
-# One worker with trials that only wait. A line is written once a trial counts: few bytes, appended in one piece.
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
+WORKERS, KILLS, SEARCH_KILLS = 8, 30, 10
+# 200 cells: 10 arms, both attentions, 10 seeds. A real training each, of one step.
+STUDY = """
+question: Does every cell complete exactly once?
+base:
+  epochs: 1
+  batch_size: 16
+  validation_size: 0
+  shapes: {train: 32, test: 16}
+  model: {embed_dim: 8, depth: 1, num_heads: 2, patch_size: 16}
+arms:
+""" + "".join(f"  arm {arm}: {{label_smoothing: {arm / 100}}}\n" for arm in range(10))
+CELLS, SEEDS = 200, 10
+# The worker that `diffvit study work` starts. A run that is finished twice leaves a line: result.json is made by a
+# link, which only one process can make, instead of a rename, which hides the former file.
 WORKER = """
-import os, random, sys, time
-from diffvit.experiments.ledger import Ledger
-from diffvit.experiments.runner import work
+import os, sys
+from diffvit.cli.main import run
+from diffvit.training.run_dir import RunDir
+from diffvit.training.files import to_json
 
-place, rows, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
-ledger = Ledger(place, "kills", [f"trial-{number}" for number in range(count)], 5.0)
+real = RunDir.write_json
 
-def execute(claim):
-    time.sleep(random.uniform(0.3, 0.8))
-    return 0.5
+def write_json(self, name, values):
+    if name != "result.json":
+        return real(self, name, values)
+    made = self.path / f".result-{os.getpid()}"
+    made.write_bytes(to_json(dict(values)))
+    try:
+        os.link(made, self.path / name)
+    except FileExistsError:
+        with open("twice", "a") as file:
+            file.write(f"{self.path}\\n")
 
-work(ledger, execute, pause=0.1)
+RunDir.write_json = write_json
+sys.exit(run(["study", "work", *sys.argv[1:], "--device", "cpu", "--threads", "1"]))
 """
 
 
-@pytest.fixture(params=["journal", "postgresql"])
+def killed_at_random(
+    command: list[str], workers: int, kills: int, folder: Path, done: Callable[[], int], total: int
+) -> None:
+    """Run workers to their end, killing and starting again; every kill hits a study that is neither new nor done."""
+
+    def start() -> subprocess.Popen[bytes]:
+        with (folder / "log").open("ab") as log:
+            return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+
+    draw, started = random.Random(0), [start() for _ in range(workers)]
+    try:
+        for number in range(kills):
+            while done() < number * total // (kills + 5) + 1:  # spread over the whole study
+                assert any(worker.poll() is None for worker in started), (folder / "log").read_text()[-2000:]
+                time.sleep(0.05)
+            time.sleep(draw.uniform(0, 0.2))
+            place = draw.randrange(workers)
+            assert started[place].poll() is None, f"a worker ended after {number} kills"
+            started[place].kill()
+            started[place].wait()
+            started[place] = start()
+        assert [worker.wait(timeout=600) for worker in started] == [0] * workers
+    finally:
+        for worker in started:
+            worker.kill()
+            worker.wait()
+
+
+def test_every_cell_is_completed_exactly_once(tmp_path: Path) -> None:
+    (tmp_path / "kills.yaml").write_text(STUDY)
+    cells = cells_of(load_study(tmp_path / "kills.yaml"), "smoke", seeds=SEEDS)
+    assert len({cell.key for cell in cells}) == CELLS
+    runs = tmp_path / "runs" / "smoke"
+
+    def done() -> int:
+        return len(list(runs.glob("*/result.json")))
+
+    options = ["kills.yaml", "--tier", "smoke", "--seeds", f"{SEEDS}", "--runs", "runs"]
+    killed_at_random([sys.executable, "-c", WORKER, *options], WORKERS, KILLS, tmp_path, done, CELLS)
+    assert not (tmp_path / "twice").exists()
+    folders = {cell.name: next(runs.glob(f"{cell.key[0]}-s{cell.key[1]}-*")) for cell in cells}
+    state = Runner(cells, folders).state()
+    assert (len(state.done), state.running, state.failed, state.waiting) == (CELLS, {}, {}, [])
+    assert sorted(path for path in runs.iterdir() if path.is_dir()) == sorted(folders.values())  # none put aside
+    for folder in folders.values():
+        assert len((folder / "metrics.jsonl").read_text().splitlines()) == 1
+    interrupted = (tmp_path / "log").read_text().count(": begins") - CELLS
+    assert interrupted >= 3, "kills hit trainings"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "journal":
-        yield str(tmp_path / "study.journal")
+    if request.param == "sqlite":
+        yield str(tmp_path / "search.db")
     else:
         with database() as url:
             yield url
 
 
-def test_every_trial_completes_exactly_once(storage: str, tmp_path: Path) -> None:
-    def start() -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-c", WORKER, storage, str(tmp_path / "rows"), str(TRIALS)])
+def test_a_search_loses_no_trial(storage: str, tmp_path: Path) -> None:
+    study = STUDIES["search"].model_copy(update={"name": "trials"})
+    assert study.search is not None
+    wanted = 14
+    text = json.dumps(
+        {
+            "question": "Is every trial finished?",
+            "attentions": ["softmax"],
+            "base": {"epochs": 2, "shapes": {"train": 200, "test": 16}, "validation_size": 50},
+            "search": {
+                "trials": {"smoke": wanted},
+                "settings": {name: each.model_dump() for name, each in study.search.settings.items()},
+            },
+        }
+    )
+    (tmp_path / "trials.yaml").write_text(text)
+    study = load_study(tmp_path / "trials.yaml")
+    options = ["trials.yaml", "--tier", "smoke", "--runs", "runs", "--storage", storage, "--lease", "3"]
+    command = [sys.executable, "-c", WORKER, *options]
 
-    draw = random.Random(0)
-    workers, kills = [start() for _ in range(WORKERS)], 0
-    ledger = Ledger(storage, "kills", CELLS)
-    while len(ledger.standing().done) < 5:  # until then they only start
-        time.sleep(0.1)
-    while kills < KILLS:
-        time.sleep(draw.uniform(0.2, 0.6))
-        place = draw.randrange(WORKERS)
-        assert any(worker.poll() is None for worker in workers), f"all was done after {kills} kills"
-        if workers[place].poll() is None:
-            workers[place].kill()
-            workers[place].wait()
-            kills += 1
-        workers[place] = start() if workers[place].returncode else workers[place]
-    try:
-        assert [worker.wait(timeout=200) for worker in workers] == [0] * WORKERS
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
-    standing = ledger.standing()
-    assert standing.over
-    assert standing.failed == {}
-    assert list(standing.done) == CELLS
-    complete = Counter(trial.user_attrs["cell"] for trial in ledger.history() if trial.state.name == "COMPLETE")
-    assert complete == dict.fromkeys(CELLS, 1)
-    lost = [trial for trial in ledger.history() if trial.user_attrs.get("why", ("",))[0] == "lost"]
-    assert len(lost) >= 3  # kills hit trials that ran
-    ledger.close()
+    def done() -> int:  # or pruned: all runs that began but the last few
+        return len(list((tmp_path / "runs" / "smoke").glob("*/config.yaml"))) - 3
+
+    killed_at_random(command, 3, SEARCH_KILLS, tmp_path, done, wanted)
+    [found] = studies_in(storage, study, "smoke", "softmax")
+    trials = found.get_trials()
+    close(found._storage)
+    finished = [trial for trial in trials if trial.state.name in ("COMPLETE", "PRUNED")]
+    assert wanted <= len(finished) <= wanted + 2  # workers that begin the last one together
+    assert {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED", "FAIL"}
+    lost = [trial for trial in trials if trial.state.name == "FAIL"]
+    assert lost, "kills hit trials"
+    for trial in lost:  # each was repeated with the values that it had
+        [again] = [each for each in trials if each.system_attrs.get("retry_history", [None])[-1] == trial.number]
+        assert trial.params.items() <= again.params.items()
+    originals = [trial.system_attrs.get("failed_trial", trial.number) for trial in finished]
+    assert len(set(originals)) == len(originals)
+    for trial in finished:
+        assert set(trial.params) == set(space_of(study).settings)
+    assert not (tmp_path / "twice").exists()
 
 
-def test_a_study_runs_on_postgresql(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_runs_on_postgresql(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    command = [sys.executable, "-m", "diffvit.cli.main", "study", "run", "pooling", "--tier", "smoke"]
+    command = [sys.executable, "-m", "diffvit.cli.main", "study"]
     with database() as url:
-        command += ["--storage", url, "--workers", "2", "--device", "cpu", "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout.splitlines()[-1])["done"] == 4
-    assert len(list(Path("runs/studies/smoke").glob("*/result.json"))) == 4
+        where = ["search", "--tier", "smoke", "--storage", url, "--json"]
+        options = ["--workers", "2", "--device", "cpu"]
+        run = subprocess.run([*command, "run", *where, *options], capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr
+        assert json.loads(run.stdout.splitlines()[-1])["done"] >= 6
+        report = subprocess.run([*command, "report", *where], capture_output=True, text=True, check=False)
+        assert report.returncode == 0, report.stderr
+    assert "complete, the others pruned" in Path("reports/search/report.md").read_text()

@@ -7,22 +7,27 @@ from pathlib import Path
 
 import pytest
 
+from diffvit.attention.scores import METRICS
 from diffvit.errors import InputError
 from diffvit.reporting import rows, stats
-from diffvit.reporting.attention_rows import (
+from diffvit.reporting.csv_files import write_csv
+from tools import attention
+from tools.attention import (
     CURVES,
     DIFFERENTIAL,
-    METRICS,
     SCORES,
     SOFTMAX,
     WIDE,
+    Answer,
+    Question,
     Study,
+    answers,
+    between,
     differences,
     gap,
+    report,
+    within,
 )
-from diffvit.reporting.csv_files import write_csv
-from tools import attention
-from tools.attention import Answer, Question, answers, between, report, within
 from tools.pages import update
 
 CLUTTER, SEEDS = (0.0, 0.5), (0, 1, 2)

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import math
 from pathlib import Path
 
 import pytest
 
-from diffvit.config import parse, read_yaml, to_yaml
-from diffvit.experiments.definitions import STUDIES
+from diffvit.config import to_yaml
 from diffvit.experiments.report import gathered, write_report
 from diffvit.experiments.results import Results, results_of
-from diffvit.experiments.search import DIALS
-from diffvit.experiments.search_report import best_of, rows_of, update
-from diffvit.experiments.search_report import write_report as write_search
-from diffvit.experiments.trials import Trial, trials_of
+from diffvit.experiments.study import STUDIES, Cell, cells_of
 from diffvit.reporting.rows import write
 from tests.experiments.study_rows import made_records
 from tests.experiments.study_rows import rows_of as every_row
@@ -24,6 +18,7 @@ from tools import pages, results
 from tools.results import best_arms, documents, readme_block, where_it_helps, with_rows
 
 HEADS = STUDIES["heads"]
+REPORTED = [study for study in STUDIES.values() if study.report]
 HERE = Path()
 
 
@@ -33,11 +28,11 @@ def reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "docs").mkdir()
     (tmp_path / "README.md").write_text("Before.\n<!-- studies:start -->\n<!-- studies:end -->\nAfter.\n")
-    trials = trials_of(HEADS, "short")
-    records = made_records(trials, lambda trial: 0.6 + trial.config.model.num_heads / 100)
-    write_report(results_of(HEADS, "short", trials, records), Path("reports"))
-    recipe = [each for each in trials_of(STUDIES["patch-size"], "short") if each.arm == "patch 4"][::2]
-    good = made_records(recipe, lambda trial: 0.81 + trial.config.seed / 100)
+    cells = cells_of(HEADS, "short")
+    records = made_records(cells, lambda cell: 0.6 + cell.config.model.num_heads / 100)
+    write_report(results_of(HEADS, "short", cells, records), Path("reports"))
+    recipe = [each for each in cells_of(STUDIES["patch-size"], "short") if each.arm == "patch 4"][::2]
+    good = made_records(recipe, lambda cell: 0.81 + cell.config.seed / 100)
     write(Path("reports/recipe"), every_row(good))
     return Path("reports")
 
@@ -57,10 +52,10 @@ def test_the_page_has_what_is_known_and_names_what_is_not(reports: Path) -> None
     assert "| 8 heads, Diff-ViT | 68.00% ± 0.00 |" in text
     assert "*heads, tier short, exploratory.*" in text
     assert "![Test accuracy of every arm and seed](../reports/heads/accuracy.png)" in text
-    assert text.count("Not run yet: ") == len(STUDIES) - 1
+    assert text.count("Not run yet: ") == len(REPORTED) - 1
     assert [line for line in text.splitlines() if line.startswith("## ")][1:] == [
         *("## The studies in short", "## Where differential attention helps"),
-        *(f"## {study.question}" for study in STUDIES.values()),
+        *(f"## {study.question}" for study in REPORTED),
     ]
     assert f"| {HEADS.question} | 8 heads, 68.0% | 8 heads, 68.0% | short, 2 |" in text
 
@@ -68,11 +63,11 @@ def test_the_page_has_what_is_known_and_names_what_is_not(reports: Path) -> None
 def test_the_best_configuration_is_named_by_its_recipe(reports: Path) -> None:
     assert "The best configuration" not in page()  # no recipe has these settings
     assert "| [recipe](../reports/recipe/report.md) | – | 82.00% ± 1.00 |" in page()
-    trial = next(each for each in trials_of(STUDIES["patch-size"], "short") if each.arm == "patch 4")
+    cell = next(each for each in cells_of(STUDIES["patch-size"], "short") if each.arm == "patch 4")
     Path("configs").mkdir()
-    Path("configs/another.yaml").write_text(to_yaml(trial.config.model_copy(update={"epochs": 9})))
+    Path("configs/another.yaml").write_text(to_yaml(cell.config.model_copy(update={"epochs": 9})))
     Path("configs/the_best.yaml").write_text(
-        to_yaml(trial.config.model_copy(update={"seed": 7}))
+        to_yaml(cell.config.model_copy(update={"seed": 7}))
     )  # the seed is no part of it
     text = page()
     assert "| [the_best.yaml](../configs/the_best.yaml) | 82.00% ± 1.00 | 8 |" in text
@@ -116,9 +111,9 @@ def test_without_any_rows_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_the_readme_has_the_fair_comparison_in_a_sentence(tmp_path: Path) -> None:
     study = STUDIES["vit-vs-diffvit"]
-    trials = trials_of(study, "short")
-    records = made_records(trials, lambda trial: 0.7 + ("softmax" in trial.name) / 50 + trial.config.seed / 1000)
-    write_report(results_of(study, "short", trials, records), tmp_path)
+    cells = cells_of(study, "short")
+    records = made_records(cells, lambda cell: 0.7 + ("softmax" in cell.name) / 50 + cell.config.seed / 1000)
+    write_report(results_of(study, "short", cells, records), tmp_path)
     said = readme_block(with_rows(tmp_path))
     assert (
         f"*{study.question}* After 8 epochs, patch 8, 128 wide, 4 blocks, [CLS]: softmax minus differential: +2.00"
@@ -131,15 +126,15 @@ _GAIN = {"patch 2": 0.02, "patch 4": 0.0, "patch 8": -0.05}  # of differential a
 
 
 def made(name: str, spread: float) -> Results:
-    def accuracy(trial: Trial) -> float:
-        model = trial.config.model
-        level = 0.6 + 0.1 / model.patch_size * (-1) ** trial.config.seed * spread
+    def accuracy(cell: Cell) -> float:
+        model = cell.config.model
+        level = 0.6 + 0.1 / model.patch_size * (-1) ** cell.config.seed * spread
         if model.attention == "differential":
-            level += _GAIN.get(trial.arm, 0.0)
+            level += _GAIN.get(cell.arm, 0.0)
         return level + 0.16 / model.patch_size
 
-    trials = trials_of(STUDIES[name], "short")
-    return results_of(STUDIES[name], "short", trials, made_records(trials, accuracy))
+    cells = cells_of(STUDIES[name], "short")
+    return results_of(STUDIES[name], "short", cells, made_records(cells, accuracy))
 
 
 def test_the_best_of_each_attention_is_bold_where_it_surely_beats_the_others() -> None:
@@ -180,41 +175,3 @@ def test_where_differential_attention_helps() -> None:
 @pytest.mark.parametrize("name", ["vit-vs-diffvit"])
 def test_a_study_whose_arms_are_attentions_has_no_best_arm(name: str) -> None:
     assert best_arms([made(name, 0)]).rows == []
-
-
-def searched() -> list[dict[str, object]]:
-    values = {
-        **{"optimizer.muon_lr": 0.005, "optimizer.lr": 0.002, "optimizer.weight_decay": 0.05, "schedule.warmup": 0.1},
-        **{"label_smoothing": 0.1, "batch_size": 64, "model.mlp_ratio": 2.0, "augment.crop": 4},
-    }
-    return [
-        {
-            **{"tier": "short", "attention": attention, "trial": f"trial-{number:02}"},
-            **{"state": "pruned" if number == 2 else "complete", "epochs": 6, "val_accuracy": 0.6 + number / 100},
-            **values,
-            "batch_size": 64 * 2 ** (number % 3),
-        }
-        for attention in ("softmax", "differential")
-        for number in range(3)
-    ]
-
-
-def test_the_searchs_report_names_the_best_that_ran_to_its_end(tmp_path: Path) -> None:
-    path = write_search(searched(), tmp_path)
-    text = path.read_text()
-    assert "6 trials of up to 6 epochs, 4 of them complete" in text
-    assert text.index("| trial-01 | 61.00% |") < text.index("| trial-00 | 60.00% |")
-    assert "trial-02" not in text  # pruned, though it was ahead
-    assert {row["trial"] for row in best_of(searched()).values()} == {"trial-01"}
-    config = parse(read_yaml(tmp_path / "best-differential.yaml"))
-    assert (config.batch_size, config.model.attention, config.validation_size) == (128, "differential", 5000)
-    before = {each.name: hashlib.sha256(each.read_bytes()).hexdigest() for each in tmp_path.iterdir()}
-    assert before.keys() == {"trials.csv", "report.md", "dials.png", "best-softmax.yaml", "best-differential.yaml"}
-    update(tmp_path)
-    assert {each.name: hashlib.sha256(each.read_bytes()).hexdigest() for each in tmp_path.iterdir()} == before
-    with (tmp_path / "trials.csv").open() as file:
-        assert [dial.setting for dial in DIALS] == next(csv.reader(file))[-len(DIALS) :]
-
-
-def test_a_search_without_trials_has_no_rows() -> None:
-    assert rows_of({}, "short") == []

@@ -10,12 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from diffvit.attention.scores import CHANCE, Row, Scores, score_maps
+from diffvit.attention.scores import CHANCE, FIRST_MAP, METRICS, Row, Scores, score_maps
 from diffvit.attention.subject import Subject, labelled_images
 from diffvit.config import to_dict
 from diffvit.data import sources
 from diffvit.data.images import Images
-from diffvit.reporting.attention_rows import FIRST_MAP, METRICS
 from diffvit.reporting.csv_files import write_csv
 from diffvit.reporting.style import LIGHT, colour, dress, figure, to_png
 from diffvit.training.evaluate import config_of

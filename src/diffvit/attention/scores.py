@@ -13,13 +13,16 @@ from torch import Tensor, nn
 from diffvit.attention.capture import Inside, Record, captures
 from diffvit.attention.metrics import coverage, mass_on_object, overlap, pointing_game, removal
 from diffvit.attention.rollout import rollout
-from diffvit.attention.subject import Subject
+from diffvit.attention.subject import Subject, labelled_images, of_run
 from diffvit.data.images import Images
 from diffvit.errors import InputError
-from diffvit.reporting.attention_rows import FIRST_MAP
+from diffvit.training.run_dir import RunDir
 
 Row = dict[str, Any]
+_MASKED, _REMOVED = 2000, 500  # test images scored of a run in a study, with masks and without
 SHARE = 0.5  # of the mass, that the overlap's threshold keeps
+METRICS = {"pointing": "pointing game", "mass": "mass on the object", "iou": "IoU at half the mass"}
+FIRST_MAP = ", A1 alone"  # after the name of a map: of differential attention, without the subtraction
 CHANCE = ("uniform", "centre", "random")  # what a map without any attention scores
 
 
@@ -114,6 +117,28 @@ def score_maps(
             row |= _removal(subject, images, name, heat, few, curves)
         rows.append(row)
     return Scores(rows, curves)
+
+
+def map_scores(run: RunDir) -> dict[str, list[Row]]:
+    """What a study with ``score: attention-maps`` measures: the tables of :class:`Scores`, to five digits.
+
+    The maps of a run are scored on its own test images: where these have masks, on the first 2,000 against the masks,
+    else on the first 500 by deletion and insertion.
+
+    Raises:
+        InputError: the data is missing or damaged, or the model has no maps.
+    """
+    images = labelled_images(run.path)
+    masked = images.masks is not None
+    images = images.select(range(min(_MASKED if masked else _REMOVED, len(images))))
+    found = score_maps(of_run(run.path), images, removal_images=0 if masked else len(images))
+    key = {"data": run.config.data, "clutter": run.config.shapes.clutter if masked else None}
+    tables = {"scores": found.rows, "removal": found.curves}
+    return {name: [key | _rounded(row) for row in rows] for name, rows in tables.items()}
+
+
+def _rounded(row: Row) -> Row:
+    return {name: round(value, 5) if isinstance(value, float) else value for name, value in row.items()}
 
 
 def _removal(subject: Subject, images: Images, name: str, heat: Tensor, count: int, curves: list[Row]) -> Row:

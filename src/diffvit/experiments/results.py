@@ -1,18 +1,61 @@
-"""What came out of a study: its rows by arm and attention, and the comparisons that they allow."""
+"""Results of a study: rows of finished runs by arm and attention, and the comparisons between arms that they allow."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from diffvit.config import Config
-from diffvit.experiments.cost import training_flops
-from diffvit.experiments.definitions import Study
-from diffvit.experiments.trials import Trial, label_of
+from diffvit.experiments.runner import TEST_ACCURACY, numbers_in, scores_of, stem_of
+from diffvit.experiments.study import REPORTS, RUNS, Cell, Study, TierName, training_flops
 from diffvit.reporting import stats
-from diffvit.reporting.arms import Ranking, ranking, shared_seeds
-from diffvit.reporting.rows import CONDITIONS, RunRecord
+from diffvit.reporting.arms import MODEL_NAMES, Ranking, ranking, shared_seeds
+from diffvit.reporting.rows import CONDITIONS, RunRecord, read, read_run
+from diffvit.training.run_dir import RunDir
+
+SCORE = "score."  # before the names of a score's numbers in rows.csv
+
+
+def records_of(
+    cells: Sequence[Cell], runs: Path = RUNS, reports: Path = REPORTS, score: str = TEST_ACCURACY
+) -> dict[str, list[RunRecord]]:
+    """Finished runs and committed rows of each cell, under any conditions, by the cell's name.
+
+    Args:
+        cells: of one study.
+        runs: where the run folders lie.
+        reports: where committed rows lie.
+        score: the study's; runs without its numbers are not finished.
+
+    Raises:
+        InputError: a damaged run or rows.csv.
+    """
+    known: dict[tuple[Any, ...], dict[tuple[Any, ...], RunRecord]] = {}
+    for study in dict.fromkeys(cell.study for cell in cells):
+        for record in read(reports / study):
+            known.setdefault(record.key[:2], {})[record.key] = record
+    found: dict[str, list[RunRecord]] = {}
+    for cell in cells:
+        records, stem = dict(known.get(cell.key, {})), stem_of(cell)
+        for folder in sorted((runs / cell.tier).glob(f"{stem}*")):
+            tag = folder.name.removeprefix(stem)
+            if tag and not (tag.startswith("-") and tag[1:].isalnum()):
+                continue  # another seed, a run that the runner renamed, or its errors
+            if (scores := scores_of(folder, score)) is None:
+                continue
+            record = read_run(RunDir(folder))
+            # A row that is committed keeps its name.
+            row = record.row | {"run": f"{cell.name}{tag}"}
+            if record.key in records:
+                row["run"] = records[record.key].row["run"]
+            if score != TEST_ACCURACY:
+                row |= {f"{SCORE}{name}": value for name, value in numbers_in(scores).items()}
+            records[record.key] = replace(record, row=row)
+        if records:
+            found[cell.name] = list(records.values())
+    return found
 
 
 @dataclass(frozen=True)
@@ -59,6 +102,16 @@ class Line:
         return stats.mean([float(record.row[column]) for record in self.records.values()])
 
     @property
+    def scores(self) -> dict[str, list[float]]:
+        """Numbers of the study's score over the seeds, by name; empty where it is the test accuracy."""
+        names = dict.fromkeys(name for record in self.records.values() for name in record.row if name.startswith(SCORE))
+        return {
+            name.removeprefix(SCORE): [float(record.row[name]) for record in self.records.values()]
+            for name in names
+            if all(record.row.get(name) is not None for record in self.records.values())
+        }
+
+    @property
     def last_training_accuracy(self) -> float | None:
         """Of the last epoch, on augmented images as they were trained on; None where no epochs are known."""
         found = [record.epochs[-1]["train_accuracy"] for record in self.records.values() if record.epochs]
@@ -73,13 +126,13 @@ class Results:
         study: which.
         tier: how much.
         lines: in the study's order, those with rows.
-        missing: names of trials without a row.
-        records: all of them in the trials' order.
+        missing: names of cells without a row.
+        records: all of them in the cells' order.
         others: rows of the same tier on other data, precision or hardware, which are never ranked with these.
     """
 
     study: Study
-    tier: str
+    tier: TierName
     lines: tuple[Line, ...]
     missing: tuple[str, ...]
     records: tuple[RunRecord, ...]
@@ -124,25 +177,26 @@ class Results:
         return found if found and len(found.seeds) >= stats.MIN_SEEDS else None
 
 
-def results_of(study: Study, tier: str, trials: Sequence[Trial], records: Mapping[str, Sequence[RunRecord]]) -> Results:
+def results_of(
+    study: Study, tier: TierName, cells: Sequence[Cell], records: Mapping[str, Sequence[RunRecord]]
+) -> Results:
     """The rows of a study by line, those of the data, precision and hardware with most rows; the others beside them.
 
     Args:
         study: which.
         tier: how much.
-        trials: all of its trials at this tier.
-        records: by the trials' names; see :func:`diffvit.experiments.pool.records_of`. There is at least one.
+        cells: all of its cells at this tier.
+        records: by the cells' names, at least one; see :func:`records_of`.
     """
     together: dict[tuple[object, ...], dict[str, RunRecord]] = {}
-    for trial in trials:
-        for record in records.get(trial.name, ()):
-            together.setdefault(record.conditions, {}).setdefault(trial.name, record)
-    found = [_results(study, tier, trials, each) for each in together.values()]
-    return beside(found)
+    for cell in cells:
+        for record in records.get(cell.name, ()):
+            together.setdefault(record.conditions, {}).setdefault(cell.name, record)
+    return beside([_results(study, tier, cells, each) for each in together.values()])
 
 
 def beside(found: Sequence[Results]) -> Results:
-    """The results with fewest trials missing, of these the first, with the others beside them."""
+    """The results with fewest cells missing, of these the first, with the others beside them."""
     first = min(found, key=lambda each: len(each.missing))
     rest = [one for one in found if one is not first]
     return replace(
@@ -150,27 +204,29 @@ def beside(found: Sequence[Results]) -> Results:
     )
 
 
-def _results(study: Study, tier: str, trials: Sequence[Trial], records: Mapping[str, RunRecord]) -> Results:
-    groups: dict[tuple[str, str], dict[int, RunRecord]] = {}
-    first: dict[tuple[str, str], Trial] = {}
-    for trial in (each for each in trials if each.name in records):
-        key = (trial.arm, trial.config.model.attention)
-        first.setdefault(key, trial)
-        groups.setdefault(key, {})[trial.config.seed] = records[trial.name]
+def _results(study: Study, tier: TierName, cells: Sequence[Cell], records: Mapping[str, RunRecord]) -> Results:
+    finished = [cell for cell in cells if cell.name in records]
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in finished:
+        groups.setdefault((cell.arm, cell.config.model.attention), []).append(cell)
     ordered = sorted(groups, key=lambda key: list(study.arms).index(key[0]))  # stable: attentions as they come
     lines = [
         Line(
-            label_of(arm, attention, study.attentions),
+            _label(arm, attention, study),
             arm,
             attention,
-            first[arm, attention].config,
-            groups[arm, attention],
+            groups[arm, attention][0].config,
+            {cell.config.seed: records[cell.name] for cell in groups[arm, attention]},
         )
         for arm, attention in ordered
     ]
-    missing = tuple(trial.name for trial in trials if trial.name not in records)
-    kept = tuple(records[trial.name] for trial in trials if trial.name in records)
-    return Results(study, tier, tuple(lines), missing, kept)
+    missing = tuple(cell.name for cell in cells if cell.name not in records)
+    return Results(study, tier, tuple(lines), missing, tuple(records[cell.name] for cell in finished))
+
+
+def _label(arm: str, attention: str, study: Study) -> str:
+    """An arm in a table: with its attention where the study runs several."""
+    return f"{arm}, {MODEL_NAMES.get(attention, attention)}" if study.attentions else arm
 
 
 def difference(one: Line, two: Line) -> stats.Interval | None:

@@ -23,6 +23,11 @@ _ATTEMPTS = 100  # to lock, while other starts come and are refused
 _BEGINNING = {_LOCK, "checkpoints", ".config.yaml.tmp"}
 
 
+def _holder(handle: int) -> str:
+    """Number of the process that a lock file names."""
+    return os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
+
+
 def _remove_empty(folder: Path, made: Sequence[Path]) -> None:
     if folder in made:
         with contextlib.suppress(OSError):
@@ -189,6 +194,21 @@ class RunDir:
             for place in places:  # a folder with a run in it, or with another's lock, is not empty
                 _remove_empty(place, made)
 
+    @property
+    def locked_by(self) -> str | None:
+        """Number of the process that holds the folder; None where nobody does."""
+        try:
+            handle = os.open(self.path / _LOCK, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _holder(handle)
+        finally:
+            os.close(handle)
+        return None
+
     def _locked(self) -> int:
         """The handle of the lock file, made where need be, and locked.
 
@@ -213,7 +233,7 @@ class RunDir:
                 os.truncate(handle, 0)
                 os.pwrite(handle, str(os.getpid()).encode(), 0)
         except BlockingIOError:
-            holder = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
+            holder = _holder(handle)
             hint = "Wait for it to end, or give another --out."
             raise RunBusyError(str(self.path), f"another process is training here (process {holder})", hint) from None
         finally:

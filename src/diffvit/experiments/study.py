@@ -1,0 +1,255 @@
+"""Studies: experiments as YAML files, and their cells (one training for each arm, attention and seed)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from diffvit.config import Config, config_hash, merge, parse, read_yaml, to_dict
+from diffvit.errors import ConfigError, did_you_mean
+from diffvit.reporting.rows import flatten
+from diffvit.settings import ModelConfig
+
+TierName = Literal["smoke", "short", "full"]
+Settings = dict[str, Any]
+BOTH = ("softmax", "differential")
+RUNS, REPORTS = Path("runs/studies"), Path("reports")
+EXPLORATORY_SEEDS = 2
+_FOLDER = Path(__file__).parent
+_BUILT_IN = (  # in order of worth; each is a YAML file beside this one
+    *("vit-vs-diffvit", "patch-size", "position", "augmentation"),
+    *("width", "depth", "mlp-ratio", "heads", "pooling", "head", "optimizer", "initialisation", "search", "attention"),
+)
+_TRAIN_IMAGES = {"cifar10": 50_000}
+_PASSES = 3  # forward, and backward to inputs and weights
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Range(_Strict):
+    """Values that a search may try for one setting: a range, or a few choices."""
+
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    choices: tuple[Any, ...] = ()
+
+
+class SearchSpace(_Strict):
+    """What a search tries: how many trials for each attention, by tier, and the range of each setting."""
+
+    trials: dict[TierName, int]
+    settings: dict[str, Range] = Field(min_length=1)
+
+
+class Study(_Strict):
+    """An experiment: arms that differ in what it asks about, and in nothing else."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """The file's name without ``.yaml``; also that of its folder in ``reports``."""
+    question: str
+    """What it asks."""
+    arms: dict[str, Settings] = {}
+    """Settings of each arm, by name, laid over the tier's recipe and :attr:`base`."""
+    attentions: tuple[str, ...] = BOTH
+    """Every arm is run with each of them; empty where the arms name their own."""
+    seeds: int = Field(3, ge=1)
+    """How many; exploratory studies have two at most."""
+    exploratory: bool = False
+    """Two seeds, and no winner is named."""
+    base: Settings = {}
+    """Settings of all arms, laid over the tier's recipe."""
+    tiers: dict[TierName, Settings] = {}
+    """Settings of all arms at one tier, laid over :attr:`base`."""
+    skip: dict[TierName, tuple[str, ...]] = {}
+    """Arms that are left out at a tier."""
+    score: str = "test_accuracy"
+    """What is measured of each finished run; see :data:`diffvit.experiments.runner.SCORES`."""
+    report: bool = True
+    """Whether there are tables and plots of the test accuracy; False for rows and the score's tables alone."""
+    fit: bool = False
+    """Whether the report says how close each arm fits its training images."""
+    search: SearchSpace | None = None
+    """Where given, there are no arms: settings are searched for (:mod:`diffvit.experiments.search`)."""
+
+
+def load_study(path: Path) -> Study:
+    """Read a study from a YAML file; its name is that of the file.
+
+    Raises:
+        ConfigError: the file is missing, no YAML, or not a study.
+    """
+    values = read_yaml(path)
+    try:
+        study = Study.model_validate({"name": path.stem, **values})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            fields = {"search": SearchSpace, "settings": Range}.get(str(first["loc"][0]), Study).model_fields
+            raise ConfigError(f"{path}: {key}", f"unknown key;{did_you_mean(key, fields)}".rstrip(";")) from None
+        raise ConfigError(f"{path}: {key}", first["msg"]) from None
+    if bool(study.arms) == bool(study.search):
+        raise ConfigError(str(path), "must have arms, or a search, and not both")
+    for arm in (name for skipped in study.skip.values() for name in skipped if name not in study.arms):
+        raise ConfigError(f"{path}: skip", f"no arm {arm!r};{did_you_mean(arm, study.arms)}".rstrip(";"))
+    return study
+
+
+STUDIES: dict[str, Study] = {name: load_study(_FOLDER / f"{name}.yaml") for name in _BUILT_IN}
+"""The studies by name: the built-in ones, and those of :func:`register_study`."""
+
+
+def register_study(study: Study) -> None:
+    """Make a study of your own as good as a built-in one.
+
+    Raises:
+        ValueError: there is one of this name already.
+    """
+    if study.name in STUDIES:
+        raise ValueError(f"study {study.name!r} is registered already")
+    STUDIES[study.name] = study
+
+
+def find_study(name: str) -> Study:
+    """The study of a name, or that of a YAML file.
+
+    Raises:
+        ConfigError: there is none, or the file is not a study or has the name of another.
+    """
+    if name in STUDIES:
+        return STUDIES[name]
+    if name.endswith((".yaml", ".yml")):
+        study = load_study(Path(name))
+        if study.name in STUDIES:
+            raise ConfigError(name, f"there is a study named {study.name} already", "Rename the file.")
+        return study
+    hint = did_you_mean(name, STUDIES).replace(" did", "Did", 1)
+    raise ConfigError("study", f"no study {name!r} (have {', '.join(STUDIES)}, or a YAML file)", hint)
+
+
+class Tier(_Strict):
+    """How much is run: what it is for, the most seeds, and the recipe of every arm before the study's own settings."""
+
+    words: str
+    seeds: int
+    recipe: Settings
+
+
+_TIERS = read_yaml(_FOLDER / "tiers.yaml")
+TIERS: dict[TierName, Tier] = {name: Tier.model_validate(_TIERS[name]) for name in get_args(TierName)}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of a study: an arm, an attention and a seed.
+
+    Args:
+        study: its name.
+        tier: how much.
+        arm: as the study calls it.
+        config: of the run, with its attention and seed.
+    """
+
+    study: str
+    tier: TierName
+    arm: str
+    config: Config
+
+    @property
+    def name(self) -> str:
+        """Unique in the study."""
+        words = re.sub(r"[^a-z0-9.]+", "-", self.arm.lower()).strip("-")
+        return f"{words}-{self.config.model.attention}-s{self.config.seed}"
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Hash of the config, and the seed."""
+        return config_hash(self.config), self.config.seed
+
+
+def recipe_of(study: Study, tier: TierName, *layers: Mapping[str, Any]) -> Config:
+    """The tier's recipe with the study's settings and then these laid over it.
+
+    Raises:
+        ConfigError: no such tier, or settings that do not go together.
+    """
+    if tier not in TIERS:
+        raise ConfigError("--tier", f"no tier {tier!r} (have {', '.join(TIERS)})")
+    return parse(merge(TIERS[tier].recipe, study.base, study.tiers.get(tier, {}), *layers), f"study {study.name}")
+
+
+def cells_of(study: Study, tier: TierName, *, seeds: int | None = None, validation: bool = True) -> tuple[Cell, ...]:
+    """Every cell of a study with arms; all arms of one seed before the next seed.
+
+    Args:
+        study: which.
+        tier: one of :data:`TIERS`.
+        seeds: how many instead of the study's own.
+        validation: False for the cells as they were before studies kept images for validation.
+
+    Raises:
+        ConfigError: no such tier, no seed, or an arm that the tier's recipe does not allow.
+    """
+    if seeds is not None and seeds < 1:
+        raise ConfigError("--seeds", f"must be at least 1 (found {seeds})")
+    last = {} if validation else {"validation_size": 0}
+    cells = []
+    arms = {arm: settings for arm, settings in study.arms.items() if arm not in study.skip.get(tier, ())}
+    for seed in range(seeds or seeds_of(study, tier)):
+        for arm, settings in arms.items():
+            for attention in study.attentions or (None,):
+                own = {"model": {"attention": attention}} if attention else {}
+                cells.append(Cell(study.name, tier, arm, recipe_of(study, tier, settings, own, {"seed": seed, **last})))
+    return tuple(cells)
+
+
+def seeds_of(study: Study, tier: TierName) -> int:
+    """How many seeds a study has at a tier."""
+    wanted = min(EXPLORATORY_SEEDS, study.seeds) if study.exploratory else study.seeds
+    return min(wanted, TIERS[tier].seeds) if tier in TIERS else wanted
+
+
+def differing(configs: Mapping[str, Config]) -> dict[str, dict[str, Any]]:
+    """By name, the settings that are not the same in all configs, by their dotted names; the seed left out."""
+    flat = {name: flatten(to_dict(config)) for name, config in configs.items()}
+    keys = [key for key in next(iter(flat.values())) if len({str(each[key]) for each in flat.values()}) > 1]
+    return {name: {key: found[key] for key in keys if key != "seed"} for name, found in flat.items()}
+
+
+def flops_per_image(config: Config) -> float:
+    """FLOPs of a forward pass of one image: matrix products only, a multiply-add counted as two.
+
+    Computed from sizes; the same that :func:`diffvit.training.score.flops_per_image` counts in the model.
+    """
+    model = config.model
+    patches = (model.image_size // model.patch_size) ** 2
+    tokens, width = patches + (model.pool == "cls"), model.embed_dim
+    embed = patches * width * model.in_chans * model.patch_size**2
+    mlp = 2 * model.mlp_ratio * width**2  # of one token
+    block = tokens * (4 * width**2 + mlp + 2 * tokens * width)
+    head = width * model.num_classes + (width * width if model.head == "mlp" else 0)
+    last = block if model.pool == "mean" else _attention_of_cls(model, tokens) + mlp
+    return 2 * (embed + (model.depth - 1) * block + last + head)
+
+
+def _attention_of_cls(model: ModelConfig, tokens: int) -> float:
+    """Multiply-adds of attention in the last block, where only [CLS] queries."""
+    width = model.embed_dim
+    with_keys = 2 * width**2 + 2 * tokens * width**2 + 2 * tokens * width
+    maps = model.num_heads // 2 if model.attention == "differential" else model.num_heads
+    without = 4 * width**2 + (model.num_heads + maps) * tokens * width
+    return with_keys if model.pos_embed.endswith("rope-2d") else min(with_keys, without)
+
+
+def training_flops(config: Config) -> float:
+    """FLOPs of a whole training."""
+    images = _TRAIN_IMAGES.get(config.data, config.shapes.train) - config.validation_size
+    return _PASSES * flops_per_image(config) * images * config.epochs

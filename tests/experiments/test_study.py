@@ -1,0 +1,227 @@
+"""Studies as YAML files: every cell a valid run of its own, differing in what its study asks about."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffvit.config import to_dict
+from diffvit.errors import ConfigError
+from diffvit.experiments.progress import rate_of, seconds_of
+from diffvit.experiments.study import (
+    BOTH,
+    STUDIES,
+    TIERS,
+    Study,
+    TierName,
+    cells_of,
+    find_study,
+    flops_per_image,
+    load_study,
+    register_study,
+    seeds_of,
+    training_flops,
+)
+from diffvit.reporting.rows import flatten
+from diffvit.training.material import fresh_model, load
+from diffvit.training.score import flops_per_image as counted
+from tests.experiments.study_rows import made_record
+
+ASKED = {  # settings in which a study's arms may differ
+    "patch-size": {"model.patch_size"},
+    "position": {"model.pos_embed"},
+    "vit-vs-diffvit": {"model.attention", "model.num_heads"},
+    "width": {"model.embed_dim", "model.num_heads"},
+    "depth": {"model.depth"},
+    "mlp-ratio": {"model.mlp_ratio"},
+    "heads": {"model.num_heads"},
+    "pooling": {"model.pool"},
+    "head": {"model.head"},
+    "optimizer": {f"optimizer.{name}" for name in ("name", "lr", "muon_lr", "split_qkv")},
+    "initialisation": {"model.init", "whiten"},
+}
+GIVEN = [study for study in STUDIES.values() if study.report and not study.search]
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("study", GIVEN, ids=lambda study: study.name)
+def test_trials_are_runs_of_their_own_that_differ_in_what_is_asked(study: Study, tier: TierName) -> None:
+    assert find_study(study.name) is study
+    cells = cells_of(study, tier)
+    assert len({cell.name for cell in cells}) == len({cell.key for cell in cells}) == len(cells)
+    arms = len(study.arms) * max(1, len(study.attentions))
+    assert len(cells) == arms * seeds_of(study, tier)
+    flat = [flatten(to_dict(cell.config)) for cell in cells]
+    different = {name for name in flat[0] if len({repr(each[name]) for each in flat}) > 1}
+    allowed = {"seed", "model.attention"} | ASKED.get(
+        study.name, {name for name in flat[0] if name.startswith("augment.")}
+    )
+    assert different <= allowed
+    assert different - {"seed", "model.attention"} or study.name == "vit-vs-diffvit"
+
+
+def test_the_studies_that_are_wanted_are_there_with_their_seeds() -> None:
+    short = {study.name: seeds_of(study, "short") for study in GIVEN}
+    assert short == {
+        **dict.fromkeys(("patch-size", "position", "augmentation"), 3),
+        "vit-vs-diffvit": 5,
+        **dict.fromkeys(("width", "depth", "mlp-ratio", "heads", "pooling", "head", "optimizer", "initialisation"), 2),
+    }
+    assert {study.name for study in GIVEN if not study.exploratory} == {
+        *("patch-size", "position", "augmentation", "vit-vs-diffvit")
+    }
+    for study in GIVEN:
+        found = {cell.config.model.attention for cell in cells_of(study, "short")}
+        assert found == set(BOTH)
+    assert set(STUDIES["position"].arms) == {"none", "learned-1d", "learned-2d", "sincos-1d", "sincos-2d"}
+    assert list(STUDIES["augmentation"].arms)[:2] == ["none", "flip + crop"]
+    for study in GIVEN:
+        cells = cells_of(study, "short")
+        assert all(cell.config.epochs >= 8 for cell in cells)
+        if study.name != "patch-size":
+            assert all(cell.config.model.patch_size == 8 for cell in cells)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_the_wide_arm_has_as_many_heads_as_the_differential_one_and_values_as_wide(tier: TierName) -> None:
+    by_arm = {cell.arm: cell.config.model for cell in cells_of(STUDIES["vit-vs-diffvit"], tier)}
+    heads = by_arm["softmax"].num_heads
+    assert by_arm["differential"].num_heads == heads
+    assert (
+        by_arm["softmax, half the heads"].num_heads == heads // 2
+    )  # differential attention pairs the baseline's heads
+    assert by_arm["softmax, half the heads"].attention == "softmax"
+
+
+def test_every_augmentation_but_one_is_flip_and_crop_with_something_added() -> None:
+    by_arm = {cell.arm: cell.config.augment for cell in cells_of(STUDIES["augmentation"], "full")}
+    off = by_arm["none"]
+    assert (off.flip, off.crop, off.policy, off.cutmix, off.mixup, off.erasing, off.color_jitter) == (
+        *(False, 0, "none", 0.0, 0.0, 0.0, 0.0),
+    )
+    plain = by_arm["flip + crop"]
+    for name, settings in by_arm.items():
+        if name.startswith("+ "):
+            found = {key for key, value in settings if value != getattr(plain, key)}
+            assert 1 <= len(found) <= 3, name
+            assert (settings.flip, settings.crop) == (True, plain.crop)
+
+
+@pytest.mark.parametrize("arm", ["patch 2", "patch 8"])
+def test_the_cost_is_that_of_the_model_that_is_built(arm: str) -> None:
+    cell = next(each for each in cells_of(STUDIES["patch-size"], "smoke") if each.arm == arm)
+    model = fresh_model(cell.config, load(cell.config, lambda _: None))
+    assert flops_per_image(cell.config) == pytest.approx(counted(model), rel=0.02)
+    assert training_flops(cell.config) == 3 * flops_per_image(cell.config) * (640 - 100) * 2
+    assert seconds_of([cell, cell], 1e9) == pytest.approx(2 * training_flops(cell.config) / 1e9 + 2)
+
+
+@pytest.mark.parametrize("attention", ["softmax", "differential"])
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+@pytest.mark.parametrize("pos_embed", ["none", "rope-2d", "sincos-2d+rope-2d"])
+@pytest.mark.parametrize(
+    "sizes", [{}, {"depth": 1, "mlp_ratio": 1.0}, {"embed_dim": 24, "num_heads": 6, "head": "mlp"}]
+)
+def test_the_cost_from_sizes_is_exactly_what_is_counted(
+    attention: str, pool: str, pos_embed: str, sizes: dict[str, Any]
+) -> None:
+    config = cells_of(STUDIES["pooling"], "smoke")[0].config
+    model = config.model.model_copy(update={"attention": attention, "pool": pool, "pos_embed": pos_embed, **sizes})
+    config = config.model_copy(update={"model": model})
+    built = fresh_model(config, load(config, lambda _: None))
+    assert flops_per_image(config) == counted(built)
+
+
+def test_the_rate_is_of_all_cores_however_many_threads_a_row_had() -> None:
+    """Two cells of one thread each run side by side on two cores."""
+    cell = cells_of(STUDIES["patch-size"], "short")[0]
+    one = made_record(cell, 0.7)
+    assert one.row["threads"] == 1
+    single = 3 * one.row["flops_per_image"] * one.row["images_per_second"]
+    assert rate_of([one], "cpu") == pytest.approx(2 * single)
+    assert rate_of([one], "cpu", cores=8) == pytest.approx(8 * single)
+    both = replace(one, row=one.row | {"threads": 2})
+    assert rate_of([both], "cpu") == pytest.approx(single)
+    card = replace(one, row=one.row | {"device": "cuda"})
+    assert rate_of([card], "cuda", cores=8) == pytest.approx(single)
+    assert rate_of([card], "cpu") is None  # no row of a CPU
+
+
+@pytest.mark.parametrize(
+    ("name", "tier", "seeds", "said"),
+    [
+        ("patchsize", "short", None, "study: no study 'patchsize' (have vit-vs-diffvit, patch-size"),
+        ("depth", "long", None, "--tier: no tier 'long' (have smoke, short, full)"),
+        ("depth", "short", 0, "--seeds: must be at least 1 (found 0)"),
+    ],
+)
+def test_what_there_is_not(name: str, tier: TierName, seeds: int | None, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        cells_of(find_study(name), tier, seeds=seeds)
+    assert str(caught.value).startswith(said)
+
+
+MINE = """
+question: Which temperature?
+seeds: 4
+attentions: [softmax]
+base: {epochs: 3, model: {depth: 2}}
+tiers: {short: {epochs: 1}}
+skip: {full: [cold]}
+arms:
+  cold: {optimizer: {lr: 0.001}}
+  hot: {optimizer: {lr: 0.01}, model: {depth: 1}}
+"""
+
+
+def test_a_study_of_ones_own_is_a_yaml_file(tmp_path: Path) -> None:
+    """Tier, then base, then the tier's own settings, then the arm's: each beats the one before."""
+    (tmp_path / "heat.yaml").write_text(MINE)
+    study = find_study(str(tmp_path / "heat.yaml"))
+    assert (study.name, study.exploratory, study.score) == ("heat", False, "test_accuracy")
+    cells = cells_of(study, "short")
+    assert [cell.name for cell in cells][:3] == ["cold-softmax-s0", "hot-softmax-s0", "cold-softmax-s1"]
+    assert len(cells) == 8
+    cold, hot = cells[0].config, cells[1].config
+    assert (cold.epochs, cold.model.depth, cold.optimizer.lr, cold.batch_size) == (1, 2, 0.001, 128)
+    assert (hot.epochs, hot.model.depth, hot.optimizer.lr) == (1, 1, 0.01)
+    assert {(cell.arm, cell.config.epochs) for cell in cells_of(study, "full")} == {("hot", 3)}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("question: a\narms: {a: {}}\nseed: 3\n", "mine.yaml: seed: unknown key; did you mean 'seeds'?"),
+        ("arms: {a: {}}\n", "mine.yaml: question: Field required"),
+        ("question: a\n", "mine.yaml: must have arms, or a search, and not both"),
+        ("question: a\narms: {a: {}}\nseeds: none\n", "mine.yaml: seeds: Input should be a valid integer"),
+        ("question: a\narms: {a: {}}\ntiers: {long: {}}\n", "mine.yaml: tiers.long"),
+        ("question: a\narms: {a: {epoch: 3}}\n", "study mine: epoch: unknown key; did you mean 'epochs'?"),
+        ("question: a\narms: {a: {model: {attention: x}}}\nattentions: []\n", "study mine: model.attention: "),
+        ("question: [a\n", "mine.yaml: is not YAML"),
+        (
+            "question: a\narms: {cold: {}}\nskip: {smoke: [colt]}\n",
+            "mine.yaml: skip: no arm 'colt'; did you mean 'cold'?",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        cells_of(find_study(str(tmp_path / "mine.yaml")), "smoke")
+    assert said in str(caught.value)
+
+
+def test_studies_are_registered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffvit.experiments.study.STUDIES", dict(STUDIES))
+    (tmp_path / "heat.yaml").write_text(MINE)
+    study = load_study(tmp_path / "heat.yaml")
+    register_study(study)
+    assert find_study("heat") is study
+    with pytest.raises(ValueError, match="registered already"):
+        register_study(study)
+    with pytest.raises(ConfigError, match="Rename the file"):
+        find_study(str(tmp_path / "heat.yaml"))
