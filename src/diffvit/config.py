@@ -30,7 +30,10 @@ from diffvit.settings import ScheduleConfig as ScheduleConfig
 from diffvit.settings import ShapesConfig as ShapesConfig
 
 # Settings that say where and how a run happens, not what is computed: they do not enter the hash.
-WHEREABOUTS = frozenset({"data_dir", "device", "threads", "checkpoint_every"})
+# (What kernels a run used is in its environment.json.)
+WHEREABOUTS = frozenset({"data_dir", "device", "threads", "checkpoint_every", "accelerate"})
+# Settings of the model that are younger than committed results: they enter the hash where they are not the default.
+_YOUNGER = ("qk_norm", "layer_scale", "registers", "class_token", "no_embed_class", "fc_norm")
 _Path = tuple[str, ...]  # of a setting: ("model", "depth")
 _Kind = TypeVar("_Kind", bound=Config)
 
@@ -254,5 +257,7 @@ def differences(one: Config, other: Config, *, ignore: frozenset[str] = WHEREABO
 def config_hash(config: Config) -> str:
     """Twelve hex digits over every setting that changes what is computed."""
     values = {key: value for key, value in to_dict(config).items() if key not in WHEREABOUTS}
-    values["model"].pop("preset")
+    for name in ("preset", *_YOUNGER):
+        if name == "preset" or values["model"][name] == ModelConfig.model_fields[name].default:
+            del values["model"][name]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]

@@ -15,7 +15,7 @@ from diffvit.app.test_sets import ONLY_FIRST
 from diffvit.app.web.look_tab import draw
 from diffvit.app.web.picker import thumbnails
 from diffvit.errors import InputError
-from diffvit.models.pretrained_vit import PretrainedVisionTransformer, VitParts
+from diffvit.models.vit import VisionTransformer
 
 OURS = "shapes-vit"
 TEST = Chosen("test", 7, OURS)
@@ -25,7 +25,8 @@ DIALS = (2, 1, True, "the model", 1, 1, 1.0, "inferno", 1.0, "mean", "clamp", 0.
 def saved(path: Path, num_classes: int = 0, *, patch: int = 16) -> Path:
     """A small random ViT in timm's layout."""
     torch.manual_seed(0)
-    model = PretrainedVisionTransformer(VitParts(224, patch, 128, 2, 2, 512, num_classes))
+    sizes = {"image_size": 224, "patch_size": patch, "embed_dim": 128, "depth": 2, "num_heads": 2, "mlp_ratio": 4.0}
+    model = VisionTransformer(**sizes, num_classes=num_classes)
     torch.save(model.state_dict(), path)
     return path
 
@@ -66,7 +67,7 @@ def test_a_pretrained_classifier_answers(tmp_path: Path) -> None:
     desk = desk_with(saved(tmp_path / "classifier.pth", num_classes=3))
     subject = desk.models.subject("classifier")
     look = desk.look(TEST, "classifier")
-    assert isinstance(subject.model, PretrainedVisionTransformer)
+    assert isinstance(subject.model, VisionTransformer)
     with torch.no_grad():
         wanted = subject.model(subject.normalised(look.picture.pixels[None])).softmax(dim=1)[0]
     assert {name: pytest.approx(chance, abs=1e-5) for name, chance in look.chances} == {

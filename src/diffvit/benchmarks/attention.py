@@ -26,8 +26,9 @@ from diffvit.benchmarks.settings import (
     Grid,
     Rounds,
 )
-from diffvit.models.attention import Attention
-from diffvit.models.differential import DifferentialAttention
+from diffvit.kernels import accelerate
+from diffvit.kernels.attention import softmax_map
+from diffvit.models.attention import Attention, DifferentialAttention
 from diffvit.training.environment import kernels
 
 Layer = Callable[[Tensor], Tensor]
@@ -54,9 +55,19 @@ def by_sdpa(layer: Attention, backend: SDPBackend) -> Layer:
     """Our layer's projections around one of torch's fused kernels."""
 
     def attend(x: Tensor) -> Tensor:
-        q, k, v = layer._heads(x)
         with sdpa_kernel(backend):
-            return layer._merge(F.scaled_dot_product_attention(q, k, v))
+            return layer(x)
+
+    return attend
+
+
+def explicitly(layer: Attention) -> Layer:
+    """Our layer with its map written out, whatever the number of tokens."""
+
+    def attend(x: Tensor) -> Tensor:
+        q, k, v = layer.heads(x)
+        heads = torch.bmm(softmax_map(q, k), v.flatten(0, 1)).unflatten(0, q.shape[:2])
+        return layer.proj(heads.transpose(1, 2).flatten(2))
 
     return attend
 
@@ -65,7 +76,8 @@ def by_two_calls(layer: DifferentialAttention) -> Layer:
     """Differential attention by two fused calls, each with the whole value: twice the value products."""
 
     def attend(x: Tensor) -> Tensor:
-        (q1, q2), (k1, k2), v = layer._heads(x)
+        q, k, v = layer.heads(x)
+        (q1, q2), (k1, k2) = q.unbind(2), k.unbind(2)
         first, second = F.scaled_dot_product_attention(q1, k1, v), F.scaled_dot_product_attention(q2, k2, v)
         heads = first - layer.lam().to(first.dtype) * second
         heads = layer.sub_norm(heads.to(layer.sub_norm.weight.dtype)) * (1.0 - layer.lambda_init)
@@ -84,12 +96,17 @@ def routes(width: int, device: str, *, timm: bool = True) -> dict[str, tuple[Lay
     torch.manual_seed(0)
     softmax = Attention(width, heads).to(device)
     differential = DifferentialAttention(width, heads, layer_index=0).to(device)
-    found: dict[str, tuple[Layer, nn.Module]] = {SOFTMAX: (softmax, softmax), "explicit": (softmax.attend, softmax)}
+    fast = nn.Sequential(softmax, differential)
+    accelerate(fast)
+    found: dict[str, tuple[Layer, nn.Module]] = {
+        SOFTMAX: (fast[0], softmax),
+        "explicit": (explicitly(softmax), softmax),
+    }
     here = ("SDPA math", "SDPA flash") if device == "cpu" else tuple(BACKENDS)
     found |= {name: (by_sdpa(softmax, BACKENDS[name]), softmax) for name in here}
     found |= {
-        DIFFERENTIAL: (differential, differential),
-        "step by step": (differential.attend, differential),
+        DIFFERENTIAL: (fast[1], differential),
+        "step by step": (differential, differential),
         "two SDPA calls": (by_two_calls(differential), differential),
     }
     if timm:
