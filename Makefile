@@ -20,42 +20,33 @@ test: $(READY)  ## the whole quick suite, one worker per core
 test-system: $(READY)  ## long runs, kills, the demo
 	$(BIN)/python -m pytest -q -m 'system and not cuda' --timeout 900 --durations 12
 
-check: $(READY)  ## style, types, import contracts, generated documents
+check: $(READY)  ## style, types, import contracts, sizes, generated documents
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m diffvit.reporting.readme --check
-	$(BIN)/python -m diffvit.reporting.expected --check
-	$(BIN)/python -m diffvit.benchmarks.report --check
+	$(BIN)/python -m tools.sizes
+	$(BIN)/python -m tools --check
 	$(BIN)/python -m diffvit.clip.precision_report --check
 	$(BIN)/python -m diffvit.clip.evaluation.cifar10_map --check
 	$(BIN)/python -m diffvit.clip.small.report --check
 	$(BIN)/python -m diffvit.clip.evaluation.published --check
-	$(BIN)/python -m diffvit.reporting.attention_study --check
-	$(BIN)/python -m diffvit.experiments.page --check
-	$(BIN)/python -m diffvit.app.load_report --check
 
-docs: $(READY)  ## rewrite the README's results, the recipes' promises, the reports and the map of CIFAR-10
-	$(BIN)/python -m diffvit.reporting.readme
-	$(BIN)/python -m diffvit.reporting.expected
-	$(BIN)/python -m diffvit.benchmarks.report
+docs: $(READY)  ## write every generated document: README's results, recipes' expected lines, docs/results.md, reports
+	$(BIN)/python -m tools
 	$(BIN)/python -m diffvit.clip.precision_report
 	$(BIN)/python -m diffvit.clip.evaluation.cifar10_map
 	$(BIN)/python -m diffvit.clip.small.report
 	$(BIN)/python -m diffvit.clip.evaluation.published
-	$(BIN)/python -m diffvit.reporting.attention_study
-	$(BIN)/python -m diffvit.experiments.page
-	$(BIN)/python -m diffvit.app.load_report
 
 app: $(READY)  ## the explorer: a page on this machine to look inside models
 	$(BIN)/diffvit app
 
 app-load: $(READY)  ## reports/app-load: the explorer under fifty visitors at a time (one minute, run nothing beside it)
-	$(BIN)/python -m diffvit.app.web.load
+	$(BIN)/python -m benchmarks.app_load
 
 screenshot: $(READY)  ## docs/explorer.png, the explorer as the README shows it (needs Debian's chromium)
-	$(BIN)/python benchmarks/screenshot.py docs/explorer.png
+	$(BIN)/python -m benchmarks.screenshot docs/explorer.png
 
 bench: $(READY)  ## speed beside timm, vit-pytorch and transformers (under ten minutes on two idle cores)
 	$(BIN)/diffvit bench train
@@ -64,6 +55,7 @@ bench: $(READY)  ## speed beside timm, vit-pytorch and transformers (under ten m
 
 attention-study: $(READY)  ## reports/attention: 42 small models trained and their maps scored (about an hour on two cores)
 	$(BIN)/python -m diffvit.attention.study
+	$(BIN)/python -m tools attention
 
 # A run that is there is taken up where it stopped; a complete one is left as it is.
 clip-cifar10: $(READY)  ## reports/clip-cifar10: a small CLIP and its supervised twin, trained and compared (half an hour)
@@ -79,7 +71,7 @@ studies: $(READY)  ## every study at tier short, its report, docs/results.md (ab
 	for name in $(STUDIES); do \
 	  $(BIN)/diffvit study run $$name --tier short --workers 2 && $(BIN)/diffvit study report $$name --tier short || exit 1; \
 	done
-	$(BIN)/python -m diffvit.experiments.page
+	$(BIN)/python -m tools results
 
 clip-published: $(READY)  ## reports/clip-published: all that needs published weights; IMAGENET=folder of its validation pictures
 	test -n "$(IMAGENET)" || { echo "say where ImageNet's validation pictures lie: make clip-published IMAGENET=folder" >&2; exit 2; }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from playwright.async_api import async_playwright
 
-from diffvit.app.web.load import page
+from benchmarks.app_load import page
 
 WIDTH, HEIGHT = 1280, 1040
 IMAGE = 19  # of the test set

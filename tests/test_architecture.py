@@ -51,7 +51,7 @@ import diffvit
 assert set(sys.modules) & {"torch", "numpy", "pydantic", "matplotlib"} == set()
 import diffvit.config
 assert set(sys.modules) & {"torch", "numpy", "matplotlib"} == set()
-import diffvit.training.run_dir, diffvit.reporting.render, diffvit.benchmarks.report
+import diffvit.training.run_dir, diffvit.reporting.render, diffvit.measuring
 assert "torch" not in sys.modules
 """
 

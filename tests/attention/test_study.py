@@ -13,11 +13,12 @@ from diffvit.attention import study
 from diffvit.config import parse, to_dict
 from diffvit.errors import Interrupted
 from diffvit.models.vit import VisionTransformer
-from diffvit.reporting import attention_study, rows
+from diffvit.reporting import rows
 from diffvit.reporting.attention_rows import DIFFERENTIAL, SOFTMAX, WIDE, Study
 from diffvit.reporting.csv_files import read_csv
 from diffvit.training.loop import train
 from diffvit.training.progress import QuietProgress
+from tools import attention as report
 
 TINY: dict[str, Any] = {
     "data": "shapes",
@@ -72,7 +73,7 @@ def test_a_small_study_is_trained_scored_reported_and_goes_on_where_it_stopped(t
     assert len(told) == len(wanted)  # the first three were not done again
     study.run(wanted, runs=tmp_path / "none", out=out, announce=told.append)
     assert len(told) == len(wanted)
-    assert attention_study.update(out, check=True) == []
+    assert str(report.of_folder(out)["report.md"]).startswith("# Does differential attention cancel noise?")
     found = Study(rows.read(out), read_csv(out / "scores.csv"), read_csv(out / "removal.csv"))
     assert found.clutter == [0.0, 0.5]
     assert found.last == "layer 1"

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffvit.benchmarks import attention
-from diffvit.benchmarks.attention import routes
-from diffvit.benchmarks.settings import FAMILIES, Choice, Grid, Rounds
+from benchmarks import attention
+from benchmarks.attention import routes
+from benchmarks.settings import FAMILIES, Choice, Grid, Rounds
 
 
 def test_all_ways_of_a_family_compute_the_same() -> None:

@@ -5,10 +5,11 @@ import sys
 import pytest
 import torch
 
-from diffvit.benchmarks.peers import MODELS, build, models_of, parameters_of, versions
-from diffvit.benchmarks.settings import PEERS, Sizes
-from diffvit.benchmarks.steps import forward_flops
+from benchmarks.peers import MODELS, build, models_of, parameters_of
+from benchmarks.settings import PEERS, Sizes
+from benchmarks.throughput import forward_flops
 from diffvit.errors import ConfigError, EnvironmentFault
+from diffvit.measuring import facts
 
 TINY = Sizes(embed_dim=24, depth=2, num_heads=2, num_classes=7, image_size=16, batch_size=3)
 
@@ -86,5 +87,7 @@ def test_impossible_sizes_are_refused_by_us() -> None:
 def test_versions_are_the_installed_ones() -> None:
     import timm
 
-    assert versions()["timm"] == timm.__version__
-    assert set(versions()) == set(PEERS)
+    found = facts("cpu", 1, (*PEERS, "no-such-library"))
+    assert found["timm"] == timm.__version__
+    assert found["no-such-library"] is None
+    assert {*PEERS, "torch", "hardware", "cores", "date", "load"} <= set(found)

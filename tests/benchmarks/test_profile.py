@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from diffvit.benchmarks import hardware, profile
-from diffvit.benchmarks.profile import kind_of, summary
-from diffvit.benchmarks.report import main as report
-from diffvit.benchmarks.report import update
+from benchmarks import profile, throughput
+from benchmarks.profile import kind_of, summary
 from diffvit.cli.main import run
+from tools import pages, speed
 
 
 @pytest.mark.parametrize(
@@ -96,7 +95,7 @@ def test_the_steps_of_two_recipes_are_profiled_and_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(hardware.LARGE, "cpu", 64)
+    monkeypatch.setitem(throughput.LARGE, "cpu", 64)
     for attention in ("softmax", "differential"):
         Path(f"{attention}.yaml").write_text(RECIPE.replace("ATTENTION", attention))
     # More steps than an epoch has, so that one ends on the way.
@@ -121,9 +120,7 @@ def test_the_steps_of_two_recipes_are_profiled_and_reported(
         assert 0 < arm["mfu"] < 1
     text = Path(found["report"]).read_text()
     assert "### Diff-ViT, `differential.yaml`" in text
-    assert report(["--check"]) == 0
-    Path("reports/speed/profile.png").unlink()
-    assert update(check=True) == ["reports/speed/profile.png: was not made from profile.json"]
+    assert pages.update(speed.documents(Path()), "speed", Path(), check=True) == []
 
 
 def test_what_cannot_be_profiled_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

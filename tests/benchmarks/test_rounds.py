@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 import pytest
 
-from diffvit.benchmarks.rounds import measure, order, ratio, spread
-from diffvit.benchmarks.settings import PEERS, Choice, Grid, Rounds, Sizes, peers_of
+from benchmarks.settings import PEERS, Choice, Grid, Rounds, Sizes, peers_of
+from benchmarks.throughput import measure
 from diffvit.errors import ConfigError
+from diffvit.measuring import order, ratio, spread
 
 
 class Clock:

@@ -2,19 +2,20 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from diffvit.benchmarks import hardware, memory, throughput
-from diffvit.benchmarks.peers import build, parameters_of
-from diffvit.benchmarks.report import report
-from diffvit.benchmarks.settings import Choice, Rounds, Sizes
-from diffvit.benchmarks.steps import STEPS, batch_of, inference_step, train_step
-from diffvit.benchmarks.throughput import Arm, rows_of
+from benchmarks import throughput
+from benchmarks.peers import build, parameters_of
+from benchmarks.settings import Choice, Rounds, Sizes
+from benchmarks.throughput import STEPS, Arm, batch_of, inference_step, rows_of, train_step
 from diffvit.errors import EnvironmentFault
+from tools.speed import report
 
 TINY = Sizes(embed_dim=24, depth=1, num_heads=2, image_size=16, batch_size=2)
 
@@ -95,7 +96,7 @@ def test_the_batch_is_always_the_same() -> None:
 
 @pytest.mark.parametrize("kind", STEPS)
 def test_a_whole_run(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(hardware.LARGE, "cpu", 64)
+    monkeypatch.setitem(throughput.LARGE, "cpu", 64)
     asked: list[tuple[Any, ...]] = []
     monkeypatch.setattr(throughput, "peak_memory", lambda *given: asked.append(given) or 1000)
     rounds: list[int] = []
@@ -156,7 +157,7 @@ def test_a_peer_that_cannot_be_compiled_is_left_out_and_named(monkeypatch: pytes
 
     monkeypatch.setattr(throughput, "_compiled", lambda model: model)
     monkeypatch.setattr(throughput, "_first_step", first_step)
-    monkeypatch.setitem(hardware.LARGE, "cpu", 64)
+    monkeypatch.setitem(throughput.LARGE, "cpu", 64)
     choice = Choice(("timm",), ("fp32",), compiled=True)
     found = throughput.run("inference", TINY, Rounds(1), choice, device="cpu", threads=1, memory=False)
     assert found["left_out"] == {"timm fp32 compiled": "cannot be compiled here (a reason)"}
@@ -167,27 +168,34 @@ def test_a_peer_that_cannot_be_compiled_is_left_out_and_named(monkeypatch: pytes
     assert "**Left out:** timm fp32 compiled cannot be compiled here (a reason)." in report({"inference": found})
 
 
-def test_product_rates_are_the_work_over_the_time() -> None:
-    ticks = iter(range(100))  # a second between any two readings
-    found = hardware.product_rates([(2, 3, 4), (8, 8, 8)], ["fp32"], "cpu", repeats=2, clock=lambda: float(next(ticks)))
-    assert [(row["rows"], row["inner"], row["columns"], row["best"]) for row in found] == [
-        (2, 3, 4, 48.0),
-        (8, 8, 8, 1024.0),
+def test_product_rates_are_the_work_over_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Timer:
+        def __init__(self, statement: str, **_: Any) -> None:
+            assert statement == "linear(x, weight)"
+
+        def blocked_autorange(self, min_run_time: float) -> SimpleNamespace:
+            return SimpleNamespace(times=[2.0, 0.5, 1.0], median=1.0)
+
+    monkeypatch.setattr(throughput, "Timer", Timer)
+    found = throughput.product_rates([(2, 3, 4), (8, 8, 8), (2, 3, 4)], ["fp32"], "cpu")
+    assert [(row["rows"], row["inner"], row["columns"], row["best"], row["median"]) for row in found] == [
+        (2, 3, 4, 96.0, 48.0),
+        (8, 8, 8, 2048.0, 1024.0),
     ]
     later = [{**row, "best": 500.0} for row in found]
-    assert [row["best"] for row in hardware.better(found, later)] == [500.0, 1024.0]
-    assert hardware.peak_rate(found, "fp32") == 1024.0
-    assert hardware.peak_rate(found, "bf16") is None
+    assert [row["best"] for row in throughput.better(found, later)] == [500.0, 2048.0]
+    assert throughput.peak_rate(found, "fp32") == 2048.0
+    assert throughput.peak_rate(found, "bf16") is None
 
 
 def test_the_products_are_those_of_the_model() -> None:
-    shapes = hardware.shapes_of(Sizes(), "cpu")
+    shapes = throughput.shapes_of(Sizes(), "cpu")
     assert shapes == [(8320, 192, 576), (8320, 192, 384), (8320, 384, 192), (2048, 2048, 2048)]
 
 
 def test_peak_memory_of_a_process_of_its_own() -> None:
     sizes = Sizes(embed_dim=256, depth=8, num_heads=4, image_size=16, batch_size=2)
-    found = memory.peak_memory("train", "diffvit", "fp32", sizes, "cpu", 1)
+    found = throughput.peak_memory("train", "diffvit", "fp32", sizes, "cpu", 1)
     weights = 4 * parameters_of(build("diffvit", sizes))
     if found is not None:  # /proc tells it
         assert 4 * weights < found < 20 * weights  # weights, gradients and two moments at least
@@ -195,7 +203,7 @@ def test_peak_memory_of_a_process_of_its_own() -> None:
 
 def test_a_failed_measurement_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     failed = subprocess.CompletedProcess([], 1, "", "Traceback\nRuntimeError: broken\n")
-    monkeypatch.setattr(memory.subprocess, "run", lambda *_, **__: failed)
-    monkeypatch.setattr(memory, "_STATUS", memory.Path(__file__))
+    monkeypatch.setattr(throughput.subprocess, "run", lambda *_, **__: failed)
+    monkeypatch.setattr(throughput, "_STATUS", Path(__file__))
     with pytest.raises(EnvironmentFault, match=r"memory of timm: cannot be measured \(RuntimeError: broken\)"):
-        memory.peak_memory("train", "timm", "fp32", TINY, "cpu", 1)
+        throughput.peak_memory("train", "timm", "fp32", TINY, "cpu", 1)

@@ -8,13 +8,13 @@ import pytest
 from cyclopts import App, CycloptsError
 from PIL import Image
 
-from diffvit.benchmarks.results import write
 from diffvit.cli import clip_precision
 from diffvit.cli.faults import explain
 from diffvit.cli.main import run
 from diffvit.clip.precision_report import PLOT, REPORT, main, report, update
 from diffvit.clip.precision_settings import FORMATS, STRICT, modes_of
 from diffvit.errors import DiffvitError
+from diffvit.measuring import write
 
 
 def cell(mode: str, asked: str, layout: str, size: int, ms: float, **more: Any) -> dict[str, Any]:

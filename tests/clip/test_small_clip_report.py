@@ -12,7 +12,7 @@ import pytest
 from diffvit.clip.small.report import BLOCK, FOLDER, KINDS, NAMES, PLOT, block, kind_of, main
 from diffvit.reporting.csv_files import read_csv, write_csv
 from diffvit.reporting.generated import markers
-from diffvit.reporting.readme import stamp_of
+from diffvit.reporting.style import stamp_of
 
 ROOT = Path(__file__).parents[2]
 Captured = pytest.CaptureFixture[str]

@@ -204,7 +204,7 @@ def test_faults_are_one_clear_line(make_run: MakeRun, tmp_path: Path) -> None:
 
 
 def test_reporting_never_imports_torch() -> None:
-    modules = ("arms", "markdown", "plots", "readme", "render", "rows", "stats", "style", "tables")
+    modules = ("arms", "markdown", "plots", "render", "rows", "stats", "style", "tables")
     code = (
         f"import sys\nfor name in {modules}: __import__('diffvit.reporting.' + name)\nassert 'torch' not in sys.modules"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from diffvit.app.web.load import measure
+from benchmarks.app_load import measure
 
 pytestmark = pytest.mark.system
 

@@ -1,7 +1,7 @@
 """Does differential attention cancel noise? The study behind reports/attention: ``python -m diffvit.attention.study``.
 
-It trains what is not there yet, scores every model's maps, writes the rows, and has the report made from them. Stopped,
-it goes on where it was: a finished run is not trained again, nor scored again where its rows are there.
+It trains what is not there yet, scores every model's maps and writes the rows, from which ``make docs`` makes the
+report. Stopped, it goes on where it was: a finished run is not trained again, nor scored again where it has rows.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from diffvit.attention.subject import labelled_images, of_run
 from diffvit.config import Config, config_hash, parse
 from diffvit.data.images import Images
 from diffvit.errors import DiffvitError
-from diffvit.reporting import attention_study as report
 from diffvit.reporting import rows
-from diffvit.reporting.attention_rows import DIFFERENTIAL, SOFTMAX, WIDE
+from diffvit.reporting.attention_rows import CURVES, DIFFERENTIAL, FOLDER, SCORES, SOFTMAX, WIDE
 from diffvit.reporting.csv_files import read_csv, write_csv
 from diffvit.training.files import disk_faults
 from diffvit.training.loop import train
@@ -87,14 +86,14 @@ def trials(seeds: Sequence[int] = SEEDS) -> Iterator[Trial]:
 
 
 def run(
-    wanted: Sequence[Trial], *, runs: Path = RUNS, out: Path = report.FOLDER, announce: Callable[[str], None] = print
+    wanted: Sequence[Trial], *, runs: Path = RUNS, out: Path = FOLDER, announce: Callable[[str], None] = print
 ) -> None:
-    """Train and score what the folder has no rows of, and make its report.
+    """Train and score what the folder has no rows of.
 
     Args:
         wanted: the trials.
         runs: where their run folders are, or go.
-        out: folder of the rows and the report.
+        out: folder of the rows.
         announce: told what is being done.
 
     Raises:
@@ -102,7 +101,7 @@ def run(
     """
     with disk_faults(out):
         out.mkdir(parents=True, exist_ok=True)
-    records, scores, curves = rows.read(out), _read(out / report.SCORES), _read(out / report.CURVES)
+    records, scores, curves = rows.read(out), _read(out / SCORES), _read(out / CURVES)
     for number, trial in enumerate(wanted, start=1):
         if trial.key in {(row["config_hash"], row["seed"]) for row in scores}:
             continue
@@ -113,9 +112,8 @@ def run(
         new_scores, new_curves = _scored(trial, folder)
         records, scores, curves = rows.merge(records, [record]), scores + new_scores, curves + new_curves
         rows.write(out, records)
-        write_csv(out / report.CURVES, curves)
-        write_csv(out / report.SCORES, scores)  # last: it says that the trial is done
-    report.update(out)
+        write_csv(out / CURVES, curves)
+        write_csv(out / SCORES, scores)  # last: it says that the trial is done
 
 
 def _read(path: Path) -> list[rows.Row]:
@@ -142,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code, as the command line's."""
     parser = argparse.ArgumentParser(prog="python -m diffvit.attention.study", description=__doc__)
     parser.add_argument("--runs", type=Path, default=RUNS, help=f"run folders, found or made (default {RUNS})")
-    parser.add_argument("--out", type=Path, default=report.FOLDER, help=f"rows and report (default {report.FOLDER})")
+    parser.add_argument("--out", type=Path, default=FOLDER, help=f"rows (default {FOLDER})")
     given = parser.parse_args(arguments)
     keep_freed_memory()
     try:

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from diffvit.benchmarks.results import refuse_folder
 from diffvit.cli import show
 from diffvit.cli.clip_options import (
     CLIP,
@@ -22,7 +21,7 @@ from diffvit.cli.clip_options import (
     SupervisedChoice,
     summed,
 )
-from diffvit.cli.options import COMMAND, OUTPUT, Output
+from diffvit.cli.options import COMMAND, OUTPUT, Output, refuse_folder
 
 ALL = 20  # classes in the table; of more, so many of the worst and best together
 Result = Mapping[str, Any]

@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from diffvit.benchmarks.results import refuse_folder
-from diffvit.benchmarks.settings import numbers_of
 from diffvit.cli import show
-from diffvit.cli.options import COMMAND, OUTPUT, DataDir, Output
+from diffvit.cli.options import COMMAND, OUTPUT, DataDir, Output, numbers_of, refuse_folder
 from diffvit.clip.precision_settings import BATCH_SIZES, FOLDER, Plan
 from diffvit.config import resolve
 from diffvit.errors import ConfigError
@@ -56,9 +54,9 @@ def precision(
     given = {name: value for name, value in (("device", device), ("threads", threads)) if value is not None}
     config = resolve(None, given)
 
-    from diffvit.benchmarks.results import write
     from diffvit.clip.precision import run
     from diffvit.clip.precision_report import REPORT, drift_table, speed_tables, update
+    from diffvit.measuring import write
     from diffvit.training.environment import resolve_device
 
     result = run(

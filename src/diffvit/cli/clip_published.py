@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from diffvit.benchmarks.results import refuse_folder
 from diffvit.cli import show
 from diffvit.cli.clip_compared import ALL_OF_THEM, SHIFT_PICTURES, changes_of, tell, write
 from diffvit.cli.clip_options import ClipChoice, Lines, summed
-from diffvit.cli.options import COMMAND, OUTPUT, DataDir, Output
+from diffvit.cli.options import COMMAND, OUTPUT, DataDir, Output, refuse_folder
 from diffvit.clip.precision_settings import Plan
 from diffvit.errors import EnvironmentFault, InputError
 from diffvit.settings import Device
@@ -132,9 +131,9 @@ def _compared(
 
 def _precisions(clip: Clip, pictures: Path, budget: float, out: Path) -> None:
     """The image encoder in several precisions, with these weights, on these pictures."""
-    from diffvit.benchmarks.results import write as write_result
     from diffvit.clip.precision import run
     from diffvit.clip.precision_report import REPORT, drift_table, update
+    from diffvit.measuring import write as write_result
 
     plan = Plan(PLAN.batch_sizes, budget, PLAN.images)
     source = Path(clip.source)  # of which the name is told

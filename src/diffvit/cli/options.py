@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import types
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from diffvit.config import resolve
+from diffvit.errors import ConfigError, EnvironmentFault
 from diffvit.models.presets import PRESETS
 from diffvit.settings import Device, Precision
 
@@ -52,6 +54,30 @@ DataDir = Annotated[
 ]
 
 OUTPUT, PLACE = Output(), Place()
+
+
+def numbers_of(flag: str, text: str) -> tuple[int, ...]:
+    """``"16,64"`` as numbers, each once.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    try:
+        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        raise ConfigError(flag, f"must be whole numbers with commas (found {text!r})") from None
+
+
+def refuse_folder(folder: Path) -> None:
+    """Say before measuring, not after, that a folder cannot be written to.
+
+    Raises:
+        EnvironmentFault: it is a file, or there is no permission.
+    """
+    place = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        why = "cannot be written to" if place.is_dir() else f"is no folder ({place} is a file)"
+        raise EnvironmentFault(str(folder), why, "Nothing was measured; give another --out.")
 
 
 def flags_of(section: type[BaseModel], group: Group = RUN, *, without: frozenset[str] = frozenset()) -> Any:

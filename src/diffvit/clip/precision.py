@@ -11,15 +11,13 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from diffvit.benchmarks.hardware import facts, prepare, waiter
-from diffvit.benchmarks.results import Result
-from diffvit.benchmarks.rounds import ratio, spread
 from diffvit.clip import drift
 from diffvit.clip.encoder import Encoder, Load, encoder
 from diffvit.clip.engine import Engine, engines
 from diffvit.clip.precision_pictures import Pictures, pictures
 from diffvit.clip.precision_settings import FORMATS, STRICT, Plan, modes_of
 from diffvit.clip.timebox import Box, admit, boxed_rounds
+from diffvit.measuring import Result, facts, prepare, ratio, spread, waiter
 
 KIND = "precision"
 _STRICT = f"{STRICT.name}, {FORMATS[0]}"

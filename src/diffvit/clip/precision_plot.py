@@ -6,9 +6,8 @@ from typing import Any
 
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
-from diffvit.benchmarks.results import Result, stamp
-from diffvit.benchmarks.words import counted
 from diffvit.clip.precision_settings import FORMATS, MODES
+from diffvit.measuring import Result, counted, stamp
 from diffvit.reporting.style import LIGHT, Theme, colour, dress, figure, to_png
 
 MIB = 2**20

@@ -9,15 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffvit.benchmarks.results import Result, stamp
-from diffvit.benchmarks.rounds import INTERVAL_NOTE
-from diffvit.benchmarks.words import counted
 from diffvit.clip.precision_plot import MIB, plot
 from diffvit.clip.precision_settings import FOLDER, STRICT
 from diffvit.errors import InputError
+from diffvit.measuring import INTERVAL_NOTE, Result, counted, stamp
 from diffvit.reporting import markdown
 from diffvit.reporting.generated import finish
-from diffvit.reporting.readme import stamp_of
+from diffvit.reporting.style import stamp_of
 from diffvit.reporting.tables import NONE, Table
 from diffvit.training.files import disk_faults, replace
 

@@ -1,4 +1,4 @@
-"""Measuring in turns within a time, as in :mod:`diffvit.benchmarks.rounds`, where arms may differ much in cost."""
+"""Measuring in turns within a time, as in :mod:`diffvit.measuring`, where arms may differ much in cost."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from diffvit.benchmarks.rounds import order
+from diffvit.measuring import order
 
 
 class Box(NamedTuple):

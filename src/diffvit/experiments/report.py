@@ -15,8 +15,8 @@ from diffvit.experiments.results import Results, beside, results_of
 from diffvit.experiments.tiers import TIERS
 from diffvit.experiments.trials import trials_of
 from diffvit.reporting.generated import brought_up_to_date
-from diffvit.reporting.readme import stamp_of
 from diffvit.reporting.rows import content_hash, read, write
+from diffvit.reporting.style import stamp_of
 from diffvit.training.files import disk_faults, replace
 
 REPORT = "report.md"

@@ -18,8 +18,7 @@ from diffvit.reporting import markdown
 from diffvit.reporting.arms import MODEL_NAMES
 from diffvit.reporting.csv_files import Row, read_csv, write_csv
 from diffvit.reporting.generated import brought_up_to_date
-from diffvit.reporting.readme import stamp_of
-from diffvit.reporting.style import LIGHT, Theme, colour, dress, figure, to_png
+from diffvit.reporting.style import LIGHT, Theme, colour, dress, figure, stamp_of, to_png
 from diffvit.reporting.tables import Table, percent
 from diffvit.training.files import disk_faults, replace
 

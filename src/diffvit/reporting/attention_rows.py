@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from diffvit.reporting import stats
 from diffvit.reporting.rows import Row, RunRecord
 
+FOLDER = Path("reports/attention")
+SCORES, CURVES = "scores.csv", "removal.csv"
 SOFTMAX, DIFFERENTIAL, WIDE = "ViT", "Diff-ViT", "ViT, half the heads"
 METRICS = {"pointing": "pointing game", "mass": "mass on the object", "iou": "IoU at half the mass"}
 FIRST_MAP = ", A1 alone"

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 from matplotlib import font_manager, rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from PIL import Image, UnidentifiedImageError
 
 STAMP = "diffvit-rows"  # the PNG text entry that says which rows a plot was made from
 
@@ -101,6 +103,15 @@ def to_png(made: Figure, stamp: str = "") -> bytes:
     with all_letters(made):
         made.savefig(buffer, format="png", facecolor=made.get_facecolor(), metadata=metadata)
     return buffer.getvalue()
+
+
+def stamp_of(plot: Path | io.BytesIO) -> str | None:
+    """Which rows a plot was made from; None where it is missing, damaged or does not say."""
+    try:
+        with Image.open(plot, formats=["PNG"]) as image:
+            return image.info.get(STAMP)
+    except (OSError, UnidentifiedImageError):
+        return None
 
 
 def to_svg(made: Figure) -> bytes:

@@ -20,9 +20,8 @@ from diffvit.errors import InputError
 from diffvit.reporting import markdown, stats, tables
 from diffvit.reporting.csv_files import Row, read_csv, write_csv
 from diffvit.reporting.generated import brought_up_to_date, finish, with_block
-from diffvit.reporting.readme import stamp_of
 from diffvit.reporting.rows import read
-from diffvit.reporting.style import LIGHT, Theme, dress, figure, to_png
+from diffvit.reporting.style import LIGHT, Theme, dress, figure, stamp_of, to_png
 from diffvit.training.files import disk_faults, replace
 from diffvit.training.run_dir import RunDir
 

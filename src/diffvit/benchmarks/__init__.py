@@ -1,1 +1,0 @@
-"""Speed beside timm, vit-pytorch and transformers, measured in one process, in turns."""

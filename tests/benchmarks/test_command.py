@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import throughput
+from benchmarks.command import app
+from diffvit.cli.bench import find
+from diffvit.cli.main import run
+from diffvit.errors import EnvironmentFault
+from tools import pages, speed
+
+Captured = pytest.CaptureFixture[str]
+TINY = ["--embed-dim", "24", "--depth", "1", "--num-heads", "2", "--image-size", "16", "--batch-size", "2"]
+QUICK = ["--rounds", "1", "--warmup", "0", "--threads", "1", "--device", "cpu"]
+
+
+def checked(folder: str) -> list[str]:
+    """What of a report is not made from the results beside it."""
+    made = {Path(name): content for name, content in speed.of_folder(Path(folder)).items()}
+    return pages.update(made, "speed", Path(folder), check=True)
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(throughput.LARGE, "cpu", 64)
+
+
+def test_train_measures_every_library_and_writes_the_report(tmp_path: Path, capsys: Captured) -> None:
+    assert run(["bench", "train", *TINY, *QUICK, "--no-memory", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "1 of 1\n"
+    found = json.loads(out.splitlines()[-1])
+    assert {(row["ours"], row["peer"]) for row in found["rows"]} == {
+        ("diffvit", "timm"),
+        ("diffvit", "vit-pytorch"),
+        ("diffvit", "transformers"),
+        ("diffvit differential", "timm differential"),
+        ("diffvit differential", "diffvit"),
+    }
+    for row in found["rows"]:
+        assert {"ours", "peer", "dtype", "compiled", "ratio", "low", "high"} <= set(row)
+        assert 0 < row["low"] <= row["ratio"] <= row["high"]
+    assert len(found["arms"]) == 12
+    assert "images/s bf16" in out
+    written = json.loads((tmp_path / "reports" / "speed" / "train.json").read_text())
+    assert written == {key: value for key, value in found.items() if key != "report"}
+    assert Path(found["report"]).read_text().startswith("# Speed")
+    assert checked("reports/speed") == []
+
+
+def test_inference_and_attention_go_into_the_same_report(tmp_path: Path, capsys: Captured) -> None:
+    few = ["--precision", "fp32", "--peers", "none", "--out", "out", "--quiet"]
+    assert run(["bench", "inference", *TINY, *QUICK, *few, "--no-memory"]) == 0
+    small = ["--tokens", "4,5", "--widths", "64", "--tokens-per-step", "8"]
+    assert run(["bench", "attention", *QUICK, *few, *small, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "diffvit over SDPA flash, fp32" in out
+    assert {row["tokens"] for row in json.loads(out.splitlines()[-1])["rows"]} == {4, 5}
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"inference.json", "inference.png", "attention.json", "attention.png", "report.md"}
+    assert checked("out") == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["train", "--peers", "tim"], "--peers: no such peer ('tim' vs timm, vit-pytorch, transformers, or none); did"),
+        (["train", "--rounds", "0"], "--rounds: must be at least 1 (found 0)."),
+        (["inference", "--steps", "0"], "--steps: must be at least 1 (found 0)."),
+        (["train", "--batch-size", "0"], "--batch-size: must be at least 1 (found 0)."),
+        (["train", "--num-classes", "0"], "--num-classes: must be at least 1 (found 0)."),
+        (["train", "--precision", "fp16"], "(fp16 vs both, fp32, bf16)"),
+        (["train", "--threads", "-1"], "--threads: "),
+        (["train", *QUICK, "--embed-dim", "24", "--num-heads", "5"], "num_heads: 5 does not divide embed_dim 24."),
+        (["attention", "--widths", "100"], "--widths: must be multiples of 64"),
+        (["attention", "--tokens", "16;64"], "--tokens: must be whole numbers with commas (found '16;64')."),
+        (["attention", "--tokens", "0"], "--tokens: must be at least 1 (found 0)."),
+        (["atention"], "did you mean 'attention'?"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_code_2(arguments: list[str], line: str, tmp_path: Path, capsys: Captured) -> None:
+    assert run(["bench", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert line in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_library_is_one_line_and_code_4(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vit_pytorch", None)
+    assert run(["bench", "train", *TINY, *QUICK]) == 4
+    err = capsys.readouterr().err
+    assert err.startswith("error: vit-pytorch: cannot be imported (")
+    assert "pip install 'diffvit[bench]'" in err
+    assert err.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_measuring(tmp_path: Path, capsys: Captured) -> None:
+    (tmp_path / "taken").write_text("a file")
+    assert run(["bench", "train", *TINY, *QUICK, "--out", "taken/speed"]) == 4
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: taken/speed: is no folder (")
+    assert err.endswith("Nothing was measured; give another --out.\n")
+
+
+def test_without_cuda_asking_for_it_is_code_4(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert run(["bench", "attention", "--device", "cuda"]) == 4
+    assert "no CUDA device is usable here" in capsys.readouterr().err
+
+
+def test_help_shows_the_model_and_the_defaults(capsys: Captured) -> None:
+    assert run(["bench", "train", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for words in (
+        "--embed-dim INT Width of a token. [default: 192]",
+        "[default: reports/speed]",
+        "--compiled",
+        "--json",
+    ):
+        assert words in text
+
+
+def test_without_a_clone_the_verb_says_where_to_get_it(tmp_path: Path) -> None:
+    elsewhere = find(tmp_path)
+    assert find() is app
+    for arguments in ([], ["train", "--rounds", "3"], ["profile", "a.yaml"]):
+        with pytest.raises(
+            EnvironmentFault,
+            match=r"diffvit bench: the installed package has no benchmarks\. They are in the project's repository",
+        ):
+            elsewhere(arguments, exit_on_error=False, print_error=False, result_action="return_value")

@@ -1,0 +1,127 @@
+"""The README's results against made-up rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from diffvit import Report
+from diffvit.errors import InputError
+from diffvit.reporting.generated import markers
+from diffvit.reporting.rows import content_hash, read, read_run, write
+from diffvit.reporting.style import stamp_of
+from tools.pages import update
+from tools.readme import BLOCK, ROWS, documents, readme_block
+
+START, END = markers(BLOCK)
+
+MakeRun = Callable[..., Path]
+
+
+@pytest.fixture
+def project(make_run: MakeRun, tmp_path: Path) -> Path:
+    """A README with markers and committed rows beside it."""
+    write(tmp_path / ROWS, [read_run(make_run("a")), read_run(make_run("b", attention="differential", accuracy=0.82))])
+    (tmp_path / "README.md").write_text(f"# Title\n\n{START}\nold\n{END}\n\nThe rest.\n")
+    return tmp_path
+
+
+def refresh(project: Path, check: bool = False) -> list[str]:
+    """The files that were out of date."""
+    return [line.partition(":")[0] for line in update(documents(project), "readme", project, check=check)]
+
+
+def test_what_is_written_is_accepted(project: Path) -> None:
+    both = ["README.md", f"{ROWS}/curves.png"]
+    before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
+    assert refresh(project, check=True) == both
+    assert {path: path.read_bytes() for path in project.rglob("*") if path.is_file()} == before
+    assert refresh(project) == both
+    assert refresh(project, check=True) == []
+    text = (project / "README.md").read_text()
+    assert text.startswith(f"# Title\n\n{START}\n**Data: CIFAR-10 (JPEG).** The images are a JPEG re-encoding")
+    assert text.endswith(f"{END}\n\nThe rest.\n")
+    assert "| ViT | 80.00% (73.9 to 85.0) | 98.00% | 811,018 | 115 M | 1 h 30 min |" in text
+    assert "one seed: no winner is named" in text
+    assert f"]({ROWS}/curves.png)" in text
+
+
+def test_other_recipes_get_a_sentence_from_their_rows(project: Path, make_run: MakeRun) -> None:
+    quick = [make_run(f"q{seed}", seed=seed, accuracy=0.8 + 0.01 * seed) for seed in range(3)]
+    write(project / "reports" / "cifar10-80-cpu", [read_run(run) for run in quick])
+    (project / "configs").mkdir()
+    (project / "configs" / "quick.yaml").write_text((quick[0] / "config.yaml").read_text())
+    (project / "configs" / "another.yaml").write_text("epochs: 77\n")
+    pair = [make_run("g", epochs=4), make_run("h", epochs=4, attention="differential", accuracy=0.82)]
+    for run in pair:
+        result = json.loads((run / "result.json").read_text()) | {"train_seconds": 31.5, "compile_seconds": 24.25}
+        (run / "result.json").write_text(json.dumps(result))
+    write(project / "reports" / "gpu-50-epochs", [read_run(run) for run in pair])
+    refresh(project)
+    text = (project / "README.md").read_text()
+    assert (
+        "**In a hurry:** [quick.yaml](configs/quick.yaml) reaches 81.00% ± 1.00 in 1 h 30 min of training "
+        "(3 seeds, mean and standard deviation; CIFAR-10 (JPEG), 3 epochs, the [CLS] token, Some CPU | 9, 2 threads, "
+        "bf16)."
+    ) in text
+    # Of these settings there is no recipe.
+    assert "**On a GPU:** ViT reaches 80.00% (73.9 to 85.0) in 31.5 s of training, after at most 24.2 s of" in text
+    assert "**On a GPU:** Diff-ViT reaches 82.00%" in text
+    assert "on a GPU:**" not in text  # the other folders have no rows
+
+
+def test_several_seeds_are_one_row_and_one_sentence(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = [make_run(f"s{seed}", seed=seed, accuracy=0.8 + 0.02 * seed) for seed in range(2)]
+    result = json.loads((runs[1] / "result.json").read_text()) | {"train_seconds": 1832.1, "test_top5": 0.99}
+    (runs[1] / "result.json").write_text(json.dumps(result))
+    records = [read_run(run) for run in runs]
+    block = readme_block(records)
+    assert "| ViT | 81.00% ± 1.41 | 98.50% | 811,018 | 115 M | 1 h 00 min |" in block  # the mean of 5432.1 and 1832.1 s
+    assert block.count("3 epochs of 900 images, the [CLS] token, seeds 0 and 1, bf16, Some CPU | 9, 2 threads,") == 1
+    write(tmp_path / "out", records)
+    assert readme_block(read(tmp_path / "out")) == block
+
+
+def test_top_5_of_few_classes_is_left_out(make_run: MakeRun) -> None:
+    run = make_run("few")
+    environment = json.loads((run / "environment.json").read_text()) | {"classes": ["a", "b", "c"]}
+    (run / "environment.json").write_text(json.dumps(environment))  # as runs of diffvit 0.1.0 have it: 98%
+    record = read_run(run)
+    assert record.row["test_top5"] is None
+    assert "Top-5" not in readme_block([record])
+    both = readme_block([record, read_run(make_run("many", attention="differential"))])
+    assert "| Top-5 |" in both
+
+
+def test_a_changed_row_an_edited_readme_and_an_old_plot_are_found(project: Path) -> None:
+    folder, plot = project / ROWS, f"{ROWS}/curves.png"
+    refresh(project)
+    readme = (project / "README.md").read_text()
+    (project / "README.md").write_text(readme.replace("80.00%", "88.00%"))
+    assert refresh(project, check=True) == ["README.md"]
+    refresh(project)
+    assert (project / "README.md").read_text() == readme
+    rows = (folder / "epochs.csv").read_text()
+    (folder / "epochs.csv").write_text(rows.replace("480.5", "481.5"))
+    assert refresh(project, check=True) == [plot]
+    (folder / "curves.png").write_bytes(b"not a picture")
+    assert refresh(project, check=True) == [plot]
+    (folder / "curves.png").unlink()
+    assert refresh(project) == [plot]
+    assert refresh(project, check=True) == []
+
+
+def test_missing_rows_or_markers_are_bad_input(project: Path) -> None:
+    (project / "README.md").write_text("no markers")
+    with pytest.raises(InputError, match="must hold <!-- results:start -->"):
+        documents(project)
+    (project / ROWS / "rows.csv").unlink()
+    with pytest.raises(InputError, match="has no rows"):
+        documents(project)
+
+
+def test_a_comparisons_plot_is_already_up_to_date(pair_report: Report) -> None:
+    assert stamp_of(pair_report.folder / "curves.png") == content_hash(pair_report.folder)

@@ -1,0 +1,88 @@
+"""Generated files: text from templates, a part of a page between two markers, pictures; compared or written."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from diffvit.measuring import counted
+from diffvit.reporting import markdown
+from diffvit.reporting.generated import brought_up_to_date
+from diffvit.reporting.style import stamp_of
+
+ROOT = Path(__file__).parents[1]
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    autoescape=False,  # Markdown
+)
+_TEMPLATES.filters |= {"table": markdown.table, "counted": counted}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A plot that is drawn only where the committed file carries another stamp: PNG bytes vary with library versions.
+
+    Args:
+        stamp: digest of what it is drawn from.
+        draw: gives the PNG bytes, which carry the stamp.
+    """
+
+    stamp: str
+    draw: Callable[[], bytes]
+
+
+Content = str | bytes | Picture
+
+
+def render(template: str, **values: Any) -> str:
+    """A template of ``tools/templates/`` filled in; any number of blank lines become one, the last line ends."""
+    text = _TEMPLATES.get_template(template).render(**values)
+    return re.sub(r"\n{3,}", "\n\n", text.strip()) + "\n"
+
+
+def update(made: Mapping[Path, Content], maker: str, root: Path = ROOT, *, check: bool) -> list[str]:
+    """Write the files that differ from what they must contain, or only name them.
+
+    A picture counts as the same where it carries the same stamp.
+
+    Args:
+        made: file, relative to ``root``, to content.
+        maker: name of the module that made it.
+        root: of the project.
+        check: write nothing.
+
+    Returns:
+        A line for each file that differed.
+
+    Raises:
+        EnvironmentFault: a file cannot be written.
+    """
+    wanted: dict[Path, tuple[bytes, str]] = {}
+    for path, content in made.items():
+        stamp = _stamp(path, content)
+        if stamp is not None and stamp_of(root / path) == stamp:
+            continue
+        why = f"is not what tools/{maker}.py makes from the committed results"
+        wanted[root / path] = (_bytes(content, check), why)
+    return [line.removeprefix(f"{root}/") for line in brought_up_to_date(wanted, check=check)]
+
+
+def _stamp(path: Path, content: Content) -> str | None:
+    if isinstance(content, Picture):
+        return content.stamp
+    return stamp_of(io.BytesIO(content)) if isinstance(content, bytes) and path.suffix == ".png" else None
+
+
+def _bytes(content: Content, check: bool) -> bytes:
+    if isinstance(content, Picture):
+        return b"" if check else content.draw()
+    return content.encode() if isinstance(content, str) else content

@@ -1,0 +1,144 @@
+"""The README's results and their plot, from the committed rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from diffvit.config import parse, read_yaml
+from diffvit.errors import InputError
+from diffvit.reporting import markdown, plots, stats, tables
+from diffvit.reporting.arms import MODEL_NAMES, arms, statements
+from diffvit.reporting.generated import with_block
+from diffvit.reporting.rows import Row, RunRecord, content_hash, read
+from tools.pages import Content, Picture, render
+from tools.recipes import is_run_of, where
+
+README, REPORTS = Path("README.md"), Path("reports")
+BLOCK = "results"
+ROWS = REPORTS / "cifar10-50-cpu"
+# Folders beside it whose recipes get a sentence each where there are rows, and how it begins.
+HIGHLIGHTS = {
+    "cifar10-80-cpu": "In a hurry",
+    "gpu-50-epochs": "On a GPU",
+    "gpu-time-to-80": "80% on a GPU",
+    "gpu-time-to-85": "85% on a GPU",
+}
+PLOT = "curves.png"
+
+
+def documents(root: Path) -> dict[Path, Content]:
+    """The README with its results, and the plot that they show.
+
+    Raises:
+        InputError: no rows, no README, or a README without the two markers.
+        ConfigError: a recipe that is not a valid configuration.
+    """
+    records = read(root / ROWS)
+    if not records:
+        raise InputError(str(ROWS), "has no rows.csv with runs", f"Write one: diffvit compare RUN ... --out {ROWS}")
+    block = readme_block(records, highlights_of(root))
+    stamp = content_hash(root / ROWS)
+    return {
+        README: with_block(root / README, BLOCK, block),
+        ROWS / PLOT: Picture(stamp, partial(plots.curves, arms(records), stamp=stamp)),
+    }
+
+
+def readme_block(records: Sequence[RunRecord], highlights: Sequence[dict[str, Any]] = ()) -> str:
+    """Table and plot of committed records as Markdown.
+
+    Args:
+        records: behind the table and the plot.
+        highlights: sentences about others (see :func:`highlight`).
+    """
+    grouped = arms(records)
+    rows = []
+    for arm in grouped:
+        of_arm = [record.row for record in arm.records]
+        first = of_arm[0]
+        cost = (f"{first['parameters']:,}", tables.big(first["flops_per_image"]))
+        time = (tables.duration(_mean(of_arm, "train_seconds")), tables.big(_mean(of_arm, "images_per_second")))
+        top5 = tables.mean_of("test_top5", tables.percent)(of_arm)
+        rows.append([arm.label, tables.accuracy_cell(of_arm), top5, *cost, *time])
+    columns = ["", "Test accuracy", "Top-5", "Parameters", "FLOPs per image", "Training time", "Images/s"]
+    if all(row[2] == tables.NONE for row in rows):
+        columns, rows = [*columns[:2], *columns[3:]], [[*row[:2], *row[3:]] for row in rows]
+    data = dict.fromkeys(str(record.row["data"]) for record in records)
+    return render(
+        "readme-results.md",
+        data_lines=[markdown.data_line(name) for name in data],
+        results=tables.Table(columns, rows),
+        statements=statements(grouped),
+        highlights=highlights,
+        tokens=_tokens,
+        where=where,
+        circumstances=_circumstances([record.row for record in records]),
+        interval_note=tables.INTERVAL_NOTE,
+        flops_note=tables.FLOPS_NOTE,
+        names=", ".join(arm.label for arm in grouped),
+        plot=(ROWS / PLOT).as_posix(),
+    ).rstrip()
+
+
+def _mean(rows: Sequence[Row], column: str) -> float:
+    return stats.mean([float(row[column]) for row in rows])
+
+
+def highlight(lead: str, records: Sequence[RunRecord], recipe: str | None) -> dict[str, Any]:
+    """What a sentence about one arm says.
+
+    Args:
+        lead: how it begins.
+        records: the arm's runs.
+        recipe: the file of their recipe as the README reaches it, if there is one.
+    """
+    rows = [record.row for record in records]
+    first = rows[0]
+    compiling = max(float(row.get("compile_seconds") or 0.0) for row in rows)
+    return {
+        "lead": lead,
+        "name": f"[{Path(recipe).name}]({recipe})" if recipe else MODEL_NAMES.get(str(first["attention"]), "it"),
+        "accuracy": tables.accuracy_cell(rows),
+        "time": tables.duration(_mean(rows, "train_seconds")),
+        "compiling": tables.duration(compiling) if compiling else None,
+        "seeds": len(rows),
+        "first": first,
+    }
+
+
+def _tokens(row: Row) -> str:
+    return "the [CLS] token" if row.get("model.pool") == "cls" else "mean pooling"
+
+
+def _circumstances(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """What all runs have in common that differ in nothing of it but the seed."""
+    seeds: dict[tuple[str, str, str, str], list[int]] = {}
+    for row in rows:
+        machine = (row["precision"], row["hardware"], tables.threads(row))
+        machine += (f"torch {row['torch']}", f"diffvit {row['diffvit']}")
+        key = (str(row["epochs"]), f"{row['train_images']:,}", _tokens(row), ", ".join(str(m) for m in machine if m))
+        of_these = seeds.setdefault(key, [])
+        of_these += [int(row["seed"])] if int(row["seed"]) not in of_these else []
+    names = ("epochs", "images", "tokens", "machine")
+    return [{**dict(zip(names, key, strict=True)), "seeds": _seeds(sorted(found))} for key, found in seeds.items()]
+
+
+def _seeds(numbers: Sequence[int]) -> str:
+    if len(numbers) == 1:
+        return f"seed {numbers[0]}"
+    return f"seeds {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
+
+
+def highlights_of(root: Path) -> list[dict[str, Any]]:
+    """What is said of each arm of the folders of :data:`HIGHLIGHTS` that hold rows."""
+    recipes = {path: parse(read_yaml(path), str(path)) for path in sorted((root / "configs").glob("*.yaml"))}
+    found = []
+    for name, lead in HIGHLIGHTS.items():
+        for arm in arms(read(root / REPORTS / name)):
+            of_arm = (path for path, config in recipes.items() if is_run_of(arm.records[0], config))
+            recipe = next((path.relative_to(root).as_posix() for path in of_arm), None)
+            found.append(highlight(lead, arm.records, recipe))
+    return found

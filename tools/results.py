@@ -1,0 +1,243 @@
+"""The experiments' results: docs/results.md, the README's part about the studies, and every study's report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from diffvit.config import Config, parse, read_yaml, to_yaml
+from diffvit.experiments import plots, search_report, words
+from diffvit.experiments.definitions import BOTH, STUDIES
+from diffvit.experiments.report import gathered, plot_stamp
+from diffvit.experiments.results import Line, Results, compared_arms, difference, over_all_arms
+from diffvit.experiments.search import DIALS, trial_of
+from diffvit.experiments.tiers import TIERS
+from diffvit.reporting import stats
+from diffvit.reporting.arms import MODEL_NAMES, Arm, arms, points, span
+from diffvit.reporting.csv_files import read_csv
+from diffvit.reporting.generated import with_block
+from diffvit.reporting.rows import ROWS_FILE, RunRecord, content_hash, read
+from diffvit.reporting.stats import Interval
+from diffvit.reporting.tables import NONE, Table, accuracy_cell, duration, percent
+from tools.pages import Content, Picture, render
+from tools.recipes import is_run_of, where
+
+PAGE, README, REPORTS = Path("docs/results.md"), Path("README.md"), Path("reports")
+BLOCK = "studies"
+GOAL, EPOCHS = 0.80, 50
+_FIRST = "vit-vs-diffvit"  # the study that answers in a sentence of the README
+_NO_RUNS = Path("none")  # everything is made from committed rows alone
+_PLOTS = {"accuracy.png": plots.accuracies, "curves.png": plots.curves, "cost.png": plots.costs}
+BEST_NOTE = (
+    "The best arm of each attention and its mean test accuracy; chosen by validation accuracy where the study's rows "
+    "have one, else, marked *, on the test set. **Bold** beats every other arm of its study surely (95% intervals over "
+    "seeds and test images that hold together over all pairs of arms); the others do not, or have too few seeds to say."
+)
+
+
+def documents(root: Path) -> dict[Path, Content]:
+    """The page, the README with its part, and the files of every study that has rows.
+
+    Raises:
+        InputError: damaged rows, or a README without the two markers.
+        ConfigError: a recipe that is not a valid configuration.
+    """
+    found = with_rows(root / REPORTS)
+    made: dict[Path, Content] = {
+        PAGE: page(root, found),
+        README: with_block(root / README, BLOCK, readme_block(found)),
+    }
+    for name, results in found.items():
+        made |= {REPORTS / name / file: content for file, content in of_study(results, root / REPORTS / name).items()}
+    for name in _searched(root):
+        of_it = of_search(root / REPORTS / name)
+        made |= {REPORTS / name / file: content for file, content in of_it.items()}
+    return made
+
+
+def with_rows(reports: Path) -> dict[str, Results]:
+    """What is known of every study that has committed rows, by its name."""
+    there = (each for each in STUDIES.values() if not each.search and (reports / each.name / ROWS_FILE).is_file())
+    return {study.name: gathered(study, _NO_RUNS, reports) for study in there}
+
+
+def _searched(root: Path) -> list[str]:
+    there = (study.name for study in STUDIES.values() if study.search)
+    return [name for name in there if (root / REPORTS / name / search_report.TRIED).is_file()]
+
+
+def of_study(results: Results, folder: Path) -> dict[str, Content]:
+    """The files that ``diffvit study report`` writes beside the rows of a study."""
+    rows = content_hash(folder)
+    stamps = {name: plot_stamp(name, results, rows) for name in _PLOTS}
+    pictures: dict[str, Content] = {
+        name: Picture(stamps[name], partial(draw, results, stamp=stamps[name])) for name, draw in _PLOTS.items()
+    }
+    return {"report.md": words.report(results), words.BEST: to_yaml(results.best().config), **pictures}
+
+
+def of_search(folder: Path) -> dict[str, Content]:
+    """The files that ``diffvit study report search`` writes beside its trials."""
+    rows, stamp = read_csv(folder / search_report.TRIED), search_report.stamp_from(folder)
+    ranked = search_report.comparable(rows)
+    made: dict[str, Content] = {search_report.REPORT: search_report.report(rows)}
+    for attention, best in search_report.best_of(ranked).items():
+        values = {dial.setting: best[dial.setting] for dial in DIALS}
+        config = trial_of(best["tier"], attention, best["trial"], values).config
+        made[search_report.BEST.format(attention)] = to_yaml(config)
+    made[search_report.PLOT] = Picture(stamp, partial(search_report.plot, ranked, stamp=stamp))
+    return made
+
+
+def page(root: Path, found: Mapping[str, Results]) -> str:
+    """docs/results.md.
+
+    Args:
+        root: of the project, with ``configs`` and ``reports``.
+        found: the studies that have rows.
+
+    Raises:
+        InputError: damaged rows.
+        ConfigError: a recipe that is not a valid configuration.
+    """
+    passed = passing(root)
+    return render(
+        "results.md",
+        tiers=TIERS,
+        passed=Table(
+            ["Run", "Recipe", "Test accuracy", "Epochs", "Training time", "On"], [_passed_row(*each) for each in passed]
+        ),
+        best=_best_recipe(passed),
+        best_arms=best_arms(list(found.values())),
+        best_note=BEST_NOTE,
+        where_it_helps=where_it_helps(list(found.values())),
+        studies=STUDIES,
+        found=found,
+        searched={name: search_report.words_of(root / REPORTS / name) for name in _searched(root)},
+        dials_plot=search_report.PLOT,
+        answers=words.answers,
+        table=words.table,
+    )
+
+
+def readme_block(found: Mapping[str, Results]) -> str:
+    """What the README says of the studies: the fair comparison in a sentence, and the best arm of every other."""
+    return render(
+        "readme-studies.md",
+        first=found.get(_FIRST),
+        answers=words.answers,
+        best_arms=best_arms(list(found.values())),
+        best_note=BEST_NOTE,
+        tiers=TIERS,
+        tier_names=list(dict.fromkeys(each.tier for each in found.values())),
+    ).rstrip()
+
+
+def passing(root: Path) -> list[tuple[Path, Arm, Path | None]]:
+    """Arms of committed runs, studies left out, that all pass the goal: folder, arm and recipe; the best first."""
+    recipes = {path: parse(read_yaml(path), str(path)) for path in sorted((root / "configs").glob("*.yaml"))}
+    folders = sorted(path.parent for path in (root / REPORTS).glob(f"*/{ROWS_FILE}") if path.parent.name not in STUDIES)
+    classifiers = {folder: [each for each in read(folder) if _counts(each)] for folder in folders}
+    found = [(folder, arm) for folder, records in classifiers.items() for arm in arms(records)]
+    passed = [(folder, arm) for folder, arm in found if min(arm.accuracies.values(), default=0) > GOAL]
+    passed.sort(key=lambda each: -stats.mean(list(each[1].accuracies.values())))
+    return [(folder, arm, _recipe(arm, recipes)) for folder, arm in passed]
+
+
+def _counts(record: RunRecord) -> bool:
+    """A classifier of CIFAR-10 within the epochs."""
+    row = record.row
+    known = row["test_accuracy"] is not None and row.get("zero_shot_accuracy") is None
+    return known and str(row["data"]).startswith("CIFAR-10") and row["epochs"] <= EPOCHS
+
+
+def _recipe(arm: Arm, recipes: dict[Path, Config]) -> Path | None:
+    """The recipe whose settings all runs of an arm had."""
+    same = (path for path, config in recipes.items() if all(is_run_of(each, config) for each in arm.records))
+    return next(same, None)
+
+
+def _best_recipe(passed: Sequence[tuple[Path, Arm, Path | None]]) -> dict[str, Any] | None:
+    """The highest of them, with what repeats it; None where it has no recipe."""
+    if not passed:
+        return None
+    _, arm, recipe = passed[0]
+    if recipe is None:
+        return None
+    return {
+        **{"link": _link(recipe), "recipe": f"configs/{recipe.name}", "run": f"runs/{recipe.stem.replace('_', '-')}"},
+        **{"accuracy": percent(stats.mean(list(arm.accuracies.values()))), "epochs": arm.records[0].row["epochs"]},
+        "seeds": len(arm.records),
+    }
+
+
+def _link(recipe: Path) -> str:
+    return f"[{recipe.name}](../configs/{recipe.name})"
+
+
+def _passed_row(folder: Path, arm: Arm, recipe: Path | None) -> list[str]:
+    rows = [record.row for record in arm.records]
+    first = rows[0]
+    return [
+        f"[{first['run'] if len(rows) == 1 else folder.name}](../reports/{folder.name}/report.md)",
+        _link(recipe) if recipe else NONE,
+        accuracy_cell(rows),
+        f"{first['epochs']}",
+        duration(stats.mean([row["train_seconds"] for row in rows])),
+        where(first),
+    ]
+
+
+def best_arms(found: Sequence[Results]) -> Table:
+    """A row per study that compares arms of both attentions: the best arm of each."""
+    rows = [
+        [results.study.question, *(_best(results.of(attention), results) for attention in BOTH), _kind(results)]
+        for results in found
+        if results.study.attentions
+    ]
+    return Table(["Question", *(MODEL_NAMES[attention] for attention in BOTH), "Tier, seeds"], rows)
+
+
+def _best(lines: Sequence[Line], results: Results) -> str:
+    if not lines:
+        return NONE
+    best = results.best(lines)
+    ranked = results.ranking(lines)
+    others = [place for place, line in enumerate(lines) if line is not best]
+    surely = ranked and others and all(ranked.between(lines.index(best), place).low > 0 for place in others)
+    name = f"**{best.arm}**" if surely else best.arm
+    return f"{name}, {percent(best.mean, 1)}{'*' if results.chosen_on == 'test' else ''}"
+
+
+def where_it_helps(found: Sequence[Results]) -> Table:
+    """A row per study: differential minus softmax over all arms, and the arms where it stands best and worst."""
+    rows = []
+    for results in found:
+        over_all = over_all_arms(results, "differential", "softmax")
+        apart = sorted(_by_arm(results), key=lambda each: -each[1])
+        if over_all is None or len(apart) < 2:
+            continue
+        best, worst = (f"{arm}, {points(apart_by)}" for arm, apart_by in (apart[0], apart[-1]))
+        mean = f"{100 * over_all.estimate:+z.2f} ({span(over_all)})"
+        rows.append([results.study.name, mean, best, worst, _verdict(over_all, results), _kind(results)])
+    title = "Diff-ViT minus ViT, mean over the arms"
+    return Table(["Study", title, "Best at", "Worst at", "Ahead", "Tier, seeds"], rows)
+
+
+def _by_arm(results: Results) -> list[tuple[str, float]]:
+    apart = ((ours.arm, difference(ours, theirs)) for ours, theirs in compared_arms(results, "differential", "softmax"))
+    return [(arm, found.estimate) for arm, found in apart if found is not None]
+
+
+def _verdict(interval: Interval, results: Results) -> str:
+    if not results.may_rank:
+        return "exploratory"
+    if not interval.excludes_zero:
+        return "not decided"
+    return MODEL_NAMES["differential" if interval.estimate > 0 else "softmax"]
+
+
+def _kind(results: Results) -> str:
+    return f"{results.tier}, {results.seeds}"
