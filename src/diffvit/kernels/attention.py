@@ -76,8 +76,7 @@ class FastAttention(Attention):
         if queries is None and native_works(self, x):
             read = native.softmax(native.linear(self.qkv, x), self.num_heads, turn_of(self))
             return native.linear(self.proj, read)
-        q, k, v = self.heads(x)
-        q = q[..., :queries, :]
+        q, k, v = heads_for(self, x, queries)
         if explicit_is_faster(q.device, q.dtype, k.shape[2]):
             read = torch.bmm(softmax_map(q, k), v.flatten(0, 1)).unflatten(0, q.shape[:2])
         else:
@@ -110,11 +109,24 @@ class FastDifferentialAttention(DifferentialAttention):
             maps = maps_for_few(self, x, queries)
             combined = torch.addcmul(maps[:, 0::2], maps[:, 1::2], -lam.to(maps.dtype))
             return values_for_few(self.qkv, x, combined, row_sum=1.0 - lam)
-        q, k, v = self.heads(x)
-        q = q[..., :queries, :]
+        q, k, v = heads_for(self, x, queries)
         positive, negative = (softmax_map(q[:, :, i], k[:, :, i]) for i in range(2))
         combined = torch.addcmul(positive, negative, -lam.to(positive.dtype))
         return torch.bmm(combined, v.flatten(0, 1)).unflatten(0, v.shape[:2]).transpose(1, 2)
+
+
+def heads_for(
+    attn: Attention, x: Float[Tensor, "batch tokens dim"], queries: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:meth:`Attention.heads`, with the queries of the first so many tokens alone, or (None) of all."""
+    if queries is None:
+        return attn.heads(x)
+    weight, bias, dim = attn.qkv.weight, attn.qkv.bias, x.shape[2]
+    q = F.linear(x[:, :queries], weight[:dim], None if bias is None else bias[:dim])
+    k, v = F.linear(x, weight[dim:], None if bias is None else bias[dim:]).chunk(2, dim=2)
+    q, k, v = (part.unflatten(2, (attn.num_heads, -1)) for part in (q, k, v))
+    q, k = attn.q_norm(q), attn.k_norm(k)
+    return attn.by_head(*((q, k, v) if attn.rope is None else (attn.rope(q), attn.rope(k), v)))
 
 
 def rms_normed(x: Float[Tensor, "*lead width"], eps: float) -> Float[Tensor, "*lead width"]:

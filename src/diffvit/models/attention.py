@@ -114,15 +114,21 @@ class Attention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         return (q, k, v) if self.rope is None else (self.rope(q), self.rope(k), v)
 
-    def heads(
-        self, x: Float[Tensor, "batch tokens dim"]
+    def heads(self, x: Float[Tensor, "batch tokens dim"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of each head, as :meth:`by_head` orders them."""
+        return self.by_head(*self.project(x))
+
+    def by_head(
+        self,
+        q: Float[Tensor, "batch queries heads width"],
+        k: Float[Tensor, "batch tokens heads width"],
+        v: Float[Tensor, "batch tokens heads width"],
     ) -> tuple[
-        Float[Tensor, "batch heads tokens width"],
+        Float[Tensor, "batch heads queries width"],
         Float[Tensor, "batch heads tokens width"],
         Float[Tensor, "batch heads tokens width"],
     ]:
-        """Queries, keys and values of each head."""
-        q, k, v = self.project(x)
+        """What :meth:`project` gives, heads before tokens."""
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
@@ -177,15 +183,17 @@ class DifferentialAttention(Attention):
         q1, k1, q2, k2 = map(widened, (self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2))
         return (q1 * k1).sum().exp() - (q2 * k2).sum().exp() + self.lambda_init
 
-    def heads(
-        self, x: Float[Tensor, "batch tokens dim"]
+    def by_head(
+        self,
+        q: Float[Tensor, "batch queries heads width"],
+        k: Float[Tensor, "batch tokens heads width"],
+        v: Float[Tensor, "batch tokens heads width"],
     ) -> tuple[
-        Float[Tensor, "batch pairs 2 tokens width"],
+        Float[Tensor, "batch pairs 2 queries width"],
         Float[Tensor, "batch pairs 2 tokens width"],
         Float[Tensor, "batch pairs tokens double_width"],
     ]:
         """Two queries and two keys of each differential head, and its value."""
-        q, k, v = self.project(x)
         q, k = (part.unflatten(2, (-1, 2)).permute(0, 2, 3, 1, 4) for part in (q, k))
         return q, k, v.unflatten(2, (-1, 2)).flatten(3).transpose(1, 2)
 
