@@ -10,7 +10,6 @@ import resource
 import struct
 import zipfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +155,7 @@ def test_weights_that_do_not_fit_name_the_key(change: Callable[[State], None], w
 def test_weights_of_another_model_than_the_name_says(
     change: State, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(DINO, NAME, replace(DINO[NAME], depth=1))
+    monkeypatch.setitem(DINO, NAME, {**DINO[NAME], "depth": 1})
     torch.save({**VisionTransformer(**DINO[NAME]).state_dict(), **change}, tmp_path / "w.pth")
     refused(tmp_path / "w.pth", why, NAME)
 
