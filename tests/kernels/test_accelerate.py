@@ -214,6 +214,33 @@ def test_what_else_may_be_changed_acts_and_keeps_its_module_plain(change: Any) -
     assert not torch.allclose(built()(images()), fast(images()), atol=1e-3)
 
 
+def _another_norm(model: VisionTransformer) -> None:
+    attn: Any = model.blocks[0].attn
+    attn.sub_norm = nn.LayerNorm(16, eps=0.3)
+
+
+def _overlapping(model: VisionTransformer) -> None:
+    torch.manual_seed(2)
+    model.patch_embed.proj = nn.Conv2d(3, 32, 6, stride=4, padding=1)
+
+
+@pytest.mark.parametrize(("change", "name"), [(_another_norm, "blocks.0.attn"), (_overlapping, "patch_embed")])
+def test_a_part_of_another_kind_keeps_its_module_plain(change: Any, name: str) -> None:
+    plain, fast = (built(attention="differential") for _ in range(2))
+    change(plain)
+    change(fast)
+    assert name not in diffvit.accelerate(fast)
+    assert torch.allclose(plain(images()), fast(images()), atol=1e-5)
+
+
+def test_a_hook_on_all_blocks_sees_all_tokens() -> None:
+    model, seen = built(), []
+    model.blocks.register_forward_hook(lambda module, given, out: seen.append(out.shape[1]))
+    assert "blocks.2" in diffvit.accelerate(model)
+    model(images())
+    assert seen == [17]
+
+
 def test_a_subclass_is_left_as_it_is() -> None:
     class Own(Block):
         def forward(self, x: Tensor) -> Tensor:

@@ -12,20 +12,19 @@ from diffvit.models.attention import Attention, DifferentialAttention
 from diffvit.models.pos_embed import Rope2d
 from diffvit.models.vit import Block, DropPath, LayerScale, Mlp, PatchEmbed, VisionTransformer
 
-# plain class -> faster subclass, and the parts that the faster one reads without calling them
-FASTER: Mapping[type[nn.Module], tuple[type[nn.Module], tuple[str, ...]]] = {
-    Attention: (FastAttention, ("qkv", "proj", "q_norm", "k_norm")),
-    DifferentialAttention: (FastDifferentialAttention, ("qkv", "proj", "q_norm", "k_norm", "sub_norm")),
-    Rope2d: (FastRope2d, ()),
-    Block: (FastBlock, ("norm1", "norm2")),
-    Mlp: (FastMlp, ("fc1", "fc2")),
-    PatchEmbed: (FastPatchEmbed, ("proj",)),
+_NORMS = (nn.Identity, nn.LayerNorm, nn.RMSNorm)
+_ATTENTION = {"qkv": (nn.Linear,), "proj": (nn.Linear,), "q_norm": _NORMS, "k_norm": _NORMS}
+# plain class -> faster subclass, and the types of the parts whose weights the faster one may read without a call
+FASTER: Mapping[type[nn.Module], tuple[type[nn.Module], Mapping[str, tuple[type[nn.Module], ...]]]] = {
+    Attention: (FastAttention, _ATTENTION),
+    DifferentialAttention: (FastDifferentialAttention, {**_ATTENTION, "sub_norm": (nn.RMSNorm,)}),
+    Rope2d: (FastRope2d, {}),
+    Block: (FastBlock, {"norm1": (nn.LayerNorm,), "norm2": (nn.LayerNorm,)}),
+    Mlp: (FastMlp, {"fc1": (nn.Linear,), "fc2": (nn.Linear,)}),
+    PatchEmbed: (FastPatchEmbed, {"proj": (nn.Conv2d,)}),
 }
-
-
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_KNOWN = (*FASTER, LayerScale, DropPath, nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Identity)
-_TORCH = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.RMSNorm, nn.Identity)
+_KNOWN = (*FASTER, LayerScale, DropPath, nn.Linear, *_NORMS)
 
 
 def accelerate(model: nn.Module) -> list[str]:
@@ -45,9 +44,9 @@ def accelerate(model: nn.Module) -> list[str]:
         for each in model.modules()
         if type(each) is VisionTransformer
         and each.pool == "cls"
-        and not is_changed(each)
         and type(each.norm) in (nn.LayerNorm, nn.Identity)
-        and not is_changed(each.norm)
+        and type(each.blocks) is nn.Sequential
+        and not any(map(is_changed, (each, each.norm, each.blocks)))
     }
     done: dict[nn.Module, nn.Module] = {}
     swapped: dict[str, nn.Module] = {}
@@ -69,8 +68,17 @@ def is_own(module: nn.Module) -> bool:
     """Whether a module has a faster form and is, with the parts that this would not call, as its class makes it."""
     if type(module) not in FASTER or is_changed(module):
         return False
-    parts = [module.get_submodule(name) for name in FASTER[type(module)][1]]
-    return all(type(part) in _TORCH and not is_changed(part) for part in parts)
+    for name, types in FASTER[type(module)][1].items():
+        part = module.get_submodule(name)
+        if type(part) not in types or is_changed(part):
+            return False
+    return not isinstance(module, PatchEmbed) or _cuts_patches(module)
+
+
+def _cuts_patches(embed: PatchEmbed) -> bool:
+    """Whether the projection takes one patch after the other, without gap, overlap or border."""
+    proj, side = embed.proj, (embed.patch_size,) * 2
+    return proj.kernel_size == side == proj.stride and (proj.padding, proj.dilation, proj.groups) == ((0, 0), (1, 1), 1)
 
 
 def is_changed(module: nn.Module) -> bool:
