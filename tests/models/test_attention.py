@@ -96,3 +96,14 @@ def test_effective_subtracts_with_the_weight() -> None:
     positive, negative = torch.full((1, 1, 2, 2), 0.5), torch.eye(2)[None, None]
     effective = AttentionMaps(positive, negative, torch.tensor(0.75)).effective
     assert torch.equal(effective, torch.tensor([[[[-0.25, 0.5], [0.5, -0.25]]]]))
+
+
+def test_maps_are_float32_under_autocast_too() -> None:
+    layer = make(64, 4, dtype=torch.float32)
+    x = torch.randn(4, 17, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        out, maps = layer(x), layer.maps(x)
+    assert out.dtype == torch.bfloat16
+    assert (out - layer(x)).abs().max() < 0.02
+    assert maps.positive.dtype == torch.float32
+    assert (maps.positive.sum(-1) - 1).abs().max() < 1e-6

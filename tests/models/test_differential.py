@@ -174,8 +174,9 @@ def test_under_autocast_all_parameters_learn() -> None:
     x = torch.randn(4, 17, 64)
     exact = gradients(layer, x.requires_grad_(), layer(x))
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = layer(x)
+        rounded, maps = layer(x), layer.maps(x)
     assert rounded.dtype == torch.bfloat16
+    assert maps.positive.dtype == maps.effective.dtype == torch.float32
     assert (rounded - layer(x)).abs().max() < 0.05
     for name, gradient in gradients(layer, x, rounded.float()).items():
         assert torch.nn.functional.cosine_similarity(gradient.flatten(), exact[name].flatten(), dim=0) > 0.99 or (
