@@ -27,9 +27,9 @@ from benchmarks.settings import (
     Rounds,
 )
 from benchmarks.throughput import Progress, measure
+from diffvit.kernels import accelerate
 from diffvit.measuring import facts, prepare, ratio, spread, waiter
-from diffvit.models.attention import Attention
-from diffvit.models.differential import DifferentialAttention
+from diffvit.models.attention import Attention, DifferentialAttention, softmax_map
 from diffvit.training.environment import kernels
 
 Layer = Callable[[Tensor], Tensor]
@@ -52,54 +52,23 @@ class Cell:
     passes: str
 
 
-def softmax_heads(layer: Attention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values, (batch, heads, tokens, head width) each."""
-    q, k, v = layer.qkv(x).unflatten(2, (3, layer.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    return q, k, v
-
-
 def explicit(layer: Attention, x: Tensor) -> Tensor:
     """Softmax attention with the map written out."""
-    q, k, v = softmax_heads(layer, x)
+    q, k, v = layer.heads(x)
     return layer.proj((softmax_map(q, k) @ v).transpose(1, 2).flatten(2))
 
 
 def by_sdpa(layer: Attention, x: Tensor, backend: SDPBackend) -> Tensor:
-    """Our layer's projections around one of torch's fused kernels."""
-    q, k, v = softmax_heads(layer, x)
+    """Our plain layer by one of torch's fused kernels."""
     with sdpa_kernel(backend):
-        read = F.scaled_dot_product_attention(q, k, v)
-    return layer.proj(read.transpose(1, 2).flatten(2))
-
-
-def differential_heads(layer: DifferentialAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries and keys (2, batch, pairs, tokens, head width); values (batch, pairs, tokens, twice that)."""
-    pairs = layer.num_heads // 2
-    q, k, v = layer.qkv(x).chunk(3, dim=-1)
-    q, k = (each.unflatten(2, (pairs, 2, -1)).permute(3, 0, 2, 1, 4) for each in (q, k))
-    return q, k, v.unflatten(2, (pairs, -1)).transpose(1, 2)
-
-
-def step_by_step(layer: DifferentialAttention, x: Tensor) -> Tensor:
-    """Differential attention as the paper writes it."""
-    q, k, v = differential_heads(layer, x)
-    positive, negative = softmax_map(q, k)
-    return _normed(layer, (positive - layer.lam().to(positive.dtype) * negative) @ v)
+        return layer(x)
 
 
 def by_two_calls(layer: DifferentialAttention, x: Tensor) -> Tensor:
     """Differential attention by two fused calls, each with the whole value: twice the value products."""
-    q, k, v = differential_heads(layer, x)
-    first, second = (F.scaled_dot_product_attention(q[at], k[at], v) for at in (0, 1))
-    return _normed(layer, first - layer.lam().to(first.dtype) * second)
-
-
-def softmax_map(q: Tensor, k: Tensor) -> Tensor:
-    """``softmax(q k^T / sqrt(width))`` over the last dimension."""
-    return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1)
-
-
-def _normed(layer: DifferentialAttention, heads: Tensor) -> Tensor:
+    q, k, v = layer.heads(x)
+    first, second = (F.scaled_dot_product_attention(q[:, :, at], k[:, :, at], v) for at in (0, 1))
+    heads = first - layer.lam().to(first.dtype) * second
     heads = layer.sub_norm(heads.to(layer.sub_norm.weight.dtype)) * (1.0 - layer.lambda_init)
     return layer.proj(heads.transpose(1, 2).flatten(2))
 
@@ -114,15 +83,17 @@ def routes(width: int, device: str, *, timm: bool = True) -> dict[str, tuple[Lay
     torch.manual_seed(0)
     softmax = Attention(width, heads).to(device)
     differential = DifferentialAttention(width, heads, layer_index=0).to(device)
+    fast = nn.Sequential(softmax, differential)
+    accelerate(fast)
     found: dict[str, tuple[Layer, nn.Module]] = {
-        SOFTMAX: (softmax, softmax),
+        SOFTMAX: (fast[0], softmax),
         "explicit": (partial(explicit, softmax), softmax),
     }
     here = ("SDPA math", "SDPA flash") if device == "cpu" else tuple(BACKENDS)
     found |= {name: (partial(by_sdpa, softmax, backend=BACKENDS[name]), softmax) for name in here}
     found |= {
-        DIFFERENTIAL: (differential, differential),
-        "step by step": (partial(step_by_step, differential), differential),
+        DIFFERENTIAL: (fast[1], differential),
+        "step by step": (differential, differential),
         "two SDPA calls": (partial(by_two_calls, differential), differential),
     }
     if timm:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.settings import DIFFERENTIAL, SOFTMAX, TIMM, TIMM_DIFFERENTIAL, Sizes
 from diffvit.errors import EnvironmentFault
+from diffvit.kernels import accelerate
 from diffvit.models.vit import VisionTransformer
 from diffvit.training.torchvision_names import import_torchvision
 
@@ -32,7 +33,7 @@ def _needs(library: str) -> Iterator[None]:
 
 def _ours(attention: str) -> Callable[[Sizes], nn.Module]:
     def build(sizes: Sizes) -> nn.Module:
-        return VisionTransformer(
+        model = VisionTransformer(
             image_size=sizes.image_size,
             patch_size=sizes.patch_size,
             num_classes=sizes.num_classes,
@@ -42,6 +43,8 @@ def _ours(attention: str) -> Callable[[Sizes], nn.Module]:
             mlp_ratio=sizes.mlp_ratio,
             attention=attention,
         )
+        accelerate(model)
+        return model
 
     return build
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -234,10 +235,21 @@ def test_the_hash_ignores_where_a_run_happens_and_which_preset_gave_its_sizes() 
     assert len(base) == 12
     assert int(base, 16) >= 0
     elsewhere: dict[str, Any] = {"data_dir": "/x", "device": "cuda", "threads": 7, "checkpoint_every": 5}
+    elsewhere |= {"accelerate": "off"}
     assert set(elsewhere) == WHEREABOUTS
     assert config_hash(parse(elsewhere)) == base
     sizes = dict(PRESETS["vit_pico"].settings)
     assert config_hash(parse({"model": sizes})) == config_hash(parse({"model": {"preset": "vit_pico"}}))
+
+
+def test_settings_that_came_later_leave_the_hashes_of_committed_results_as_they_were() -> None:
+    root = Path(__file__).parents[1]
+    rows = list(csv.DictReader((root / "reports" / "cifar10-50-cpu" / "rows.csv").read_text().splitlines()))
+    found = {
+        config_hash(resolve(root / "configs" / f"{name}.yaml")) for name in ("cifar10_vit_cpu", "cifar10_diffvit_cpu")
+    }
+    assert found <= {row["config_hash"] for row in rows}
+    assert config_hash(parse({"model": {"registers": 1}})) != config_hash(Config())
 
 
 @given(name=st.sampled_from(sorted(set(LEAVES) - WHEREABOUTS)), data=st.data())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diffvit.config import Config as Config
+    from diffvit.kernels import accelerate as accelerate
     from diffvit.models.vit import VisionTransformer as VisionTransformer
     from diffvit.models.vit import create_model as create_model
     from diffvit.reporting.render import Report as Report
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Config": "diffvit.config",
+    "accelerate": "diffvit.kernels",
     "VisionTransformer": "diffvit.models.vit",
     "create_model": "diffvit.models.vit",
     "Report": "diffvit.reporting.render",

@@ -30,7 +30,11 @@ from diffvit.settings import ScheduleConfig as ScheduleConfig
 from diffvit.settings import ShapesConfig as ShapesConfig
 
 # Settings that say where and how a run happens, not what is computed: they do not enter the hash.
-WHEREABOUTS = frozenset({"data_dir", "device", "threads", "checkpoint_every"})
+# (What kernels a run used is in its environment.json.)
+WHEREABOUTS = frozenset({"data_dir", "device", "threads", "checkpoint_every", "accelerate"})
+# Settings of the model that are younger than committed results: they enter the hash, and with "accelerate" the YAML,
+# where they are not the default.
+_YOUNGER = ("qk_norm", "layer_scale", "registers", "class_token", "no_embed_class", "fc_norm")
 _Path = tuple[str, ...]  # of a setting: ("model", "depth")
 _Kind = TypeVar("_Kind", bound=Config)
 
@@ -232,9 +236,23 @@ def to_dict(config: BaseModel) -> dict[str, Any]:
     return config.model_dump(mode="json")
 
 
-def to_yaml(config: BaseModel) -> str:
-    """The resolved config as YAML; feeding it back gives an equal config."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+def to_yaml(config: Config) -> str:
+    """The resolved config as YAML; feeding it back gives an equal config.
+
+    Every setting stands in it but those younger than committed results that have their default.
+    """
+    values = _without_younger(to_dict(config))
+    if values["accelerate"] == Config.model_fields["accelerate"].default:
+        del values["accelerate"]
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _without_younger(values: dict[str, Any]) -> dict[str, Any]:
+    """Plain values of a config without the model's younger settings that have their default."""
+    fields = ModelConfig.model_fields
+    model = values["model"].items()
+    kept = {key: value for key, value in model if key not in _YOUNGER or value != fields[key].default}
+    return {**values, "model": kept}
 
 
 def differences(one: Config, other: Config, *, ignore: frozenset[str] = WHEREABOUTS) -> list[str]:
@@ -253,6 +271,6 @@ def differences(one: Config, other: Config, *, ignore: frozenset[str] = WHEREABO
 
 def config_hash(config: Config) -> str:
     """Twelve hex digits over every setting that changes what is computed."""
-    values = {key: value for key, value in to_dict(config).items() if key not in WHEREABOUTS}
-    values["model"].pop("preset")
+    values = _without_younger({key: value for key, value in to_dict(config).items() if key not in WHEREABOUTS})
+    del values["model"]["preset"]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]

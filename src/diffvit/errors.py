@@ -71,3 +71,15 @@ def did_you_mean(found: str, allowed: Iterable[str]) -> str:
     """``" did you mean 'epochs'?"`` for the closest allowed name, or an empty string."""
     close = difflib.get_close_matches(found, list(allowed), n=1, cutoff=0.6)
     return f" did you mean {close[0]!r}?" if close else ""
+
+
+def check_choice(what: str, found: str, allowed: Iterable[str]) -> None:
+    """Pass if ``found`` is one of the allowed names.
+
+    Raises:
+        ConfigError: it is not; the line lists the allowed names and the closest one.
+    """
+    names = list(allowed)
+    if found not in names:
+        hint = did_you_mean(str(found), names).strip()
+        raise ConfigError(what, f"no {what} {found!r} (have {', '.join(names)})", hint.capitalize())

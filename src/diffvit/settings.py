@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from diffvit.errors import did_you_mean
 from diffvit.models.presets import PRESETS
@@ -73,6 +73,18 @@ class ModelConfig(Section):
     """Stochastic depth: chance to drop the last block's residual branch; rises linearly with depth."""
     init: Literal["trunc-normal", "mimetic"] = "trunc-normal"
     """Weight initialisation (mimetic: arXiv 2305.09828)."""
+    qk_norm: Literal["none", "layer", "rms"] = "none"
+    """Norm on each head's queries and keys (arXiv 2302.05442)."""
+    layer_scale: Rate = 0.0
+    """Initial value of a learnt factor per channel on each residual branch (arXiv 2103.17239); 0 is off."""
+    registers: Count = 0
+    """Register tokens between [CLS] and the patches (arXiv 2309.16588)."""
+    class_token: bool | None = None
+    """A [CLS] token before the patches; by default where the head reads it."""
+    no_embed_class: bool = False
+    """[CLS] and registers have no positions."""
+    fc_norm: bool = False
+    """The last norm acts after the pooling instead of before."""
 
     @model_validator(mode="before")
     @classmethod
@@ -88,6 +100,8 @@ class ModelConfig(Section):
     def _check(self) -> ModelConfig:
         if self.image_size % self.patch_size:
             raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}")
+        if self.pool == "cls" and self.class_token is False:
+            raise ValueError("class_token is off, and pool cls reads it")
         if self.embed_dim % self.num_heads:
             raise ValueError(f"num_heads {self.num_heads} does not divide embed_dim {self.embed_dim}")
         if self.attention == "differential" and self.num_heads % 2:
@@ -218,6 +232,8 @@ class Config(Section):
     """CPU threads; 0 is all cores this process may use. The count changes the last bits of a result."""
     compile: bool = False
     """Compile the training step with torch.compile."""
+    accelerate: Literal["auto", "off"] = "auto"
+    """auto swaps the model's modules for faster ones over the same parameters; off trains the plain model."""
     checkpoint_every: Positive = 1
     """Epochs between checkpoints."""
     model: ModelConfig = ModelConfig()
@@ -225,6 +241,11 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     shapes: ShapesConfig = ShapesConfig()
+
+    @field_validator("accelerate", mode="before")
+    @classmethod
+    def _not_a_boolean(cls, value: Any) -> Any:
+        return "off" if value is False else value  # YAML reads a bare off so
 
     @model_validator(mode="after")
     def _check(self) -> Config:

@@ -16,7 +16,7 @@ from diffvit.app.images import ONLY_FIRST, ImageRef
 from diffvit.app.models import Models, list_models, load_pretrained
 from diffvit.app.web.attention_tab import draw, thumbnails
 from diffvit.errors import InputError
-from diffvit.models.pretrained_vit import PretrainedVisionTransformer, VitParts
+from diffvit.models.vit import VisionTransformer
 
 OURS = "shapes-vit"
 TEST = ImageRef("test", 7, OURS)
@@ -72,7 +72,8 @@ def test_only_offered_names_are_known(tmp_path: Path) -> None:
 def saved(path: Path, num_classes: int = 0, *, patch: int = 16) -> Path:
     """A small random ViT in timm's layout."""
     torch.manual_seed(0)
-    model = PretrainedVisionTransformer(VitParts(224, patch, 128, 2, 2, 512, num_classes))
+    sizes = {"image_size": 224, "patch_size": patch, "embed_dim": 128, "depth": 2, "num_heads": 2, "mlp_ratio": 4.0}
+    model = VisionTransformer(**sizes, num_classes=num_classes)
     torch.save(model.state_dict(), path)
     return path
 
@@ -113,7 +114,7 @@ def test_a_pretrained_classifier_answers(tmp_path: Path) -> None:
     explorer = explorer_with(saved(tmp_path / "classifier.pth", num_classes=3))
     subject = explorer.models.load("classifier")
     result = explorer.run(TEST, "classifier")
-    assert isinstance(subject.model, PretrainedVisionTransformer)
+    assert isinstance(subject.model, VisionTransformer)
     with torch.no_grad():
         wanted = subject.model(subject.normalised(result.image.pixels[None])).softmax(dim=1)[0]
     assert {name: pytest.approx(chance, abs=1e-5) for name, chance in result.probabilities} == {

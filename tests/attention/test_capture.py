@@ -11,10 +11,8 @@ from diffvit.attention import capture, captures
 from diffvit.attention import capture as capture_function
 from diffvit.attention.capture import capture_and_answer
 from diffvit.errors import ConfigError, InputError
-from diffvit.models.attention import AttentionMaps
-from diffvit.models.block import Block
-from diffvit.models.differential import DifferentialAttention
-from diffvit.models.vit import VisionTransformer
+from diffvit.models.attention import AttentionMaps, DifferentialAttention
+from diffvit.models.vit import Block, VisionTransformer
 
 ATTENTIONS = ("softmax", "differential")
 SIZES: dict[str, Any] = {"embed_dim": 32, "depth": 3, "num_heads": 4, "image_size": 16}

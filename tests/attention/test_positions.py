@@ -46,8 +46,8 @@ def test_rotary_positions_by_the_product_of_turned_vectors() -> None:
     """Equal queries and keys, turned, lose what the similarity says: the mean over planes of equal length."""
     model = model_of("rope-2d", "mean")
     rope = model.blocks[0].attn.rope  # pyright: ignore[reportAttributeAccessIssue]
-    ones = torch.ones(1, 16, 32)
-    turned = rope(ones)[0, :, :16]  # the first head
+    ones = torch.ones(1, 16, 2, 16)
+    turned = rope(ones)[0, :, 0]  # the first head
     products = (turned @ turned.mT) / 16
     assert (products - position_similarity(model)["rotary"].flatten(0, 1).flatten(1)).abs().max() < 1e-5
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import socket
 import sys
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +19,7 @@ from timm_maps import random_everywhere, timm_maps
 from diffvit.attention import capture, pretrained
 from diffvit.attention.pretrained import DINO, load_pretrained
 from diffvit.errors import ConfigError, EnvironmentFault
+from diffvit.models.vit import VisionTransformer
 from diffvit.training import hubs
 
 NAME = "vit_small_patch16_224.dino"
@@ -52,6 +52,12 @@ def full_checkpoint(state: State) -> dict[str, Any]:
 
 def prefixed(prefix: str, state: State) -> State:
     return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+def every_setting(given: Mapping[str, Any]) -> dict[str, Any]:
+    """With those that are not given."""
+    with torch.device("meta"):
+        return VisionTransformer(**given).settings
 
 
 LAYOUTS: dict[str, Callable[[State], Any]] = {
@@ -91,16 +97,16 @@ def test_dinos_last_maps_are_timms(tmp_path: Path) -> None:
 
 
 def test_the_table_is_timms() -> None:
-    for name, parts in DINO.items():
+    for name, settings in DINO.items():
         skeleton = pretrained._skeleton(name)[1]
-        assert pretrained.parts_of_timm(name, skeleton) == parts
+        assert every_setting(pretrained.settings_of_timm(name, skeleton)) == every_setting(settings)
         config = pretrained._config(skeleton)
         assert (tuple(config["mean"]), tuple(config["std"])) == (pretrained.IMAGENET_MEAN, pretrained.IMAGENET_STD)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_gives_the_same_weights(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(DINO, NAME, replace(DINO[NAME], depth=1))
+    monkeypatch.setitem(DINO, NAME, {**DINO[NAME], "depth": 1})
     state = theirs_of(NAME, depth=1).state_dict()
     torch.save(LAYOUTS[layout](state), tmp_path / "w.pth")
     generator = torch.random.get_rng_state()
@@ -113,12 +119,12 @@ def test_every_layout_gives_the_same_weights(layout: str, tmp_path: Path, monkey
         assert found[name].dtype == torch.float32
     if layout in ("plain", "full", "module"):  # the architecture can be told from the weights
         told = load_pretrained(None, tmp_path / "w.pth")
-        assert (told.model.parts, told.name) == (DINO[NAME], "w")
+        assert (told.model.settings, told.name) == (every_setting(DINO[NAME]), "w")
         assert told.source.endswith("; heads taken as 64 wide")
 
 
 def test_safetensors_and_another_grid_without_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(DINO, NAME, replace(DINO[NAME], depth=1))
+    monkeypatch.setitem(DINO, NAME, {**DINO[NAME], "depth": 1})
     theirs = theirs_of(NAME, depth=1, img_size=96)
     safetensors.torch.save_file(theirs.state_dict(), tmp_path / "w.safetensors")
     monkeypatch.setitem(sys.modules, "timm", None)
@@ -128,15 +134,15 @@ def test_safetensors_and_another_grid_without_timm(tmp_path: Path, monkeypatch: 
     assert (capture(found.model, images).layers[0].positive - timm_maps(theirs, images)[0]).abs().max() < 1e-5
 
 
-# name, timm's settings, and what the parts must say
+# name, timm's settings, and what ours must be
 OTHERS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     (
         "vit_dwee_patch16_reg1_gap_256.sbb_nadamuon_in1k",
         {"depth": 3},
-        {"attention": "differential", "registers": 1, "layer_scale": True, "num_heads": 8, "pool": "mean"},
+        {"attention": "differential", "registers": 1, "layer_scale": 1e-5, "num_heads": 8, "pool": "mean"},
     ),
     ("vit_tiny_patch16_224", {"qk_norm": True, "depth": 2, "num_heads": 6}, {"qk_norm": "layer", "num_heads": 6}),
-    ("deit3_small_patch16_224", {"depth": 2}, {"no_embed_class": True, "layer_scale": True}),
+    ("deit3_small_patch16_224", {"depth": 2}, {"no_embed_class": True, "layer_scale": 1e-5}),
     ("vit_small_patch14_reg4_dinov2", {"depth": 2}, {"registers": 4, "num_classes": 0, "no_embed_class": True}),
     (
         "vit_tiny_patch16_224",
@@ -146,12 +152,12 @@ OTHERS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "settings", "parts"), OTHERS)
+@pytest.mark.parametrize(("name", "settings", "ours"), OTHERS)
 @pytest.mark.parametrize("named", [True, False])
 def test_other_models_are_timms_too(
     name: str,
     settings: dict[str, Any],
-    parts: dict[str, Any],
+    ours: dict[str, Any],
     named: bool,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -162,7 +168,7 @@ def test_other_models_are_timms_too(
     create = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda name, **more: create(name, **more, **settings))
     found = load_pretrained(name if named else None, tmp_path / "w.pth")
-    assert parts.items() <= vars(found.model.parts).items()
+    assert ours.items() <= found.model.settings.items()
     assert found.image_size == side
     for height, width in ((side, side), (side // 2, side * 3 // 2)):
         images = images_of(height, width, 2)

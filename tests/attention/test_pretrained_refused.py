@@ -10,7 +10,6 @@ import resource
 import struct
 import zipfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,24 @@ from hypothesis import strategies as st
 
 from diffvit.attention.pretrained import DINO, load_pretrained
 from diffvit.errors import InputError
-from diffvit.models.pretrained_vit import PretrainedVisionTransformer, VitParts
+from diffvit.models.vit import VisionTransformer
 
 NAME = "vit_small_patch16_224.dino"
-TINY = VitParts(image_size=16, patch_size=8, embed_dim=64, depth=2, num_heads=1, hidden=64, num_classes=3)
+TINY = {
+    "image_size": 16,
+    "patch_size": 8,
+    "embed_dim": 64,
+    "depth": 2,
+    "num_heads": 1,
+    "mlp_ratio": 1.0,
+    "num_classes": 3,
+}
 State = dict[str, Any]
 
 
 def tiny() -> State:
     torch.manual_seed(0)
-    return dict(PretrainedVisionTransformer(TINY).state_dict())
+    return dict(VisionTransformer(**TINY).state_dict())
 
 
 def _nan(state: State) -> None:
@@ -148,8 +155,8 @@ def test_weights_that_do_not_fit_name_the_key(change: Callable[[State], None], w
 def test_weights_of_another_model_than_the_name_says(
     change: State, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(DINO, NAME, replace(DINO[NAME], depth=1))
-    torch.save({**PretrainedVisionTransformer(DINO[NAME]).state_dict(), **change}, tmp_path / "w.pth")
+    monkeypatch.setitem(DINO, NAME, {**DINO[NAME], "depth": 1})
+    torch.save({**VisionTransformer(**DINO[NAME]).state_dict(), **change}, tmp_path / "w.pth")
     refused(tmp_path / "w.pth", why, NAME)
 
 

@@ -12,7 +12,7 @@ from timm.models.vision_transformer import DiffAttention, VisionTransformer
 from torch import nn
 
 from diffvit.attention.pretrained import load_pretrained
-from diffvit.attention.timm_parts import parts_of_timm
+from diffvit.attention.timm_parts import settings_of_timm
 from diffvit.errors import InputError
 
 BUILT: list[tuple[dict[str, Any], str]] = [
@@ -45,7 +45,7 @@ def test_parts_that_ours_lacks_are_named(changed: dict[str, Any], part: str) -> 
         changed = {**changed, "attn_layer": type("DiffAttention", (DiffAttention,), {"__init__": _dual})}
     model = VisionTransformer(**{**sizes, **changed})
     with pytest.raises(InputError) as caught:
-        parts_of_timm("m", model)
+        settings_of_timm("m", model)
     assert str(caught.value).startswith(f"m: has a part that is not supported: {part}")
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 3
@@ -60,15 +60,15 @@ def test_blocks_and_epsilons_that_differ_are_named() -> None:
     model: Any = VisionTransformer(**sizes)
     model.norm.eps = 1e-5
     with pytest.raises(InputError, match="norm has epsilon 1e-05"):
-        parts_of_timm("m", model)
+        settings_of_timm("m", model)
     model = VisionTransformer(**sizes)
     model.blocks[1] = VisionTransformer(**{**sizes, "num_heads": 2}).blocks[0]
     with pytest.raises(InputError, match=r"blocks\.1 differs from blocks\.0"):
-        parts_of_timm("m", model)
+        settings_of_timm("m", model)
     model = VisionTransformer(**sizes)
     model.blocks[0].attn.gate = nn.Linear(32, 32)
     with pytest.raises(InputError, match=r"blocks\.0\.attn\.gate = Linear"):
-        parts_of_timm("m", model)
+        settings_of_timm("m", model)
 
 
 @pytest.mark.parametrize(

@@ -202,10 +202,11 @@ def test_bad_input_is_one_line_and_a_code(command: str, code: int, words: str, f
 
 def tiny_checkpoint(path: Path) -> None:
     """A ViT of two blocks, 64 wide, patch 16, in DINO's layout."""
-    from diffvit.models.pretrained_vit import PretrainedVisionTransformer, VitParts
+    from diffvit.models.vit import VisionTransformer
 
     torch.manual_seed(0)
-    model = PretrainedVisionTransformer(VitParts(32, 16, 64, 2, 1, 128))
+    sizes = {"image_size": 32, "patch_size": 16, "embed_dim": 64, "depth": 2, "num_heads": 1, "mlp_ratio": 2.0}
+    model = VisionTransformer(**sizes, num_classes=0)
     torch.save(model.state_dict(), path)
 
 

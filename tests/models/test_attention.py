@@ -1,4 +1,4 @@
-"""Softmax attention: against a loop over heads, the fused path and itself."""
+"""Softmax attention: against a loop over heads and itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from diffvit.errors import ConfigError
-from diffvit.models.attention import Attention, AttentionMaps, explicit_is_faster
+from diffvit.models.attention import Attention, AttentionMaps
 
 
 def by_loop(layer: Attention, x: Tensor) -> Tensor:
@@ -46,30 +46,23 @@ def gradients(layer: torch.nn.Module, x: Tensor, out: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(("dim", "heads", "bias"), [(12, 3, True), (16, 2, False), (10, 1, True)])
-def test_both_paths_equal_a_loop_over_heads(dim: int, heads: int, bias: bool) -> None:
+def test_equals_a_loop_over_heads(dim: int, heads: int, bias: bool) -> None:
     layer = make(dim, heads, bias=bias)
     x = torch.randn(2, 5, dim, dtype=torch.float64, requires_grad=True)
     expected = by_loop(layer, x)
     wanted = gradients(layer, x, expected)
-    for path in (layer.forward, layer.attend):
-        assert (path(x) - expected).abs().max() < 1e-10
-        for got, want in zip(gradients(layer, x, path(x)), wanted, strict=True):
-            assert (got - want).abs().max() < 1e-10
+    assert (layer(x) - expected).abs().max() < 1e-10
+    for got, want in zip(gradients(layer, x, layer(x)), wanted, strict=True):
+        assert (got - want).abs().max() < 1e-10
 
 
 @settings(deadline=None, max_examples=20)
-@given(
-    heads=st.integers(1, 4), width=st.integers(1, 5), tokens=st.integers(1, 9), batch=st.integers(1, 3), data=st.data()
-)
-def test_any_shape(heads: int, width: int, tokens: int, batch: int, data: st.DataObject) -> None:
+@given(heads=st.integers(1, 4), width=st.integers(1, 5), tokens=st.integers(1, 9), batch=st.integers(1, 3))
+def test_any_shape(heads: int, width: int, tokens: int, batch: int) -> None:
     layer = make(heads * width, heads)
     x = torch.randn(batch, tokens, heads * width, dtype=torch.float64)
-    queries = data.draw(st.integers(1, tokens))
-    whole, maps = layer(x), layer.maps(x)
-    assert whole.shape == x.shape
-    assert torch.allclose(layer.attend(x), whole, atol=1e-12)
-    assert torch.allclose(layer(x, queries), whole[:, :queries], atol=1e-12)
-    assert torch.allclose(layer.attend(x, queries), whole[:, :queries], atol=1e-12)
+    maps = layer.maps(x)
+    assert layer(x).shape == x.shape
     assert maps.positive.shape == (batch, heads, tokens, tokens)
     assert torch.allclose(maps.effective.sum(-1), torch.ones(batch, heads, tokens, dtype=torch.float64))
 
@@ -94,47 +87,6 @@ def test_maps_keep_the_models_precision(dtype: torch.dtype) -> None:
     assert make(12, 3, dtype=dtype).maps(torch.randn(1, 4, 12, dtype=dtype)).positive.dtype == dtype
 
 
-def test_under_autocast_maps_are_float32_and_paths_agree() -> None:
-    layer = make(64, 4, dtype=torch.float32)
-    x = torch.randn(4, 17, 64)
-    with torch.autocast("cpu", torch.bfloat16):
-        fast, slow, maps = layer(x), layer.attend(x), layer.maps(x)
-    assert fast.dtype == torch.bfloat16
-    assert maps.positive.dtype == torch.float32
-    assert (maps.positive.sum(-1) - 1).abs().max() < 1e-6
-    exact = layer(x)
-    assert (fast - exact).abs().max() < 0.02
-    assert (slow - exact).abs().max() < 0.02
-
-
-def test_the_explicit_path_is_for_half_precision_and_short_sequences_on_a_cpu() -> None:
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert explicit_is_faster(cpu, torch.bfloat16, 257)
-    assert explicit_is_faster(cpu, torch.float32, 65)
-    assert not explicit_is_faster(cpu, torch.float32, 256)
-    assert not explicit_is_faster(cuda, torch.bfloat16, 65)
-
-
-@pytest.mark.parametrize("queries", [None, 100])
-def test_the_fused_path_gives_the_explicit_ones_values_and_gradients(
-    queries: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fused, calls = torch.nn.functional.scaled_dot_product_attention, []
-    monkeypatch.setattr(
-        torch.nn.functional, "scaled_dot_product_attention", lambda *qkv: calls.append(1) or fused(*qkv)
-    )
-    layer, results = make(12, 3), []
-    for path in (layer.forward, layer.attend):
-        x = torch.randn(2, 130, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-        layer.zero_grad()
-        out = path(x, queries)
-        out.square().sum().backward()
-        results.append([out, x.grad, *(parameter.grad.clone() for parameter in layer.parameters())])
-    assert calls == [1]
-    for one, other in zip(*results, strict=True):
-        assert torch.allclose(one, other, atol=1e-10)
-
-
 def test_a_width_that_does_not_split_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^num_heads: 5 does not divide embed_dim 12\.$"):
         Attention(12, 5)
@@ -144,3 +96,14 @@ def test_effective_subtracts_with_the_weight() -> None:
     positive, negative = torch.full((1, 1, 2, 2), 0.5), torch.eye(2)[None, None]
     effective = AttentionMaps(positive, negative, torch.tensor(0.75)).effective
     assert torch.equal(effective, torch.tensor([[[[-0.25, 0.5], [0.5, -0.25]]]]))
+
+
+def test_maps_are_float32_under_autocast_too() -> None:
+    layer = make(64, 4, dtype=torch.float32)
+    x = torch.randn(4, 17, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        out, maps = layer(x), layer.maps(x)
+    assert out.dtype == torch.bfloat16
+    assert (out - layer(x)).abs().max() < 0.02
+    assert maps.positive.dtype == torch.float32
+    assert (maps.positive.sum(-1) - 1).abs().max() < 1e-6

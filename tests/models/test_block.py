@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffvit.models.block import Block, DropPath
+from diffvit.models.vit import Block, DropPath
 
 
 def block(attention: str = "softmax", drop_path: float = 0.0) -> Block:
@@ -28,7 +28,6 @@ def test_two_residual_steps(attention: str) -> None:
     x = torch.randn(2, 5, 16)
     middle = x + layer.attn(layer.norm1(x))
     assert torch.equal(layer(x), middle + layer.mlp(layer.norm2(middle)))
-    assert torch.allclose(layer(x, 2), layer(x)[:, :2], atol=1e-6)
 
 
 def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean() -> None:

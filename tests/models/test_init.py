@@ -7,8 +7,7 @@ import torch
 
 from diffvit.models.attention import Attention
 from diffvit.models.init import whiten
-from diffvit.models.patch_embed import PatchEmbed
-from diffvit.models.vit import VisionTransformer
+from diffvit.models.vit import PatchEmbed, VisionTransformer
 
 
 def layers(init: str, attention: str = "softmax") -> list[Attention]:
@@ -72,16 +71,16 @@ def test_whitened_patches_are_uncorrelated_and_equal(patch: int, dim: int) -> No
     torch.manual_seed(0)
     embed = PatchEmbed(16, patch, 3, dim).double()
     smooth = torch.nn.functional.avg_pool2d(torch.randn(300, 3, 18, 18, dtype=torch.float64), 3, stride=1)
-    whiten(embed, smooth, seed=1)
+    whiten(embed.proj, smooth, seed=1)
     found = embed(smooth).flatten(0, 1)
     values = torch.linalg.eigvalsh(found.T @ found / len(found)).flip(0)[: min(dim, 3 * patch * patch)]
-    patches = embed.patches(smooth).flatten(0, 1)
+    patches = torch.nn.functional.unfold(smooth, patch, stride=patch).mT.flatten(0, 1)
     before = torch.linalg.eigvalsh(patches.T @ patches / len(patches)).flip(0)[: len(values)]
     mean = torch.linalg.eigvalsh(patches.T @ patches / len(patches))[-len(values) :].mean()
     torch.testing.assert_close(values, (before / (before + 0.01 * mean)).sort(descending=True).values)
     assert values[0] / values[len(values) // 2] < 1.2 < before[0] / before[len(values) // 2]
     again = PatchEmbed(16, patch, 3, dim).double()
-    whiten(again, smooth, seed=1)
+    whiten(again.proj, smooth, seed=1)
     assert torch.equal(again.proj.weight, embed.proj.weight)
-    whiten(again, smooth, seed=2)
+    whiten(again.proj, smooth, seed=2)
     assert not torch.equal(again.proj.weight, embed.proj.weight)

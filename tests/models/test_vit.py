@@ -14,9 +14,8 @@ from torch import Tensor
 
 import diffvit
 from diffvit.errors import ConfigError, InputError
-from diffvit.models.block import Block, DropPath
 from diffvit.models.presets import PRESETS
-from diffvit.models.vit import VisionTransformer, create_model
+from diffvit.models.vit import Block, DropPath, VisionTransformer, create_model
 
 SMALL: dict[str, Any] = {"image_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 4}
 POSITIONS = ("none", "learned-1d", "learned-2d", "sincos-1d", "sincos-2d")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffvit.errors import ConfigError, EnvironmentFault
-from diffvit.native import library
+from diffvit.kernels import library
 from diffvit.training import environment
 
 FACTS = {

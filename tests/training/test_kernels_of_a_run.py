@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
+import torch
 
 from diffvit.config import Config, parse
 from diffvit.errors import ConfigError, Interrupted
-from diffvit.native import library
+from diffvit.kernels import library
 from diffvit.training.loop import train
 from diffvit.training.progress import QuietProgress
 
@@ -73,3 +75,22 @@ def test_a_run_goes_on_with_the_kernels_it_began_with(tmp_path: Path, monkeypatc
             train(config(epochs=2), out=tmp_path / "run", resume=True)
     again = train(config(epochs=2), out=tmp_path / "run", resume=True)
     assert [row["train_loss"] for row in again.metrics] == [row["train_loss"] for row in whole.metrics]
+
+
+@pytest.mark.parametrize("attention", ["softmax", "differential"])
+def test_a_run_may_train_the_plain_model_and_says_so(attention: str, tmp_path: Path) -> None:
+    model = {"attention": attention, "pos_embed": "sincos-2d+rope-2d"}
+    fast = train(config(epochs=2, precision="fp32", model=model), out=tmp_path / "fast")
+    plain = train(config(epochs=2, precision="fp32", model=model, accelerate=False), out=tmp_path / "plain")
+    assert (fast.environment["kernels"], plain.environment["kernels"]) == ("torch", "plain")
+    assert plain.config.accelerate == "off"
+    assert plain.result["config_hash"] == fast.result["config_hash"]
+    losses = [[row["train_loss"] for row in run.metrics] for run in (fast, plain)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    weights = [safetensors.torch.load_file(run.path / "model.safetensors") for run in (fast, plain)]
+    assert weights[0].keys() == weights[1].keys()
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])  # rounded otherwise
+    with pytest.raises(Interrupted):
+        train(config(epochs=2), out=tmp_path / "run", progress=Told(stops=True))
+    with pytest.raises(ConfigError, match=r"kernels \w+ vs plain"):
+        train(config(epochs=2, accelerate="off"), out=tmp_path / "run", resume=True)

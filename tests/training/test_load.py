@@ -133,7 +133,7 @@ def _odd_heads(meta: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
 
 
 def _unknown_setting(meta: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
-    meta["model"]["registers"] = 4
+    meta["model"]["experts"] = 4
 
 
 def _few_classes(meta: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
@@ -162,7 +162,7 @@ def _no_model(meta: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
         (_too_deep, "(2 blocks vs 1000000000)"),
         (_too_wide, "describes an impossible model"),
         (_odd_heads, "describes an impossible model"),
-        (_unknown_setting, "describes an impossible model: registers"),
+        (_unknown_setting, "describes an impossible model: experts"),
         (_few_classes, "its metadata classes does not fit its model (9 vs 10)"),
         (_no_mean, "its metadata mean does not fit its model (none vs 3)"),
         (_zero_std, "mean and std are not positive finite numbers"),
@@ -299,8 +299,8 @@ def test_an_empty_config_beside_a_model_is_no_default(finished: Path, tmp_path: 
 class Sharper(Attention):
     """An attention of the user's own, under softmax attention's parameter names."""
 
-    def forward(self, x: torch.Tensor, queries: int | None = None) -> torch.Tensor:
-        return 2 * super().forward(x, queries)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
 
 
 class Doubled(VisionTransformer):
@@ -326,7 +326,7 @@ def _another_epsilon(model: VisionTransformer) -> None:
 
 def _own_forward(model: VisionTransformer) -> None:
     attention, plain = model.blocks[0].attn, model.blocks[0].attn.forward
-    attention.forward = lambda x, queries=None: 2 * plain(x, queries)
+    attention.forward = lambda x: 2 * plain(x)
 
 
 def _a_hook(model: VisionTransformer) -> None:

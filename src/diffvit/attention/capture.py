@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from diffvit.errors import ConfigError, InputError
 from diffvit.models.attention import AttentionMaps
-from diffvit.models.block import Block, walk, walk_through
-from diffvit.models.patch_embed import PatchEmbed
+from diffvit.models.vit import PatchEmbed, encode_with_maps
 from diffvit.training.score import evaluating
 
 MAX_BYTES = 8 * 2**30  # of maps that one record may hold
@@ -147,9 +146,9 @@ def captures(
     weight = model.patch_embed.proj.weight
     size = chunk or max(1, _WORKING // _bytes_of_a_layer(model, grid[0] * grid[1]))
     for part in images.split(size):
-        with evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
             x = model.tokens(part.to(weight.device, weight.dtype))
-            found = [_on_cpu(maps) for maps in walk(model.blocks, x, wanted)]
+            found = [_on_cpu(maps) for maps in encode_with_maps(model.blocks, x, wanted)[0]]
         yield Record(found, wanted, grid, x.shape[1] - grid[0] * grid[1], model.pool)
 
 
@@ -167,13 +166,13 @@ def capture_and_answer(model: Inside, images: Tensor) -> tuple[Record, Tensor | 
     _check_room(model, len(images), len(blocks), grid)
     assert isinstance(model, nn.Module)
     weight = model.patch_embed.proj.weight
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
         x = model.tokens(images.to(weight.device, weight.dtype))
         prefix = x.shape[1] - grid[0] * grid[1]
-        layers, x = walk_through(model.blocks, x)
+        layers, x = encode_with_maps(model.blocks, x)
         classifies = not isinstance(getattr(model, "head", None), nn.Identity)
-        answer = getattr(model, "answer", None) if classifies else None
-        logits = None if answer is None else answer(x).float().cpu()
+        head = getattr(model, "forward_head", None) if classifies else None
+        logits = None if head is None else head(x).float().cpu()
     return Record([_on_cpu(maps) for maps in layers], blocks, grid, prefix, model.pool), logits
 
 
@@ -212,8 +211,7 @@ def _check(images: Tensor) -> None:
 
 def _bytes_of_a_layer(model: Inside, patches: int) -> int:
     """Of one image's maps, both of them where attention is differential; prefix tokens are too few to count."""
-    first = model.blocks[0]
-    assert isinstance(first, Block)
+    first: Any = model.blocks[0]
     return first.attn.num_heads * patches**2 * 4
 
 

@@ -9,8 +9,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from diffvit import __version__
 from diffvit.attention.subject import Subject
-from diffvit.models.block import Block
-from diffvit.models.differential import DifferentialAttention
+from diffvit.models.attention import DifferentialAttention
+from diffvit.models.vit import Block
 
 
 @dataclass(frozen=True)

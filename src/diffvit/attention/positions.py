@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffvit.models import pos_embed
-from diffvit.models.rope import Rope2d
+from diffvit.models.pos_embed import Rope2d
 
 
 @torch.no_grad()
@@ -26,7 +26,6 @@ def position_similarity(model: nn.Module) -> dict[str, Float[Tensor, "rows cols 
         found["added"] = (rows @ rows.mT).unflatten(1, grid).unflatten(0, grid)
     rope = next((module for module in model.modules() if isinstance(module, Rope2d)), None)
     if rope is not None:
-        planes = rope.angles.shape[1] // rope.num_heads
-        angles = rope.angles[-patches:, :planes].float()
+        angles = rope.angles[-patches:].float()
         found["rotary"] = (angles[:, None] - angles[None]).cos().mean(dim=2).unflatten(1, grid).unflatten(0, grid)
     return {name: similarity.cpu() for name, similarity in found.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffvit.attention.timm_parts import parts_of_timm
+from diffvit.attention.timm_parts import settings_of_timm
 from diffvit.attention.weights_parts import fit, infer
 from diffvit.errors import ConfigError, EnvironmentFault, InputError, did_you_mean
-from diffvit.models.pretrained_vit import PretrainedVisionTransformer, VitParts
+from diffvit.models.vit import VisionTransformer
 from diffvit.training.hubs import cache_where_offline, quietly, reason
 from diffvit.training.torchvision_names import import_torchvision
 from diffvit.training.weights_file import WeightsFile, read_weights
@@ -22,7 +22,11 @@ from diffvit.training.weights_file import WeightsFile, read_weights
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # The ViTs of DINO (arXiv 2104.14294, table 1): they need no timm once their weights are there.
 DINO = {
-    f"vit_{size}_patch{patch}_224.dino": VitParts(224, patch, dim, 12, dim // 64, 4 * dim)
+    f"vit_{size}_patch{patch}_224.dino": {
+        **{"image_size": 224, "patch_size": patch, "embed_dim": dim, "depth": 12, "num_heads": dim // 64},
+        **{"mlp_ratio": 4.0, "num_classes": 0, "in_chans": 3},
+        **{"class_token": True, "registers": 0, "no_embed_class": False},
+    }
     for size, dim in (("small", 384), ("base", 768))
     for patch in (16, 8)
 }
@@ -43,7 +47,7 @@ class Pretrained:
         source: where the weights came from, and what had to be assumed.
     """
 
-    model: PretrainedVisionTransformer
+    model: VisionTransformer
     name: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -71,24 +75,24 @@ def load_pretrained(name: str | None = None, weights: Path | None = None) -> Pre
         return _downloaded(name)
     if name is not None and name not in DINO:
         skeleton = _skeleton(name)[1]
-        parts, config = parts_of_timm(name, skeleton), _config(skeleton)
-        return _from_file(weights, name, parts, config["mean"], config["std"])
+        settings, config = settings_of_timm(name, skeleton), _config(skeleton)
+        return _from_file(weights, name, settings, config["mean"], config["std"])
     return _from_file(weights, name, DINO.get(name or ""), IMAGENET_MEAN, IMAGENET_STD)
 
 
 def _from_file(
-    path: Path, name: str | None, parts: VitParts | None, mean: Sequence[float], std: Sequence[float]
+    path: Path, name: str | None, settings: Mapping[str, Any] | None, mean: Sequence[float], std: Sequence[float]
 ) -> Pretrained:
-    """The model in a weights file; the parts are told from the weights where they are not known."""
+    """The model in a weights file; its settings are told from the weights where they are not known."""
     found = read_weights(path)
     tensors, note = found.tensors, ""
-    if parts is None:
-        parts, note = infer(str(path), tensors)
-    elif not parts.num_classes:
+    if settings is None:
+        settings, note = infer(str(path), tensors)
+    elif not settings["num_classes"]:
         tensors = _without_projection(found)
-    model = fit(str(path), tensors, parts)
+    model = fit(str(path), tensors, settings)
     source = "; ".join(part for part in (f"{path}", f"its {found.nest}" if found.nest else "", note) if part)
-    return Pretrained(model, name or path.stem, tuple(mean), tuple(std), model.parts.image_size, None, source)
+    return Pretrained(model, name or path.stem, tuple(mean), tuple(std), model.settings["image_size"], None, source)
 
 
 def _without_projection(found: WeightsFile) -> dict[str, torch.Tensor]:
@@ -98,7 +102,7 @@ def _without_projection(found: WeightsFile) -> dict[str, torch.Tensor]:
 
 def _downloaded(name: str) -> Pretrained:
     timm, skeleton = _skeleton(name)
-    parts, config = parts_of_timm(name, skeleton), _config(skeleton)  # before hundreds of megabytes are fetched
+    settings, config = settings_of_timm(name, skeleton), _config(skeleton)  # before hundreds of megabytes are fetched
     if not timm.models.is_model_pretrained(name):
         raise ConfigError("pretrained", f"nobody published weights for {name}", "Give some with --weights FILE.")
     try:
@@ -107,11 +111,11 @@ def _downloaded(name: str) -> Pretrained:
     except Exception as error:  # each way of downloading has errors of its own
         why = f"its weights could not be fetched ({reason(error)})"
         raise EnvironmentFault(name, why, _WEIGHTS) from None
-    model = fit(name, theirs.state_dict(), parts)
+    model = fit(name, theirs.state_dict(), settings)
     place = config.get("hf_hub_id") or config.get("url") or "its registry"
     source = f"timm {timm.__version__}, {place}"
     mean, std = tuple(config["mean"]), tuple(config["std"])
-    return Pretrained(model, name, mean, std, model.parts.image_size, _classes(timm, theirs), source)
+    return Pretrained(model, name, mean, std, model.settings["image_size"], _classes(timm, theirs), source)
 
 
 def _skeleton(name: str) -> tuple[ModuleType, nn.Module]:

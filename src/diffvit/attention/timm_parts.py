@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from diffvit.attention.weights_parts import LAYER_SCALE, mlp_ratio
 from diffvit.errors import InputError
-from diffvit.models.pretrained_vit import VitParts
 
 _HINT = "It cannot be looked into."
 _HOME = "timm.models.vision_transformer"
@@ -45,15 +45,15 @@ _TYPES: dict[str, tuple[str, ...]] = {
 }
 
 
-def parts_of_timm(name: str, model: nn.Module) -> VitParts:
-    """The parts of a timm ``VisionTransformer``.
+def settings_of_timm(name: str, model: nn.Module) -> dict[str, Any]:
+    """Settings of the :class:`diffvit.VisionTransformer` that computes what a timm ``VisionTransformer`` does.
 
     Args:
         name: the model's, for the message.
         model: from ``timm.create_model``; the meta device will do.
 
     Raises:
-        InputError: it has a part that :class:`diffvit.models.pretrained_vit.PretrainedVisionTransformer` has not.
+        InputError: it has a part that :class:`diffvit.VisionTransformer` has not.
     """
     _check_modules(name, model)
     for part in _odd(model):
@@ -63,20 +63,20 @@ def parts_of_timm(name: str, model: nn.Module) -> VitParts:
     for index, block in enumerate(blocks):
         if block != blocks[0]:
             raise InputError(name, f"has a part that is not supported: blocks.{index} differs from blocks.0", _HINT)
-    return VitParts(
-        image_size=timm.patch_embed.img_size[0],
-        patch_size=timm.patch_embed.patch_size[0],
-        embed_dim=timm.embed_dim,
-        depth=len(blocks),
-        num_classes=timm.head.out_features if isinstance(timm.head, nn.Linear) else 0,
-        class_token=timm.cls_token is not None,
-        registers=0 if timm.reg_token is None else timm.reg_token.shape[1],
-        no_embed_class=timm.no_embed_class,
-        pool="cls" if timm.global_pool == "token" else "mean",
-        fc_norm=type(timm.fc_norm).__name__ == "LayerNorm",
-        in_chans=timm.patch_embed.proj.in_channels,
+    return {
+        "image_size": timm.patch_embed.img_size[0],
+        "patch_size": timm.patch_embed.patch_size[0],
+        "embed_dim": timm.embed_dim,
+        "depth": len(blocks),
+        "num_classes": timm.head.out_features if isinstance(timm.head, nn.Linear) else 0,
+        "class_token": timm.cls_token is not None,
+        "registers": 0 if timm.reg_token is None else timm.reg_token.shape[1],
+        "no_embed_class": timm.no_embed_class,
+        "pool": "cls" if timm.global_pool == "token" else "mean",
+        "fc_norm": type(timm.fc_norm).__name__ == "LayerNorm",
+        "in_chans": timm.patch_embed.proj.in_channels,
         **blocks[0],
-    )
+    }
 
 
 def _check_modules(name: str, model: nn.Module) -> None:
@@ -91,17 +91,17 @@ def _check_modules(name: str, model: nn.Module) -> None:
 
 
 def _of_block(block: Any) -> dict[str, Any]:
-    """A block's share of :class:`VitParts`."""
+    """A block's share of the settings."""
     attn = block.attn
     differential = type(attn).__name__ == "DiffAttention"
     kinds = {"Identity": "none", "LayerNorm": "layer", "RmsNorm": "rms"}
     return {
         "num_heads": attn.num_heads * (2 if differential else 1),
-        "hidden": block.mlp.fc1.out_features,
+        "mlp_ratio": mlp_ratio(block.mlp.fc1.in_features, block.mlp.fc1.out_features),
         "attention": "differential" if differential else "softmax",
         "qkv_bias": attn.qkv.bias is not None,
         "qk_norm": kinds[type(attn.q_norm).__name__],
-        "layer_scale": type(block.ls1).__name__ == "LayerScale",
+        "layer_scale": LAYER_SCALE if type(block.ls1).__name__ == "LayerScale" else 0.0,
         "norm_eps": block.norm1.eps,
     }
 

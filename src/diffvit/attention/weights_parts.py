@@ -5,21 +5,22 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffvit.errors import ConfigError, InputError
-from diffvit.models.pretrained_vit import PretrainedVisionTransformer, VitParts
+from diffvit.models.vit import VisionTransformer
 
 _HEAD_DIM = 64  # of ViT-Ti, S, B and L, DeiT and DINO
 _MAX_DEPTH = 256  # blocks; the largest published ViTs have 48
+LAYER_SCALE = 1e-5  # its initial value, which the weights overwrite
 _HINT = "Say which model it is with --pretrained NAME, or take another file."
 
 
-def infer(source: str, tensors: Mapping[str, Tensor]) -> tuple[VitParts, str]:
-    """The parts of the Vision Transformer that such weights belong to, and a note on what had to be assumed.
+def infer(source: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], str]:
+    """Settings of the :class:`diffvit.VisionTransformer` of such weights, and a note on what had to be assumed.
 
     Heads follow from the lambdas or the query norms where there are some; else they are taken as 64 wide.
 
@@ -50,48 +51,54 @@ def infer(source: str, tensors: Mapping[str, Tensor]) -> tuple[VitParts, str]:
     if side is None:
         raise InputError(source, f"its positions are not those of a square image ({tokens} tokens)", _HINT)
     fc_norm = "fc_norm.weight" in shapes
-    parts = VitParts(
-        image_size=side * patch,
-        patch_size=patch,
-        embed_dim=dim,
-        depth=len({name.split(".")[1] for name in shapes if re.match(r"blocks\.\d+\.", name)}),
-        num_heads=dim // width,
-        hidden=shapes[f"{first}mlp.fc1.weight"][0],
-        num_classes=shapes.get("head.weight", (0,))[0],
-        attention="differential" if differential else "softmax",
-        qkv_bias=f"{first}attn.qkv.bias" in shapes,
-        qk_norm=_norm_kind(shapes, f"{first}attn.q_norm."),
-        layer_scale=f"{first}ls1.gamma" in shapes,
-        class_token="cls_token" in shapes,
-        registers=prefix - int("cls_token" in shapes),
-        no_embed_class=no_embed_class,
-        pool="cls" if "cls_token" in shapes and not fc_norm else "mean",
-        fc_norm=fc_norm,
-        in_chans=channels,
-    )
-    return parts, "" if known else f"heads taken as {_HEAD_DIM} wide"
+    settings = {
+        "image_size": side * patch,
+        "patch_size": patch,
+        "embed_dim": dim,
+        "depth": len({name.split(".")[1] for name in shapes if re.match(r"blocks\.\d+\.", name)}),
+        "num_heads": dim // width,
+        "mlp_ratio": mlp_ratio(dim, shapes[f"{first}mlp.fc1.weight"][0]),
+        "num_classes": shapes.get("head.weight", (0,))[0],
+        "attention": "differential" if differential else "softmax",
+        "qkv_bias": f"{first}attn.qkv.bias" in shapes,
+        "qk_norm": _norm_kind(shapes, f"{first}attn.q_norm."),
+        "layer_scale": LAYER_SCALE if f"{first}ls1.gamma" in shapes else 0.0,
+        "class_token": "cls_token" in shapes,
+        "registers": prefix - int("cls_token" in shapes),
+        "no_embed_class": no_embed_class,
+        "pool": "cls" if "cls_token" in shapes and not fc_norm else "mean",
+        "fc_norm": fc_norm,
+        "in_chans": channels,
+    }
+    return settings, "" if known else f"heads taken as {_HEAD_DIM} wide"
 
 
-def fit(source: str, tensors: Mapping[str, Tensor], parts: VitParts) -> PretrainedVisionTransformer:
-    """The model of these parts with these weights, in float32 and evaluation mode.
+def mlp_ratio(dim: int, hidden: int) -> float:
+    """The ratio that gives exactly this hidden width, ``int(dim * ratio)``."""
+    ratio = hidden / dim
+    return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
 
-    Positions of another square image than the parts' are taken as they are, and the model is built for that image.
+
+def fit(source: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> VisionTransformer:
+    """The model of these settings with these weights, in float32 and evaluation mode, for images of any size.
+
+    Positions of another square image than the settings' are taken as they are, and the model is built for that image.
 
     Args:
         source: where the weights came from, for the message.
         tensors: by timm's names; copied.
-        parts: what the model is made of.
+        settings: of :class:`diffvit.VisionTransformer`.
 
     Raises:
-        InputError: missing, unexpected, misshapen or non-finite weights, or parts that do not go together.
+        InputError: missing, unexpected, misshapen or non-finite weights, or settings that do not go together.
     """
-    parts = _with_grid_of(tensors, parts)
-    if not 1 <= parts.depth <= _MAX_DEPTH or parts.in_chans != 3:
-        found = f"{parts.depth} blocks, {parts.in_chans} channels"
+    settings = _with_grid_of(tensors, settings)
+    if not 1 <= settings["depth"] <= _MAX_DEPTH or settings["in_chans"] != 3:
+        found = f"{settings['depth']} blocks, {settings['in_chans']} channels"
         raise InputError(source, f"is not a model to look into ({found} vs 1 to {_MAX_DEPTH} blocks, 3 channels)")
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            model = PretrainedVisionTransformer(parts)
+            model = VisionTransformer(**settings)
     except (ConfigError, RuntimeError, ValueError) as error:
         raise InputError(source, f"is an impossible model: {' '.join(str(error).split())[:120]}", _HINT) from None
     _check_names_and_shapes(source, tensors, model.state_dict())
@@ -100,6 +107,7 @@ def fit(source: str, tensors: Mapping[str, Tensor], parts: VitParts) -> Pretrain
         if not bool(tensor.isfinite().all()):
             raise InputError(source, f"{name} holds NaN or infinite values", "Take another file.")
     model.load_state_dict(state, strict=True, assign=True)
+    model.patch_embed.any_size = True
     return model.eval()
 
 
@@ -117,12 +125,13 @@ def _check_names_and_shapes(source: str, found: Mapping[str, Tensor], expected: 
             raise InputError(source, f"does not fit the model: {name} has the wrong size ({sizes})", _HINT)
 
 
-def _with_grid_of(tensors: Mapping[str, Tensor], parts: VitParts) -> VitParts:
+def _with_grid_of(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Mapping[str, Any]:
     positions = tensors.get("pos_embed")
     if positions is None or positions.ndim != 3:
-        return parts
-    side = _side(positions.shape[1] - (0 if parts.no_embed_class else parts.prefix))
-    return parts if side is None else replace(parts, image_size=side * parts.patch_size)
+        return settings
+    before = 0 if settings["no_embed_class"] else int(settings["class_token"]) + settings["registers"]
+    side = _side(positions.shape[1] - before)
+    return settings if side is None else {**settings, "image_size": side * settings["patch_size"]}
 
 
 def _norm_kind(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> str:

@@ -23,7 +23,7 @@ from diffvit.clip.small.load import load_small
 from diffvit.clip.small.task import score_clip
 from diffvit.config import ClipConfig, parse, to_dict
 from diffvit.errors import DiffvitError, InputError
-from diffvit.models.differential import DifferentialAttention
+from diffvit.models.attention import DifferentialAttention
 from diffvit.reporting import markdown, tables
 from diffvit.reporting.arms import arms
 from diffvit.reporting.rows import RunRecord, read_run

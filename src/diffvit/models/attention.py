@@ -1,88 +1,75 @@
-"""Softmax self-attention: an explicit path, which writes the maps out, and fused ones, torch's and our own."""
+"""Softmax and differential attention, and the registry that the encoder, the configuration and the reports read."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffvit.errors import ConfigError
-from diffvit.models import few_queries, native_core
-from diffvit.models.linear import linear
-from diffvit.models.rope import Rope2d
+from diffvit.errors import ConfigError, check_choice
+from diffvit.models.pos_embed import Rope2d
+
+NORMS: dict[str, type[nn.Module]] = {"none": nn.Identity, "layer": nn.LayerNorm, "rms": nn.RMSNorm}
 
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """Which tokens (keys) each token (query) of one layer reads, after the softmax.
+    """Attention weights of one layer, after the softmax.
 
     Args:
         positive: (batch, heads, query, key); rows sum to 1. float32, or float64 from a float64 model.
-        negative: the subtracted maps of differential attention, of the same shape; else None.
-        lam: 0-dim, the weight of ``negative``; else None.
+        negative: the subtracted map of differential attention, of the same shape; else None.
+        lam: the weight of ``negative``, 0-dim; else None.
     """
 
     positive: Float[Tensor, "batch heads query key"]
     negative: Float[Tensor, "batch heads query key"] | None = None
-    lam: Float[Tensor, ""] | None = None
+    lam: Float[Tensor, ...] | None = None
 
     @property
     def effective(self) -> Float[Tensor, "batch heads query key"]:
-        """``positive - lam * negative``, what multiplies the values: signed, each row sums to ``1 - lam``."""
+        """What multiplies the values, ``positive - lam * negative``: signed, each row sums to ``1 - lam``."""
         if self.negative is None or self.lam is None:
             return self.positive
         return self.positive - self.lam * self.negative
 
 
-_LONG = 128  # tokens, from which on the fused kernel wins in float32 on a CPU
+class AttentionModule(Protocol):
+    """What the encoder, the attention maps, the reports and the explorer need of an attention."""
 
+    num_heads: int
 
-def explicit_is_faster(device: torch.device, dtype: torch.dtype, tokens: int) -> bool:
-    """Whether writing the map out beats torch's fused kernel for queries of this dtype and so many keys.
+    def __call__(self, x: Tensor) -> Tensor:
+        """(batch, tokens, dim) to the same shape."""
+        ...
 
-    On a CPU it does in half precision, whose fused backward pass is slow, and in float32 for short sequences: a whole
-    training step of a small ViT (65 tokens) takes 0.95 of the time. ``diffvit bench attention`` has the layer alone,
-    for every way, number of tokens and width (reports/speed).
-    """
-    return device.type == "cpu" and (dtype in (torch.bfloat16, torch.float16) or tokens < _LONG)
-
-
-def project(
-    qkv: nn.Linear, x: Float[Tensor, "batch tokens dim"], queries: int | None, rope: Rope2d | None
-) -> tuple[Float[Tensor, "batch read dim"], Float[Tensor, "batch tokens dim"], Float[Tensor, "batch tokens dim"]]:
-    """Queries, keys and values of all heads; with ``queries``, only the first so many tokens ask."""
-    if queries is None:
-        q, k, v = qkv(x).chunk(3, dim=2)
-    else:
-        dim = x.shape[2]
-        q_bias, kv_bias = (None, None) if qkv.bias is None else (qkv.bias[:dim], qkv.bias[dim:])
-        k, v = F.linear(x, qkv.weight[dim:], kv_bias).chunk(2, dim=2)
-        q = F.linear(x[:, :queries], qkv.weight[:dim], q_bias)
-    return (q, k, v) if rope is None else (rope(q), rope(k), v)
+    def maps(self, x: Tensor) -> AttentionMaps:
+        """The maps that the forward pass applies to these tokens."""
+        ...
 
 
 def softmax_map(
-    q: Float[Tensor, "batch heads query width"], k: Float[Tensor, "batch heads key width"]
-) -> Float[Tensor, "heads_of_all_images query key"]:
-    """``softmax(q k^T / sqrt(width))`` over the keys, images and heads in one leading dimension (batch * heads).
-
-    The scale is a factor of the product itself: multiplying q first costs 8% of the whole attention on a CPU.
-    """
-    nothing = q.new_zeros(())  # the summand that beta=0 leaves out
-    scores = torch.baddbmm(nothing, q.flatten(0, 1), k.flatten(0, 1).mT, beta=0, alpha=q.shape[-1] ** -0.5)
-    return scores.softmax(dim=-1)
+    q: Float[Tensor, "*heads query width"], k: Float[Tensor, "*heads key width"]
+) -> Float[Tensor, "*heads query key"]:
+    """``softmax(q k^T / sqrt(width))`` over the keys (arXiv 1706.03762, equation 1)."""
+    return (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1)
 
 
-def maps_of(
-    q: Float[Tensor, "batch heads query width"], k: Float[Tensor, "batch heads key width"]
-) -> Float[Tensor, "batch heads query key"]:
-    """:func:`softmax_map` to look at: in float32 or wider whatever autocast says, heads apart from images."""
-    wide = torch.promote_types(q.dtype, torch.float32)
+def widened(x: Tensor) -> Tensor:
+    """float32, or wider where ``x`` is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def map_to_look_at(q: Tensor, k: Tensor) -> Tensor:
+    """:func:`softmax_map` in float32 or wider, whatever autocast says."""
     with torch.autocast(q.device.type, enabled=False):
-        return softmax_map(q.to(wide), k.to(wide)).unflatten(0, q.shape[:2])
+        return softmax_map(widened(q), widened(k))
 
 
 class Attention(nn.Module):
@@ -92,66 +79,165 @@ class Attention(nn.Module):
         dim: width of a token.
         num_heads: heads, of width ``dim / num_heads``.
         qkv_bias: bias on the query, key and value projection.
-        rope: turns queries and keys by their positions, before the product; None for no rotary positions.
+        qk_norm: norm on each head's queries and keys (arXiv 2302.05442, section 2): ``none``, ``layer`` or ``rms``.
+        norm_eps: epsilon of those norms.
+        rope: rotates queries and keys by their positions; None for no rotary positions.
 
     Raises:
-        ConfigError: ``num_heads`` does not divide ``dim``.
+        ConfigError: ``num_heads`` does not divide ``dim``, or there is no such norm.
     """
 
-    def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool = True, rope: Rope2d | None = None) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        qkv_bias: bool = True,
+        qk_norm: str = "none",
+        norm_eps: float = 1e-6,
+        rope: Rope2d | None = None,
+    ) -> None:
         super().__init__()
         if dim % num_heads:
             raise ConfigError("num_heads", f"{num_heads} does not divide embed_dim {dim}")
+        check_choice("qk_norm", qk_norm, NORMS)
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.q_norm, self.k_norm = (NORMS[qk_norm](self.head_dim, eps=norm_eps) for _ in range(2))
         self.proj = nn.Linear(dim, dim)
         self.rope = rope
 
-    def forward(
-        self, x: Float[Tensor, "batch tokens dim"], queries: int | None = None
-    ) -> Float[Tensor, "batch read dim"]:
-        """Attend by whichever way is fastest here; with ``queries``, only the first so many tokens ask.
+    def project(
+        self, x: Float[Tensor, "batch tokens dim"]
+    ) -> tuple[
+        Float[Tensor, "batch tokens heads width"],
+        Float[Tensor, "batch tokens heads width"],
+        Float[Tensor, "batch tokens heads width"],
+    ]:
+        """Queries, keys and values of all heads, normalised and rotated where the model does so."""
+        q, k, v = (part.unflatten(2, (self.num_heads, self.head_dim)) for part in self.qkv(x).chunk(3, dim=2))
+        q, k = self.q_norm(q), self.k_norm(k)
+        return (q, k, v) if self.rope is None else (self.rope(q), self.rope(k), v)
 
-        Few queries need no keys and values (:mod:`diffvit.models.few_queries`); in bfloat16 on a CPU compiled kernels
-        do it where there are some (:mod:`diffvit.models.native_core`).
-        """
-        if queries is not None and self.rope is None and few_queries.pays(x, queries, self.num_heads):
-            x = few_queries.in_working_type(x)
-            maps = few_queries.maps_of_few(self.qkv, x, queries, self.num_heads)
-            return self.proj(few_queries.read_by_few(self.qkv, x, maps).flatten(2))
-        turn = None if self.rope is None else self.rope.turn
-        if queries is None and native_core.pays(x, self.head_dim, turn):
-            return linear(self.proj, native_core.softmax(linear(self.qkv, x), self.num_heads, turn))
-        return self._by_heads(x, queries)
+    def heads(self, x: Float[Tensor, "batch tokens dim"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of each head, as :meth:`by_head` orders them."""
+        return self.by_head(*self.project(x))
 
-    def attend(
-        self, x: Float[Tensor, "batch tokens dim"], queries: int | None = None
-    ) -> Float[Tensor, "batch read dim"]:
-        """The output of :meth:`forward` by the explicit path, whatever the device."""
-        return self._explicit(*self._heads(x, queries))
+    def by_head(
+        self,
+        q: Float[Tensor, "batch queries heads width"],
+        k: Float[Tensor, "batch tokens heads width"],
+        v: Float[Tensor, "batch tokens heads width"],
+    ) -> tuple[
+        Float[Tensor, "batch heads queries width"],
+        Float[Tensor, "batch heads tokens width"],
+        Float[Tensor, "batch heads tokens width"],
+    ]:
+        """What :meth:`project` gives, heads before tokens."""
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        """Every head reads all tokens; their outputs, side by side, are projected."""
+        q, k, v = self.heads(x)
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(out.transpose(1, 2).flatten(2))
 
     def maps(self, x: Float[Tensor, "batch tokens dim"]) -> AttentionMaps:
-        """The maps of the explicit path."""
-        q, k, _ = self._heads(x)
-        return AttentionMaps(maps_of(q, k))
+        """The map of each head."""
+        q, k, _ = self.heads(x)
+        return AttentionMaps(map_to_look_at(q, k))
 
-    def _by_heads(self, x: Tensor, queries: int | None) -> Tensor:
-        """The explicit path or torch's fused kernel."""
-        q, k, v = self._heads(x, queries)
-        if explicit_is_faster(q.device, q.dtype, k.shape[2]):
-            return self._explicit(q, k, v)
-        return self._merge(F.scaled_dot_product_attention(q, k, v))
 
-    def _heads(self, x: Tensor, queries: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values: (batch, heads, tokens, head_dim) each."""
-        parts = project(self.qkv, x, queries, self.rope)
-        q, k, v = (part.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2) for part in parts)
-        return q, k, v
+def lambda_init(layer_index: int) -> float:
+    """Lambda's initial value in a layer counted from 0: 0.2, 0.356, 0.471, ... (arXiv 2410.05258, section 2.1)."""
+    return 0.8 - 0.6 * math.exp(-0.3 * layer_index)
 
-    def _explicit(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        read = torch.bmm(softmax_map(q, k), v.flatten(0, 1))
-        return self._merge(read.unflatten(0, q.shape[:2]))
 
-    def _merge(self, heads: Tensor) -> Tensor:
-        return self.proj(heads.transpose(1, 2).flatten(2))
+class DifferentialAttention(Attention):
+    """Multi-head differential attention, V1 (arXiv 2410.05258, equations 1 to 3).
+
+    Heads 2i and 2i + 1 of the softmax baseline are the two query/key pairs of differential head i, whose value has
+    twice their width. So it has the baseline's parameters, plus four lambda vectors and one norm.
+
+    Args:
+        dim: width of a token.
+        num_heads: heads of the softmax baseline, of width ``dim / num_heads``; even.
+        layer_index: depth of the layer, counted from 0; it sets ``lambda_init``.
+        more: as :class:`Attention`.
+
+    Raises:
+        ConfigError: ``num_heads`` is odd or does not divide ``dim``, or there is no such norm.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, layer_index: int, **more: object) -> None:
+        super().__init__(dim, num_heads, **more)  # pyright: ignore[reportArgumentType]
+        if num_heads % 2:
+            why = f"{num_heads} is odd: differential attention subtracts heads in pairs, so it needs an even number"
+            raise ConfigError("num_heads", why)
+        self.lambda_init = lambda_init(layer_index)
+        self.lambda_q1 = nn.Parameter(torch.empty(self.head_dim))
+        self.lambda_k1 = nn.Parameter(torch.empty(self.head_dim))
+        self.lambda_q2 = nn.Parameter(torch.empty(self.head_dim))
+        self.lambda_k2 = nn.Parameter(torch.empty(self.head_dim))
+        for vector in (self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2):
+            nn.init.normal_(vector, std=0.1)
+        self.sub_norm = nn.RMSNorm(2 * self.head_dim, eps=1e-5)
+
+    def lam(self) -> Float[Tensor, ""]:
+        """Lambda (equation 2), one scalar for the layer's heads, in float32 or wider."""
+        q1, k1, q2, k2 = map(widened, (self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2))
+        return (q1 * k1).sum().exp() - (q2 * k2).sum().exp() + self.lambda_init
+
+    def by_head(
+        self,
+        q: Float[Tensor, "batch queries heads width"],
+        k: Float[Tensor, "batch tokens heads width"],
+        v: Float[Tensor, "batch tokens heads width"],
+    ) -> tuple[
+        Float[Tensor, "batch pairs 2 queries width"],
+        Float[Tensor, "batch pairs 2 tokens width"],
+        Float[Tensor, "batch pairs tokens double_width"],
+    ]:
+        """Two queries and two keys of each differential head, and its value."""
+        q, k = (part.unflatten(2, (-1, 2)).permute(0, 2, 3, 1, 4) for part in (q, k))
+        return q, k, v.unflatten(2, (-1, 2)).flatten(3).transpose(1, 2)
+
+    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        """The difference of two maps reads the values; each head's output is normalised, then all are projected."""
+        q, k, v = self.heads(x)
+        positive, negative = softmax_map(q, k).unbind(2)
+        out = (positive - self.lam().to(positive.dtype) * negative) @ v
+        out = self.sub_norm(out.to(self.sub_norm.weight.dtype)) * (1.0 - self.lambda_init)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+    def maps(self, x: Float[Tensor, "batch tokens dim"]) -> AttentionMaps:
+        """The two maps of each differential head, and lambda."""
+        q, k, _ = self.heads(x)
+        positive, negative = map_to_look_at(q, k).unbind(2)
+        return AttentionMaps(positive, negative, self.lam())
+
+
+@dataclass(frozen=True)
+class AttentionKind:
+    """One attention as the rest of the project knows it.
+
+    Args:
+        make: ``make(dim, num_heads, layer_index=, qkv_bias=, qk_norm=, norm_eps=, rope=)`` to an
+            :class:`AttentionModule`.
+        label: the model's name in tables and plots.
+    """
+
+    make: Callable[..., nn.Module]
+    label: str
+
+
+def _softmax(dim: int, num_heads: int, *, layer_index: int, **more: object) -> Attention:
+    del layer_index
+    return Attention(dim, num_heads, **more)  # pyright: ignore[reportArgumentType]
+
+
+ATTENTION: dict[str, AttentionKind] = {
+    "softmax": AttentionKind(_softmax, "ViT"),
+    "differential": AttentionKind(DifferentialAttention, "Diff-ViT"),
+}

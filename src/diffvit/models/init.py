@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from diffvit.errors import check_choice
 from diffvit.models.attention import Attention
-from diffvit.models.choice import check_choice
-from diffvit.models.differential import DifferentialAttention
-from diffvit.models.patch_embed import PatchEmbed
 
 
 def initialise(model: nn.Module, scheme: str) -> None:
@@ -37,7 +36,7 @@ def trunc_normal(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if name.startswith("pos_embed"):
             nn.init.trunc_normal_(parameter, std=0.02)
-        elif name == "cls_token":
+        elif name in ("cls_token", "reg_token"):
             nn.init.normal_(parameter, std=1e-6)
 
 
@@ -50,7 +49,7 @@ def mimetic(model: nn.Module) -> None:
     """
     trunc_normal(model)
     for module in model.modules():
-        if isinstance(module, Attention | DifferentialAttention):
+        if isinstance(module, Attention):
             _mimetic_attention(module.qkv.weight, module.proj.weight, module.num_heads)
 
 
@@ -78,7 +77,7 @@ def _factors(noise: float, identity: float, dim: int, rank: int) -> tuple[Tensor
 
 
 @torch.no_grad()
-def whiten(patch_embed: PatchEmbed, images: Float[Tensor, "n chans height width"], seed: int) -> None:
+def whiten(proj: nn.Conv2d, images: Float[Tensor, "n chans height width"], seed: int) -> None:
     """Start the patch projection as a whitening: for images like these, equal and uncorrelated outputs.
 
     Neighbouring pixels are so alike that most of a patch lies in a few directions; the others would be learnt late.
@@ -87,21 +86,21 @@ def whiten(patch_embed: PatchEmbed, images: Float[Tensor, "n chans height width"
     For convolutions the idea is of arXiv 2404.00498, section 3.2.
 
     Args:
-        patch_embed: what to start; keeps its device and dtype.
+        proj: the patch projection; keeps its device and dtype.
         images: normalised; some thousands are enough.
         seed: of Q.
     """
-    patches = patch_embed.patches(images).flatten(0, 1).double().cpu()
+    patches = F.unfold(images, proj.kernel_size, stride=proj.stride).mT.flatten(0, 1).double().cpu()
     values, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
-    weight = patch_embed.proj.weight
+    weight = proj.weight
     kept = min(len(weight), len(values))
     values, directions = values[-kept:], directions[:, -kept:]
     drawn = torch.randn(len(weight), kept, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     spread = torch.linalg.qr(drawn).Q
     scale = (values + _FLOOR * values.mean()).rsqrt()
     weight.copy_((spread * scale @ directions.T).view_as(weight))
-    if patch_embed.proj.bias is not None:
-        patch_embed.proj.bias.zero_()
+    if proj.bias is not None:
+        proj.bias.zero_()
 
 
 _FLOOR = 0.01  # of the mean variance: directions that hold less are mostly noise, and are not blown up

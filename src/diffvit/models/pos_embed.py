@@ -1,4 +1,4 @@
-"""Where a token sits: the position embeddings, each a module part by the name the configuration gives it.
+"""Position embeddings, by the names that the configuration gives them: added to the tokens, rotary, or both.
 
 timm knows one tensor ``pos_embed`` (1, tokens, dim); every kind that is such a tensor keeps that name.
 """
@@ -8,13 +8,14 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from diffvit.errors import ConfigError
-from diffvit.models.choice import check_choice
+from diffvit.errors import ConfigError, check_choice
 
 ADDED = ("none", "learned-1d", "learned-2d", "sincos-1d", "sincos-2d")
 ROPE = "rope-2d"
 KINDS = (*ADDED, ROPE, *(f"{kind}+{ROPE}" for kind in ADDED[1:]))
+ROPE_BASE = 100.0  # arXiv 2403.13298, section 3.1: the square root of what language models take, for grids are short
 _PARTS = {"learned-2d": (2, "halves"), "sincos-1d": (2, "halves"), "sincos-2d": (4, "quarters")}
 
 
@@ -41,16 +42,15 @@ def attach(model: nn.Module, kind: str, grid: tuple[int, int], dim: int, prefix:
     """Give ``model`` the tensors of its position embedding.
 
     ``learned-1d``: parameter ``pos_embed`` (1, tokens, dim). ``learned-2d``: ``pos_embed_rows`` (rows, dim / 2),
-    ``pos_embed_cols`` (columns, dim / 2) and, with a [CLS] token, ``pos_embed_cls`` (1, dim). ``sincos-*``: buffer
-    ``pos_embed``, saved with the weights. ``none``: nothing; nor for ``rope-2d``, alone or after a ``+``, whose
-    positions act inside the attention (:mod:`diffvit.models.rope`).
+    ``pos_embed_cols`` (columns, dim / 2) and, with tokens before the patches, ``pos_embed_cls`` (prefix, dim).
+    ``sincos-*``: buffer ``pos_embed``, saved with the weights. ``none`` and ``rope-2d``: nothing.
 
     Args:
         model: the module that adds the embedding.
         kind: one of :data:`KINDS`.
         grid: rows and columns of patches.
         dim: width of a token.
-        prefix: tokens before the patches, 1 with a [CLS] token, else 0.
+        prefix: tokens before the patches that have a position: [CLS] and registers.
 
     Raises:
         ConfigError: an unknown kind, or a width that does not split as it must.
@@ -72,7 +72,7 @@ def attach(model: nn.Module, kind: str, grid: tuple[int, int], dim: int, prefix:
 
 
 def table(model: nn.Module) -> Float[Tensor, "1 tokens dim"] | None:
-    """What to add to the tokens of a model that :func:`attach` dressed; None where there is nothing."""
+    """What a model that :func:`attach` was called on adds to its tokens; None where there is nothing."""
     if not hasattr(model, "pos_embed_rows"):
         return getattr(model, "pos_embed", None)
     down, across = model.get_parameter("pos_embed_rows"), model.get_parameter("pos_embed_cols")
@@ -82,6 +82,61 @@ def table(model: nn.Module) -> Float[Tensor, "1 tokens dim"] | None:
     return patches[None]
 
 
+def resample(
+    table: Float[Tensor, "1 tokens dim"], old: tuple[int, int], new: tuple[int, int]
+) -> Float[Tensor, "1 new_tokens dim"]:
+    """A table for another grid of patches: bicubic with antialiasing in float32, as timm resamples it.
+
+    Rows of the table before the patches' stay as they are.
+    """
+    prefix = table.shape[1] - old[0] * old[1]
+    before, patches = table[:, :prefix], table[:, prefix:]
+    square = patches.float().unflatten(1, old).permute(0, 3, 1, 2)
+    resized = F.interpolate(square, size=new, mode="bicubic", antialias=True)
+    return torch.cat([before, resized.flatten(2).mT.to(before.dtype)], dim=1)
+
+
 def _over_grid(down: Tensor, across: Tensor) -> Tensor:
     """(rows, a) and (columns, b) as (rows * columns, a + b), row by row."""
     return torch.cat([down.repeat_interleave(len(across), dim=0), across.repeat(len(down), 1)], dim=1)
+
+
+class Rope2d(nn.Module):
+    """Axial rotary position embedding (arXiv 2104.09864 for the rotation, arXiv 2403.13298, equation 7, for images).
+
+    A head of width ``d`` is ``d / 2`` planes of two adjacent entries each. Plane ``t`` of the first half rotates by
+    ``row * 100^(-4 t / d)``, plane ``t`` of the second by ``column * 100^(-4 t / d)``. So the product of a query and a
+    key depends on the distance of their patches, not on where they are. The ``prefix`` tokens before the patches are
+    not rotated.
+
+    It has no parameters and leaves nothing in a checkpoint.
+
+    Args:
+        grid: rows and columns of patches.
+        head_dim: width of a head; a multiple of 4.
+        prefix: tokens before the patches: [CLS] and registers.
+
+    Raises:
+        ConfigError: ``head_dim`` is not a multiple of 4.
+    """
+
+    angles: Float[Tensor, "tokens planes"]
+
+    def __init__(self, grid: tuple[int, int], head_dim: int, prefix: int) -> None:
+        super().__init__()
+        if head_dim % 4:
+            raise ConfigError("num_heads", f"leaves heads {head_dim} wide: rope-2d needs a multiple of 4")
+        rates = ROPE_BASE ** (-torch.arange(head_dim // 4, dtype=torch.float64) * 4 / head_dim)
+        rows, columns = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in grid), indexing="ij")
+        angles = torch.cat([rows.reshape(-1, 1) * rates, columns.reshape(-1, 1) * rates], dim=1)
+        angles = torch.cat([angles.new_zeros(prefix, head_dim // 2), angles])
+        self.register_buffer("angles", angles, persistent=False)
+
+    def forward(self, x: Float[Tensor, "batch tokens heads width"]) -> Float[Tensor, "batch tokens heads width"]:
+        """Rotate queries or keys; where there are fewer tokens than positions, they are the first ones."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        angles = self.angles[: x.shape[1], None].to(wide)
+        first, second = x.to(wide).unflatten(3, (-1, 2)).unbind(4)
+        cos, sin = angles.cos(), angles.sin()
+        rotated = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=4)
+        return rotated.flatten(3).to(x.dtype)

@@ -1,27 +1,175 @@
-"""The Vision Transformer, softmax or differential, with timm's parameter names."""
+"""The Vision Transformer, from the patches to the logits, with timm's parameter names."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from numbers import Integral, Real
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from diffvit.errors import ConfigError, did_you_mean
+from diffvit.errors import ConfigError, InputError, check_choice, did_you_mean
 from diffvit.models import pos_embed as positions
-from diffvit.models.attention import AttentionMaps
-from diffvit.models.block import Block, walk
-from diffvit.models.choice import check_choice
-from diffvit.models.differential import DifferentialAttention
+from diffvit.models.attention import ATTENTION, NORMS, AttentionMaps, DifferentialAttention
 from diffvit.models.init import initialise
-from diffvit.models.mlp import Mlp
-from diffvit.models.patch_embed import PatchEmbed
+from diffvit.models.pos_embed import Rope2d
 from diffvit.models.presets import PRESETS
-from diffvit.models.rope import Rope2d
+
+
+class PatchEmbed(nn.Module):
+    """Cut an image into square patches and project each linearly (arXiv 2010.11929, equation 1).
+
+    Args:
+        image_size: side of the square input, pixels.
+        patch_size: side of a patch, pixels.
+        in_chans: input channels.
+        dim: width of a token.
+
+    Set ``any_size`` to take images of any height and width that the patch divides; ``grid`` is then the trained one.
+
+    Raises:
+        ConfigError: ``patch_size`` does not divide ``image_size``.
+    """
+
+    def __init__(self, image_size: int, patch_size: int, in_chans: int, dim: int) -> None:
+        super().__init__()
+        if image_size % patch_size:
+            raise ConfigError("patch_size", f"{patch_size} does not divide image_size {image_size}")
+        self.image_size, self.patch_size, self.in_chans = image_size, patch_size, in_chans
+        self.grid = (image_size // patch_size, image_size // patch_size)
+        self.any_size = False
+        self.proj = nn.Conv2d(in_chans, dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, images: Float[Tensor, "batch chans height width"]) -> Float[Tensor, "batch patches dim"]:
+        """Patches row by row, from the top left.
+
+        Raises:
+            InputError: the images have another size, number of channels or type than the model.
+        """
+        self.check(images)
+        return self.proj(images).flatten(2).mT
+
+    def check(self, images: Tensor) -> None:
+        """Refuse images that the model cannot read."""
+        weights = self.proj.weight.dtype
+        if not images.is_floating_point() or (images.dtype == torch.float64) != (weights == torch.float64):
+            found, allowed = (str(dtype).removeprefix("torch.") for dtype in (images.dtype, weights))
+            hint = "Of bytes: (images.float() / 255 - mean) / std, with the mean and std of the model's training."
+            raise InputError("images", f"must be {allowed}, normalised per channel (found {found} vs {allowed})", hint)
+        channels, height, width = images.shape[1:]
+        found, side = f"{channels}x{height}x{width}", self.patch_size
+        if self.any_size:
+            if channels != self.in_chans or height % side or width % side or not height * width:
+                allowed = f"{self.in_chans} channels, sides multiples of {side}"
+                raise InputError("images", f"do not fit the model ({found} vs {allowed})")
+        elif (channels, height, width) != (self.in_chans, self.image_size, self.image_size):
+            allowed = f"{self.in_chans}x{self.image_size}x{self.image_size}"
+            raise InputError("images", f"have another shape than the model ({found} vs {allowed})")
+
+
+class Mlp(nn.Module):
+    """``fc2(gelu(fc1(x)))`` with the exact GELU (arXiv 2010.11929, section 3.1).
+
+    Args:
+        dim: width of the input.
+        hidden: width between the two layers.
+        out: width of the output.
+    """
+
+    def __init__(self, dim: int, hidden: int, out: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, out)
+
+    def forward(self, x: Float[Tensor, "*lead dim"]) -> Float[Tensor, "*lead out"]:
+        """Act on the last dimension."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (arXiv 1603.09382): in training, drop a sample's residual branch with probability ``chance``.
+
+    What is kept is scaled up, so that the expectation stays.
+    """
+
+    def __init__(self, chance: float) -> None:
+        super().__init__()
+        self.chance = chance
+
+    def forward(self, branch: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        """Draw once per sample; outside training, nothing changes."""
+        if not self.training or self.chance == 0.0:
+            return branch
+        kept = torch.rand(branch.shape[0], 1, 1, device=branch.device) >= self.chance
+        return branch * (kept.to(branch.dtype) / (1.0 - self.chance))
+
+
+class LayerScale(nn.Module):
+    """A learnt factor per channel on a residual branch (arXiv 2103.17239, section 2), which starts at ``initial``."""
+
+    def __init__(self, dim: int, initial: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), initial))
+
+    def forward(self, branch: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        """Scale a residual branch."""
+        return branch * self.gamma
+
+
+class Block(nn.Module):
+    """Attention and MLP, each after a LayerNorm and inside a residual branch (arXiv 2010.11929, equations 2 and 3).
+
+    Args:
+        dim: width of a token.
+        num_heads: heads of the softmax baseline.
+        hidden: width of the MLP's hidden layer.
+        attention: a name in :data:`diffvit.models.attention.ATTENTION`.
+        layer_index: depth of the block, counted from 0.
+        qkv_bias: bias on the query, key and value projection.
+        qk_norm: norm on queries and keys: ``none``, ``layer`` or ``rms``.
+        norm_eps: epsilon of the layer norms.
+        drop_path: chance to drop a sample's residual branch.
+        layer_scale: initial value of a learnt factor per channel on each residual branch; 0 for none.
+        rope: rotary positions of the attention, if any.
+
+    Raises:
+        ConfigError: an unknown attention or norm, or one that refuses these sizes.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        hidden: int,
+        *,
+        attention: str,
+        layer_index: int,
+        qkv_bias: bool = True,
+        qk_norm: str = "none",
+        norm_eps: float = 1e-6,
+        drop_path: float = 0.0,
+        layer_scale: float = 0.0,
+        rope: Rope2d | None = None,
+    ) -> None:
+        super().__init__()
+        check_choice("attention", attention, ATTENTION)
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn: Any = ATTENTION[attention].make(
+            dim, num_heads, layer_index=layer_index, qkv_bias=qkv_bias, qk_norm=qk_norm, norm_eps=norm_eps, rope=rope
+        )
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = Mlp(dim, hidden, dim)
+        self.ls1, self.ls2 = (LayerScale(dim, layer_scale) if layer_scale else nn.Identity() for _ in range(2))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        """One layer of the encoder."""
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x))))
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
 
 
 class VisionTransformer(nn.Module):
@@ -39,16 +187,22 @@ class VisionTransformer(nn.Module):
         depth: number of blocks.
         num_heads: heads of the softmax baseline; even for differential attention.
         mlp_ratio: hidden width of the MLP over ``embed_dim``.
-        attention: ``softmax`` or ``differential``.
+        attention: a name in :data:`diffvit.models.attention.ATTENTION`.
         pos_embed: ``none``, ``learned-1d``, ``learned-2d``, ``sincos-1d`` or ``sincos-2d``, added to the tokens;
-            ``rope-2d``, which turns queries and keys (:class:`diffvit.models.rope.Rope2d`); or both, as in
+            ``rope-2d``, which rotates queries and keys (:class:`diffvit.models.pos_embed.Rope2d`); or both, as in
             ``sincos-2d+rope-2d``.
-        pool: ``cls`` (a [CLS] token) or ``mean`` (over the patches; no [CLS] token).
+        pool: ``cls`` (a [CLS] token) or ``mean`` (over the patches).
         head: ``linear``, or ``mlp`` with one hidden layer of width ``embed_dim``.
         qkv_bias: bias on the query, key and value projections.
         norm_eps: epsilon of the layer norms.
         drop_path: stochastic depth of the last block; rises linearly from 0 in the first.
         init: ``trunc-normal`` or ``mimetic``.
+        qk_norm: norm on each head's queries and keys: ``none``, ``layer`` or ``rms``.
+        layer_scale: initial value of a learnt factor per channel on each residual branch; 0 for none.
+        registers: register tokens between [CLS] and the patches (arXiv 2309.16588).
+        class_token: a [CLS] token before the patches; None has one exactly where ``pool`` is ``cls``.
+        no_embed_class: [CLS] and the registers have no positions.
+        fc_norm: the last norm acts after the pooling instead of before.
 
     Raises:
         ConfigError: an unknown name, or sizes that do not go together.
@@ -73,6 +227,12 @@ class VisionTransformer(nn.Module):
         norm_eps: float = 1e-6,
         drop_path: float = 0.0,
         init: str = "trunc-normal",
+        qk_norm: str = "none",
+        layer_scale: float = 0.0,
+        registers: int = 0,
+        class_token: bool | None = None,
+        no_embed_class: bool = False,
+        fc_norm: bool = False,
     ) -> None:
         settings = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         super().__init__()
@@ -80,15 +240,19 @@ class VisionTransformer(nn.Module):
         _check_sizes(settings)
         check_choice("pool", pool, ("cls", "mean"))
         check_choice("head", head, ("linear", "mlp"))
+        class_token = pool == "cls" if class_token is None else class_token
+        if pool == "cls" and not class_token:
+            raise ConfigError("pool", "cls needs a class token")
         self.pool = pool
+        self.prefix = int(class_token) + registers
+        self.no_embed_class = no_embed_class
         self.patch_embed = PatchEmbed(image_size, patch_size, in_chans, embed_dim)
         self.grid: tuple[int, int] = self.patch_embed.grid
-        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim)) if pool == "cls" else None
-        prefix = int(pool == "cls")
-        positions.attach(self, pos_embed, self.grid, embed_dim, prefix)
-        rope = (
-            Rope2d(self.grid, num_heads, embed_dim // num_heads, prefix) if pos_embed.endswith(positions.ROPE) else None
-        )
+        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim)) if class_token else None
+        self.reg_token = nn.Parameter(torch.empty(1, registers, embed_dim)) if registers else None
+        positions.attach(self, pos_embed, self.grid, embed_dim, 0 if no_embed_class else self.prefix)
+        rotary = pos_embed.endswith(positions.ROPE)
+        rope = Rope2d(self.grid, embed_dim // num_heads, self.prefix) if rotary else None
         self.blocks = nn.Sequential(
             *(
                 Block(
@@ -98,14 +262,17 @@ class VisionTransformer(nn.Module):
                     attention=attention,
                     layer_index=layer,
                     qkv_bias=qkv_bias,
+                    qk_norm=qk_norm,
                     norm_eps=norm_eps,
                     drop_path=drop_path * layer / max(depth - 1, 1),
+                    layer_scale=layer_scale,
                     rope=rope,
                 )
                 for layer in range(depth)
             )
         )
-        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
+        self.norm = nn.Identity() if fc_norm else nn.LayerNorm(embed_dim, eps=norm_eps)
+        self.fc_norm = nn.LayerNorm(embed_dim, eps=norm_eps) if fc_norm else nn.Identity()
         self.head = _head(head, embed_dim, num_classes)
         initialise(self, init)
 
@@ -113,35 +280,65 @@ class VisionTransformer(nn.Module):
         """Logits; the pooled features where there is no head.
 
         Raises:
-            InputError: the images have another size or number of channels than the model, or are not floating point.
+            InputError: the images have another size, number of channels or type than the model.
         """
-        x = self.blocks[:-1](self.tokens(images))
-        # The head reads [CLS] alone, so in the last block only [CLS] asks: the other rows would be thrown away.
-        return self.answer(self.blocks[-1](x, queries=None if self.cls_token is None else 1))
-
-    def answer(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch classes"]:
-        """Logits from the tokens that leave the last block, of which [CLS] alone may be given where there is one."""
-        # A norm acts on each token alone: with [CLS], only its own is read.
-        x = self.norm(x).mean(dim=1) if self.cls_token is None else self.norm(x[:, 0])
-        return self.head(x)
+        return self.forward_head(self.blocks(self.tokens(images)))
 
     def tokens(self, images: Float[Tensor, "batch chans height width"]) -> Float[Tensor, "batch tokens dim"]:
-        """What enters the first block: [CLS] where there is one, then the patches row by row, positions added."""
+        """What enters the first block: [CLS], registers, then the patches row by row, with their positions."""
         x = self.patch_embed(images)
-        if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         table = positions.table(self)
-        return x if table is None else x + table
+        grid = (images.shape[2] // self.patch_embed.patch_size, images.shape[3] // self.patch_embed.patch_size)
+        if table is not None and grid != self.grid:
+            table = positions.resample(table, self.grid, grid)
+        if table is not None and self.no_embed_class:
+            x = x + table
+        before = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
+        x = torch.cat([*before, x], dim=1) if before else x
+        return x if table is None or self.no_embed_class else x + table
+
+    def forward_head(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch classes"]:
+        """Logits from the tokens that leave the last block: norm, pooling, head."""
+        x = self.norm(x)
+        x = x[:, 0] if self.pool == "cls" else x[:, self.prefix :].mean(dim=1)
+        return self.head(self.fc_norm(x))
 
     def attention_maps(self, images: Float[Tensor, "batch chans height width"]) -> list[AttentionMaps]:
-        """Every block's maps, first to last, by the explicit path."""
-        return walk(self.blocks, self.tokens(images), range(len(self.blocks)))
+        """Every block's maps, first to last."""
+        return encode_with_maps(self.blocks, self.tokens(images))[0]
 
     @torch.no_grad()
     def lambdas(self) -> list[float]:
         """Each layer's lambda, first to last; empty for softmax attention."""
         attentions = [module for module in self.modules() if isinstance(module, DifferentialAttention)]
         return [attention.lam().item() for attention in attentions]
+
+
+def encode_with_maps(
+    blocks: nn.Sequential, x: Float[Tensor, "batch tokens dim"], wanted: Collection[int] | None = None
+) -> tuple[list[AttentionMaps], Float[Tensor, "batch left dim"]]:
+    """Run tokens through the blocks and take the attention maps on the way.
+
+    Args:
+        blocks: of a :class:`VisionTransformer`.
+        x: what enters the first of them.
+        wanted: blocks whose maps to take, counted from 0; by default all.
+
+    Returns:
+        The maps, first to last, and the tokens that leave the last block; where only some blocks are wanted, no block
+        after the last of these is run, and the tokens are those that enter it.
+    """
+    every = range(len(blocks))
+    wanted = every if wanted is None else wanted
+    layers: list[AttentionMaps] = []
+    for index in every:
+        block: Any = blocks[index]
+        if index in wanted:
+            layers.append(block.attn.maps(block.norm1(x)))
+        if index == max(wanted) and len(wanted) < len(every):
+            break
+        x = block(x)
+    return layers, x
 
 
 def create_model(preset: str, **overrides: Any) -> VisionTransformer:
@@ -166,18 +363,19 @@ def _head(kind: str, dim: int, num_classes: int) -> nn.Module:
 
 
 def _check_sizes(settings: Mapping[str, Any]) -> None:
-    for name in ("image_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads"):
+    check_choice("qk_norm", settings["qk_norm"], NORMS)
+    whole = ("image_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads", "registers")
+    for name in whole:
         if not isinstance(settings[name], Integral):
             square = ": images are square" if name == "image_size" else ""
             raise ConfigError(name, f"must be a whole number{square} (found {settings[name]!r})")
-    for name in ("mlp_ratio", "norm_eps", "drop_path"):
+    for name in ("mlp_ratio", "norm_eps", "drop_path", "layer_scale"):
         if not isinstance(settings[name], Real):
             raise ConfigError(name, f"must be a number (found {settings[name]!r})")
-    for name in ("image_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads"):
-        if settings[name] < 1:
-            raise ConfigError(name, f"must be at least 1 (found {settings[name]})")
-    if settings["num_classes"] < 0:
-        raise ConfigError("num_classes", f"must be at least 0 (found {settings['num_classes']})")
+    for name in whole:
+        least = 0 if name in ("num_classes", "registers") else 1
+        if settings[name] < least:
+            raise ConfigError(name, f"must be at least {least} (found {settings[name]})")
     if int(settings["embed_dim"] * settings["mlp_ratio"]) < 1:
         raise ConfigError("mlp_ratio", f"leaves no hidden width (found {settings['mlp_ratio']})")
     if not 0.0 <= settings["drop_path"] < 1.0:

@@ -13,7 +13,7 @@ import torch
 
 import diffvit
 from diffvit.errors import ConfigError, EnvironmentFault
-from diffvit.native import library
+from diffvit.kernels import library
 
 # A run may only be continued where these are as they were, else its bits would change.
 _BINDING = {
@@ -51,8 +51,10 @@ def resolve_precision(name: str, device: str) -> str:
     return "bf16" if fast else "fp32"
 
 
-def kernels(device: str, precision: str) -> str:
-    """``native`` where the compiled kernels run (:mod:`diffvit.native`), else ``torch``."""
+def kernels(device: str, precision: str, accelerate: str = "auto") -> str:
+    """``plain`` for an unaccelerated model, ``native`` where the compiled kernels run, else ``torch``."""
+    if accelerate == "off":
+        return "plain"
     return "native" if device == "cpu" and precision == "bf16" and library.kernels() is not None else "torch"
 
 
@@ -96,7 +98,7 @@ def commit() -> str | None:
     return head.stdout.strip() + ("+" if changes.stdout.strip() else "")
 
 
-def describe(*, device: str, precision: str, threads: int, processes: int) -> dict[str, Any]:
+def describe(*, device: str, precision: str, threads: int, processes: int, accelerate: str = "auto") -> dict[str, Any]:
     """Versions, hardware and settings of this process, for environment.json."""
     return {
         "diffvit": diffvit.__version__,
@@ -108,7 +110,7 @@ def describe(*, device: str, precision: str, threads: int, processes: int) -> di
         "threads": threads,
         "processes": processes,
         "precision": precision,
-        "kernels": kernels(device, precision),
+        "kernels": kernels(device, precision, accelerate),
         "commit": commit(),
     }
 

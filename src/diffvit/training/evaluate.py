@@ -13,6 +13,7 @@ from diffvit.config import Config, parse, to_dict
 from diffvit.data import sources
 from diffvit.data.images import Images, decode, resize
 from diffvit.errors import ConfigError, InputError, did_you_mean
+from diffvit.kernels import accelerate
 from diffvit.training.environment import hardware, resolve_device, resolve_precision
 from diffvit.training.files import disk_faults, replace, to_json
 from diffvit.training.load import load_with_meta
@@ -61,6 +62,7 @@ def evaluate(
         raise ConfigError("split", f"{split!r} vs {', '.join(SPLITS)}", did_you_mean(split, SPLITS))
     device = resolve_device(device)
     model, meta = load_with_meta(run, device=device)
+    accelerate(model)
     config = config_of(run, meta)
     precision = precision_of(meta, precision, device)
     images = images_of(run, model.settings["image_size"], meta, config, (split, data, data_dir))
@@ -175,6 +177,7 @@ def predict(
     """
     device = resolve_device(device)
     model, meta = load_with_meta(run, device=device)
+    accelerate(model)
     size = model.settings["image_size"]
     pixels = [torch.from_numpy(resize(decode(Path(path), name=str(path)), size)) for path in paths]
     if not pixels:

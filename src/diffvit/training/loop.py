@@ -69,8 +69,14 @@ def train(
         if run.finished:
             progress.message(f"{out} is complete: nothing to do")
             return run
-        facts = environment.describe(device=device, precision=precision, threads=threads, processes=fabric.world_size)
-        if slower := environment.missed(device, precision):
+        facts = environment.describe(
+            device=device,
+            precision=precision,
+            threads=threads,
+            processes=fabric.world_size,
+            accelerate=config.accelerate,
+        )
+        if config.accelerate != "off" and (slower := environment.missed(device, precision)):
             progress.message(slower)
         Run(fabric, config, facts, run, progress, task or Task()).go(resume, on_ready)
         return run

@@ -116,7 +116,7 @@ def fresh_model(config: Config, material: Material) -> VisionTransformer:
     model = build_model(config.model, config.seed)
     if config.whiten:
         images = normalise(material.train.pixels[:_WHITENED_ON], material.mean, material.std)
-        whiten(model.patch_embed, images, config.seed)
+        whiten(model.patch_embed.proj, images, config.seed)
     return model
 
 

@@ -14,6 +14,7 @@ from lightning_fabric import Fabric
 from diffvit.config import WHEREABOUTS, Config, differences
 from diffvit.data.images import Images
 from diffvit.errors import InputError, Interrupted, NonFiniteError
+from diffvit.kernels import accelerate
 from diffvit.training import checkpoint, environment, material, outcome
 from diffvit.training.checkpoint import Checkpoint
 from diffvit.training.files import disk_faults
@@ -61,6 +62,8 @@ class Run:
         flops = flops_per_image(self.task.image_tower(model))
         self.facts |= outcome.data_facts(data, test)
         self.facts |= {"task": outcome.qualified_name(self.task), "own_modules": outcome.own_modules(model)}
+        if self.config.accelerate != "off":
+            accelerate(model)
         begun = resume and (self.folder.path / "environment.json").exists()
         found = self._checkpoint() if begun else None
         if found:  # as recorded: the last bits of a mean are not to depend on how it is computed today

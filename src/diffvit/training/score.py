@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffvit.data.batches import evaluation_batches
 from diffvit.data.images import Images
+from diffvit.kernels import accelerate
 
 TOP = 5
 CALIBRATION_BINS = 15
@@ -153,11 +154,13 @@ def calibration_gap(confidence: Tensor, correct: Tensor, bins: int = CALIBRATION
 def flops_per_image(model: nn.Module) -> int:
     """Floating-point operations of one forward pass over one image; a multiply-add counts as two.
 
-    Counted by torch's flop counter over the explicit attention path, so that fused kernels hide nothing: matrix
-    products and convolutions only (softmax, norms, activations and other elementwise work are left out, as is usual).
+    Counted by torch's flop counter on the accelerated model, over the explicit attention path, so that fused kernels
+    hide nothing: matrix products and convolutions only (softmax, norms, activations and other elementwise work are left
+    out, as is usual).
     """
     settings: dict[str, Any] = model.settings  # pyright: ignore[reportAssignmentType]
     twin = copy.deepcopy(model).cpu().float()
+    accelerate(twin)
     image = torch.zeros(1, settings["in_chans"], settings["image_size"], settings["image_size"])
     with evaluating(twin), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         twin(image)

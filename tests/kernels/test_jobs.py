@@ -7,7 +7,7 @@ import ctypes
 import pytest
 import torch
 
-from diffvit.native import build, jobs
+from diffvit.kernels import build, jobs
 
 
 def test_a_view_gives_bytes() -> None:

@@ -6,16 +6,17 @@ import math
 
 import pytest
 import torch
+from fast import fast
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from diffvit.errors import ConfigError
-from diffvit.models import native_core
-from diffvit.models.attention import Attention
-from diffvit.models.differential import DifferentialAttention
-from diffvit.models.rope import Rope2d
-from diffvit.native import library
+from diffvit.kernels import library
+from diffvit.kernels import native as kernel
+from diffvit.kernels.attention import FastRope2d
+from diffvit.models.attention import Attention, DifferentialAttention
+from diffvit.models.pos_embed import Rope2d
 
 pytestmark = pytest.mark.native
 EPS = 1e-5
@@ -46,8 +47,8 @@ def naive(qkv: Tensor, heads: int, maps: int, lam: Tensor) -> Tensor:
 
 def native(projected: Tensor, heads: int, maps: int, lam: Tensor, turn: Tensor | None = None) -> Tensor:
     if maps == 1:
-        return native_core.softmax(projected, heads, turn)
-    return native_core.differential(projected, heads, lam, EPS, turn)
+        return kernel.softmax(projected, heads, turn)
+    return kernel.differential(projected, heads, lam, EPS, turn)
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
@@ -109,7 +110,7 @@ def test_values_and_gradients_are_those_of_a_loop(
 def test_rotary_positions_are_those_of_the_module(
     sides: tuple[int, int], prefix: int, width: int, fewer: bool, maps: int, seed: int
 ) -> None:
-    rope = Rope2d(sides, 2, width, prefix)
+    rope = FastRope2d(sides, width, prefix)
     tokens = max(1, sides[0] * sides[1] + prefix - 3 * fewer)
     qkv, of_out = (
         numbers(2, tokens, 6 * width, seed=seed).requires_grad_(),
@@ -117,7 +118,8 @@ def test_rotary_positions_are_those_of_the_module(
     )
     q, k, v = (exact := qkv.detach().double().requires_grad_()).chunk(3, dim=2)
     lam = torch.tensor(LAM, dtype=torch.float64)
-    expected = naive(torch.cat([rope(q), rope(k), v], dim=2), 2, maps, lam)
+    q, k = (Rope2d.forward(rope, part.unflatten(2, (2, -1))).flatten(2) for part in (q, k))
+    expected = naive(torch.cat([q, k, v], dim=2), 2, maps, lam)
     found = native(qkv, 2, maps, lam.float(), rope.turn)
     assert apart(found, expected) < 0.006
     (mine,), (theirs,) = torch.autograd.grad(found, qkv, of_out), torch.autograd.grad(expected, exact, of_out.double())
@@ -140,7 +142,7 @@ def test_it_strays_less_than_torchs_steps_in_bfloat16(tokens: int, maps: int, mo
     leaves = [x, *layer.parameters()]
     exact = layer.double()(x.double())
     wanted = [exact, *torch.autograd.grad(exact, leaves, of_out.double())]
-    layer.float()
+    layer = fast(layer.float())
     errors = []
     for found in (library.kernels(), "switched off"):
         monkeypatch.setattr(library, "_found", lambda found=found: found)
@@ -191,9 +193,9 @@ def test_large_scores_neither_overflow_nor_vanish(maps: int) -> None:
 
 def test_backward_again_and_with_tensors_that_were_put_away() -> None:
     qkv, of_out = numbers(2, 9, 3 * 32).requires_grad_(), numbers(2, 9, 32, seed=1)
-    (plain,) = torch.autograd.grad(native_core.softmax(qkv, 2), qkv, of_out)
+    (plain,) = torch.autograd.grad(kernel.softmax(qkv, 2), qkv, of_out)
     with torch.autograd.graph.saved_tensors_hooks(torch.clone, torch.clone):
-        out = native_core.softmax(qkv, 2)
+        out = kernel.softmax(qkv, 2)
     for _ in range(2):
         assert torch.equal(torch.autograd.grad(out, qkv, of_out, retain_graph=True)[0], plain)
     of_sum, of_ones = (
@@ -205,6 +207,6 @@ def test_backward_again_and_with_tensors_that_were_put_away() -> None:
 
 def test_a_second_derivative_is_refused() -> None:
     qkv = numbers(1, 5, 3 * 32).requires_grad_()
-    (first,) = torch.autograd.grad(native_core.softmax(qkv, 2).float().square().sum(), qkv, create_graph=True)
+    (first,) = torch.autograd.grad(kernel.softmax(qkv, 2).float().square().sum(), qkv, create_graph=True)
     with pytest.raises(ConfigError, match="second derivative"):
         first.sum().backward()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffvit.native import build, library
+from diffvit.kernels import build, library
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 /* What a block does to its tokens beside attention and products: the sum with a branch, its layer norm, and GELU.
 
    A training step is short of memory traffic here, not of arithmetic: each number is read and written once.
-   diffvit.models.native_norm and native_gelu fill in the jobs. */
+   diffvit.kernels.native fills in the jobs. */
 #include "threads.h"
 #include "bfloat16.h"
 

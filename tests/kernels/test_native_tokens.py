@@ -7,14 +7,16 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from fast import fast
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from diffvit.errors import ConfigError
-from diffvit.models.block import Block
-from diffvit.models.native_tokens import add_and_norm, gelu
-from diffvit.native import library
+from diffvit.kernels import library
+from diffvit.kernels.encoder import FastBlock, FastClsBlock
+from diffvit.kernels.native import add_and_norm, gelu
+from diffvit.models.vit import Block
 
 pytestmark = pytest.mark.native
 
@@ -143,16 +145,6 @@ def test_without_bfloat16_autocast_it_is_the_module(autocast: torch.dtype | None
     assert torch.equal(total, x + branch)
 
 
-def test_hooks_on_a_norm_are_called() -> None:
-    norm, x, seen = norm_of(32), numbers(2, 4, 32), []
-    handle = norm.register_forward_hook(lambda *_: seen.append(1))
-    with torch.autocast("cpu", torch.bfloat16):
-        add_and_norm(norm, x)
-        handle.remove()
-        add_and_norm(norm, x)
-    assert seen == [1]
-
-
 def test_a_second_derivative_is_refused() -> None:
     x = numbers(2, 4, 32).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
@@ -164,22 +156,23 @@ def test_a_second_derivative_is_refused() -> None:
 
 
 @pytest.mark.parametrize("attention", ["softmax", "differential"])
-@pytest.mark.parametrize("queries", [None, 1])
+@pytest.mark.parametrize("only_cls", [False, True])
 def test_a_block_strays_no_further_with_the_kernels(
-    queries: int | None, attention: str, monkeypatch: pytest.MonkeyPatch
+    only_cls: bool, attention: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    settings = {"attention": attention, "layer_index": 1, "qkv_bias": True, "norm_eps": 1e-6, "drop_path": 0.0}
-    block = Block(64, 4, 128, **settings)
+    block = Block(64, 4, 128, attention=attention, layer_index=1)
     x, of_out = numbers(4, 65, 64).requires_grad_(), numbers(4, 65, 64, seed=1)
     leaves = [x, *(each for name, each in block.named_parameters() if "lambda" not in name)]
-    exact = block(x, queries)
+    exact = block(x)[:, : 1 if only_cls else None]
     of_out = of_out[:, : exact.shape[1]]
+    quick = fast(block)
+    quick.__class__ = FastClsBlock if only_cls else FastBlock
     wanted, errors = [exact, *torch.autograd.grad(exact, leaves, of_out)], []
     for found in (library.kernels(), "switched off"):
         monkeypatch.setattr(library, "_found", lambda found=found: found)
         with torch.autocast("cpu", torch.bfloat16):
-            out = block(x, queries)
+            out = quick(x)
         mine = [out, *torch.autograd.grad(out, leaves, of_out)]
         errors.append([apart(one, other) for one, other in zip(mine, wanted, strict=True)])
     assert errors[0] != errors[1]  # so that both ways were taken

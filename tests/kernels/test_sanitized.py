@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffvit.native import build
+from diffvit.kernels import build
 
 HERE = Path(__file__).parent
 SANITIZERS = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wall", "-Wextra", "-Werror")

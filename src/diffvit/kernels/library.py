@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from diffvit.native import jobs
-from diffvit.native.build import Unavailable, built
+from diffvit.kernels import jobs
+from diffvit.kernels.build import Unavailable, built
 
 _OPENMP = re.compile(r"/lib(gomp|iomp5|omp)\b[^/]*$")
 

@@ -6,13 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from fast import fast
 from torch import Tensor, nn
 
-from diffvit.models import native_core
-from diffvit.models.attention import Attention
-from diffvit.models.differential import DifferentialAttention
-from diffvit.models.rope import Rope2d
-from diffvit.native import library
+from diffvit.kernels import library, native
+from diffvit.models.attention import Attention, DifferentialAttention
+from diffvit.models.pos_embed import Rope2d
 
 pytestmark = pytest.mark.native
 
@@ -27,7 +26,7 @@ def apart(mine: Tensor, theirs: Tensor) -> float:
 
 @pytest.mark.parametrize("maps", [1, 2])
 @pytest.mark.parametrize("rotary", [False, True])
-def test_the_layers_take_the_kernels_and_give_what_attend_gives(
+def test_the_layers_take_the_kernels_and_give_what_plain_ones_give(
     rotary: bool, maps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls, run = [], library.Kernels.attention
@@ -35,11 +34,11 @@ def test_the_layers_take_the_kernels_and_give_what_attend_gives(
         library.Kernels, "attention", lambda self, which, job: calls.append(which) or run(self, which, job)
     )
     torch.manual_seed(0)
-    rope = Rope2d((8, 8), 4, 32, 1) if rotary else None
+    rope = Rope2d((8, 8), 32, 1) if rotary else None
     layer = Attention(128, 4, rope=rope) if maps == 1 else DifferentialAttention(128, 4, layer_index=1, rope=rope)
     x = torch.randn(3, 65, 128, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
-        out, slow = layer(x), layer.attend(x)
+        slow, out = layer(x), fast(layer)(x)
     (of_x,) = torch.autograd.grad(out.float().square().sum(), x)
     (of_x_slow,) = torch.autograd.grad(slow.float().square().sum(), x)
     assert calls == ["forward", "backward"]
@@ -60,7 +59,7 @@ def exported(layer: nn.Module, x: Tensor) -> object:
 def test_tracing_and_transforms_see_torchs_own_operators(
     way: Callable[[nn.Module, Tensor], object], maps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layer = Attention(32, 2) if maps == 1 else DifferentialAttention(32, 2, layer_index=0)
+    layer = fast(Attention(32, 2) if maps == 1 else DifferentialAttention(32, 2, layer_index=0))
     layer.bfloat16().requires_grad_(False)
     x = numbers(2, 9, 32)
     layer(x)
@@ -85,19 +84,19 @@ def test_tracing_and_transforms_see_torchs_own_operators(
     ],
 )
 def test_what_the_kernels_leave_to_torch(x: Tensor, head_dim: int) -> None:
-    assert not native_core.pays(x, head_dim)
+    assert not native.works(x, head_dim)
 
 
 def test_a_trace_in_the_making_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert native_core.pays(torch.zeros(2, 9, 32).bfloat16(), 16)
+    assert native.works(torch.zeros(2, 9, 32).bfloat16(), 16)
     monkeypatch.setattr(torch._C, "_is_tracing", lambda: True)
-    assert not native_core.pays(torch.zeros(2, 9, 32).bfloat16(), 16)
+    assert not native.works(torch.zeros(2, 9, 32).bfloat16(), 16)
 
 
 def test_autocast_decides() -> None:
     x = torch.zeros(2, 9, 32)
     with torch.autocast("cpu", torch.bfloat16):
-        assert native_core.pays(x, 16)
-        assert not native_core.pays(x.double(), 16)
+        assert native.works(x, 16)
+        assert not native.works(x.double(), 16)
     with torch.autocast("cpu", torch.float16):
-        assert not native_core.pays(x, 16)
+        assert not native.works(x, 16)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fast import fast
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffvit.models import few_queries
-from diffvit.models.attention import Attention
-from diffvit.models.differential import DifferentialAttention
-from diffvit.models.rope import Rope2d
+from diffvit.kernels import attention as kernel
+from diffvit.models.attention import Attention, DifferentialAttention
+from diffvit.models.pos_embed import Rope2d
 
 KINDS = ("softmax", "differential")
 
@@ -55,23 +55,24 @@ def test_maps_and_what_they_read_are_a_loops(
     heads: int, width: int, tokens: int, batch: int, bias: bool, data: st.DataObject
 ) -> None:
     torch.manual_seed(tokens)
-    qkv = nn.Linear(heads * width, 3 * heads * width, bias=bias).double()
     x = torch.randn(batch, tokens, heads * width, dtype=torch.float64)
     queries = data.draw(st.integers(1, tokens))
-    maps = few_queries.maps_of_few(qkv, x, queries, heads)
+    layer = Attention(heads * width, heads, qkv_bias=bias).double()
+    qkv = layer.qkv
+    maps = kernel.maps_for_few(layer, x, queries)
     expected = _by_loop(qkv, x, queries, heads)
     torch.testing.assert_close(maps, expected[0], rtol=0, atol=1e-12)
-    torch.testing.assert_close(few_queries.read_by_few(qkv, x, maps), expected[1], rtol=0, atol=1e-12)
+    torch.testing.assert_close(kernel.values_for_few(qkv, x, maps), expected[1], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_layers_gradients_are_those_of_its_explicit_path(kind: str, bias: bool) -> None:
+def test_a_layers_gradients_are_those_of_the_plain_layer(kind: str, bias: bool) -> None:
     layer = _layer(kind, 32, 4, bias).double()
     results = []
-    for path in (layer.forward, layer.attend):
+    for path in (lambda x: fast(layer)(x, 1), lambda x: layer(x)[:, :1]):
         x = torch.randn(3, 17, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-        out = path(x, 1)
+        out = path(x)
         weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
         results.append([out, *torch.autograd.grad((out * weight).sum(), [x, *layer.parameters()])])
     for mine, explicit in zip(*results, strict=True):
@@ -80,14 +81,14 @@ def test_a_layers_gradients_are_those_of_its_explicit_path(kind: str, bias: bool
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_numerical_gradients_agree_and_a_second_derivative_is_there(kind: str) -> None:
-    layer = _layer(kind, 8, 2).double()
+    layer = fast(_layer(kind, 8, 2).double())
     x = torch.randn(2, 5, 8, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda given: layer(given, 1), x)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_keys_bias_has_no_gradient_for_it_shifts_all_scores_alike(kind: str) -> None:
-    layer = _layer(kind, 32, 4)
+    layer = fast(_layer(kind, 32, 4))
     layer(torch.randn(2, 17, 32), 1).square().sum().backward()
     of_bias = layer.qkv.bias.grad
     assert not of_bias[32:64].any()
@@ -98,12 +99,13 @@ def test_the_keys_bias_has_no_gradient_for_it_shifts_all_scores_alike(kind: str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_bfloat16_it_strays_little_more_than_the_explicit_path(kind: str) -> None:
     layer, errors = _layer(kind, 64, 4), []
+    quick = fast(layer)
     x = torch.randn(16, 65, 64, requires_grad=True)
     leaves = [x, *layer.parameters()]
-    exact = [layer.attend(x, 1), *torch.autograd.grad(layer.attend(x, 1).square().sum(), leaves)]
-    for path in (layer.forward, layer.attend):
+    exact = [layer(x)[:, :1], *torch.autograd.grad(layer(x)[:, :1].square().sum(), leaves)]
+    for path in (lambda: quick(x, 1), lambda: layer(x)[:, :1]):
         with torch.autocast("cpu", torch.bfloat16):
-            out = path(x, 1)
+            out = path()
         assert out.dtype == torch.bfloat16
         found = [out, *torch.autograd.grad(out.float().square().sum(), leaves)]
         errors.append([((f - e).norm() / e.norm()).item() for f, e in zip(found, exact, strict=True)])
@@ -113,40 +115,40 @@ def test_in_bfloat16_it_strays_little_more_than_the_explicit_path(kind: str) -> 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_token_is_projected_to_a_key_or_a_value(kind: str) -> None:
-    layer, x = _layer(kind, 192, 6), torch.randn(1, 65, 192)
+    layer, x = fast(_layer(kind, 192, 6)), torch.randn(1, 65, 192)
     counts = []
-    for path in (layer.forward, layer.attend):
+    for queries in (1, 40):  # with so many, there are keys and values
         with FlopCounterMode(display=False) as counter:
-            path(x, 1)
+            layer(x, queries)
         counts.append(counter.get_total_flops())
     keys_and_values = 2 * 65 * 192 * 2 * 192
     assert counts[0] < counts[1] - 0.9 * keys_and_values
 
 
 def test_it_is_for_few_queries() -> None:
-    x = torch.randn(1, 65, 192)
-    assert few_queries.pays(x, 1, 6)
-    assert few_queries.pays(x, 21, 6)
-    assert not few_queries.pays(x, 22, 6)
-    assert not few_queries.pays(x, None, 6)
+    layer, x = Attention(192, 6), torch.randn(1, 65, 192)
+    assert kernel.few_are_faster(layer, x, 1)
+    assert kernel.few_are_faster(layer, x, 21)
+    assert not kernel.few_are_faster(layer, x, 22)
+    assert not kernel.few_are_faster(Attention(192, 6, qk_norm="layer"), x, 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_rotary_keys_are_made_one_by_one(kind: str) -> None:
-    layer = _layer(kind, 32, 4, rope=Rope2d((4, 4), 4, 8, 1)).double()
+    layer = _layer(kind, 32, 4, rope=Rope2d((4, 4), 8, 1)).double()
     x = torch.randn(2, 17, 32, dtype=torch.float64)
-    torch.testing.assert_close(layer(x, 1), layer(x)[:, :1], rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(layer(x, 1), layer.attend(x, 1), rtol=1e-10, atol=1e-12)
+    expected = layer(x)[:, :1]
+    torch.testing.assert_close(fast(layer)(x, 1), expected, rtol=1e-10, atol=1e-12)
 
 
 def test_autocasts_type_is_taken_once_and_only_from_float32() -> None:
     x = torch.randn(1, 2, 4)
-    assert few_queries.in_working_type(x) is x
+    assert kernel.in_working_type(x) is x
     with torch.autocast("cpu", torch.bfloat16):
-        assert few_queries.in_working_type(x).dtype == torch.bfloat16
-        assert few_queries.in_working_type(x.double()).dtype == torch.float64
+        assert kernel.in_working_type(x).dtype == torch.bfloat16
+        assert kernel.in_working_type(x.double()).dtype == torch.float64
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_shapes_come_out_where_nothing_is_computed(kind: str) -> None:
-    assert _layer(kind, 32, 4).to("meta")(torch.empty(2, 17, 32, device="meta"), 1).shape == (2, 1, 32)
+    assert fast(_layer(kind, 32, 4)).to("meta")(torch.empty(2, 17, 32, device="meta"), 1).shape == (2, 1, 32)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from diffvit.cache import cache_folder
-from diffvit.native import build
+from diffvit.kernels import build
 
 # Stands in for a compiler: puts header and sources one after another, and refuses a word. What a real one makes of the
 # real sources, every other test of the kernels sees.

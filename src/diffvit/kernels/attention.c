@@ -3,7 +3,7 @@
    No map leaves a core's cache: the backward pass makes it again from each row's maximum and sum, as flash attention
    does (arXiv 2307.08691). Softmax attention is one map per head. Differential attention (arXiv 2410.05258) is two, the
    second taken off lam times, with a value of twice the width, divided by its root mean square.
-   diffvit.models.native_core fills in Job. */
+   diffvit.kernels.native fills in Job. */
 #include "threads.h"
 #include "bfloat16.h"
 #include "layout.h"

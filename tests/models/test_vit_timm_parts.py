@@ -1,8 +1,7 @@
-"""Pretrained Vision Transformers against timm's: the same names, the same numbers, at any size."""
+"""The parts that published Vision Transformers have, against timm: the same names, the same numbers, at any size."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,19 +11,19 @@ from timm.models.vision_transformer import VisionTransformer as TimmVisionTransf
 from torch import nn
 
 from diffvit.errors import ConfigError, InputError
-from diffvit.models.attention import Attention
-from diffvit.models.block import walk
-from diffvit.models.pretrained_vit import NormedDifferentialAttention, PretrainedVisionTransformer, VitParts
+from diffvit.models.attention import DifferentialAttention
+from diffvit.models.vit import VisionTransformer
 
 SIZES: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 4, "mlp_ratio": 3.0}
-PARTS = VitParts(image_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=4, hidden=144)
+OURS: dict[str, Any] = {"image_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 4}
+OURS |= {"mlp_ratio": 3.0, "num_classes": 0}
 # timm's settings, and ours
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({"num_classes": 0}, {}),
     "classes": ({"num_classes": 7, "qkv_bias": False}, {"num_classes": 7, "qkv_bias": False}),
     "registers": (
         {"num_classes": 0, "reg_tokens": 3, "init_values": 1e-5},
-        {"registers": 3, "layer_scale": True},
+        {"registers": 3, "layer_scale": 1e-5},
     ),
     "no-embed-class": (
         {"num_classes": 5, "no_embed_class": True, "reg_tokens": 2},
@@ -32,7 +31,7 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "mean-beside-class": (
         {"num_classes": 5, "global_pool": "avg"},
-        {"num_classes": 5, "pool": "mean", "fc_norm": True},
+        {"num_classes": 5, "pool": "mean", "fc_norm": True, "class_token": True},
     ),
     "mean-alone": (
         {"num_classes": 5, "global_pool": "avg", "class_token": False, "fc_norm": False},
@@ -43,7 +42,7 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "differential": (
         {"attn_layer": "diff", "num_heads": 2, "num_classes": 5, "init_values": 1e-5, "reg_tokens": 1}
         | {"class_token": False, "no_embed_class": True, "global_pool": "avg"},
-        {"attention": "differential", "num_classes": 5, "layer_scale": True, "registers": 1}
+        {"attention": "differential", "num_classes": 5, "layer_scale": 1e-5, "registers": 1}
         | {"class_token": False, "no_embed_class": True, "pool": "mean", "fc_norm": True},
     ),
     "differential-query-key-norm": (
@@ -63,14 +62,15 @@ def random_everywhere(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def pair(kind: str, **more: Any) -> tuple[nn.Module, PretrainedVisionTransformer]:
+def pair(kind: str, **more: Any) -> tuple[nn.Module, VisionTransformer]:
     theirs, ours = KINDS[kind]
     torch.manual_seed(1)
     model: Any = TimmVisionTransformer(**{**SIZES, **theirs, **more})
     if kind.startswith("rms"):
         for block in model.blocks:
             block.attn.q_norm, block.attn.k_norm = RmsNorm(12, eps=1e-6), RmsNorm(12, eps=1e-6)
-    mine = PretrainedVisionTransformer(replace(PARTS, **ours)).eval()
+    mine = VisionTransformer(**{**OURS, **ours}).eval()
+    mine.patch_embed.any_size = True
     mine.load_state_dict(random_everywhere(model).state_dict())
     return model, mine
 
@@ -91,21 +91,17 @@ def test_outputs_are_timms_at_any_size(kind: str) -> None:
 def test_maps_are_those_that_the_output_comes_from(kind: str) -> None:
     mine = pair(kind)[1].double()
     x = mine.tokens(torch.randn(2, 3, 24, 40, dtype=torch.float64))
-    maps = walk(mine.blocks, x, range(2))
     block: Any = mine.blocks[0]
     attn, normed = block.attn, block.norm1(x)
-    values = attn._heads(normed)[2]
-    read = maps[0].effective @ values
-    if isinstance(attn, Attention):
-        expected = attn.proj(read.transpose(1, 2).flatten(2))
-    else:
-        heads = attn.sub_norm(read) * (1.0 - attn.lambda_init)
-        expected = attn.proj(heads.transpose(1, 2).flatten(2))
+    read = attn.maps(normed).effective @ attn.heads(normed)[2]
+    if isinstance(attn, DifferentialAttention):
+        read = attn.sub_norm(read) * (1.0 - attn.lambda_init)
+    expected = attn.proj(read.transpose(1, 2).flatten(2))
     assert (attn(normed) - expected).abs().max() < 1e-10
-    assert (attn(normed, 1) - expected[:, :1]).abs().max() < 1e-10
-    branch = expected * block.ls1.gamma if hasattr(block, "ls1") else expected
+    scaled = "layer_scale" in KINDS[kind][1]
+    branch = expected * block.ls1.gamma if scaled else expected
     rest = block.mlp(block.norm2(x + branch))
-    rest = rest * block.ls2.gamma if hasattr(block, "ls2") else rest
+    rest = rest * block.ls2.gamma if scaled else rest
     assert (block(x) - (x + branch + rest)).abs().max() < 1e-10
 
 
@@ -120,23 +116,15 @@ def test_bf16_by_autocast_is_near_float32(kind: str) -> None:
     assert (found - expected).abs().max() < 0.1 * expected.abs().max()
 
 
-def test_norms_act_also_where_the_parent_takes_shortcuts() -> None:
-    torch.manual_seed(0)
-    layer = NormedDifferentialAttention(16, 4, layer_index=1, norm="layer", eps=1e-6, qkv_bias=True)
-    random_everywhere(layer)
-    x = torch.randn(2, 9, 16)
-    with torch.autocast("cpu", torch.bfloat16):  # where DifferentialCore would run
-        assert torch.equal(layer(x), layer.attend(x))
-    assert torch.equal(layer(x), layer.attend(x))
-
-
 @pytest.mark.parametrize("shape", [(3, 33, 32), (3, 32, 20), (1, 32, 32), (3, 0, 32)])
 def test_images_that_do_not_fit_are_refused(shape: tuple[int, int, int]) -> None:
     found = "x".join(map(str, shape))
+    model = VisionTransformer(**OURS)
+    model.patch_embed.any_size = True
     with pytest.raises(
         InputError, match=rf"images: do not fit the model \({found} vs 3 channels, sides multiples of 8\)"
     ):
-        PretrainedVisionTransformer(PARTS)(torch.zeros(1, *shape))
+        model(torch.zeros(1, *shape))
 
 
 def test_parts_that_do_not_go_together_are_refused() -> None:
@@ -148,4 +136,4 @@ def test_parts_that_do_not_go_together_are_refused() -> None:
         ({"attention": "differential", "num_heads": 3}, "odd"),
     ):
         with pytest.raises(ConfigError, match=why):
-            PretrainedVisionTransformer(replace(PARTS, **change))
+            VisionTransformer(**{**OURS, **change})

@@ -1,0 +1,5 @@
+"""Opt-in acceleration: ``accelerate(model)`` swaps plain modules for faster ones over the same parameters."""
+
+from diffvit.kernels.accelerate import accelerate
+
+__all__ = ["accelerate"]

@@ -1,0 +1,207 @@
+"""Softmax and differential attention by whichever way is fastest for the device, the dtype and the number of tokens."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from diffvit.kernels import native
+from diffvit.models.attention import Attention, DifferentialAttention
+from diffvit.models.pos_embed import Rope2d
+
+_LONG = 128  # tokens, from which on the fused kernel wins in float32 on a CPU
+
+
+def explicit_is_faster(device: torch.device, dtype: torch.dtype, tokens: int) -> bool:
+    """Whether writing the map out beats torch's fused kernel for queries of this dtype and so many keys.
+
+    On a CPU it does in half precision, whose fused backward pass is slow, and in float32 for short sequences: a whole
+    training step of a small ViT (65 tokens) takes 0.95 of the time. ``diffvit bench attention`` has the layer alone,
+    for every way, number of tokens and width (reports/speed).
+    """
+    return device.type == "cpu" and (dtype in (torch.bfloat16, torch.float16) or tokens < _LONG)
+
+
+def softmax_map(
+    q: Float[Tensor, "batch heads query width"], k: Float[Tensor, "batch heads key width"]
+) -> Float[Tensor, "heads_of_all_images query key"]:
+    """``softmax(q k^T / sqrt(width))`` over the keys, images and heads in one leading dimension (batch * heads).
+
+    The scale is a factor of the product itself: multiplying q first costs 8% of the whole attention on a CPU.
+    """
+    return scaled_product(q.flatten(0, 1), k.flatten(0, 1).mT, q.shape[-1] ** -0.5).softmax(dim=-1)
+
+
+def scaled_product(a: Tensor, b: Tensor, factor: float) -> Tensor:
+    """``factor * a @ b`` of batches of matrices, the factor inside the product."""
+    return torch.baddbmm(a.new_zeros(()), a, b, beta=0, alpha=factor)  # beta=0 leaves the summand out
+
+
+class FastRope2d(Rope2d):
+    """Rotary positions as one complex product, a fifth of the four real products' time on a CPU."""
+
+    def forward(self, x: Float[Tensor, "batch tokens heads width"]) -> Float[Tensor, "batch tokens heads width"]:
+        """As :meth:`Rope2d.forward`."""
+        if torch.compiler.is_compiling():  # which has no kernels for complex numbers
+            return super().forward(x)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        angles = self.angles[: x.shape[1]].to(wide).repeat(1, x.shape[2])
+        planes = torch.view_as_complex(x.to(wide).flatten(2).unflatten(2, (-1, 2)))
+        rotated = planes * torch.polar(torch.ones_like(angles), angles)
+        return torch.view_as_real(rotated).to(x.dtype).view(x.shape)
+
+    @functools.cached_property
+    def turn(self) -> Float[Tensor, "tokens 2 width"]:
+        """Cosine and signed sine of each entry of a head, float32, as the compiled kernels read them."""
+        angles = self.angles.float().cpu()
+        cosine, sine = (part.repeat_interleave(2, dim=1) for part in (angles.cos(), angles.sin()))
+        sine[:, 0::2].neg_()
+        return torch.stack([cosine, sine], dim=1)
+
+
+class FastAttention(Attention):
+    """:class:`Attention` by compiled kernels, an explicit map or torch's fused kernel; for few queries if asked."""
+
+    def forward(
+        self, x: Float[Tensor, "batch tokens dim"], queries: int | None = None
+    ) -> Float[Tensor, "batch read dim"]:
+        """As :meth:`Attention.forward`; with ``queries``, only the first so many tokens attend."""
+        if queries is not None and few_are_faster(self, x, queries):
+            x = in_working_type(x)
+            return self.proj(values_for_few(self.qkv, x, maps_for_few(self, x, queries)).flatten(2))
+        if queries is None and native_works(self, x):
+            read = native.softmax(native.linear(self.qkv, x), self.num_heads, turn_of(self))
+            return native.linear(self.proj, read)
+        q, k, v = heads_for(self, x, queries)
+        if explicit_is_faster(q.device, q.dtype, k.shape[2]):
+            read = torch.bmm(softmax_map(q, k), v.flatten(0, 1)).unflatten(0, q.shape[:2])
+        else:
+            read = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(read.transpose(1, 2).flatten(2))
+
+
+class FastDifferentialAttention(DifferentialAttention):
+    """:class:`DifferentialAttention` by compiled kernels, or with its elementwise steps where they are cheap."""
+
+    def forward(
+        self, x: Float[Tensor, "batch tokens dim"], queries: int | None = None
+    ) -> Float[Tensor, "batch read dim"]:
+        """As :meth:`DifferentialAttention.forward`; with ``queries``, only the first so many tokens attend."""
+        eps = self.sub_norm.eps or 0.0
+        if queries is None and native_works(self, x):
+            projected = native.linear(self.qkv, x)
+            normed = native.differential(projected, self.num_heads, self.lam(), eps, turn_of(self))
+        else:
+            normed = rms_normed(self._read(x, queries), eps).flatten(2)
+        # The norm's weight and the constant act on what proj reads: put into its columns, they cost dim^2, once.
+        columns = self.sub_norm.weight.repeat(self.num_heads // 2) * (1.0 - self.lambda_init)
+        return native.linear(self.proj, normed, self.proj.weight * columns)
+
+    def _read(self, x: Tensor, queries: int | None) -> Float[Tensor, "batch query pairs width"]:
+        """The values by the combined map."""
+        lam = self.lam()
+        if queries is not None and few_are_faster(self, x, queries):
+            x = in_working_type(x)
+            maps = maps_for_few(self, x, queries)
+            combined = torch.addcmul(maps[:, 0::2], maps[:, 1::2], -lam.to(maps.dtype))
+            return values_for_few(self.qkv, x, combined, row_sum=1.0 - lam)
+        q, k, v = heads_for(self, x, queries)
+        positive, negative = (softmax_map(q[:, :, i], k[:, :, i]) for i in range(2))
+        combined = torch.addcmul(positive, negative, -lam.to(positive.dtype))
+        return torch.bmm(combined, v.flatten(0, 1)).unflatten(0, v.shape[:2]).transpose(1, 2)
+
+
+def heads_for(
+    attn: Attention, x: Float[Tensor, "batch tokens dim"], queries: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:meth:`Attention.heads`, with the queries of the first so many tokens alone, or (None) of all."""
+    if queries is None:
+        return attn.heads(x)
+    weight, bias, dim = attn.qkv.weight, attn.qkv.bias, x.shape[2]
+    q = F.linear(x[:, :queries], weight[:dim], None if bias is None else bias[:dim])
+    k, v = F.linear(x, weight[dim:], None if bias is None else bias[dim:]).chunk(2, dim=2)
+    q, k, v = (part.unflatten(2, (attn.num_heads, -1)) for part in (q, k, v))
+    q, k = attn.q_norm(q), attn.k_norm(k)
+    return attn.by_head(*((q, k, v) if attn.rope is None else (attn.rope(q), attn.rope(k), v)))
+
+
+def rms_normed(x: Float[Tensor, "*lead width"], eps: float) -> Float[Tensor, "*lead width"]:
+    """``x`` over its root mean square, which is computed in float32 or wider."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+    return x * (length.square() / x.shape[-1] + eps).rsqrt().to(x.dtype)
+
+
+def has_plain_heads(attn: Attention) -> bool:
+    """Whether queries, keys and values are those of ``qkv``, rotated at most."""
+    return type(attn.q_norm) is nn.Identity and type(attn.k_norm) is nn.Identity
+
+
+def native_works(attn: Attention, x: Tensor) -> bool:
+    """Whether the compiled kernels can compute the layer for these tokens, here and now."""
+    rope = attn.rope
+    if rope is not None and (type(rope) is not FastRope2d or len(rope.angles) < x.shape[1]):
+        return False
+    rounded = rope is not None and rope.angles.dtype.itemsize < 4  # by a model that was moved to half precision
+    return not rounded and has_plain_heads(attn) and native.works(x, attn.head_dim)
+
+
+def turn_of(attn: Attention) -> Tensor | None:
+    """:attr:`FastRope2d.turn` of a layer with rotary positions."""
+    return attn.rope.turn if isinstance(attn.rope, FastRope2d) else None
+
+
+# Few queries, as where [CLS] alone attends: with one query (q W_k) x^T is the same as q (x W_k)^T, and (map x) W_v the
+# same as map (x W_v): two products with every token, each as wide as the heads are many, in place of two that are as
+# wide as the model. The keys' bias adds the same to all of a query's scores, which the softmax takes away again; the
+# values' bias comes through as it is, times the sum of the map's row.
+
+
+def few_are_faster(attn: Attention, x: Tensor, queries: int) -> bool:
+    """Whether the products for few queries do, with fewer operations than keys and values of all tokens take."""
+    tokens, dim = x.shape[1:]
+    fewer = queries * (dim + attn.num_heads * tokens) < tokens * dim
+    return fewer and attn.rope is None and has_plain_heads(attn)
+
+
+def in_working_type(x: Tensor) -> Tensor:
+    """What autocast would make of ``x`` in each product that reads it, made once."""
+    kind = x.device.type
+    # "meta" has no autocast to ask about. torch.amp.is_autocast_available would say so, but the compiler of torch 2.11
+    # cannot read it.
+    casts = kind != "meta" and torch.is_autocast_enabled(kind)
+    return x.to(torch.get_autocast_dtype(kind)) if casts and x.dtype == torch.float32 else x
+
+
+def maps_for_few(
+    attn: Attention, x: Float[Tensor, "batch tokens dim"], queries: int
+) -> Float[Tensor, "batch heads query tokens"]:
+    """``softmax(q k^T / sqrt(dim / num_heads))`` per head for the first ``queries`` tokens."""
+    qkv, num_heads, dim = attn.qkv, attn.num_heads, x.shape[2]
+    q = F.linear(x[:, :queries], qkv.weight[:dim], None if qkv.bias is None else qkv.bias[:dim])
+    of_heads = q.unflatten(2, (num_heads, -1)).permute(2, 0, 1, 3).flatten(1, 2)
+    asked = torch.bmm(of_heads, qkv.weight[dim : 2 * dim].unflatten(0, (num_heads, -1)))
+    asked = asked.unflatten(1, (-1, queries)).transpose(0, 1).flatten(1, 2)  # (batch, heads * queries, dim)
+    scores = scaled_product(asked, x.mT, (dim // num_heads) ** -0.5)
+    return scores.softmax(dim=-1).unflatten(1, (num_heads, queries))
+
+
+def values_for_few(
+    qkv: nn.Linear,
+    x: Float[Tensor, "batch tokens dim"],
+    maps: Float[Tensor, "batch heads query tokens"],
+    row_sum: float | Float[Tensor, ""] = 1.0,
+) -> Float[Tensor, "batch query heads width"]:
+    """``maps`` times the values of as many heads, whose rows sum to ``row_sum``."""
+    dim, heads, queries = x.shape[2], *maps.shape[1:3]
+    read = torch.bmm(maps.flatten(1, 2), x).unflatten(1, (heads, queries))
+    values = qkv.weight[2 * dim :].unflatten(0, (heads, -1))
+    of_heads = torch.bmm(read.transpose(0, 1).flatten(1, 2), values.mT)
+    found = of_heads.unflatten(1, (-1, queries)).permute(1, 2, 0, 3)
+    if qkv.bias is None:
+        return found
+    return found + (qkv.bias[2 * dim :] * row_sum).to(found.dtype).unflatten(0, (heads, -1))
