@@ -10,7 +10,6 @@ import diffvit
 from diffvit import weights
 from diffvit.cli.main import run
 
-
 CLASSIFIERS = {
     name: entry
     for name, entry in weights.registry().items()
