@@ -69,12 +69,15 @@ def test_short_sequences_go_the_explicit_way_and_long_ones_the_fused(
     assert len(calls) == (tokens > 100)
 
 
+@pytest.mark.parametrize("rotary", [False, True])
 @pytest.mark.parametrize("differential", [False, True])
-def test_in_bfloat16_it_strays_little_more_than_the_plain_layer(differential: bool) -> None:
+def test_in_bfloat16_it_strays_little_more_than_the_plain_layer(differential: bool, rotary: bool) -> None:
+    rope = Rope2d((8, 8), 16, 0) if rotary else None
     errors: dict[str, list[Tensor]] = {"plain": [], "fast": []}
     for seed in range(4):  # in a single draw the gradient of lambda, a sum of terms of either sign, may be near zero
         torch.manual_seed(seed)
-        layer = DifferentialAttention(64, 4, layer_index=2) if differential else Attention(64, 4)
+        kind = {"layer_index": 2} if differential else {}
+        layer: nn.Module = (DifferentialAttention if differential else Attention)(64, 4, rope=rope, **kind)
         x, of_out = torch.randn(16, 64, 64, requires_grad=True), torch.randn(16, 64, 64)
         leaves = [x, *layer.parameters()]
         exact = [layer(x), *torch.autograd.grad(layer(x), leaves, of_out)]
