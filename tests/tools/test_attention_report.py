@@ -84,7 +84,7 @@ def test_gaps_are_paired_by_seed_and_averaged_over_clutter() -> None:
     first, second = (study.values(arm, "rollout", "mass") for arm in (DIFFERENTIAL, SOFTMAX))
     assert len(differences(first, second)) == len(SEEDS) * len(CLUTTER)
     means = [[stats.mean([side[seed, clutter] for clutter in CLUTTER]) for seed in SEEDS] for side in (first, second)]
-    expected, found = stats.paired_difference(*means, 100), gap(first, second, 100)
+    expected, found = stats.paired_difference(means[0], means[1], 100), gap(first, second, 100)
     assert found is not None
     assert (found.estimate, found.low, found.high) == pytest.approx((expected.estimate, expected.low, expected.high))
     assert found.estimate == pytest.approx(BETTER, abs=0.005)
