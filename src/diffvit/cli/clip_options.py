@@ -47,11 +47,14 @@ class ClipChoice:
         """The model, in a process that keeps freed memory: each batch asks for the same large blocks again."""
         from diffvit.clip.load import load_clip
         from diffvit.clip.small.load import is_own, load_small
+        from diffvit.kernels import accelerate
         from diffvit.training.memory import keep_freed_memory
 
         keep_freed_memory()
         if self.weights is None and is_own(self.model):
-            return load_small(self.model, device=self.place)
+            clip = load_small(self.model, device=self.place)
+            accelerate(clip.model)
+            return clip
         return load_clip(
             self.model, None if self.pretrained == _NO_TAG else self.pretrained, self.weights, device=self.place
         )
@@ -80,14 +83,15 @@ class SupervisedChoice:
     def load(self, name: str | None, device: str) -> Supervised | None:
         """The model of that name."""
         from diffvit.clip.load import load_resnet50, load_vit
+        from diffvit.kernels import accelerate
 
         if name is None:
             return None
-        return (
-            load_vit(name, device=device)
-            if self.own(name)
-            else load_resnet50(name, self.supervised_weights, device=device)
-        )
+        if not self.own(name):
+            return load_resnet50(name, self.supervised_weights, device=device)
+        supervised = load_vit(name, device=device)
+        accelerate(supervised.model)
+        return supervised
 
     def check(self) -> None:
         """Refuse weights of no model."""
