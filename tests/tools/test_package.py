@@ -9,10 +9,10 @@ import torch
 
 import diffvit
 from diffvit import weights
-from diffvit.cli.package import compact, main, package
 from diffvit.config import parse
 from diffvit.errors import InputError
 from diffvit.training.evaluate import evaluate
+from tools.package import compact, main, package
 
 SETTINGS: dict[str, Any] = {
     **{"data": "shapes", "epochs": 1, "batch_size": 50, "validation_size": 0, "device": "cpu", "precision": "bf16"},
