@@ -15,7 +15,7 @@ from torch import Tensor
 from diffvit.config import AugmentConfig
 from diffvit.data.augment import Augment, Settings
 from diffvit.data.batches import channel_statistics, normalise
-from diffvit.data.color_ops import brightness, contrast, saturation
+from diffvit.data.image_ops import brightness, contrast, saturation
 from diffvit.data.random_draws import Stream, hash_uniform
 from diffvit.errors import ConfigError
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from diffvit.data import color_ops
+from diffvit.data import image_ops
 
 Picture = Image.Image
 
@@ -38,10 +38,10 @@ def pictures(seed: int, size: tuple[int, int] = (13, 17)) -> Tensor:
 
 
 ENHANCERS = {
-    "brightness": (color_ops.brightness, ImageEnhance.Brightness),
-    "contrast": (color_ops.contrast, ImageEnhance.Contrast),
-    "saturation": (color_ops.saturation, ImageEnhance.Color),
-    "sharpness": (color_ops.sharpness, ImageEnhance.Sharpness),
+    "brightness": (image_ops.brightness, ImageEnhance.Brightness),
+    "contrast": (image_ops.contrast, ImageEnhance.Contrast),
+    "saturation": (image_ops.saturation, ImageEnhance.Color),
+    "sharpness": (image_ops.sharpness, ImageEnhance.Sharpness),
 }
 seeds = st.integers(0, 1000)
 quick = settings(deadline=None, max_examples=15)
@@ -71,20 +71,20 @@ def test_factor_one_changes_nothing(name: str):
 def test_grey_equals_pillow(seed: int):
     pixels = pictures(seed)
     expected = [torch.from_numpy(np.array(to_pil(p).convert("L")))[None] for p in pixels]
-    assert torch.equal(color_ops.grey(pixels), torch.stack(expected))
+    assert torch.equal(image_ops.grey(pixels), torch.stack(expected))
 
 
 def test_grey_of_every_corner_of_the_cube():
     corners = torch.cartesian_prod(*[torch.tensor([0, 1, 127, 128, 254, 255])] * 3).to(torch.uint8).T[None, :, :, None]
     expected = np.array(to_pil(corners[0]).convert("L"))
-    assert torch.equal(color_ops.grey(corners)[0, 0], torch.from_numpy(expected))
+    assert torch.equal(image_ops.grey(corners)[0, 0], torch.from_numpy(expected))
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_posterize_equals_pillow(bits: int):
     pixels = pictures(bits)
     expected = torch.stack([from_pil(ImageOps.posterize(to_pil(p), bits)) for p in pixels])
-    assert torch.equal(color_ops.posterize(pixels, torch.full((len(pixels),), bits, dtype=torch.uint8)), expected)
+    assert torch.equal(image_ops.posterize(pixels, torch.full((len(pixels),), bits, dtype=torch.uint8)), expected)
 
 
 @quick
@@ -92,7 +92,7 @@ def test_posterize_equals_pillow(bits: int):
 def test_solarize_equals_pillow(seed: int, threshold: int):
     pixels = pictures(seed)
     expected = torch.stack([from_pil(ImageOps.solarize(to_pil(p), threshold)) for p in pixels])
-    assert torch.equal(color_ops.solarize(pixels, torch.full((len(pixels),), threshold)), expected)
+    assert torch.equal(image_ops.solarize(pixels, torch.full((len(pixels),), threshold)), expected)
 
 
 @quick
@@ -100,14 +100,14 @@ def test_solarize_equals_pillow(seed: int, threshold: int):
 def test_equalize_equals_pillow(seed: int, size: tuple[int, int]):
     pixels = pictures(seed, size)
     expected = torch.stack([from_pil(ImageOps.equalize(to_pil(p))) for p in pixels])
-    assert torch.equal(color_ops.equalize(pixels), expected)
+    assert torch.equal(image_ops.equalize(pixels), expected)
 
 
 @quick
 @given(seed=seeds)
 def test_autocontrast_is_pillows_to_the_last_bit_of_its_floats(seed: int):
     pixels = pictures(seed)
-    result = color_ops.autocontrast(pixels)
+    result = image_ops.autocontrast(pixels)
     expected = torch.stack([from_pil(ImageOps.autocontrast(to_pil(p))) for p in pixels])
     # Pillow works in floats, whose error can cut a whole number to the one below it.
     assert int((result.int() - expected.int()).abs().max()) <= 1
@@ -130,14 +130,14 @@ def test_tiny_images(size: tuple[int, int]):
 @pytest.mark.parametrize(
     "change",
     [
-        partial(color_ops.brightness, factor=torch.linspace(0.1, 1.9, 7)),
-        partial(color_ops.contrast, factor=torch.linspace(0.1, 1.9, 7)),
-        partial(color_ops.saturation, factor=torch.linspace(0.1, 1.9, 7)),
-        partial(color_ops.sharpness, factor=torch.linspace(0.1, 1.9, 7)),
-        partial(color_ops.posterize, bits=torch.arange(1, 8, dtype=torch.uint8)),
-        partial(color_ops.solarize, threshold=torch.arange(0, 257, 40)),
-        color_ops.autocontrast,
-        color_ops.equalize,
+        partial(image_ops.brightness, factor=torch.linspace(0.1, 1.9, 7)),
+        partial(image_ops.contrast, factor=torch.linspace(0.1, 1.9, 7)),
+        partial(image_ops.saturation, factor=torch.linspace(0.1, 1.9, 7)),
+        partial(image_ops.sharpness, factor=torch.linspace(0.1, 1.9, 7)),
+        partial(image_ops.posterize, bits=torch.arange(1, 8, dtype=torch.uint8)),
+        partial(image_ops.solarize, threshold=torch.arange(0, 257, 40)),
+        image_ops.autocontrast,
+        image_ops.equalize,
     ],
 )
 def test_each_image_has_its_own_strength_and_statistics(change: Callable[..., Tensor]):

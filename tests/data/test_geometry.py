@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffvit.data.geometry import affine, box_mask, crop_and_flip, fixed_point
+from diffvit.data.image_ops import affine, box_mask, crop_and_flip, fixed_point
 
 FILL = torch.tensor([10, 20, 30], dtype=torch.uint8)
 sizes = st.tuples(st.integers(2, 12), st.integers(2, 12))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffvit.data.mixing import Erasing, Mix, Mixing
+from diffvit.data.augment import Erasing, Mix, Mixing
 
 N = 4000
 

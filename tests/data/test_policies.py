@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from diffvit.data.policies import MOVES, OPERATIONS, Policy, Space, randaugment_space, trivialaugment_space
+from diffvit.data.augment import MOVES, OPERATIONS, Policy, Space, randaugment_space, trivialaugment_space
 
 SIZE = (16, 20)
 FILL = torch.tensor([120, 60, 200], dtype=torch.uint8)

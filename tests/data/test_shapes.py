@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffvit.data.shape_outlines import CLUTTER, SHAPES
-from diffvit.data.shapes import CLASSES, generate, generate_at
+from diffvit.data.shapes import CLASSES, CLUTTER, SHAPES, generate, generate_at
 from diffvit.errors import ConfigError
 
 
