@@ -25,12 +25,17 @@ from cifar10_files import (
 
 from diffvit.cache import cache_folder
 from diffvit.data import cifar10, sources
-from diffvit.data.cifar10_encoded import read_parquet
 from diffvit.data.images import Images, fingerprint
 from diffvit.errors import InputError
 
 PER_CLASS = {"train": 5, "test": 2}
 Sets = dict[str, Split]
+
+
+@pytest.fixture(autouse=True)
+def _small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("cifar10") is None:
+        monkeypatch.setattr(cifar10, "PER_CLASS", PER_CLASS)
 
 
 def as_parquet(folder: Path, sets: Sets) -> None:
@@ -107,7 +112,7 @@ def test_every_container_gives_the_same_images(
     assert container is not None
     assert container.kind == kind
     for split in ("train", "test"):
-        images = cifar10.load(container, split, per_class=PER_CLASS[split])
+        images = cifar10.load(container, split)
         assert (images.name, images.note, images.exact) == (cifar10.UNKNOWN, "", None)
         assert images.classes == CLASSES
         assert images.pixels.dtype == torch.uint8
@@ -125,7 +130,7 @@ def test_fingerprint_and_validation_split_do_not_know_the_container(tmp_path: Pa
             write(place, content)
             container = cifar10.find(place)
             assert container is not None
-            images = cifar10.load(container, "train", per_class=PER_CLASS["train"])
+            images = cifar10.load(container, "train")
             prints.add(images.fingerprint)
             held.add(tuple(sources.validation_split(images.labels, 20)[1].tolist()))
     assert len(prints) == 1
@@ -135,7 +140,7 @@ def test_fingerprint_and_validation_split_do_not_know_the_container(tmp_path: Pa
 def loaded(folder: Path) -> Images:
     container = cifar10.find(folder)
     assert container is not None
-    return cifar10.load(container, "test", per_class=2)
+    return cifar10.load(container, "test")
 
 
 @pytest.mark.parametrize("name", CONTAINERS)
@@ -192,19 +197,19 @@ def kept_files() -> list[Path]:
 
 
 def test_decoded_pixels_are_kept_and_checked(tmp_path: Path, sets: Sets, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_parquet(tmp_path, "test", sets["test"])
+    write_parquet(tmp_path, "test", sets["test"])
     container = cifar10.find(tmp_path)
     assert container is not None
-    first = cifar10.load(container, "test", per_class=2)
+    first = cifar10.load(container, "test")
     [kept] = kept_files()
     decoded = []
 
     def counting(folder: Path, split: str) -> cifar10.Rows:
         decoded.append(split)
-        return read_parquet(folder, split)
+        return cifar10.read_parquet(folder, split)
 
     monkeypatch.setitem(cifar10.READERS, "parquet", counting)
-    again = cifar10.load(container, "test", per_class=2)
+    again = cifar10.load(container, "test")
     assert decoded == []
     assert again.fingerprint == first.fingerprint
     assert torch.equal(again.pixels, first.pixels)
@@ -212,16 +217,16 @@ def test_decoded_pixels_are_kept_and_checked(tmp_path: Path, sets: Sets, monkeyp
 
     for damage in (lambda b: b[:-1], lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b"", lambda b: b"\xff" * 64):
         kept.write_bytes(damage(kept.read_bytes()))
-        assert cifar10.load(container, "test", per_class=2).fingerprint == first.fingerprint
+        assert cifar10.load(container, "test").fingerprint == first.fingerprint
     assert decoded == ["test"] * 4
 
     pixels, labels = sets["test"]
     write_parquet(tmp_path, "test", (255 - pixels, labels))
-    assert cifar10.load(container, "test", per_class=2).fingerprint != first.fingerprint
+    assert cifar10.load(container, "test").fingerprint != first.fingerprint
     assert len(kept_files()) == 2
+    monkeypatch.setattr(cifar10, "PER_CLASS", {"test": 3})
     with pytest.raises(InputError, match="found 20 images vs 30"):
-        cifar10.load(container, "test", per_class=3)
-    path.unlink()
+        cifar10.load(container, "test")
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing_else(
@@ -233,7 +238,7 @@ def test_a_cache_that_cannot_be_written_costs_nothing_else(
     write_parquet(tmp_path, "test", sets["test"])
     container = cifar10.find(tmp_path)
     assert container is not None
-    assert len(cifar10.load(container, "test", per_class=2)) == 20
+    assert len(cifar10.load(container, "test")) == 20
     assert blocked.read_text() == "in the way"
 
 
@@ -253,14 +258,14 @@ def test_real_cifar10_decodes_to_its_published_sum(
     container = cifar10.find(cifar10_named(copy))
     assert container is not None
     assert container.kind == "parquet"
-    rows = read_parquet(container.path, split)
+    rows = cifar10.read_parquet(container.path, split)
     found = hashlib.sha256(rows.pixels.tobytes())
     found.update(rows.labels.tobytes())
     assert found.hexdigest() == digest
     assert copied == (0 if rows.exact is None else (~rows.exact).sum())
-    ordered = rows.sorted()
-    assert np.bincount(ordered.labels).tolist() == [cifar10.PER_CLASS[split]] * 10
-    hashes = [hashlib.sha256(image.tobytes()).digest() for image in ordered.pixels[:200]]
+    images = cifar10.load(container, split)
+    assert images.labels.bincount().tolist() == [cifar10.PER_CLASS[split]] * 10
+    hashes = [hashlib.sha256(image.numpy().tobytes()).digest() for image in images.pixels[:200]]
     assert hashes == sorted(hashes)
 
 
@@ -284,5 +289,5 @@ def test_the_official_archive_would_have_the_official_name(split: str, cifar10_n
     assert set(images.labels[~images.exact].tolist()) == {CLASSES.index("horse"), CLASSES.index("ship")}
     pixels = images.pixels.clone()
     pixels[~images.exact] = 0
-    there = cifar10._named(pixels, images.labels, None, fingerprint(pixels, images.labels, CLASSES))
+    there = cifar10._named(pixels, images.labels, None)
     assert (there.name, there.note) == ("CIFAR-10", "")

@@ -20,10 +20,15 @@ from diffvit.errors import InputError
 SETS = {"train": synthetic(5, 1), "test": synthetic(2, 2)}
 
 
-def load(folder: Path, split: str = "test", per_class: int = 2) -> None:
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cifar10, "PER_CLASS", {"train": 5, "test": 2})
+
+
+def load(folder: Path) -> None:
     container = cifar10.find(folder)
     assert container is not None
-    cifar10.load(container, split, per_class=per_class)
+    cifar10.load(container, "test")
 
 
 @pytest.mark.parametrize("content", [b"x", b"", b"PAR1", b"PK\3\4" + b"\0" * 100, b"PAR1" + b"\xff" * 64 + b"PAR1"])
@@ -82,7 +87,12 @@ def test_another_schema_is_refused(columns: dict[str, object], tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("image", "why"),
-    [(b"", "known format"), (None, "no encoded"), (b"x" * 70_000, "no encoded"), (b"\x89PNG\r\n\x1a\n", "decoded")],
+    [
+        (b"", "an empty file"),
+        (None, "an empty file"),
+        (b"x" * 70_000, "known format"),
+        (b"\x89PNG\r\n\x1a\n", "decoded"),
+    ],
 )
 def test_a_bad_row_is_named(image: bytes | None, why: str, tmp_path: Path) -> None:
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -112,8 +122,9 @@ def test_wrong_sizes_labels_and_counts(tmp_path: Path) -> None:
         load(tmp_path / "none")
 
 
-def test_a_small_set_is_not_cifar10(tmp_path: Path) -> None:
+def test_a_small_set_is_not_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_parquet(tmp_path, "test", SETS["test"])
+    monkeypatch.undo()
     with pytest.raises(InputError, match="found 20 images vs 10000"):
         sources.load("cifar10", "test", data_dir=tmp_path, image_size=32)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from diffvit.config import Config
-from diffvit.data.cifar10_rows import CLASSES
+from diffvit.data.cifar10 import CLASSES
 from diffvit.experiments.trials import Trial
 from diffvit.reporting.rows import RunRecord, read
 from diffvit.settings import ModelConfig
