@@ -202,7 +202,7 @@ HOSTILE_PICKLES = {
     "a long string claimed": b"\x80\x04\x8e" + struct.pack("<Q", 2**60) + b"x.",
     "a long old string claimed": b"T\xff\xff\xff\x7fx.",
     "a byte array of 1 TB claimed": b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"x.",
-    "a list of 1 TB as the rows": batch_pickle(DATA).replace(b"K\x14M\0\x0c\x86", b"]K\x01a\x8a\x06" + b"\0" * 5 + b"\x01\x86"),
+    "a list of 1 TB as rows": batch_pickle(DATA).replace(b"K\x14M\0\x0c\x86", b"]K\1a\x8a\6\0\0\0\0\0\1\x86"),
     "an extension code": b"\x80\x02\x82\x01.",
     "a persistent id": b"Pid\n.",
     "an instance": b"(ios\nsystem\n.",
