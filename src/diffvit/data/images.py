@@ -8,58 +8,31 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
+import mmap
 import os
 import re
 import struct
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int64, UInt8
-from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageDraw, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 from torch import Tensor
 
 from diffvit.cache import cache_folder
-from diffvit.data.mapped import mapped
-from diffvit.errors import EnvironmentFault, InputError
+from diffvit.errors import ConfigError, EnvironmentFault, InputError
 
 MAX_PIXELS = 25_000_000
 MAX_BYTES = 128 * 2**20
 MAX_IN_MEMORY = 2 * 2**30  # bytes of pixels that a choice of images may take without a file
-
-
-class _Jpeg(JpegImagePlugin.JpegImageFile):
-    """Pillow's reader; it would look into the EXIF for a resolution, and warn about damage there."""
-
-    def getexif(self) -> Image.Exif:
-        """Nothing; see :func:`_orientation`."""
-        return Image.Exif()
-
-
-# First bytes -> Pillow's reader. The readers are called directly: Image.open would try every installed format, and
-# warns about large headers (a process-wide matter) before this module can refuse them.
-_READERS = {
-    b"\xff\xd8\xff": _Jpeg,
-    b"\x89PNG\r\n\x1a\n": PngImagePlugin.PngImageFile,
-    b"GIF87a": GifImagePlugin.GifImageFile,
-    b"GIF89a": GifImagePlugin.GifImageFile,
-    b"BM": BmpImagePlugin.BmpImageFile,
-    b"RIFF": WebPImagePlugin.WebPImageFile,
-}
-FORMATS = "JPEG, PNG, GIF, BMP, WebP"
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_LINUX_NORESERVE = 0x4000  # mmap.MAP_NORESERVE, which Python 3.11 does not name
 
 
 @dataclass(frozen=True)
@@ -115,9 +88,8 @@ def _chosen(pixels: UInt8[Tensor, "n 3 h w"], indices: Int64[Tensor, " m"]) -> U
             file.flush()
             return mapped(file, (len(indices), *pixels.shape[1:]))
     except OSError as error:
-        raise EnvironmentFault(
-            str(cache_folder()), f"has no room for a part of the images ({error.strerror})"
-        ) from None
+        why = f"has no room for a part of the images ({error.strerror})"
+        raise EnvironmentFault(str(cache_folder()), why) from None
 
 
 def fingerprint(pixels: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, " n"], classes: Sequence[str]) -> str:
@@ -127,6 +99,52 @@ def fingerprint(pixels: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, " n"], c
         digest.update(part.contiguous().numpy().data)
     digest.update(labels.contiguous().numpy().astype("<i8").tobytes())
     return digest.hexdigest()
+
+
+def mapped(file: Path | IO[bytes], shape: tuple[int, ...]) -> UInt8[Tensor, "n chans h w"]:
+    """The first bytes of a file as a tensor whose pages are read when they are looked at.
+
+    The tensor may be larger than memory. Writing to it would not reach the file.
+    """
+    if isinstance(file, Path):
+        with file.open("rb") as stream:
+            return mapped(stream, shape)
+    options: dict[str, Any] = {"access": mmap.ACCESS_COPY}
+    if sys.platform == "linux":
+        # The same without reserving memory: else the system may refuse a file larger than memory.
+        options = {"flags": mmap.MAP_PRIVATE | _LINUX_NORESERVE, "prot": mmap.PROT_READ | mmap.PROT_WRITE}
+    pages = mmap.mmap(file.fileno(), 0, **options)
+    return torch.frombuffer(pages, dtype=torch.uint8, count=math.prod(shape)).view(shape)
+
+
+class _Jpeg(JpegImagePlugin.JpegImageFile):
+    """Pillow's reader; it would look into the EXIF for a resolution, and warn about damage there."""
+
+    def getexif(self) -> Image.Exif:
+        """Nothing; see :func:`_orientation`."""
+        return Image.Exif()
+
+
+# First bytes -> Pillow's reader. The readers are called directly: Image.open would try every installed format, and
+# warns about large headers (a process-wide matter) before this module can refuse them.
+_READERS = {
+    b"\xff\xd8\xff": _Jpeg,
+    b"\x89PNG\r\n\x1a\n": PngImagePlugin.PngImageFile,
+    b"GIF87a": GifImagePlugin.GifImageFile,
+    b"GIF89a": GifImagePlugin.GifImageFile,
+    b"BM": BmpImagePlugin.BmpImageFile,
+    b"RIFF": WebPImagePlugin.WebPImageFile,
+}
+FORMATS = "JPEG, PNG, GIF, BMP, WebP"
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def decode(data: bytes | Path, *, name: str) -> UInt8[np.ndarray, "3 h w"]:
@@ -229,3 +247,34 @@ def resize(pixels: UInt8[np.ndarray, "3 h w"], size: int) -> UInt8[np.ndarray, "
     image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     scaled = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
     return np.ascontiguousarray(np.asarray(scaled).transpose(2, 0, 1))
+
+
+def contact_sheet(images: Images, path: Path, *, per_class: int = 10) -> Path:
+    """Draw the first ``per_class`` images of each class, one row per class (of the first 40), and write them as PNG.
+
+    Raises:
+        ConfigError: the file's name does not end in .png.
+        EnvironmentFault: the file cannot be written.
+    """
+    if path.suffix.lower() != ".png":
+        raise ConfigError(str(path), f"a contact sheet is a PNG (found {path.suffix or 'no ending'} vs .png)")
+    height, width = images.pixels.shape[2:]
+    zoom = max(1, -(-64 // max(height, width)))  # whole steps: a pixel stays a square
+    names, gap = 96, 4  # pixels: width of the class names, space between images
+    column, row = width * zoom + gap, height * zoom + gap
+    classes = images.classes[:40]
+    sheet = Image.new("RGB", (names + per_class * column, len(classes) * row + gap), "white")
+    pen = ImageDraw.Draw(sheet)
+    for line, name in enumerate(classes):
+        top = gap + line * row
+        pen.text((gap, top + row // 2 - 8), name[:14], fill="black")
+        for place, index in enumerate(torch.nonzero(images.labels == line)[:per_class, 0].tolist()):
+            picture = Image.fromarray(images.pixels[index].permute(1, 2, 0).contiguous().numpy())
+            picture = picture.resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
+            sheet.paste(picture, (names + place * column, top))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(path)
+    except OSError as error:
+        raise EnvironmentFault(str(path), f"cannot be written ({error.strerror or error})") from None
+    return path
