@@ -20,13 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffvit.data import cifar10
-from diffvit.data.cifar10 import read_binary, read_python
 from diffvit.errors import InputError
 
 DATA = synthetic(2, 0)
 MEMBER = "cifar-10-batches-py/test_batch"
 BINARY = "cifar-10-batches-bin/test_batch.bin"
 Read = Callable[[Path, str], cifar10.Rows]
+read_python, read_binary = cifar10.READERS["python"], cifar10.READERS["binary"]
 
 
 def in_archive(folder: Path, content: bytes | tarfile.TarInfo, member: str = MEMBER) -> Path:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffvit.data.shapes import CLASSES, CLUTTER, SHAPES, generate, generate_at
+from diffvit.data.shapes import CLASSES, CLUTTER, SHAPES, generate
 from diffvit.errors import ConfigError
 
 
@@ -159,11 +159,11 @@ def test_classes_are_the_outlines() -> None:
 
 def test_chosen_images_are_those_of_the_whole_set() -> None:
     whole, some = generate("test", 60, seed=3), torch.tensor([59, 0, 7, 7])
-    found = generate_at("test", some, seed=3)
+    found = generate("test", some, seed=3)
     assert torch.equal(found.pixels, whole.pixels[some])
     assert torch.equal(found.labels, whole.labels[some])
     assert whole.masks is not None
     assert found.masks is not None
     assert torch.equal(found.masks, whole.masks[some])
     with pytest.raises(ConfigError, match="first index -1"):
-        generate_at("test", torch.tensor([3, -1]))
+        generate("test", torch.tensor([3, -1]))

@@ -19,6 +19,7 @@ import tarfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -86,8 +87,8 @@ def find(directory: Path) -> Container | None:
     for place in (directory / "cifar10", directory):
         if parquet_files(place, "train") or parquet_files(place, "test"):
             return Container("parquet", place)
-        for kind, members in _MEMBERS.items():
-            names = [Path(name) for split in PER_CLASS for name in members(split)]
+        for kind in ("python", "binary"):
+            names = [Path(name) for split in PER_CLASS for name in _members(kind, split)]
             for folder in (place / names[0].parent, place):
                 if any((folder / name.name).is_file() for name in names):
                     return Container(kind, folder)
@@ -265,43 +266,20 @@ def read_folder(folder: Path, split: str) -> Rows:
     return Rows(_stacked([_decode(path, str(path)) for each in files for path in each]), labels)
 
 
-def read_python(path: Path, split: str) -> Rows:
-    """Read the python version: the archive, or the folder ``cifar-10-batches-py``.
+def _members(kind: str, split: str) -> list[str]:
+    """Paths inside the python or binary archive that hold a split, in the official order."""
+    folder, ending = {"python": ("cifar-10-batches-py", ""), "binary": ("cifar-10-batches-bin", ".bin")}[kind]
+    names = [f"data_batch_{number}" for number in range(1, 6)] if split == "train" else ["test_batch"]
+    return [f"{folder}/{name}{ending}" for name in names]
+
+
+def read_archive(path: Path, split: str, kind: str) -> Rows:
+    """Read the official archive or the folder that it was unpacked to; ``kind`` is python or binary.
 
     Raises:
         InputError: truncated, hostile, incomplete, or of another kind.
     """
-    return _read(path, _python_members(split), _from_pickle)
-
-
-def read_binary(path: Path, split: str) -> Rows:
-    """Read the binary version: the archive, or the folder ``cifar-10-batches-bin``.
-
-    Raises:
-        InputError: truncated, incomplete, or of another kind.
-    """
-    return _read(path, _binary_members(split), _from_records)
-
-
-def _python_members(split: str) -> list[str]:
-    names = [f"data_batch_{number}" for number in range(1, 6)] if split == "train" else ["test_batch"]
-    return [f"cifar-10-batches-py/{name}" for name in names]
-
-
-def _binary_members(split: str) -> list[str]:
-    return [f"{name.replace('-py/', '-bin/')}.bin" for name in _python_members(split)]
-
-
-_MEMBERS: dict[str, Callable[[str], list[str]]] = {"python": _python_members, "binary": _binary_members}
-READERS: dict[str, Callable[[Path, str], Rows]] = {
-    "parquet": read_parquet,
-    "python": read_python,
-    "binary": read_binary,
-    "folder": read_folder,
-}
-
-
-def _read(path: Path, members: list[str], parse: Callable[[bytes, str], Rows]) -> Rows:
+    members, parse = _members(kind, split), _from_pickle if kind == "python" else _from_records
     try:
         held = _unpacked(path, members) if path.is_dir() else _packed(path, members)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, OverflowError) as error:
@@ -314,6 +292,14 @@ def _read(path: Path, members: list[str], parse: Callable[[bytes, str], Rows]) -
         raise InputError(str(path), f"lacks {missing[0]} ({len(held)} of {len(members)} members found)", _AGAIN)
     parts = [parse(held[name], f"{path}, {name}") for name in members]
     return Rows(np.concatenate([part.pixels for part in parts]), np.concatenate([part.labels for part in parts]))
+
+
+READERS: dict[str, Callable[[Path, str], Rows]] = {
+    "parquet": read_parquet,
+    "python": partial(read_archive, kind="python"),
+    "binary": partial(read_archive, kind="binary"),
+    "folder": read_folder,
+}
 
 
 def _unpacked(folder: Path, members: list[str]) -> dict[str, bytes]:

@@ -91,13 +91,19 @@ _PIECE_SHARE = 0.0185  # mean share of the image that one piece covers, measured
 
 
 def generate(
-    split: str, count: int, *, size: int = 32, clutter: float = 0.3, noise: float = 0.1, seed: int = 0
+    split: str,
+    count: int | Int64[Tensor, " n"],
+    *,
+    size: int = 32,
+    clutter: float = 0.3,
+    noise: float = 0.1,
+    seed: int = 0,
 ) -> Images:
-    """Draw the first ``count`` images of a split.
+    """Draw the first ``count`` images of a split, or those of the given indices; the classes take turns.
 
     Args:
         split: train or test; they share no draws.
-        count: number of images; the classes take turns.
+        count: number of images, or which images, counted from 0.
         size: side, pixels.
         clutter: share of the background that distractors cover, 0 to 1.
         noise: standard deviation of the pixel noise, of full scale, 0 to 1.
@@ -106,31 +112,15 @@ def generate(
     Raises:
         ConfigError: an unknown split or a dial out of range.
     """
-    if count < 1:
-        raise ConfigError("shapes", f"out of range (found count {count} vs at least 1)")
-    return generate_at(split, torch.arange(count), size=size, clutter=clutter, noise=noise, seed=seed)
-
-
-def generate_at(
-    split: str,
-    indices: Int64[Tensor, " n"],
-    *,
-    size: int = 32,
-    clutter: float = 0.3,
-    noise: float = 0.1,
-    seed: int = 0,
-) -> Images:
-    """The images of a split that have these indices (from 0), as :func:`generate` draws them.
-
-    The class of an image is its index modulo the number of classes. Arguments and errors are those of
-    :func:`generate`; a negative index is a ConfigError, too.
-    """
     if split not in _SPLITS:
         raise ConfigError("split", f"no such split of shapes (found {split!r} vs train or test)")
-    if not (0 <= clutter <= 1 and 0 <= noise <= 1 and size >= 16 and bool((indices >= 0).all())):
-        found = f"size {size}, clutter {clutter}, noise {noise}, first index {int(indices.min())}"
-        raise ConfigError("shapes", f"out of range (found {found} vs size >= 16, clutter and noise 0 to 1, index >= 0)")
+    indices = count if isinstance(count, Tensor) else torch.arange(max(count, 0))
     count = len(indices)
+    first = int(indices.min()) if count else 0
+    if not (0 <= clutter <= 1 and 0 <= noise <= 1 and size >= 16 and count and first >= 0):
+        found = f"size {size}, clutter {clutter}, noise {noise}, count {count}, first index {first}"
+        allowed = "size >= 16, clutter and noise 0 to 1, count >= 1, index >= 0"
+        raise ConfigError("shapes", f"out of range (found {found} vs {allowed})")
     pixels = torch.empty(count, 3, size, size, dtype=torch.uint8)
     masks = torch.empty(count, size, size, dtype=torch.bool)
     for first in range(0, count, _CHUNK):
