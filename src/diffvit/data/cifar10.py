@@ -396,17 +396,19 @@ class _BatchUnpickler(pickle._Unpickler):
 
 def _from_pickle(data: bytes, name: str) -> Rows:
     try:
-        batch = _BatchUnpickler(data).load()
-        batch = {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in batch.items()}
+        loaded = _BatchUnpickler(data).load()
+        batch = dict[Any, Any](
+            (key.decode() if isinstance(key, bytes) else key, value) for key, value in loaded.items()
+        )
         labels = batch.get("labels")
-        _, shape, kind, fortran, raw = batch.get("data").state  # version, shape, type, order and bytes of the array
+        _, shape, kind, fortran, raw = batch["data"].state  # version, shape, type, order and bytes of the array
         (count, width), kind = map(operator.index, shape), kind.arguments[0]
         whole = isinstance(raw, bytes) and len(raw) == count * width
+        found = f"type {kind!r}, shape {shape!r}"[:80]
     except Exception as error:  # malformed pickles raise nearly anything
         why = " ".join(str(error).split())[:120] or type(error).__name__
         raise InputError(name, f"is not a CIFAR-10 batch ({why})", _AGAIN) from None
     if kind not in ("u1", b"u1", "uint8", b"uint8") or fortran or width != _PIXELS or not whole:
-        found = f"type {kind!r}, shape {shape!r}"[:80]
         raise InputError(name, f"has other pixels than a CIFAR-10 batch (found {found} vs 'u1', (n, {_PIXELS}))")
     if not isinstance(labels, list) or any(type(label) is not int or not 0 <= label <= 9 for label in labels):
         raise InputError(name, "is not a CIFAR-10 batch (its labels are not a list of whole numbers from 0 to 9)")

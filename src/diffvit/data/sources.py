@@ -23,7 +23,8 @@ from diffvit.data.random_draws import hash_words
 from diffvit.errors import ConfigError, EnvironmentFault, InputError, did_you_mean
 
 Announce = Callable[[str], None]
-_SHAPES_DEFAULTS = {"size": 32, "train": 10_000, "test": 2_000, "clutter": 0.3, "noise": 0.1, "seed": 0}
+_DIALS: dict[str, Any] = {"size": int, "train": int, "test": int, "clutter": float, "noise": float, "seed": int}
+_SHAPES_COUNTS = {"train": 10_000, "test": 2_000}
 _VALIDATION = 2000  # stream of the draws
 # How long ``auto`` may try to fetch CIFAR-10 before it falls back, seconds: per answer, and in all.
 _QUICK, _QUICK_IN_ALL = 3.0, 60.0
@@ -111,12 +112,11 @@ def _folder(split: str, *, data_dir: Path | None, image_size: int, **_: Any) -> 
 
 
 def _shapes(split: str, *, shapes: Mapping[str, Any], **_: Any) -> Images:
-    dials = {**_SHAPES_DEFAULTS, **shapes}
-    if unknown := sorted(dials.keys() - _SHAPES_DEFAULTS):
-        raise ConfigError(f"shapes.{unknown[0]}", f"no such dial (have {', '.join(_SHAPES_DEFAULTS)})")
-    whole = {name: int(dials[name]) for name in ("size", "seed")}
-    part = {name: float(dials[name]) for name in ("clutter", "noise")}
-    return shape_images.generate(split, int(dials[split]), **whole, **part)
+    if unknown := sorted(shapes.keys() - _DIALS):
+        raise ConfigError(f"shapes.{unknown[0]}", f"no such dial (have {', '.join(_DIALS)})")
+    dials = {name: _DIALS[name](value) for name, value in shapes.items()}
+    counts = {name: dials.pop(name, count) for name, count in _SHAPES_COUNTS.items()}
+    return shape_images.generate(split, counts[split], **dials)
 
 
 # What each source's name stands for: called with a split and the keyword arguments of load(); images of another size
