@@ -109,7 +109,6 @@ def test_every_container_gives_the_same_images(
     place.mkdir(exist_ok=True)
     write(place, sets)
     container = cifar10.find(tmp_path)
-    assert container is not None
     assert container.kind == kind
     for split in ("train", "test"):
         images = cifar10.load(container, split)
@@ -129,7 +128,6 @@ def test_fingerprint_and_validation_split_do_not_know_the_container(tmp_path: Pa
             place.mkdir()
             write(place, content)
             container = cifar10.find(place)
-            assert container is not None
             images = cifar10.load(container, "train")
             prints.add(images.fingerprint)
             held.add(tuple(sources.validation_split(images.labels, 20)[1].tolist()))
@@ -139,7 +137,6 @@ def test_fingerprint_and_validation_split_do_not_know_the_container(tmp_path: Pa
 
 def loaded(folder: Path) -> Images:
     container = cifar10.find(folder)
-    assert container is not None
     return cifar10.load(container, "test")
 
 
@@ -175,12 +172,10 @@ def test_copied_rows_are_not_exact_in_whatever_order(tmp_path: Path, sets: Sets)
     copied = [1, 4, 17]
     write_parquet(tmp_path, "test", sets["test"], copied=copied)
     for images in (loaded(tmp_path), loaded(tmp_path)):  # decoded, and as kept
-        assert images.exact is not None
         found = images.pixels[~images.exact].numpy()
         assert sorted(map(bytes, found)) == sorted(map(bytes, pixels[copied]))
         assert sorted(images.labels[~images.exact].tolist()) == sorted(labels[copied].tolist())
         few = images.select([5, 2])
-        assert few.exact is not None
         assert few.exact.tolist() == images.exact[[5, 2]].tolist()
     write_parquet(tmp_path, "test", sets["test"])
     assert loaded(tmp_path).exact is None  # the same pixels, and not from the cache
@@ -199,7 +194,6 @@ def kept_files() -> list[Path]:
 def test_decoded_pixels_are_kept_and_checked(tmp_path: Path, sets: Sets, monkeypatch: pytest.MonkeyPatch) -> None:
     write_parquet(tmp_path, "test", sets["test"])
     container = cifar10.find(tmp_path)
-    assert container is not None
     first = cifar10.load(container, "test")
     [kept] = kept_files()
     decoded = []
@@ -237,7 +231,6 @@ def test_a_cache_that_cannot_be_written_costs_nothing_else(
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
     write_parquet(tmp_path, "test", sets["test"])
     container = cifar10.find(tmp_path)
-    assert container is not None
     assert len(cifar10.load(container, "test")) == 20
     assert blocked.read_text() == "in the way"
 
@@ -256,7 +249,6 @@ def test_real_cifar10_decodes_to_its_published_sum(
     copy: str, split: str, digest: str, copied: int, cifar10_named: Callable[[str], Path]
 ) -> None:
     container = cifar10.find(cifar10_named(copy))
-    assert container is not None
     assert container.kind == "parquet"
     rows = cifar10.read_parquet(container.path, split)
     found = hashlib.sha256(rows.pixels.tobytes())
@@ -285,7 +277,6 @@ def test_real_cifar10_through_the_front_door(cifar10_named: Callable[[str], Path
 def test_the_official_archive_would_have_the_official_name(split: str, cifar10_named: Callable[[str], Path]) -> None:
     """The copied images are horses and ships; with any others in their place the set is named by the other classes."""
     images = sources.load("cifar10", split, data_dir=cifar10_named("CIFAR-10"), image_size=32)
-    assert images.exact is not None
     assert set(images.labels[~images.exact].tolist()) == {CLASSES.index("horse"), CLASSES.index("ship")}
     pixels = images.pixels.clone()
     pixels[~images.exact] = 0

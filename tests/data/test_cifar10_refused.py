@@ -27,7 +27,6 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def load(folder: Path) -> None:
     container = cifar10.find(folder)
-    assert container is not None
     cifar10.load(container, "test")
 
 

@@ -157,5 +157,4 @@ def test_redirects_may_not_leave_https() -> None:
     with pytest.raises(urllib.error.URLError, match="away from https"):
         handler.redirect_request(request, None, 302, "Found", Message(), "http://a.test/x")
     followed = handler.redirect_request(request, None, 302, "Found", Message(), "https://b.test/y")
-    assert followed is not None
     assert followed.full_url == "https://b.test/y"
