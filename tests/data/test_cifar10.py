@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,23 +44,11 @@ def as_parquet(folder: Path, sets: Sets) -> None:
         write_parquet(folder, split, data)
 
 
-def as_parquet_in_plain_text(folder: Path, sets: Sets) -> None:
-    as_parquet(folder / "plain_text", sets)
-
-
-def as_python_archive(folder: Path, sets: Sets) -> None:
-    (folder / "cifar-10-python.tar.gz").write_bytes(archive(python_members(sets)))
-
-
 def as_python_folder(folder: Path, sets: Sets) -> None:
     (folder / "cifar-10-batches-py").mkdir()
     for split, data in sets.items():
         for number, (name, part) in enumerate(batches(split, data).items()):
             (folder / "cifar-10-batches-py" / name).write_bytes(batch_pickle(part, protocol=number % 5))
-
-
-def as_binary_archive(folder: Path, sets: Sets) -> None:
-    (folder / "cifar-10-binary.tar.gz").write_bytes(archive(binary_members(sets)))
 
 
 def as_binary_folder(folder: Path, sets: Sets) -> None:
@@ -73,15 +62,23 @@ def as_image_folder(folder: Path, sets: Sets) -> None:
         write_folder(folder, split, data)
 
 
-CONTAINERS: dict[str, tuple[str, Callable[[Path, Sets], None]]] = {
+def as_archive(name: str, members: Callable[[Sets], Any]) -> Callable[[Path, Sets], object]:
+    return lambda folder, sets: (folder / name).write_bytes(archive(members(sets)))
+
+
+CONTAINERS: dict[str, tuple[str, Callable[[Path, Sets], object]]] = {
     "parquet": ("parquet", as_parquet),
-    "parquet in plain_text": ("parquet", as_parquet_in_plain_text),
-    "python archive": ("python", as_python_archive),
+    "parquet in plain_text": ("parquet", lambda folder, sets: as_parquet(folder / "plain_text", sets)),
+    "python archive": ("python", as_archive("cifar-10-python.tar.gz", python_members)),
     "python folder": ("python", as_python_folder),
-    "binary archive": ("binary", as_binary_archive),
+    "binary archive": ("binary", as_archive("cifar-10-binary.tar.gz", binary_members)),
     "binary folder": ("binary", as_binary_folder),
     "image folder": ("folder", as_image_folder),
 }
+
+
+def loaded(folder: Path, split: str = "test") -> Images:
+    return cifar10.load(cifar10.find(folder), split)
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +105,9 @@ def test_every_container_gives_the_same_images(
     place = tmp_path / inside
     place.mkdir(exist_ok=True)
     write(place, sets)
-    container = cifar10.find(tmp_path)
-    assert container.kind == kind
+    assert cifar10.find(tmp_path).kind == kind
     for split in ("train", "test"):
-        images = cifar10.load(container, split)
+        images = loaded(tmp_path, split)
         assert (images.name, images.note, images.exact) == (cifar10.UNKNOWN, "", None)
         assert images.classes == CLASSES
         assert images.pixels.dtype == torch.uint8
@@ -127,17 +123,11 @@ def test_fingerprint_and_validation_split_do_not_know_the_container(tmp_path: Pa
             place = tmp_path / f"{number}-{order}"
             place.mkdir()
             write(place, content)
-            container = cifar10.find(place)
-            images = cifar10.load(container, "train")
+            images = loaded(place, "train")
             prints.add(images.fingerprint)
             held.add(tuple(sources.validation_split(images.labels, 20)[1].tolist()))
     assert len(prints) == 1
     assert len(held) == 1
-
-
-def loaded(folder: Path) -> Images:
-    container = cifar10.find(folder)
-    return cifar10.load(container, "test")
 
 
 @pytest.mark.parametrize("name", CONTAINERS)
@@ -187,15 +177,10 @@ def test_nothing_is_found_where_nothing_is(tmp_path: Path) -> None:
     assert cifar10.find(tmp_path / "missing") is None
 
 
-def kept_files() -> list[Path]:
-    return sorted((cache_folder() / "decoded").iterdir())
-
-
 def test_decoded_pixels_are_kept_and_checked(tmp_path: Path, sets: Sets, monkeypatch: pytest.MonkeyPatch) -> None:
     write_parquet(tmp_path, "test", sets["test"])
-    container = cifar10.find(tmp_path)
-    first = cifar10.load(container, "test")
-    [kept] = kept_files()
+    first = loaded(tmp_path)
+    [kept] = (cache_folder() / "decoded").iterdir()
     decoded = []
 
     def counting(folder: Path, split: str) -> cifar10.Rows:
@@ -203,7 +188,7 @@ def test_decoded_pixels_are_kept_and_checked(tmp_path: Path, sets: Sets, monkeyp
         return cifar10.read_parquet(folder, split)
 
     monkeypatch.setitem(cifar10.READERS, "parquet", counting)
-    again = cifar10.load(container, "test")
+    again = loaded(tmp_path)
     assert decoded == []
     assert again.fingerprint == first.fingerprint
     assert torch.equal(again.pixels, first.pixels)
@@ -211,16 +196,16 @@ def test_decoded_pixels_are_kept_and_checked(tmp_path: Path, sets: Sets, monkeyp
 
     for damage in (lambda b: b[:-1], lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b"", lambda b: b"\xff" * 64):
         kept.write_bytes(damage(kept.read_bytes()))
-        assert cifar10.load(container, "test").fingerprint == first.fingerprint
+        assert loaded(tmp_path).fingerprint == first.fingerprint
     assert decoded == ["test"] * 4
 
     pixels, labels = sets["test"]
     write_parquet(tmp_path, "test", (255 - pixels, labels))
-    assert cifar10.load(container, "test").fingerprint != first.fingerprint
-    assert len(kept_files()) == 2
+    assert loaded(tmp_path).fingerprint != first.fingerprint
+    assert len(list((cache_folder() / "decoded").iterdir())) == 2
     monkeypatch.setattr(cifar10, "PER_CLASS", {"test": 3})
     with pytest.raises(InputError, match="found 20 images vs 30"):
-        cifar10.load(container, "test")
+        loaded(tmp_path)
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing_else(
@@ -230,8 +215,7 @@ def test_a_cache_that_cannot_be_written_costs_nothing_else(
     blocked.write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
     write_parquet(tmp_path, "test", sets["test"])
-    container = cifar10.find(tmp_path)
-    assert len(cifar10.load(container, "test")) == 20
+    assert len(loaded(tmp_path)) == 20
     assert blocked.read_text() == "in the way"
 
 

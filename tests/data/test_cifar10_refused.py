@@ -26,8 +26,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def load(folder: Path) -> None:
-    container = cifar10.find(folder)
-    cifar10.load(container, "test")
+    cifar10.load(cifar10.find(folder), "test")
 
 
 @pytest.mark.parametrize("content", [b"x", b"", b"PAR1", b"PK\3\4" + b"\0" * 100, b"PAR1" + b"\xff" * 64 + b"PAR1"])
