@@ -1,9 +1,9 @@
 """Augmentation of whole batches on the model's device; every draw is a hash of (seed, epoch, sample index).
 
 In order: flip and crop, RandAugment (arXiv 1909.13719) or TrivialAugment (arXiv 2103.10158), colour jitter, random
-erasing, then mixup or CutMix. On a CPU only the images that drew a change are worked on. On an accelerator their number
-would have to be waited for, which costs more than the work: there ``every`` image is worked on, and those that drew no
-change keep their values. Both give the same batches.
+erasing, then mixup or CutMix. On a CPU only the images that drew a change are processed. On an accelerator, reading how
+many these are forces a synchronisation that costs more than processing all: there ``every`` image is processed, and
+those that drew no change keep their values. Both give the same batches.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one training step sees.
+    """One training batch.
 
     ``images`` float32 (batch, chans, height, width), normalised; ``targets`` float32 (batch, classes), each row a
-    distribution; ``labels`` int64 (batch,), each image's own class whatever was mixed into it; ``indices`` int64
+    distribution; ``labels`` int64 (batch,), each image's own class without mixing; ``indices`` int64
     (batch,) and ``epoch`` say which samples these are, for further draws.
     """
 
@@ -102,7 +102,7 @@ class Augment:
     ) -> None:
         self.settings = Settings(**(settings or {}))
         self.device = torch.device(device)
-        self.pixels, self.labels = _near(pixels, self.device), labels.to(self.device)
+        self.pixels, self.labels = _on_device(pixels, self.device), labels.to(self.device)
         self.size = (pixels.shape[2], pixels.shape[3])
         self.num_classes, self.seed, self.label_smoothing = num_classes, seed, label_smoothing
         self.mean, self.std = (torch.as_tensor(v, dtype=torch.float32, device=self.device) for v in (mean, std))
@@ -175,8 +175,8 @@ def _check(settings: Settings, size: tuple[int, int], labels: Tensor, num_classe
         raise ConfigError("model.num_classes", why)
 
 
-def _near(pixels: Tensor, device: torch.device) -> Tensor:
-    """The pixels on an accelerator where they fill at most half of its free memory; else where they are."""
+def _on_device(pixels: Tensor, device: torch.device) -> Tensor:
+    """The pixels, copied to an accelerator if they fill at most half of its free memory."""
     if device.type == "cpu" or (device.type == "cuda" and 2 * pixels.nbytes > torch.cuda.mem_get_info(device)[0]):
         return pixels
     return pixels.to(device)
@@ -326,12 +326,12 @@ class Erasing:
         words = hash_words(seed, epoch, indices, Stream.ERASING, 5)
         chosen = uniform(words[:, 0]) < self.probability
         rows = _rows(chosen, self.every)
-        kept, size = pixels.index_select(0, rows), math.prod(pixels.shape[1:])
+        before, size = pixels.index_select(0, rows), math.prod(pixels.shape[1:])
         noise = hash_words(seed, epoch, indices[rows], Stream.ERASED_PIXELS, math.ceil(size / 8)).view(torch.uint8)
-        noise = noise[:, :size].view(kept.shape)
+        noise = noise[:, :size].view(before.shape)
         inside = self._boxes(words[rows, 1:], *pixels.shape[2:]) & chosen[rows, None, None, None]
         # Bits of the noise where inside, of the image outside; torch.where over bytes is slow on a CPU.
-        erased = kept ^ ((kept ^ noise) & inside.view(torch.uint8).neg())
+        erased = before ^ ((before ^ noise) & inside.view(torch.uint8).neg())
         return pixels.index_copy(0, rows, erased)
 
     def _boxes(self, words: Tensor, height: int, width: int) -> Bool[Tensor, "rows 1 height width"]:
@@ -345,7 +345,7 @@ class Erasing:
 
 
 def _rows(chosen: Bool[Tensor, " batch"], every: bool) -> Int64[Tensor, " rows"]:
-    """Places of the images to work on: those chosen, or all."""
+    """Positions of the images to process: those chosen, or all."""
     return torch.arange(len(chosen), device=chosen.device) if every else chosen.nonzero()[:, 0]
 
 
@@ -368,8 +368,8 @@ class Mixing:
 
     The own image's part lambda is a draw of Beta(a, a). Mixup adds the two images with weights lambda and 1 - lambda.
     CutMix pastes the partner's pixels into a box of the image's shape, with sides sqrt(1 - lambda) of the image's and a
-    centre anywhere; the box is cut at the edges, and the target's share is what was left in truth. With both on, each
-    image draws one of the two.
+    centre anywhere; the box is cut at the edges, and the target's share is the area left of the own image. With both
+    on, each image draws one of the two.
     """
 
     def __init__(

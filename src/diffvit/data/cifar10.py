@@ -4,8 +4,8 @@ Parquet files in the schema of ``uoft-cs/cifar10``, the official python and bina
 image folder. Images are sorted by their content's hash on loading, so the container does not matter: one content has
 one order, one fingerprint, one validation split and one name.
 
-Containers are read as if a stranger had made them. Archives are never extracted to disk, only their expected members
-are read, and unpickling a batch of the python version runs none of the code that the pickle names.
+Containers are untrusted input. Archives are never extracted to disk, only their expected members are read, and
+unpickling a batch of the python version runs none of the code that the pickle names.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ SIZE = 32
 UNKNOWN = "CIFAR-10 (unknown copy)"
 MAX_UNPACKED = 256 * 2**20  # bytes; the whole archive has 186 MB, the largest member 31 MB
 MAX_ROWS = 100_000  # of a Parquet file
-NOT_EXACT = ".from-jpeg.png"  # how the path of a Parquet row ends whose image had to be taken from a JPEG copy
+NOT_EXACT = ".from-jpeg.png"  # ending of the path of a Parquet row whose image was taken from a JPEG copy
 _PIXELS = 3 * SIZE * SIZE
 _AGAIN = "Fetch it again with: diffvit data fetch cifar10"
 
-_DECODER = "3"  # raise when what is kept of a decoded split changes for the same bytes
+_DECODER = "3"  # of the cache: increase when the decoded split changes for the same files
 _MOSTLY_OFFICIAL = "117 of 60,000 images from a JPEG copy"
 # Name and footnote by fingerprint: both splits of the copy whose images went through JPEG, and of the official pixels
 # but for 92 training and 25 test images.
@@ -117,8 +117,8 @@ def load(container: Container, split: str) -> Images:
         InputError: the container is damaged, hostile, of another kind, or not complete.
     """
     files = parquet_files(container.path, split) if container.kind == "parquet" else []
-    kept = cache_folder() / "decoded" / f"{_content_key(files, split)}.safetensors"
-    images = _recall(kept) if files else None
+    cached = cache_folder() / "decoded" / f"{_content_key(files, split)}.safetensors"
+    images = _read_cache(cached) if files else None
     if images is not None:
         _check_complete(images.labels.numpy(), split, container.path)
         return images
@@ -129,7 +129,7 @@ def load(container: Container, split: str) -> Images:
     exact = None if rows.exact is None else torch.from_numpy(rows.exact[order])
     images = _named(torch.from_numpy(rows.pixels[order]), torch.from_numpy(rows.labels[order]), exact)
     if files:
-        _keep(images, kept)
+        _write_cache(images, cached)
     return images
 
 
@@ -169,8 +169,8 @@ def _checksum(images: Images) -> str:
     return hashlib.sha256(images.fingerprint.encode() + exact).hexdigest()
 
 
-def _recall(path: Path) -> Images | None:
-    """What :func:`_keep` wrote, if it is still what was written."""
+def _read_cache(path: Path) -> Images | None:
+    """What :func:`_write_cache` wrote; None if it is missing or damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
@@ -180,13 +180,13 @@ def _recall(path: Path) -> Images | None:
         return None
 
 
-def _keep(images: Images, path: Path) -> None:
+def _write_cache(images: Images, path: Path) -> None:
     tensors = {"pixels": images.pixels, "labels": images.labels}
     try:
         with replacing(path) as temporary:
             exact = {} if images.exact is None else {"exact": images.exact}
             save_file({**tensors, **exact}, temporary, {"checksum": _checksum(images)})
-    except (OSError, SafetensorError):  # a full or read-only cache costs seconds, nothing else
+    except (OSError, SafetensorError):  # a full or read-only cache: decode again next time
         pass
 
 

@@ -1,8 +1,8 @@
 """Fetching public data sets into the cache: https only, every file checked against its known size and SHA-256.
 
 CIFAR-10 comes from the Parquet files of ``uoft-cs/cifar10`` at a fixed revision, or, where they cannot be had, from the
-official python archive. The sums are those of the published files (both hold the official, lossless pixels), so a file
-that passes needs no trust in the host or the way.
+official python archive. The sums are those of the published files (both hold the official, lossless pixels), so the
+host need not be trusted.
 
 ``torch.hub.download_url_to_file`` is not used: it has no time-out and follows redirects away from https.
 """
@@ -86,7 +86,7 @@ def fetch(
         name: cifar10.
         cache_dir: where the folder ``name`` is made; by default the user's cache.
         timeout: seconds without an answer after which a host is given up.
-        deadline: seconds after which the whole attempt is given up, however well it goes.
+        deadline: seconds after which the whole attempt is given up.
         progress: called with (bytes so far, bytes in all) of the set being fetched.
 
     Raises:

@@ -24,7 +24,7 @@ from diffvit.cache import cache_folder, replacing
 from diffvit.data.images import Images, decode, fingerprint, mapped, resize
 from diffvit.errors import EnvironmentFault, InputError
 
-_DECODER = "2"  # raise when decoded pixels, or the file they are kept in, change for the same bytes
+_DECODER = "2"  # of the cache: increase when the decoded pixels or the cache file change for the same images
 _NO_IMAGES = {".txt", ".md", ".csv", ".json", ".xml", ".yaml", ".yml", ".ini", ".db", ".html"}
 _AT_A_TIME = 256  # images decoded before their pixels are written
 
@@ -50,11 +50,11 @@ def load(folder: Path, split: str, *, image_size: int) -> Images:
     for name in found:
         if name not in classes:
             raise InputError(str(root / name), "is a class that train/ does not have")
-        mine = sorted(image_files(root / name))
-        if not mine:
+        images = sorted(image_files(root / name))
+        if not images:
             raise InputError(str(root / name), "holds no images")
-        files.extend(mine)
-        labels.extend([classes.index(name)] * len(mine))
+        files.extend(images)
+        labels.extend([classes.index(name)] * len(images))
     pixels, content = _decoded(root, files, torch.tensor(labels), classes, image_size)
     return Images(pixels, torch.tensor(labels), classes, f"folder {folder.resolve().name}", content)
 
@@ -104,10 +104,10 @@ def _decoded(
     try:
         _check_room(path.parent, math.prod(shape))
         with replacing(path) as temporary:
-            with temporary.open("wb") as target, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            with temporary.open("wb") as target, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
                 for first in range(0, len(files), _AT_A_TIME):
                     some = files[first : first + _AT_A_TIME]
-                    for pixels in pool.map(lambda file: resize(decode(file, name=str(file)), size), some):
+                    for pixels in threads.map(lambda file: resize(decode(file, name=str(file)), size), some):
                         target.write(pixels.data)
             content = fingerprint(mapped(temporary, shape), labels, classes)
             with temporary.open("ab") as target:

@@ -1,7 +1,7 @@
-"""Images in memory, and the one decoder every picture from outside passes through.
+"""Labelled images, and the decoder for every image file.
 
-The decoder trusts nothing: the format must be on a short list, the size in the header is checked before a pixel is
-decoded, and whatever a broken file raises inside Pillow comes out as one :class:`InputError`.
+Image files are untrusted input: only the formats of an allow-list are read, the size in the header is checked before
+decoding, and whatever Pillow raises on a damaged file becomes an :class:`InputError`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from diffvit.errors import ConfigError, EnvironmentFault, InputError
 
 MAX_PIXELS = 25_000_000
 MAX_BYTES = 128 * 2**20
-MAX_IN_MEMORY = 2 * 2**30  # bytes of pixels that a choice of images may take without a file
+MAX_IN_MEMORY = 2 * 2**30  # bytes; a larger selection of images is memory-mapped
 _LINUX_NORESERVE = 0x4000  # mmap.MAP_NORESERVE, which Python 3.11 does not name
 
 
@@ -43,11 +43,11 @@ class Images:
         pixels: RGB, 0 to 255; may lie in a memory-mapped file. Read only, by agreement.
         labels: index into ``classes``.
         classes: class names in label order.
-        name: what to call the data wherever a result is quoted, e.g. ``"CIFAR-10 (JPEG)"``.
-        fingerprint: SHA-256 (hex) of what is in it, see :func:`fingerprint`.
-        masks: where the object is, for sources that know (shapes).
-        exact: which images are the data set's own pixels, where some are known not to be; None where nothing is said.
-        note: the footnote that a figure on these images must carry, e.g. "117 of 60,000 images from a JPEG copy".
+        name: of the data in reports, e.g. ``"CIFAR-10 (JPEG)"``.
+        fingerprint: SHA-256 (hex) of the content, see :func:`fingerprint`.
+        masks: the object's pixels, where the source knows them (shapes).
+        exact: which images have the original pixels, where some are known to be re-encoded; None if not known.
+        note: footnote for every number measured on these images, e.g. "117 of 60,000 images from a JPEG copy".
     """
 
     pixels: UInt8[Tensor, "n 3 h w"]
@@ -65,7 +65,7 @@ class Images:
     def select(self, indices: Int64[Tensor, " m"] | Sequence[int]) -> Images:
         """These images, in this order; the fingerprint is derived from this one's and the indices.
 
-        A choice of more than 2 GiB goes to an unnamed file in the cache, since the whole may exceed memory.
+        A selection of more than 2 GiB is written to an unnamed file in the cache and memory-mapped.
 
         Raises:
             EnvironmentFault: the cache's disk has no room for such a file.
@@ -102,9 +102,9 @@ def fingerprint(pixels: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, " n"], c
 
 
 def mapped(file: Path | IO[bytes], shape: tuple[int, ...]) -> UInt8[Tensor, "n chans h w"]:
-    """The first bytes of a file as a tensor whose pages are read when they are looked at.
+    """The first bytes of a file as a memory-mapped tensor, which may be larger than memory.
 
-    The tensor may be larger than memory. Writing to it would not reach the file.
+    Writing to the tensor does not change the file.
     """
     if isinstance(file, Path):
         with file.open("rb") as stream:
@@ -191,8 +191,8 @@ def _read(path: Path, name: str) -> bytes:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     image.load()
-    if (turn := _UPRIGHT.get(_orientation(image.info))) is not None:
-        image = image.transpose(turn)
+    if (method := _UPRIGHT.get(_orientation(image.info))) is not None:
+        image = image.transpose(method)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips at 255
@@ -206,7 +206,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _orientation(info: Mapping[Any, Any]) -> int:
-    """The orientation in EXIF, else in XMP; 1, as it lies, where neither has one or can be read.
+    """The orientation in EXIF, else in XMP; 1 (upright) where neither has one or can be read.
 
     Pillow's own reader is not used: it warns about damaged EXIF, which is common, and the filters of Python's warnings
     belong to all threads, so that no thread may change them for a while.

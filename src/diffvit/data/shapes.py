@@ -1,8 +1,8 @@
 """The built-in data set: one of ten shapes per image, among clutter and noise, with the mask of where it is.
 
-Nothing but the outline tells the class: colours, position, size and rotation are drawn independently of it. Every draw
-is a hash of (seed, split, image index), so image i is the same whatever number of images is asked for, and the clutter
-and noise dials change an image without moving its shape.
+Only the outline depends on the class: colours, position, size and rotation are drawn independently of it. Every draw
+is a hash of (seed, split, image index), so image i is the same whatever number of images is asked for, and clutter
+and noise change an image without moving its shape.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def generate(
     noise: float = 0.1,
     seed: int = 0,
 ) -> Images:
-    """Draw the first ``count`` images of a split, or those of the given indices; the classes take turns.
+    """Draw the first ``count`` images of a split, or those of the given indices; the class is the index modulo 10.
 
     Args:
         split: train or test; they share no draws.
@@ -110,7 +110,7 @@ def generate(
         seed: of every draw.
 
     Raises:
-        ConfigError: an unknown split or a dial out of range.
+        ConfigError: an unknown split or a setting out of range.
     """
     if split not in _SPLITS:
         raise ConfigError("split", f"no such split of shapes (found {split!r} vs train or test)")

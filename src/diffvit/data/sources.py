@@ -1,4 +1,4 @@
-"""From the name of a data source to :class:`Images`: the one door through which training gets its data."""
+"""Data sources by name, the order in which CIFAR-10 is looked for, and the validation split."""
 
 from __future__ import annotations
 
@@ -23,7 +23,14 @@ from diffvit.data.random_draws import hash_words
 from diffvit.errors import ConfigError, EnvironmentFault, InputError, did_you_mean
 
 Announce = Callable[[str], None]
-_DIALS: dict[str, Any] = {"size": int, "train": int, "test": int, "clutter": float, "noise": float, "seed": int}
+_SHAPES_SETTINGS: dict[str, Any] = {
+    "size": int,
+    "train": int,
+    "test": int,
+    "clutter": float,
+    "noise": float,
+    "seed": int,
+}
 _SHAPES_COUNTS = {"train": 10_000, "test": 2_000}
 _VALIDATION = 2000  # stream of the draws
 # How long ``auto`` may try to fetch CIFAR-10 before it falls back, seconds: per answer, and in all.
@@ -48,11 +55,11 @@ def load(
             else; without a ``data_dir`` where ``DIFFVIT_DATA`` points, in the same way; without either in the user's
             cache, and then fetched into it. ``folder`` must have one.
         image_size: side of the images, pixels; others are resized.
-        shapes: the dials of :func:`diffvit.data.shapes.generate`, with ``train`` and ``test`` for the counts.
-        announce: told, in one line, when a download starts.
+        shapes: the settings of :func:`diffvit.data.shapes.generate`, with ``train`` and ``test`` for the counts.
+        announce: called with a line of text when a download starts.
 
     Raises:
-        ConfigError: no such source, split or dial.
+        ConfigError: no such source, split or setting.
         InputError: the data is missing, damaged, hostile or incomplete.
         EnvironmentFault: it cannot be fetched, or the disk has no room.
     """
@@ -66,11 +73,11 @@ def load(
 
 
 def resolve_auto(data_dir: Path | None, *, announce: Announce | None = None) -> Literal["cifar10", "shapes"]:
-    """What ``auto`` stands for on this machine: cifar10 where it is found or quickly fetched, else shapes.
+    """The source that ``auto`` selects on this machine: cifar10 where it is found or quickly fetched, else shapes.
 
-    Looked at in turn: ``data_dir``, or else where ``DIFFVIT_DATA`` points; the user's cache; the public files (given up
-    after 3 seconds without an answer, or one minute in all). A named folder without CIFAR-10 is no fault here, but one
-    that does not exist is.
+    Looked for in this order: ``data_dir``, or else where ``DIFFVIT_DATA`` points; the user's cache; the public files
+    (given up after 3 seconds without an answer, or one minute in all). A named folder without CIFAR-10 is not an error
+    here, but one that does not exist is.
 
     Raises:
         InputError: the folder that is named does not exist.
@@ -85,12 +92,12 @@ def resolve_auto(data_dir: Path | None, *, announce: Announce | None = None) -> 
 def place_of(source: str, data_dir: Path | None) -> Path | None:
     """The folder in which a source is looked for first: ``data_dir``, else for CIFAR-10 what ``DIFFVIT_DATA`` names.
 
-    The variable never speaks of a ``folder`` or ``shapes`` source. ``~`` is expanded.
+    The variable does not apply to ``folder`` and ``shapes``. ``~`` is expanded.
     """
     named = data_dir or (os.environ.get("DIFFVIT_DATA") if source in ("auto", "cifar10") else None)
     if not named:
         return None
-    with suppress(RuntimeError):  # of a user who is not there: then it is a folder's name
+    with suppress(RuntimeError):  # ~name of a user who does not exist: take it as a folder's name
         return Path(named).expanduser()
     return Path(named)
 
@@ -112,15 +119,15 @@ def _folder(split: str, *, data_dir: Path | None, image_size: int, **_: Any) -> 
 
 
 def _shapes(split: str, *, shapes: Mapping[str, Any], **_: Any) -> Images:
-    if unknown := sorted(shapes.keys() - _DIALS):
-        raise ConfigError(f"shapes.{unknown[0]}", f"no such dial (have {', '.join(_DIALS)})")
-    dials = {name: _DIALS[name](value) for name, value in shapes.items()}
-    counts = {name: dials.pop(name, count) for name, count in _SHAPES_COUNTS.items()}
-    return shape_images.generate(split, counts[split], **dials)
+    if unknown := sorted(shapes.keys() - _SHAPES_SETTINGS):
+        raise ConfigError(f"shapes.{unknown[0]}", f"no such setting (have {', '.join(_SHAPES_SETTINGS)})")
+    chosen = {name: _SHAPES_SETTINGS[name](value) for name, value in shapes.items()}
+    counts = {name: chosen.pop(name, count) for name, count in _SHAPES_COUNTS.items()}
+    return shape_images.generate(split, counts[split], **chosen)
 
 
-# What each source's name stands for: called with a split and the keyword arguments of load(); images of another size
-# are resized afterwards. An entry more is a source more for everyone who calls load().
+# The registry of data sources. Each is called with a split and the keyword arguments of load(), and may ignore any of
+# them: images of another size are resized afterwards.
 SOURCES: dict[str, Callable[..., Images]] = {"auto": _auto, "cifar10": _cifar10, "folder": _folder, "shapes": _shapes}
 
 
@@ -166,14 +173,14 @@ def _resized(images: Images, size: int) -> Images:
 def validation_split(
     labels: Int64[Tensor, " n"], size: int, seed: int = 0
 ) -> tuple[Int64[Tensor, " train"], Int64[Tensor, " validation"]]:
-    """Split a training set into indices to train on and indices for choices, the same number of each class.
+    """Split a training set into training and validation indices, with the same number of validation images per class.
 
     Depends on the labels' order, ``size`` and ``seed`` only, never on a run's seed or a library's random generator.
 
     Args:
         labels: of the whole training set.
         size: validation images; where it is no multiple of the number of classes, the first classes give one more.
-        seed: another split of the same size.
+        seed: selects another split of the same size.
 
     Returns:
         Ascending indices, together every image once.
