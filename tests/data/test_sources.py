@@ -192,6 +192,13 @@ def test_shapes_take_their_dials() -> None:
         load("shapes", None, shapes={"cluter": 0.2})
 
 
+def test_a_source_more_is_an_entry_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sources.SOURCES, "mine", lambda split, **_: shapes.generate(split, 20, size=16))
+    assert load("mine", None).pixels.shape == (20, 3, 32, 32)
+    with pytest.raises(ConfigError, match="have auto, cifar10, folder, shapes, mine"):
+        load("yours", None)
+
+
 def test_unknown_names() -> None:
     with pytest.raises(ConfigError, match="did you mean 'cifar10'"):
         load("cifar", None)
