@@ -29,10 +29,13 @@ def load(folder: Path) -> None:
     cifar10.load(cifar10.find(folder), "test")
 
 
-@pytest.mark.parametrize("content", [b"x", None, b"PAR1", b"PK\3\4" + b"\0" * 100, b"PAR1" + b"\xff" * 64 + b"PAR1"])
+@pytest.mark.parametrize(
+    "content", [b"x", b"", None, b"PAR1", b"PK\3\4" + b"\0" * 100, b"PAR1" + b"\xff" * 64 + b"PAR1"]
+)
 def test_what_is_not_parquet_is_one_clear_line(content: bytes | None, tmp_path: Path) -> None:
     path = tmp_path / "test-00000-of-00001.parquet"
-    path.write_bytes(content or write_parquet(tmp_path, "test", SETS["test"]).read_bytes()[:-100])
+    cut_short = write_parquet(tmp_path, "test", SETS["test"]).read_bytes()[:-100]
+    path.write_bytes(cut_short if content is None else content)
     with pytest.raises(InputError, match="cannot be read as Parquet") as caught:
         load(tmp_path)
     assert "\n" not in str(caught.value)
