@@ -15,7 +15,7 @@ from diffvit.app.explorer import Explorer, ForwardPass, MapSelection
 from diffvit.app.models import Models
 from diffvit.attention import capture, rollout
 from diffvit.attention.subject import Picture, Subject, fit, of_run
-from diffvit.data.shapes import generate_at
+from diffvit.data.shapes import generate
 from diffvit.training.evaluate import predict
 
 EXPLORER = Explorer(Models([]))
@@ -28,7 +28,7 @@ def subjects() -> dict[str, Subject]:
 
 
 def picture(index: int = 3) -> Picture:
-    images = generate_at("test", torch.tensor([index]))
+    images = generate("test", torch.tensor([index]))
     return Picture(f"{index}", images.pixels[0], images.classes[int(images.labels[0])])
 
 

@@ -17,7 +17,7 @@ from diffvit.app.explorer import Explorer, ForwardPass, MapSelection
 from diffvit.app.models import Models
 from diffvit.app.panels import OverlayStyle, draw_figure, html, inline, panel
 from diffvit.attention.subject import Picture, of_run
-from diffvit.data.shapes import generate_at
+from diffvit.data.shapes import generate
 
 
 class Tags(HTMLParser):
@@ -47,7 +47,7 @@ class Tags(HTMLParser):
 
 
 def forward(name: str, *, mask: bool = False, label: str = "star") -> ForwardPass:
-    images = generate_at("test", torch.tensor([5]))
+    images = generate("test", torch.tensor([5]))
     assert images.masks is not None
     shown = Picture("5", images.pixels[0], label, images.masks[0] if mask else None)
     return Explorer(Models([])).forward(of_run(name, device="cpu"), shown)

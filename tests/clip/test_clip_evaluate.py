@@ -24,7 +24,7 @@ from diffvit.clip.labelled import Labelled, superclasses
 from diffvit.clip.predictions import Predictions, decided, paired, predictions_of
 from diffvit.clip.preprocess import Preprocessing
 from diffvit.clip.shifts import shifts
-from diffvit.data.cifar10_rows import CLASSES
+from diffvit.data.cifar10 import CLASSES
 from diffvit.errors import InputError
 
 Captured = pytest.CaptureFixture[str]

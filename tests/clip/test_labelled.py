@@ -14,7 +14,7 @@ from class_folders import class_folders, picture
 from diffvit.clip import labelled as subject
 from diffvit.clip.hub import imagenet_wordnet_ids
 from diffvit.clip.labelled import Labelled, cifar10_members, imagenet_groups, open_labelled
-from diffvit.data.cifar10_rows import CLASSES
+from diffvit.data.cifar10 import CLASSES
 from diffvit.data.images import Images, decode
 from diffvit.errors import ConfigError, InputError
 

@@ -6,17 +6,13 @@ import io
 import pickle
 import struct
 import tarfile
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 from PIL import Image
-
-from diffvit.data.cifar10_archives import read_python
-from diffvit.errors import InputError
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 Split = tuple[np.ndarray, np.ndarray]
@@ -136,18 +132,3 @@ def write_folder(folder: Path, split: str, data: Split, kind: str = "PNG") -> No
         place = folder / split / CLASSES[label]
         place.mkdir(parents=True, exist_ok=True)
         (place / f"{row:05d}.png").write_bytes(encode(image, kind))
-
-
-PYTHON_TEST_BATCH = "cifar-10-batches-py/test_batch"
-
-
-def in_archive(folder: Path, content: bytes, member: str = PYTHON_TEST_BATCH) -> Path:
-    path = folder / "some.tar.gz"
-    path.write_bytes(archive({member: content}))
-    return path
-
-
-def refused(path: Path, why: str, read: Callable[[Path, str], object] = read_python) -> None:
-    with pytest.raises(InputError, match=why) as caught:
-        read(path, "test")
-    assert "\n" not in str(caught.value)

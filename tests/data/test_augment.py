@@ -15,7 +15,7 @@ from torch import Tensor
 from diffvit.config import AugmentConfig
 from diffvit.data.augment import Augment, Settings
 from diffvit.data.batches import channel_statistics, normalise
-from diffvit.data.color_ops import brightness, contrast, saturation
+from diffvit.data.image_ops import brightness, contrast, saturation
 from diffvit.data.random_draws import Stream, hash_uniform
 from diffvit.errors import ConfigError
 
@@ -62,8 +62,9 @@ def test_settings_are_the_configs_fields_and_defaults():
     assert asdict(Settings()) == AugmentConfig().model_dump()
 
 
-def test_all_off_is_the_bare_normalised_image():
-    batch = make()(ALL, 3)
+@pytest.mark.parametrize("chosen", [{}, {"mixup": 0.8, "cutmix": 1.0, "mix_probability": 0.0}])
+def test_all_off_is_the_bare_normalised_image(chosen: dict[str, Any]):
+    batch = make(chosen)(ALL, 3)
     assert torch.equal(batch.images, normalise(PIXELS, MEAN, STD))
     assert torch.equal(batch.targets, one_hot(LABELS))
     assert torch.equal(batch.labels, LABELS)
@@ -207,12 +208,6 @@ def test_label_smoothing_spreads_its_share_over_all_classes():
     torch.testing.assert_close(targets, 0.9 * one_hot(LABELS) + 0.1 / CLASSES)
     mixed, plain = make({"mixup": 0.8}, label_smoothing=0.1), make({"mixup": 0.8})
     torch.testing.assert_close(mixed(ALL, 0).targets, 0.9 * plain(ALL, 0).targets + 0.1 / CLASSES)
-
-
-def test_nothing_is_mixed_at_probability_zero():
-    batch = make({"mixup": 0.8, "cutmix": 1.0, "mix_probability": 0.0})(ALL, 0)
-    assert torch.equal(batch.images, normalise(PIXELS, MEAN, STD))
-    assert torch.equal(batch.targets, one_hot(LABELS))
 
 
 def test_policies_take_their_settings():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,6 @@ from cifar10_files import (
 
 from diffvit.cache import cache_folder
 from diffvit.data import cifar10, sources
-from diffvit.data.cifar10_encoded import read_parquet
 from diffvit.data.images import Images, fingerprint
 from diffvit.errors import InputError
 
@@ -33,17 +33,15 @@ PER_CLASS = {"train": 5, "test": 2}
 Sets = dict[str, Split]
 
 
+@pytest.fixture(autouse=True)
+def _small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("cifar10") is None:
+        monkeypatch.setattr(cifar10, "PER_CLASS", PER_CLASS)
+
+
 def as_parquet(folder: Path, sets: Sets) -> None:
     for split, data in sets.items():
         write_parquet(folder, split, data)
-
-
-def as_parquet_in_plain_text(folder: Path, sets: Sets) -> None:
-    as_parquet(folder / "plain_text", sets)
-
-
-def as_python_archive(folder: Path, sets: Sets) -> None:
-    (folder / "cifar-10-python.tar.gz").write_bytes(archive(python_members(sets)))
 
 
 def as_python_folder(folder: Path, sets: Sets) -> None:
@@ -51,10 +49,6 @@ def as_python_folder(folder: Path, sets: Sets) -> None:
     for split, data in sets.items():
         for number, (name, part) in enumerate(batches(split, data).items()):
             (folder / "cifar-10-batches-py" / name).write_bytes(batch_pickle(part, protocol=number % 5))
-
-
-def as_binary_archive(folder: Path, sets: Sets) -> None:
-    (folder / "cifar-10-binary.tar.gz").write_bytes(archive(binary_members(sets)))
 
 
 def as_binary_folder(folder: Path, sets: Sets) -> None:
@@ -68,15 +62,23 @@ def as_image_folder(folder: Path, sets: Sets) -> None:
         write_folder(folder, split, data)
 
 
-CONTAINERS: dict[str, tuple[str, Callable[[Path, Sets], None]]] = {
+def as_archive(name: str, members: Callable[[Sets], Any]) -> Callable[[Path, Sets], object]:
+    return lambda folder, sets: (folder / name).write_bytes(archive(members(sets)))
+
+
+CONTAINERS: dict[str, tuple[str, Callable[[Path, Sets], object]]] = {
     "parquet": ("parquet", as_parquet),
-    "parquet in plain_text": ("parquet", as_parquet_in_plain_text),
-    "python archive": ("python", as_python_archive),
+    "parquet in plain_text": ("parquet", lambda folder, sets: as_parquet(folder / "plain_text", sets)),
+    "python archive": ("python", as_archive("cifar-10-python.tar.gz", python_members)),
     "python folder": ("python", as_python_folder),
-    "binary archive": ("binary", as_binary_archive),
+    "binary archive": ("binary", as_archive("cifar-10-binary.tar.gz", binary_members)),
     "binary folder": ("binary", as_binary_folder),
     "image folder": ("folder", as_image_folder),
 }
+
+
+def loaded(folder: Path, split: str = "test") -> Images:
+    return cifar10.load(cifar10.find(folder), split)
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +105,9 @@ def test_every_container_gives_the_same_images(
     place = tmp_path / inside
     place.mkdir(exist_ok=True)
     write(place, sets)
-    container = cifar10.find(tmp_path)
-    assert container is not None
-    assert container.kind == kind
+    assert cifar10.find(tmp_path).kind == kind
     for split in ("train", "test"):
-        images = cifar10.load(container, split, per_class=PER_CLASS[split])
+        images = loaded(tmp_path, split)
         assert (images.name, images.note, images.exact) == (cifar10.UNKNOWN, "", None)
         assert images.classes == CLASSES
         assert images.pixels.dtype == torch.uint8
@@ -123,19 +123,11 @@ def test_fingerprint_and_validation_split_do_not_know_the_container(tmp_path: Pa
             place = tmp_path / f"{number}-{order}"
             place.mkdir()
             write(place, content)
-            container = cifar10.find(place)
-            assert container is not None
-            images = cifar10.load(container, "train", per_class=PER_CLASS["train"])
+            images = loaded(place, "train")
             prints.add(images.fingerprint)
             held.add(tuple(sources.validation_split(images.labels, 20)[1].tolist()))
     assert len(prints) == 1
     assert len(held) == 1
-
-
-def loaded(folder: Path) -> Images:
-    container = cifar10.find(folder)
-    assert container is not None
-    return cifar10.load(container, "test", per_class=2)
 
 
 @pytest.mark.parametrize("name", CONTAINERS)
@@ -170,12 +162,10 @@ def test_copied_rows_are_not_exact_in_whatever_order(tmp_path: Path, sets: Sets)
     copied = [1, 4, 17]
     write_parquet(tmp_path, "test", sets["test"], copied=copied)
     for images in (loaded(tmp_path), loaded(tmp_path)):  # decoded, and as kept
-        assert images.exact is not None
         found = images.pixels[~images.exact].numpy()
         assert sorted(map(bytes, found)) == sorted(map(bytes, pixels[copied]))
         assert sorted(images.labels[~images.exact].tolist()) == sorted(labels[copied].tolist())
         few = images.select([5, 2])
-        assert few.exact is not None
         assert few.exact.tolist() == images.exact[[5, 2]].tolist()
     write_parquet(tmp_path, "test", sets["test"])
     assert loaded(tmp_path).exact is None  # the same pixels, and not from the cache
@@ -187,24 +177,18 @@ def test_nothing_is_found_where_nothing_is(tmp_path: Path) -> None:
     assert cifar10.find(tmp_path / "missing") is None
 
 
-def kept_files() -> list[Path]:
-    return sorted((cache_folder() / "decoded").iterdir())
-
-
 def test_decoded_pixels_are_kept_and_checked(tmp_path: Path, sets: Sets, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_parquet(tmp_path, "test", sets["test"])
-    container = cifar10.find(tmp_path)
-    assert container is not None
-    first = cifar10.load(container, "test", per_class=2)
-    [kept] = kept_files()
+    write_parquet(tmp_path, "test", sets["test"])
+    first = loaded(tmp_path)
+    [kept] = (cache_folder() / "decoded").iterdir()
     decoded = []
 
     def counting(folder: Path, split: str) -> cifar10.Rows:
         decoded.append(split)
-        return read_parquet(folder, split)
+        return cifar10.read_parquet(folder, split)
 
     monkeypatch.setitem(cifar10.READERS, "parquet", counting)
-    again = cifar10.load(container, "test", per_class=2)
+    again = loaded(tmp_path)
     assert decoded == []
     assert again.fingerprint == first.fingerprint
     assert torch.equal(again.pixels, first.pixels)
@@ -212,16 +196,16 @@ def test_decoded_pixels_are_kept_and_checked(tmp_path: Path, sets: Sets, monkeyp
 
     for damage in (lambda b: b[:-1], lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b"", lambda b: b"\xff" * 64):
         kept.write_bytes(damage(kept.read_bytes()))
-        assert cifar10.load(container, "test", per_class=2).fingerprint == first.fingerprint
+        assert loaded(tmp_path).fingerprint == first.fingerprint
     assert decoded == ["test"] * 4
 
     pixels, labels = sets["test"]
     write_parquet(tmp_path, "test", (255 - pixels, labels))
-    assert cifar10.load(container, "test", per_class=2).fingerprint != first.fingerprint
-    assert len(kept_files()) == 2
+    assert loaded(tmp_path).fingerprint != first.fingerprint
+    assert len(list((cache_folder() / "decoded").iterdir())) == 2
+    monkeypatch.setattr(cifar10, "PER_CLASS", {"test": 3})
     with pytest.raises(InputError, match="found 20 images vs 30"):
-        cifar10.load(container, "test", per_class=3)
-    path.unlink()
+        loaded(tmp_path)
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing_else(
@@ -231,9 +215,7 @@ def test_a_cache_that_cannot_be_written_costs_nothing_else(
     blocked.write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
     write_parquet(tmp_path, "test", sets["test"])
-    container = cifar10.find(tmp_path)
-    assert container is not None
-    assert len(cifar10.load(container, "test", per_class=2)) == 20
+    assert len(loaded(tmp_path)) == 20
     assert blocked.read_text() == "in the way"
 
 
@@ -251,16 +233,15 @@ def test_real_cifar10_decodes_to_its_published_sum(
     copy: str, split: str, digest: str, copied: int, cifar10_named: Callable[[str], Path]
 ) -> None:
     container = cifar10.find(cifar10_named(copy))
-    assert container is not None
     assert container.kind == "parquet"
-    rows = read_parquet(container.path, split)
+    rows = cifar10.read_parquet(container.path, split)
     found = hashlib.sha256(rows.pixels.tobytes())
     found.update(rows.labels.tobytes())
     assert found.hexdigest() == digest
     assert copied == (0 if rows.exact is None else (~rows.exact).sum())
-    ordered = rows.sorted()
-    assert np.bincount(ordered.labels).tolist() == [cifar10.PER_CLASS[split]] * 10
-    hashes = [hashlib.sha256(image.tobytes()).digest() for image in ordered.pixels[:200]]
+    images = cifar10.load(container, split)
+    assert images.labels.bincount().tolist() == [cifar10.PER_CLASS[split]] * 10
+    hashes = [hashlib.sha256(image.numpy().tobytes()).digest() for image in images.pixels[:200]]
     assert hashes == sorted(hashes)
 
 
@@ -280,9 +261,8 @@ def test_real_cifar10_through_the_front_door(cifar10_named: Callable[[str], Path
 def test_the_official_archive_would_have_the_official_name(split: str, cifar10_named: Callable[[str], Path]) -> None:
     """The copied images are horses and ships; with any others in their place the set is named by the other classes."""
     images = sources.load("cifar10", split, data_dir=cifar10_named("CIFAR-10"), image_size=32)
-    assert images.exact is not None
     assert set(images.labels[~images.exact].tolist()) == {CLASSES.index("horse"), CLASSES.index("ship")}
     pixels = images.pixels.clone()
     pixels[~images.exact] = 0
-    there = cifar10._named(pixels, images.labels, None, fingerprint(pixels, images.labels, CLASSES))
+    there = cifar10._named(pixels, images.labels, None)
     assert (there.name, there.note) == ("CIFAR-10", "")

@@ -1,51 +1,57 @@
-"""Archives from a stranger: nothing runs, nothing is written, nothing grows without bound; one clear line each time."""
+"""Archives and pickles from a stranger: nothing runs, is written or grows without bound; one clear line each time."""
 
 from __future__ import annotations
 
 import gzip
 import io
+import os
+import pickle
+import struct
 import tarfile
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cifar10_files import (
-    PYTHON_TEST_BATCH,
-    Split,
-    archive,
-    batch_pickle,
-    binary_members,
-    in_archive,
-    python_members,
-    records,
-    refused,
-    synthetic,
-)
+from cifar10_files import archive, batch_pickle, binary_members, python2_pickle, python_members, records, synthetic
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from diffvit.data.cifar10_archives import MAX_MEMBER, read_binary, read_python
+from diffvit.data import cifar10
 from diffvit.errors import InputError
 
 DATA = synthetic(2, 0)
-MEMBER = PYTHON_TEST_BATCH
+MEMBER = "cifar-10-batches-py/test_batch"
 BINARY = "cifar-10-batches-bin/test_batch.bin"
+Read = Callable[[Path, str], cifar10.Rows]
+read_python, read_binary = cifar10.READERS["python"], cifar10.READERS["binary"]
 
 
-def with_member(info: tarfile.TarInfo, content: bytes = b"") -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        tar.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
+def in_archive(folder: Path, content: bytes | tarfile.TarInfo, member: str = MEMBER) -> Path:
+    path = folder / "some.tar.gz"
+    path.write_bytes(archive({member: content}))
+    return path
+
+
+def refused(path: Path, why: str, read: Read = read_python, split: str = "test") -> None:
+    with pytest.raises(InputError, match=why) as caught:
+        read(path, split)
+    assert "\n" not in str(caught.value)
+
+
+def claiming(size: int, name: str = MEMBER, kind: bytes = tarfile.REGTYPE) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, size
+    return info
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE])
 def test_links_and_devices_in_place_of_a_member(kind: bytes, tmp_path: Path) -> None:
-    info = tarfile.TarInfo(MEMBER)
-    info.type, info.linkname = kind, "/etc/passwd"
-    path = tmp_path / "some.tar.gz"
-    path.write_bytes(with_member(info))
-    refused(path, "not a regular file")
+    info = claiming(0, kind=kind)
+    info.linkname = "/etc/passwd"
+    refused(in_archive(tmp_path, info), "not a regular file")
 
 
 def test_members_elsewhere_are_neither_read_nor_written(tmp_path: Path) -> None:
@@ -57,47 +63,36 @@ def test_members_elsewhere_are_neither_read_nor_written(tmp_path: Path) -> None:
     assert np.array_equal(read_python(path, "test").pixels, DATA[0])
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == [path]
     for name in ("../" + MEMBER, "/" + MEMBER, "./" + MEMBER.replace("/", "/../cifar-10-batches-py/"), MEMBER + "/x"):
-        path.write_bytes(archive({name: batch_pickle(DATA)}))
-        refused(path, "lacks")
+        refused(in_archive(tmp_path, batch_pickle(DATA), name), "lacks")
 
 
 def test_a_member_twice(tmp_path: Path) -> None:
-    info = tarfile.TarInfo("cifar-10-batches-py/data_batch_1")
-    path = tmp_path / "some.tar.gz"
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        tar.addfile(info)
-        tar.addfile(info)
-    path.write_bytes(buffer.getvalue())
-    with pytest.raises(InputError, match="twice"):
-        read_python(path, "train")
-
-
-@pytest.mark.parametrize("size", [MAX_MEMBER + 1, 2**40, 8**11 - 1])
-def test_a_member_that_claims_to_be_huge(size: int, tmp_path: Path) -> None:
-    info = tarfile.TarInfo(MEMBER)
-    info.size = size
-    path = tmp_path / "some.tar.gz"
-    path.write_bytes(gzip.compress(info.tobuf(tarfile.GNU_FORMAT) + b"\0" * 4096))
-    refused(path, "too large")
-
-
-def test_a_member_that_is_cut_short(tmp_path: Path) -> None:
-    info = tarfile.TarInfo(MEMBER)
-    info.size = 100_000
-    path = tmp_path / "some.tar.gz"
-    path.write_bytes(gzip.compress(info.tobuf() + b"x" * 1000))
-    refused(path, "cut short|not a whole")
+    with tarfile.open(tmp_path / "some.tar.gz", "w:gz") as tar:
+        tar.addfile(claiming(0))
+        tar.addfile(claiming(0))
+    refused(tmp_path / "some.tar.gz", "twice")
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.REGTYPE])
-def test_a_small_file_that_unpacks_without_end(kind: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffvit.data.cifar10_archives.MAX_UNPACKED", 2**20)
-    info = tarfile.TarInfo("filler")
-    info.type, info.size = kind, 2**33
+@pytest.mark.parametrize("size", [-512, 100_000, 2**28 + 1, 2**40, 2**62, 2**80])
+@pytest.mark.parametrize("name", [MEMBER, "filler"])
+def test_sizes_that_are_not_there_are_neither_believed_nor_waited_for(
+    kind: bytes, size: int, name: str, tmp_path: Path
+) -> None:
     path = tmp_path / "some.tar.gz"
-    path.write_bytes(gzip.compress(info.tobuf(tarfile.GNU_FORMAT) + b"\0" * 2**22))
+    path.write_bytes(gzip.compress(claiming(size, name, kind).tobuf(tarfile.GNU_FORMAT) + b"\0" * 4096))
+    started = time.process_time()
+    refused(path, "not a whole|lacks")
+    assert time.process_time() - started < 5
+
+
+def test_a_small_file_that_unpacks_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cifar10, "MAX_UNPACKED", 2**20)
+    path = tmp_path / "some.tar.gz"
+    path.write_bytes(gzip.compress(claiming(2**33).tobuf(tarfile.GNU_FORMAT) + b"\0" * 2**22))
     refused(path, "unpacks to more than")
+    (tmp_path / "test_batch.bin").write_bytes(b"\0" * (2**20 + 1))
+    refused(tmp_path, "too large", read_binary)
 
 
 def zipped(content: bytes) -> bytes:
@@ -107,40 +102,34 @@ def zipped(content: bytes) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"x",
-        b"\x1f\x8b",
-        gzip.compress(b"not a tar" * 100),
-        gzip.compress(b""),
-        zipped(b"x"),
-        b"\x1f\x8b" + b"\xff" * 50,
-    ],
-    # Named here: a gzip file holds the time it was made, and every worker has to collect the same names.
-    ids=["empty", "one-byte", "gzip-magic", "gzip-of-text", "gzip-of-nothing", "zip", "gzip-magic-and-noise"],
-)
+NOT_ARCHIVES = {
+    "empty": b"",
+    "one byte": b"x",
+    "gzip's magic": b"\x1f\x8b",
+    "gzip of text": gzip.compress(b"not a tar" * 100),
+    "gzip of nothing": gzip.compress(b""),
+    "zip": zipped(b"x"),
+    "gzip's magic and noise": b"\x1f\x8b" + b"\xff" * 50,
+}
+
+
+@pytest.mark.parametrize("name", NOT_ARCHIVES)
 @pytest.mark.parametrize("read", [read_python, read_binary])
-def test_not_an_archive(content: bytes, read: Callable[[Path, str], object], tmp_path: Path) -> None:
+def test_not_an_archive(name: str, read: Read, tmp_path: Path) -> None:
     path = tmp_path / "some.tar.gz"
-    path.write_bytes(content)
+    path.write_bytes(NOT_ARCHIVES[name])
     refused(path, "not a whole|lacks", read)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize(("members", "read"), [(python_members, read_python), (binary_members, read_binary)])
 def test_a_truncated_archive(
-    members: Callable[[dict[str, Split]], dict[str, bytes | tarfile.TarInfo]],
-    read: Callable[[Path, str], object],
-    share: float,
-    tmp_path: Path,
+    members: Callable[..., dict[str, bytes]], read: Read, share: float, tmp_path: Path
 ) -> None:
     whole = archive(members({"train": synthetic(5, 3)}))
     path = tmp_path / "some.tar.gz"
     path.write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(InputError, match=r"not a whole|cut short|lacks"):
-        read(path, "train")
+    refused(path, "not a whole|lacks", read, "train")
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
@@ -154,13 +143,137 @@ def test_records_of_the_wrong_length(size: int, tmp_path: Path) -> None:
     refused(in_archive(tmp_path, b"\0" * size, BINARY), "whole number of 3073-byte records", read_binary)
 
 
-def test_records_with_a_wrong_label(tmp_path: Path) -> None:
+def test_records_with_a_wrong_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = bytearray(records(DATA))
     content[3073] = 10
-    refused(in_archive(tmp_path, bytes(content), BINARY), "found 10, allowed 0 to 9", read_binary)
+    (tmp_path / "test_batch.bin").write_bytes(content)
+    refused(tmp_path, "found 10, allowed 0 to 9", lambda path, split: cifar10.load(cifar10.find(path), split))
 
 
-def test_an_unpacked_file_over_the_cap(tmp_path: Path) -> None:
-    with (tmp_path / "test_batch.bin").open("wb") as file:
-        file.truncate(MAX_MEMBER + 1)
-    refused(tmp_path, "too large", read_binary)
+@pytest.mark.parametrize("protocol", range(5))
+def test_pickles_of_every_protocol_read_the_same(protocol: int, tmp_path: Path) -> None:
+    rows = read_python(in_archive(tmp_path, batch_pickle(DATA, protocol)), "test")
+    assert np.array_equal(rows.pixels, DATA[0])
+    assert np.array_equal(rows.labels, DATA[1])
+
+
+def test_pickles_of_python_2_and_of_older_numpy_read_the_same(tmp_path: Path) -> None:
+    old = python2_pickle(DATA)
+    assert pickle.loads(old, encoding="bytes")[b"labels"] == DATA[1].tolist()
+    for content in (old, batch_pickle(DATA).replace(b"numpy._core", b"numpy.core")):
+        assert np.array_equal(read_python(in_archive(tmp_path, content), "test").pixels, DATA[0])
+
+
+class Runs:
+    """Pickles into a call."""
+
+    def __init__(self, function: object, *arguments: object) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize("where", ["alone", "data", "labels", "extra", "key"])
+def test_a_pickle_that_runs_a_command_is_not_obeyed(where: str, protocol: int, tmp_path: Path) -> None:
+    bomb = Runs(os.system, f"touch {tmp_path}/ran")
+    content = {
+        "alone": lambda: pickle.dumps(bomb, protocol),
+        "data": lambda: batch_pickle(DATA, protocol, data=bomb),
+        "labels": lambda: batch_pickle(DATA, protocol, labels=[bomb]),
+        "extra": lambda: batch_pickle(DATA, protocol, extra=bomb),
+        "key": lambda: pickle.dumps({bomb: 1}, protocol),
+    }[where]()
+    refused(in_archive(tmp_path, content), r"is not a CIFAR-10 batch \(it asks for (posix|nt)\.system")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "function", [eval, getattr, np.load, np.frombuffer, __import__, open, io.BytesIO], ids=lambda f: f.__name__
+)
+def test_other_callables_are_not_known(function: object, tmp_path: Path) -> None:
+    refused(in_archive(tmp_path, pickle.dumps(Runs(function, "1"))), "it asks for")
+
+
+HOSTILE_PICKLES = {
+    "a memo slot of 64 GB": b"\x80\x02]r\xff\xff\xff\x7f.",
+    "a textual memo slot": b"]p99999999999999999999\n.",
+    "a long string claimed": b"\x80\x04\x8e" + struct.pack("<Q", 2**60) + b"x.",
+    "a long old string claimed": b"T\xff\xff\xff\x7fx.",
+    "a byte array of 1 TB claimed": b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"x.",
+    "a list of 1 TB as rows": batch_pickle(DATA).replace(b"K\x14M\0\x0c\x86", b"]K\1a\x8a\6\0\0\0\0\0\1\x86"),
+    "an extension code": b"\x80\x02\x82\x01.",
+    "a persistent id": b"Pid\n.",
+    "an instance": b"(ios\nsystem\n.",
+    "a new object": b"\x80\x02cnumpy\nndarray\n)\x81.",
+    "a stand-in's class": b"\x80\x02cnumpy\nndarray\nN}X\x08\0\0\0__call__K\x01s\x86b.",
+    "nothing": b"",
+    "no end": b"\x80\x02]",
+    "an empty stack": b"\x80\x020.",
+    "a list": b"].",
+    "an empty dict": b"}.",
+    "a stack of appends": b"(" * 1000 + b".",
+    "a string encoded often": b"\x80\x02X" + struct.pack("<I", 2**20) + b"x" * 2**20
+    + b"q\0c_codecs\nencode\nq\x01X\x06\0\0\0latin1q\x02" + b"h\x01h\0h\x02\x86R" * 100 + b".",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE_PICKLES)
+def test_hostile_pickles(name: str, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    path = in_archive(tmp_path, HOSTILE_PICKLES[name])
+    started, peak = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused(path, "is not a CIFAR-10 batch")
+    assert time.process_time() - started < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 200_000  # kilobytes
+    assert np.array_equal(read_python(in_archive(tmp_path, batch_pickle(DATA)), "test").labels, DATA[1])
+
+
+def shaped(*shape: int, kind: str = "u1") -> np.ndarray:
+    return np.zeros(shape, dtype=kind)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"data": shaped(20, 3072, kind="f4")}, "other pixels"),
+        ({"data": shaped(20, 3072, kind="i1")}, "other pixels"),
+        ({"data": shaped(20, 1024)}, "other pixels"),
+        ({"data": shaped(20, 3, 32, 32)}, "not a CIFAR-10 batch"),
+        ({"data": np.asfortranarray(shaped(20, 3072))}, "other pixels"),
+        ({"data": np.empty((20, 3072), dtype=object)}, "not a CIFAR-10 batch|other pixels"),
+        ({"data": [[0] * 3072] * 20}, "not a CIFAR-10 batch"),
+        ({"data": None}, "not a CIFAR-10 batch"),
+        ({"data": shaped(19, 3072)}, "19 images but 20 labels"),
+        ({"labels": [0] * 19}, "20 images but 19 labels"),
+        *[
+            ({"labels": [label] * 20}, "list of whole numbers from 0 to 9")
+            for label in (10, -1, 2**200, 1.0, True, "1")
+        ],
+        *[({"labels": labels}, "list of whole numbers") for labels in ("0123456789" * 2, None)],
+    ],
+)
+def test_batches_with_wrong_content(changes: dict[str, object], why: str, tmp_path: Path) -> None:
+    refused(in_archive(tmp_path, batch_pickle(DATA, **changes)), why)
+
+
+@pytest.mark.parametrize("rows", [10**9, 21, 0, -20])
+def test_a_shape_that_its_bytes_do_not_fill(rows: int, tmp_path: Path) -> None:
+    refused(in_archive(tmp_path, python2_pickle(DATA, rows)), "other pixels")
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.data())
+def test_flipped_bytes_in_a_pickle(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    content = bytearray(batch_pickle((DATA[0][:2], DATA[1][:2]), data.draw(st.sampled_from([0, 2, 4]))))
+    ends = [*range(60), *range(len(content) - 260, len(content))]
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.sampled_from(ends))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.mktemp("flipped") / "test_batch"
+    path.write_bytes(content)
+    try:
+        rows = read_python(path.parent, "test")
+    except InputError:
+        return
+    assert rows.pixels.shape == (2, 3, 32, 32)

@@ -5,18 +5,30 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures import encoded, picture
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from diffvit.data.images import Images, decode, fingerprint, resize
+from diffvit.data.images import MAX_PIXELS, Images, decode, fingerprint, resize
+from diffvit.errors import InputError
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def picture(height: int = 6, width: int = 9) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("BMP", {}), ("WEBP", {"lossless": True})])
@@ -34,43 +46,27 @@ def test_any_png_comes_back_whole(height: int, width: int, seed: int) -> None:
     assert np.array_equal(decode(encoded(Image.fromarray(pixels), "PNG"), name="x").transpose(1, 2, 0), pixels)
 
 
-def test_grey_and_one_bit_images_become_rgb() -> None:
-    grey = picture()[..., 0]
-    assert np.array_equal(decode(encoded(Image.fromarray(grey), "PNG"), name="x"), np.stack([grey] * 3))
-    black_and_white = Image.fromarray(grey > 127)
-    expected = np.where(grey > 127, 255, 0)
-    assert np.array_equal(decode(encoded(black_and_white, "PNG"), name="x"), np.stack([expected] * 3))
+GREY = picture()[..., 0]
+RED = np.array([[[200, 0, 0, alpha] for alpha in (0, 255, 51)]], np.uint8)
+PALETTE = Image.new("P", (2, 1))
+PALETTE.putpalette([10, 20, 30, 40, 50, 60])
+PALETTE.putpixel((1, 0), 1)
+MODES: dict[str, tuple[Image.Image, dict[str, object], object]] = {
+    "grey": (Image.fromarray(GREY), {}, [GREY] * 3),
+    "one bit": (Image.fromarray(GREY > 127), {}, [np.where(GREY > 127, 255, 0)] * 3),
+    "16-bit grey, by its range": (
+        Image.fromarray(np.array([[0, 256, 257, 32896, 65535]], dtype=np.uint16)), {}, [[[0, 1, 1, 128, 255]]] * 3,
+    ),
+    "white behind transparency": (Image.fromarray(RED, "RGBA"), {}, [[[255, 200, 244]], *[[[255, 0, 204]]] * 2]),
+    "palette": (PALETTE, {"transparency": bytes([0, 255])}, [[[255, 40]], [[255, 50]], [[255, 60]]]),
+    "grey with alpha": (Image.new("LA", (2, 2), (7, 255)), {}, np.full((3, 2, 2), 7)),
+}  # fmt: skip
 
 
-def test_16_bit_grey_is_scaled_by_its_range() -> None:
-    values = np.array([[0, 256, 257, 32896, 65535]], dtype=np.uint16)
-    found = decode(encoded(Image.fromarray(values), "PNG"), name="x")
-    assert found[0].tolist() == [[0, 1, 1, 128, 255]]
-    assert np.array_equal(found[0], found[2])
-
-
-def test_transparency_shows_white() -> None:
-    pixels = np.zeros((1, 3, 4), dtype=np.uint8)
-    pixels[0, :, 0] = 200
-    pixels[0, :, 3] = (0, 255, 51)
-    found = decode(encoded(Image.fromarray(pixels, "RGBA"), "PNG"), name="x")
-    assert found[:, 0, 0].tolist() == [255, 255, 255]
-    assert found[:, 0, 1].tolist() == [200, 0, 0]
-    assert np.abs(found[:, 0, 2].astype(int) - [244, 204, 204]).max() <= 1
-
-
-def test_palette_with_transparent_entries() -> None:
-    image = Image.new("P", (2, 1))
-    image.putpalette([10, 20, 30, 40, 50, 60])
-    image.putpixel((1, 0), 1)
-    found = decode(encoded(image, "PNG", transparency=bytes([0, 255])), name="x")
-    assert found[:, 0, 0].tolist() == [255, 255, 255]
-    assert found[:, 0, 1].tolist() == [40, 50, 60]
-
-
-def test_grey_with_alpha() -> None:
-    found = decode(encoded(Image.new("LA", (2, 2), (7, 255)), "PNG"), name="x")
-    assert np.array_equal(found, np.full((3, 2, 2), 7))
+@pytest.mark.parametrize("name", MODES)
+def test_every_mode_becomes_rgb(name: str) -> None:
+    image, options, expected = MODES[name]
+    assert np.array_equal(decode(encoded(image, "PNG", **options), name="x"), expected)
 
 
 @pytest.mark.parametrize(("ink", "colour"), [((0, 0, 0, 0), (255, 255, 255)), ((0, 255, 255, 0), (255, 0, 0))])
@@ -199,8 +195,6 @@ def test_select_keeps_images_labels_and_masks_together() -> None:
     assert len(some) == 2
     assert torch.equal(some.pixels, images.pixels[[3, 1]])
     assert some.labels.tolist() == [0, 1]
-    assert images.masks is not None
-    assert some.masks is not None
     assert torch.equal(some.masks, images.masks[[3, 1]])
     assert some.fingerprint != images.fingerprint
     assert some.fingerprint == images.select([3, 1]).fingerprint
@@ -218,3 +212,81 @@ def test_the_fingerprint_sees_pixels_labels_order_and_classes() -> None:
         fingerprint(images.pixels.view(4, 3, 1, 4), images.labels, images.classes),
     }
     assert len(prints) == 6
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png_header(width: int, height: int) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize("side", [100_000, 20_000, 5_001])
+def test_a_large_claim_is_refused_before_decoding(side: int) -> None:
+    with pytest.raises(InputError, match="too many pixels"):
+        decode(png_header(side, side), name="bomb.png")
+    assert side * side > MAX_PIXELS
+
+
+def test_a_large_claim_in_other_formats() -> None:
+    webp = encoded(Image.new("RGB", (8, 8)), "WEBP", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0")
+    place = webp.index(b"VP8X") + 12
+    wide = webp[:place] + b"\xff\x3f\0\xff\x3f\0" + webp[place + 6 :]
+    gif = bytearray(encoded(Image.new("RGB", (8, 8)), "GIF"))
+    gif[6:10] = b"\xff\xff\xff\xff"
+    for data in (wide, bytes(gif)):
+        with pytest.raises(InputError):
+            decode(data, name="bomb")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", *(b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a", b"BM", b"RIFF"), b"%PDF-1.4", b"II*\0", png_header(0, 5)],
+    ids=lambda data: repr(data[:8]),
+)
+def test_not_an_image_is_one_clear_line(data: bytes) -> None:
+    with pytest.raises(InputError) as caught:
+        decode(data, name="cat.png")
+    assert str(caught.value).startswith("cat.png: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "WEBP"])
+def test_a_truncated_image_is_refused(kind: str) -> None:
+    data = encoded(Image.fromarray(picture(40, 40)), kind)
+    with pytest.raises(InputError):
+        decode(data[: len(data) // 2], name="x")
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "WEBP"]), st.data())
+def test_flipped_bytes_give_pixels_or_a_refusal(kind: str, data: st.DataObject) -> None:
+    damaged = bytearray(encoded(Image.fromarray(picture(12, 12)), kind))
+    for _ in range(data.draw(st.integers(1, 6))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        found = decode(bytes(damaged), name="x")
+    except InputError:
+        return
+    assert found.dtype == np.uint8
+    assert found.shape[0] == 3
+
+
+def test_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(Image.new("RGB", (3, 2), "red"), "PNG"))
+    assert decode(path, name="a.png").shape == (3, 2, 3)
+    for missing in (tmp_path / "none.png", tmp_path, Path("nul\0.png")):
+        with pytest.raises(InputError, match="cannot be read"):
+            decode(missing, name="that")
+
+
+def test_a_file_over_the_byte_limit_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    with path.open("wb") as file:
+        file.truncate(129 * 2**20)  # sparse
+    with pytest.raises(InputError, match="too large"):
+        decode(path, name="large.png")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffvit.data.mixing import Erasing, Mix, Mixing
+from diffvit.data.augment import Erasing, Mix, Mixing
 
 N = 4000
 
@@ -25,8 +25,8 @@ def erase(pixels: Tensor, probability: float, epoch: int = 0) -> Tensor:
     return Erasing(probability)(pixels, 0, epoch, torch.arange(len(pixels)))
 
 
-def draw(mixing: Mixing, indices: Tensor | None = None, epoch: int = 0, size: tuple[int, int] = (32, 32)) -> Mix:
-    return mixing.draw(0, epoch, torch.arange(N) if indices is None else indices, 10, size)
+def draw(mixing: Mixing, epoch: int = 0, size: tuple[int, int] = (32, 32)) -> Mix:
+    return mixing.draw(0, epoch, torch.arange(N), 10, size)
 
 
 # A value that noise has with chance 1 in 256 per byte: three equal ones mark an untouched pixel almost surely.
@@ -149,15 +149,6 @@ def test_partners_come_from_the_whole_set_alike_and_change_with_the_epoch():
     assert len(counts) == 10
     assert float(((counts - N / 10) ** 2 / (N / 10)).sum()) < 9 + 5 * math.sqrt(18)
     assert float((partners == draw(mixing, epoch=1).partners).double().mean()) == pytest.approx(0.1, abs=0.03)
-
-
-def test_draws_follow_the_sample_not_its_place():
-    mixing = Mixing(0.8, 1.0, 0.5)
-    indices = torch.arange(N).flip(0)
-    here, there = draw(mixing), draw(mixing, indices)
-    assert torch.equal(N - 1 - there.rows.flip(0), here.rows)
-    for name in ("partners", "weight", "share"):
-        assert torch.equal(getattr(there, name).flip(0), getattr(here, name)), name
 
 
 def test_working_on_every_image_gives_what_working_on_the_chosen_gives():

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffvit.data.shape_outlines import CLUTTER, SHAPES
-from diffvit.data.shapes import CLASSES, generate, generate_at
+from diffvit.data.shapes import CLASSES, CLUTTER, SHAPES, generate
 from diffvit.errors import ConfigError
 
 
@@ -15,18 +14,16 @@ def test_what_comes_back() -> None:
     images = generate("train", 25)
     assert images.pixels.shape == (25, 3, 32, 32)
     assert images.pixels.dtype == torch.uint8
-    assert images.masks is not None
     assert images.masks.shape == (25, 32, 32)
     assert images.labels.tolist() == [index % 10 for index in range(25)]
-    assert len(set(images.classes)) == 10
+    assert images.classes == list(SHAPES) == CLASSES
+    assert len(set(CLASSES)) == 10
     assert images.name == "shapes (clutter 0.3, noise 0.1)"
 
 
 def test_an_image_depends_on_seed_split_and_index_alone() -> None:
     few, many = generate("train", 7), generate("train", 300)  # 300 crosses the generator's chunks
     assert torch.equal(few.pixels, many.pixels[:7])
-    assert few.masks is not None
-    assert many.masks is not None
     assert torch.equal(few.masks, many.masks[:7])
     assert generate("train", 300).fingerprint == many.fingerprint
     others = [generate("test", 7), generate("train", 7, seed=1), generate("train", 7, seed=-1)]
@@ -44,8 +41,6 @@ def test_the_dials_change_the_image_and_not_the_shape() -> None:
     plain = generate("train", 20, clutter=0.0, noise=0.0)
     for clutter, noise in ((0.5, 0.0), (0.0, 0.2), (1.0, 1.0)):
         other = generate("train", 20, clutter=clutter, noise=noise)
-        assert plain.masks is not None
-        assert other.masks is not None
         assert torch.equal(other.masks, plain.masks)
         assert not torch.equal(other.pixels, plain.pixels)
         assert other.name == f"shapes (clutter {clutter:g}, noise {noise:g})"
@@ -53,7 +48,6 @@ def test_the_dials_change_the_image_and_not_the_shape() -> None:
 
 def test_without_noise_the_clutter_leaves_the_object_alone() -> None:
     plain, cluttered = (generate("train", 60, clutter=clutter, noise=0.0) for clutter in (0.0, 0.8))
-    assert plain.masks is not None
     inside = torch.nn.functional.max_pool2d((~plain.masks).float()[:, None], 3, 1, 1)[:, 0] == 0
     inside = inside[:, None].expand(-1, 3, -1, -1)
     assert inside.sum() > 1000
@@ -63,7 +57,6 @@ def test_without_noise_the_clutter_leaves_the_object_alone() -> None:
 @pytest.mark.parametrize("clutter", [0.0, 0.3, 0.8])
 def test_the_clutter_dial_is_the_covered_share_of_the_background(clutter: float) -> None:
     plain, cluttered = (generate("train", 200, clutter=value, noise=0.0) for value in (0.0, clutter))
-    assert plain.masks is not None
     background = torch.nn.functional.max_pool2d(plain.masks.float()[:, None], 3, 1, 1)[:, 0] == 0
     changed = (plain.pixels.int() - cluttered.pixels.int()).abs().amax(1) > 6
     assert abs(changed[background].float().mean().item() - clutter) < 0.06
@@ -83,7 +76,6 @@ def test_the_noise_dial_is_a_standard_deviation(noise: float) -> None:
 @pytest.mark.parametrize("size", [16, 33, 64])
 def test_the_mask_is_the_object_whatever_the_size(size: int) -> None:
     images = generate("train", 60, size=size, clutter=0.0, noise=0.0)
-    assert images.masks is not None
     assert images.pixels.shape[-1] == size
     share = images.masks.float().mean((1, 2))
     assert share.min() > 0.05
@@ -95,7 +87,6 @@ def test_the_mask_is_the_object_whatever_the_size(size: int) -> None:
 
 def test_colours_do_not_tell_the_class() -> None:
     images = generate("train", 1000, clutter=0.0, noise=0.0)
-    assert images.masks is not None
     masks = images.masks[:, None].float()
     paper = images.pixels[:, :, 0, 0].float()
     ink = (images.pixels * masks).sum((2, 3)) / masks.sum((2, 3))
@@ -106,7 +97,6 @@ def test_colours_do_not_tell_the_class() -> None:
 
 def test_the_object_is_anywhere_in_the_image() -> None:
     images = generate("train", 1000, size=32)
-    assert images.masks is not None
     circles = images.masks[images.labels == 0].float()
     centre = (circles.sum(1) * torch.arange(32)).sum(1) / circles.sum((1, 2))
     assert centre.min() < 13
@@ -154,17 +144,11 @@ def test_unknown_split_and_no_images() -> None:
         generate("train", 0)
 
 
-def test_classes_are_the_outlines() -> None:
-    assert list(SHAPES) == CLASSES
-
-
 def test_chosen_images_are_those_of_the_whole_set() -> None:
     whole, some = generate("test", 60, seed=3), torch.tensor([59, 0, 7, 7])
-    found = generate_at("test", some, seed=3)
+    found = generate("test", some, seed=3)
     assert torch.equal(found.pixels, whole.pixels[some])
     assert torch.equal(found.labels, whole.labels[some])
-    assert whole.masks is not None
-    assert found.masks is not None
     assert torch.equal(found.masks, whole.masks[some])
     with pytest.raises(ConfigError, match="first index -1"):
-        generate_at("test", torch.tensor([3, -1]))
+        generate("test", torch.tensor([3, -1]))

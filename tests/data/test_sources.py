@@ -174,13 +174,10 @@ def test_other_sizes_are_resized(tmp_path: Path) -> None:
     large = sources.load("cifar10", "test", data_dir=tmp_path, image_size=64)
     assert large.pixels.shape == (20, 3, 64, 64)
     assert large.labels.tolist() == load("cifar10", tmp_path).labels.tolist()
-    assert large.exact is not None
     assert large.exact.sum() == 19
     assert large.fingerprint != load("cifar10", tmp_path).fingerprint
     drawn = sources.load("shapes", "test", data_dir=None, image_size=16, shapes={"test": 30})
     plain = load("shapes", None, shapes={"test": 30})
-    assert drawn.masks is not None
-    assert plain.masks is not None
     assert drawn.masks.shape == (30, 16, 16)
     assert abs(drawn.masks.float().mean() - plain.masks.float().mean()) < 0.02
 
@@ -193,6 +190,13 @@ def test_shapes_take_their_dials() -> None:
     assert len(sources.load("shapes", "train", data_dir=None, image_size=32, shapes=dials)) == 30
     with pytest.raises(ConfigError, match=r"shapes\.cluter"):
         load("shapes", None, shapes={"cluter": 0.2})
+
+
+def test_a_source_more_is_an_entry_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sources.SOURCES, "mine", lambda split, **_: shapes.generate(split, 20, size=16))
+    assert load("mine", None).pixels.shape == (20, 3, 32, 32)
+    with pytest.raises(ConfigError, match="have auto, cifar10, folder, shapes, mine"):
+        load("yours", None)
 
 
 def test_unknown_names() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffvit.clip.hub import imagenet_wordnet_ids
-from diffvit.data.cifar10_rows import CLASSES
+from diffvit.data.cifar10 import CLASSES
 from tools import wordnet as module
 from tools.wordnet import FOLDER, NOUNS, SYNSETS, Superclass, WordNet, cifar10_map, main, read_nouns, superclasses
 

@@ -22,7 +22,7 @@ from diffvit.attention.subject import Picture, labelled_images
 from diffvit.cache import cache_folder
 from diffvit.data import cifar10
 from diffvit.data.images import Images, decode
-from diffvit.data.shapes import CLASSES, generate_at
+from diffvit.data.shapes import CLASSES, generate
 from diffvit.data.sources import place_of
 from diffvit.errors import InputError
 from diffvit.training.environment import resolve_precision
@@ -224,6 +224,6 @@ def shapes_image(index: int, *, size: int = 32, clutter: float = 0.3, noise: flo
         ConfigError: a setting out of range.
     """
     index = min(max(index, 0), _SHAPES_PER_CLASS * len(CLASSES) - 1)
-    images = generate_at("test", torch.tensor([index]), size=size, clutter=clutter, noise=noise)
+    images = generate("test", torch.tensor([index]), size=size, clutter=clutter, noise=noise)
     assert images.masks is not None
     return Picture(f"shapes {index}", images.pixels[0], images.classes[int(images.labels[0])], images.masks[0])

@@ -34,7 +34,7 @@ def info(
     config = resolve(None, {**flags, "data_dir": data_dir} if data_dir else flags)
 
     from diffvit.data import sources
-    from diffvit.data.contact_sheet import contact_sheet
+    from diffvit.data.images import contact_sheet
     from diffvit.reporting.tables import reading_order
 
     def load(split: str) -> Images:

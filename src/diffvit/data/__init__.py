@@ -1,1 +1,1 @@
-"""Images in, labelled and fingerprinted; import from the files themselves."""
+"""Data sources, the image decoder, the validation split and augmentation; import from the modules themselves."""

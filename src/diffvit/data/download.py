@@ -1,8 +1,10 @@
 """Fetching public data sets into the cache: https only, every file checked against its known size and SHA-256.
 
 CIFAR-10 comes from the Parquet files of ``uoft-cs/cifar10`` at a fixed revision, or, where they cannot be had, from the
-official python archive. The sums are those of the published files (both hold the official, lossless pixels), so a file
-that passes needs no trust in the host or the way.
+official python archive. The sums are those of the published files (both hold the official, lossless pixels), so the
+host need not be trusted.
+
+``torch.hub.download_url_to_file`` is not used: it has no time-out and follows redirects away from https.
 """
 
 from __future__ import annotations
@@ -13,22 +15,18 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from diffvit.cache import cache_folder, replacing
 from diffvit.errors import ConfigError, EnvironmentFault, did_you_mean
 
 Progress = Callable[[int, int], None]
-Opener = Callable[[str, float], BinaryIO]
-_CHUNK = 2**18
 
 
-@dataclass(frozen=True)
-class RemoteFile:
+class RemoteFile(NamedTuple):
     """A public file whose content is known beforehand."""
 
     url: str
@@ -41,30 +39,18 @@ class RemoteFile:
         return self.url.rpartition("/")[2]
 
 
-_REVISION = "0b2714987fa478483af9968de7c934580d0bb9a2"
-_PARQUET = f"https://huggingface.co/datasets/uoft-cs/cifar10/resolve/{_REVISION}/plain_text"
+_PARQUET = "https://huggingface.co/datasets/uoft-cs/cifar10/resolve/0b2714987fa478483af9968de7c934580d0bb9a2/plain_text"
+_TEST = "841389e6f2d64f28bf17310e430aebac20ec3ba611a3c5e231dc93c645ce84de"
+_TRAIN = "8428b53a88a11ac374111006708df51469e315a22ac6d66470afd9c78d2ae883"
+_ARCHIVE = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 # Name -> the sets of files that each hold all of it, in the order in which they are tried.
 SOURCES: dict[str, tuple[tuple[RemoteFile, ...], ...]] = {
     "cifar10": (
         (
-            RemoteFile(
-                f"{_PARQUET}/test-00000-of-00001.parquet",
-                23_940_850,
-                "841389e6f2d64f28bf17310e430aebac20ec3ba611a3c5e231dc93c645ce84de",
-            ),
-            RemoteFile(
-                f"{_PARQUET}/train-00000-of-00001.parquet",
-                119_705_255,
-                "8428b53a88a11ac374111006708df51469e315a22ac6d66470afd9c78d2ae883",
-            ),
+            RemoteFile(f"{_PARQUET}/test-00000-of-00001.parquet", 23_940_850, _TEST),
+            RemoteFile(f"{_PARQUET}/train-00000-of-00001.parquet", 119_705_255, _TRAIN),
         ),
-        (
-            RemoteFile(
-                "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-                170_498_071,
-                "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
-            ),
-        ),
+        (RemoteFile("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", 170_498_071, _ARCHIVE),),
     ),
 }
 
@@ -91,7 +77,6 @@ def fetch(
     timeout: float = 10.0,
     deadline: float | None = None,
     progress: Progress | None = None,
-    opener: Opener = open_https,
 ) -> Path:
     """Make sure a public data set lies in the cache, and return its folder.
 
@@ -101,9 +86,8 @@ def fetch(
         name: cifar10.
         cache_dir: where the folder ``name`` is made; by default the user's cache.
         timeout: seconds without an answer after which a host is given up.
-        deadline: seconds after which the whole attempt is given up, however well it goes.
+        deadline: seconds after which the whole attempt is given up.
         progress: called with (bytes so far, bytes in all) of the set being fetched.
-        opener: opens a URL; tests bring their own.
 
     Raises:
         ConfigError: no such data set.
@@ -111,27 +95,24 @@ def fetch(
             ``DIFFVIT_OFFLINE`` set, nothing is tried.
     """
     if name not in SOURCES:
-        raise ConfigError(
-            f"data set {name!r}",
-            f"not one that can be fetched (have {', '.join(SOURCES)});{did_you_mean(name, SOURCES)}".rstrip(";"),
-        )
+        why = f"not one that can be fetched (have {', '.join(SOURCES)});{did_you_mean(name, SOURCES)}"
+        raise ConfigError(f"data set {name!r}", why.rstrip(";"))
     folder = (cache_dir or cache_folder()) / name
     for files in SOURCES[name]:
         if all(_is_here(folder / file.name, file) for file in files):
             return folder
     if os.environ.get("DIFFVIT_OFFLINE", "0") not in ("", "0"):
         raise EnvironmentFault(name, "not in the cache, and DIFFVIT_OFFLINE forbids fetching it")
-    give_up = None if deadline is None else time.monotonic() + deadline
+    give_up = float("inf") if deadline is None else time.monotonic() + deadline
     failures = []
     for files in SOURCES[name]:
         try:
-            _fetch_all(files, folder, _Transfer(timeout, give_up, progress, opener, sum(f.size for f in files)))
-        except (OSError, http.client.HTTPException, _TooSlowError) as error:
-            failures.append(f"{files[-1].url.split('/')[2]}: {_reason(error)}")
-            if isinstance(error, _TooSlowError):
-                break
-        else:
+            _fetch_all(files, folder, timeout, give_up, progress)
             return folder
+        except (OSError, http.client.HTTPException) as error:
+            failures.append(f"{files[-1].url.split('/')[2]}: {_reason(error)}")
+        if time.monotonic() > give_up:
+            break
     raise EnvironmentFault(
         name,
         f"cannot be fetched ({'; '.join(failures)})",
@@ -139,52 +120,29 @@ def fetch(
     )
 
 
-class _TooSlowError(Exception):
-    pass
-
-
-@dataclass
-class _Transfer:
-    """What all files of one set share while they are fetched."""
-
-    timeout: float
-    give_up: float | None
-    progress: Progress | None
-    opener: Opener
-    total: int
-    done: int = 0
-
-    def advance(self, count: int) -> None:
-        self.done += count
-        if self.progress:
-            self.progress(self.done, self.total)
-        if self.give_up is not None and time.monotonic() > self.give_up:
-            raise _TooSlowError(f"too slow, {self.done / 1e6:.0f} of {self.total / 1e6:.0f} MB in the time allowed")
-
-
-def _fetch_all(files: tuple[RemoteFile, ...], folder: Path, transfer: _Transfer) -> None:
+def _fetch_all(
+    files: Sequence[RemoteFile], folder: Path, timeout: float, give_up: float, progress: Progress | None
+) -> None:
+    done, total = 0, sum(file.size for file in files)
     with ExitStack() as stack:  # all files take their places together, after the last one has passed
         for file in files:
             temporary = stack.enter_context(replacing(folder / file.name))
-            _fetch_one(file, temporary, transfer)
-
-
-def _fetch_one(file: RemoteFile, path: Path, transfer: _Transfer) -> None:
-    digest, count = hashlib.sha256(), 0
-    with transfer.opener(file.url, transfer.timeout) as source, path.open("wb") as target:
-        while chunk := source.read(_CHUNK):
-            count += len(chunk)
-            if count > file.size:
-                break
-            digest.update(chunk)
-            target.write(chunk)
-            transfer.advance(len(chunk))
-    if count != file.size:
-        raise OSError(
-            f"{file.name} has the wrong size, {'over ' if count > file.size else ''}{count} vs {file.size} bytes"
-        )
-    if digest.hexdigest() != file.sha256:
-        raise OSError(f"{file.name} has the wrong SHA-256, {digest.hexdigest()[:12]}... vs {file.sha256[:12]}...")
+            digest, count = hashlib.sha256(), 0
+            with open_https(file.url, timeout) as source, temporary.open("wb") as target:
+                while count <= file.size and (chunk := source.read(2**18)):
+                    digest.update(chunk)
+                    target.write(chunk)
+                    count, done = count + len(chunk), done + len(chunk)
+                    if progress:
+                        progress(min(done, total), total)
+                    if time.monotonic() > give_up:
+                        raise OSError(f"too slow, {done / 1e6:.0f} of {total / 1e6:.0f} MB in the time allowed")
+            if count != file.size:
+                found = f"{'over ' if count > file.size else ''}{count}"
+                raise OSError(f"{file.name} has the wrong size, {found} vs {file.size} bytes")
+            if digest.hexdigest() != file.sha256:
+                found = f"{digest.hexdigest()[:12]}... vs {file.sha256[:12]}..."
+                raise OSError(f"{file.name} has the wrong SHA-256, {found}")
 
 
 def _is_here(path: Path, file: RemoteFile) -> bool:

@@ -8,25 +8,23 @@ folder is decoded again.
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import PIL
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
 from diffvit.cache import cache_folder, replacing
-from diffvit.data.images import Images, decode, fingerprint, resize
-from diffvit.data.mapped import mapped
+from diffvit.data.images import Images, decode, fingerprint, mapped, resize
 from diffvit.errors import EnvironmentFault, InputError
 
-_DECODER = "1"  # raise when decoded pixels change for the same bytes
+_DECODER = "2"  # of the cache: increase when the decoded pixels or the cache file change for the same images
 _NO_IMAGES = {".txt", ".md", ".csv", ".json", ".xml", ".yaml", ".yml", ".ini", ".db", ".html"}
 _AT_A_TIME = 256  # images decoded before their pixels are written
 
@@ -43,32 +41,29 @@ def load(folder: Path, split: str, *, image_size: int) -> Images:
         InputError: no such folders, a class of test that train lacks, an empty class, an unreadable image.
         EnvironmentFault: the cache's disk has no room.
     """
-    classes = _class_names(folder / "train")
     root = folder / split
     if split == "test" and not root.is_dir() and (folder / "val").is_dir():
         root = folder / "val"
-    found = _class_names(root)
-    unknown = sorted(set(found) - set(classes))
-    if unknown:
-        raise InputError(str(root / unknown[0]), "is a class that train/ does not have")
-    files, labels = [], []
+    classes, found = _class_names(folder / "train"), _class_names(root)
+    files: list[Path] = []
+    labels: list[int] = []
     for name in found:
-        mine = sorted(image_files(root / name))
-        if not mine:
+        if name not in classes:
+            raise InputError(str(root / name), "is a class that train/ does not have")
+        images = sorted(image_files(root / name))
+        if not images:
             raise InputError(str(root / name), "holds no images")
-        files.extend(mine)
-        labels.extend([classes.index(name)] * len(mine))
-    names = torch.tensor(labels, dtype=torch.int64)
-    pixels, content = _decoded(root, files, names, classes, image_size)
-    return Images(pixels, names, classes, f"folder {folder.resolve().name}", content)
+        files.extend(images)
+        labels.extend([classes.index(name)] * len(images))
+    pixels, content = _decoded(root, files, torch.tensor(labels), classes, image_size)
+    return Images(pixels, torch.tensor(labels), classes, f"folder {folder.resolve().name}", content)
 
 
 def _class_names(root: Path) -> list[str]:
-    if not root.is_dir():
-        raise InputError(str(root), "no such folder", "A data folder has train/CLASS/ and test/CLASS/ with images.")
-    names = class_folders(root)
+    names = class_folders(root) if root.is_dir() else []
     if not names:
-        raise InputError(str(root), "has no folders of classes", "A data folder has train/CLASS/ and test/CLASS/.")
+        why = "has no folders of classes" if root.is_dir() else "no such folder"
+        raise InputError(str(root), why, "A data folder has train/CLASS/ and test/CLASS/ with images.")
     return names
 
 
@@ -95,27 +90,32 @@ def image_files(root: Path) -> Iterator[Path]:
 def _decoded(
     root: Path, files: list[Path], labels: Tensor, classes: list[str], size: int
 ) -> tuple[UInt8[Tensor, "n 3 s s"], str]:
-    """The pixels of these files, mapped from the cache, and their fingerprint."""
-    kept = cache_folder() / "folders" / _key(root, files, size)
-    pixels_file, about_file = kept.with_suffix(".pixels"), kept.with_suffix(".json")
+    """The pixels of these files, mapped from the cache, and their fingerprint, which stands behind them in the file."""
+    path = cache_folder() / "folders" / f"{_key(root, files, size)}.pixels"
     shape = (len(files), 3, size, size)
     try:
-        about = json.loads(about_file.read_text(encoding="utf-8"))
-        if pixels_file.stat().st_size == about["bytes"] == np.prod(shape, dtype=np.int64):
-            return mapped(pixels_file, shape), str(about["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError):
+        with path.open("rb") as file:
+            file.seek(math.prod(shape))
+            content = file.read().decode()
+        if len(content) == 64:
+            return mapped(path, shape), content
+    except (OSError, ValueError):
         pass  # not there, or not what was written: decode
     try:
-        _write_pixels(files, size, pixels_file)
-        pixels = mapped(pixels_file, shape)
-        content = fingerprint(pixels, labels, classes)
-        with replacing(about_file) as temporary:
-            temporary.write_text(json.dumps({"bytes": pixels.numel(), "fingerprint": content}), encoding="utf-8")
+        _check_room(path.parent, math.prod(shape))
+        with replacing(path) as temporary:
+            with temporary.open("wb") as target, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+                for first in range(0, len(files), _AT_A_TIME):
+                    some = files[first : first + _AT_A_TIME]
+                    for pixels in threads.map(lambda file: resize(decode(file, name=str(file)), size), some):
+                        target.write(pixels.data)
+            content = fingerprint(mapped(temporary, shape), labels, classes)
+            with temporary.open("ab") as target:
+                target.write(content.encode())
+        return mapped(path, shape), content
     except OSError as error:
-        raise EnvironmentFault(
-            str(pixels_file), f"cannot be written ({error.strerror})", "The cache needs room for the decoded images."
-        ) from None
-    return pixels, content
+        hint = "The cache needs room for the decoded images."
+        raise EnvironmentFault(str(path), f"cannot be written ({error.strerror})", hint) from None
 
 
 def _key(root: Path, files: list[Path], size: int) -> str:
@@ -130,20 +130,10 @@ def _key(root: Path, files: list[Path], size: int) -> str:
     return digest.hexdigest()[:32]
 
 
-def _write_pixels(files: list[Path], size: int, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    needed, free = len(files) * 3 * size * size, shutil.disk_usage(path.parent).free
+def _check_room(folder: Path, needed: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
     if needed > free:
         found = f"{needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free"
-        raise EnvironmentFault(
-            str(path.parent), f"has no room for the decoded images ({found})", "XDG_CACHE_HOME names another place."
-        )
-    with (
-        replacing(path) as temporary,
-        temporary.open("wb") as target,
-        ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool,
-    ):
-        for first in range(0, len(files), _AT_A_TIME):
-            some = files[first : first + _AT_A_TIME]
-            for pixels in pool.map(lambda file: resize(decode(file, name=str(file)), size), some):
-                target.write(pixels.data)
+        hint = "XDG_CACHE_HOME names another place."
+        raise EnvironmentFault(str(folder), f"has no room for the decoded images ({found})", hint)

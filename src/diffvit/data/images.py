@@ -1,35 +1,120 @@
-"""Images in memory, and the one decoder every picture from outside passes through.
+"""Labelled images, and the decoder for every image file.
 
-The decoder trusts nothing: the format must be on a short list, the size in the header is checked before a pixel is
-decoded, and whatever a broken file raises inside Pillow comes out as one :class:`InputError`.
+Image files are untrusted input: only the formats of an allow-list are read, the size in the header is checked before
+decoding, and whatever Pillow raises on a damaged file becomes an :class:`InputError`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import math
+import mmap
 import os
 import re
 import struct
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int64, UInt8
-from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageDraw, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 from torch import Tensor
 
 from diffvit.cache import cache_folder
-from diffvit.data.mapped import mapped
-from diffvit.errors import EnvironmentFault, InputError
+from diffvit.errors import ConfigError, EnvironmentFault, InputError
 
 MAX_PIXELS = 25_000_000
 MAX_BYTES = 128 * 2**20
-MAX_IN_MEMORY = 2 * 2**30  # bytes of pixels that a choice of images may take without a file
+MAX_IN_MEMORY = 2 * 2**30  # bytes; a larger selection of images is memory-mapped
+_LINUX_NORESERVE = 0x4000  # mmap.MAP_NORESERVE, which Python 3.11 does not name
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images of one split.
+
+    Attributes:
+        pixels: RGB, 0 to 255; may lie in a memory-mapped file. Read only, by agreement.
+        labels: index into ``classes``.
+        classes: class names in label order.
+        name: of the data in reports, e.g. ``"CIFAR-10 (JPEG)"``.
+        fingerprint: SHA-256 (hex) of the content, see :func:`fingerprint`.
+        masks: the object's pixels, where the source knows them (shapes).
+        exact: which images have the original pixels, where some are known to be re-encoded; None if not known.
+        note: footnote for every number measured on these images, e.g. "117 of 60,000 images from a JPEG copy".
+    """
+
+    pixels: UInt8[Tensor, "n 3 h w"]
+    labels: Int64[Tensor, " n"]
+    classes: list[str]
+    name: str
+    fingerprint: str
+    masks: Bool[Tensor, "n h w"] | None = None
+    exact: Bool[Tensor, " n"] | None = None
+    note: str = ""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, indices: Int64[Tensor, " m"] | Sequence[int]) -> Images:
+        """These images, in this order; the fingerprint is derived from this one's and the indices.
+
+        A selection of more than 2 GiB is written to an unnamed file in the cache and memory-mapped.
+
+        Raises:
+            EnvironmentFault: the cache's disk has no room for such a file.
+        """
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        digest = hashlib.sha256(self.fingerprint.encode() + chosen.numpy().tobytes()).hexdigest()
+        masks, exact = (None if each is None else each[chosen] for each in (self.masks, self.exact))
+        pixels = _chosen(self.pixels, chosen)
+        return replace(self, pixels=pixels, labels=self.labels[chosen], fingerprint=digest, masks=masks, exact=exact)
+
+
+def _chosen(pixels: UInt8[Tensor, "n 3 h w"], indices: Int64[Tensor, " m"]) -> UInt8[Tensor, "m 3 h w"]:
+    if len(indices) * pixels[:1].numel() <= MAX_IN_MEMORY:
+        return pixels[indices]
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache_folder()) as file:
+            for part in indices.split(4096):
+                file.write(pixels[part].numpy().data)
+            file.flush()
+            return mapped(file, (len(indices), *pixels.shape[1:]))
+    except OSError as error:
+        why = f"has no room for a part of the images ({error.strerror})"
+        raise EnvironmentFault(str(cache_folder()), why) from None
+
+
+def fingerprint(pixels: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, " n"], classes: Sequence[str]) -> str:
+    """SHA-256 (hex) of shape, pixels, labels and class names, in this order of images."""
+    digest = hashlib.sha256(repr((tuple(pixels.shape), list(classes))).encode())
+    for part in pixels.split(4096):  # a memory-mapped set need not fit into memory
+        digest.update(part.contiguous().numpy().data)
+    digest.update(labels.contiguous().numpy().astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def mapped(file: Path | IO[bytes], shape: tuple[int, ...]) -> UInt8[Tensor, "n chans h w"]:
+    """The first bytes of a file as a memory-mapped tensor, which may be larger than memory.
+
+    Writing to the tensor does not change the file.
+    """
+    if isinstance(file, Path):
+        with file.open("rb") as stream:
+            return mapped(stream, shape)
+    options: dict[str, Any] = {"access": mmap.ACCESS_COPY}
+    if sys.platform == "linux":
+        # The same without reserving memory: else the system may refuse a file larger than memory.
+        options = {"flags": mmap.MAP_PRIVATE | _LINUX_NORESERVE, "prot": mmap.PROT_READ | mmap.PROT_WRITE}
+    pages = mmap.mmap(file.fileno(), 0, **options)
+    return torch.frombuffer(pages, dtype=torch.uint8, count=math.prod(shape)).view(shape)
 
 
 class _Jpeg(JpegImagePlugin.JpegImageFile):
@@ -60,73 +145,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-@dataclass(frozen=True)
-class Images:
-    """Labelled images of one split.
-
-    Attributes:
-        pixels: RGB, 0 to 255; may lie in a memory-mapped file. Read only, by agreement.
-        labels: index into ``classes``.
-        classes: class names in label order.
-        name: what to call the data wherever a result is quoted, e.g. ``"CIFAR-10 (JPEG)"``.
-        fingerprint: SHA-256 (hex) of what is in it, see :func:`fingerprint`.
-        masks: where the object is, for sources that know (shapes).
-        exact: which images are the data set's own pixels, where some are known not to be; None where nothing is said.
-        note: the footnote that a figure on these images must carry, e.g. "117 of 60,000 images from a JPEG copy".
-    """
-
-    pixels: UInt8[Tensor, "n 3 h w"]
-    labels: Int64[Tensor, " n"]
-    classes: list[str]
-    name: str
-    fingerprint: str
-    masks: Bool[Tensor, "n h w"] | None = None
-    exact: Bool[Tensor, " n"] | None = None
-    note: str = ""
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def select(self, indices: Int64[Tensor, " m"] | Sequence[int]) -> Images:
-        """These images, in this order; the fingerprint is derived from this one's and the indices.
-
-        A choice of more than 2 GiB goes to an unnamed file in the cache, since the whole may exceed memory.
-
-        Raises:
-            EnvironmentFault: the cache's disk has no room for such a file.
-        """
-        chosen = torch.as_tensor(indices, dtype=torch.int64)
-        digest = hashlib.sha256(self.fingerprint.encode() + chosen.numpy().tobytes()).hexdigest()
-        masks, exact = (None if each is None else each[chosen] for each in (self.masks, self.exact))
-        pixels = _chosen(self.pixels, chosen)
-        return replace(self, pixels=pixels, labels=self.labels[chosen], fingerprint=digest, masks=masks, exact=exact)
-
-
-def _chosen(pixels: UInt8[Tensor, "n 3 h w"], indices: Int64[Tensor, " m"]) -> UInt8[Tensor, "m 3 h w"]:
-    if len(indices) * pixels[:1].numel() <= MAX_IN_MEMORY:
-        return pixels[indices]
-    try:
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=cache_folder()) as file:
-            for part in indices.split(4096):
-                file.write(pixels[part].numpy().data)
-            file.flush()
-            return mapped(file, (len(indices), *pixels.shape[1:]))
-    except OSError as error:
-        raise EnvironmentFault(
-            str(cache_folder()), f"has no room for a part of the images ({error.strerror})"
-        ) from None
-
-
-def fingerprint(pixels: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, " n"], classes: Sequence[str]) -> str:
-    """SHA-256 (hex) of shape, pixels, labels and class names, in this order of images."""
-    digest = hashlib.sha256(repr((tuple(pixels.shape), list(classes))).encode())
-    for part in pixels.split(4096):  # a memory-mapped set need not fit into memory
-        digest.update(part.contiguous().numpy().data)
-    digest.update(labels.contiguous().numpy().astype("<i8").tobytes())
-    return digest.hexdigest()
 
 
 def decode(data: bytes | Path, *, name: str) -> UInt8[np.ndarray, "3 h w"]:
@@ -173,8 +191,8 @@ def _read(path: Path, name: str) -> bytes:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     image.load()
-    if (turn := _UPRIGHT.get(_orientation(image.info))) is not None:
-        image = image.transpose(turn)
+    if (method := _UPRIGHT.get(_orientation(image.info))) is not None:
+        image = image.transpose(method)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips at 255
@@ -188,7 +206,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _orientation(info: Mapping[Any, Any]) -> int:
-    """The orientation in EXIF, else in XMP; 1, as it lies, where neither has one or can be read.
+    """The orientation in EXIF, else in XMP; 1 (upright) where neither has one or can be read.
 
     Pillow's own reader is not used: it warns about damaged EXIF, which is common, and the filters of Python's warnings
     belong to all threads, so that no thread may change them for a while.
@@ -229,3 +247,34 @@ def resize(pixels: UInt8[np.ndarray, "3 h w"], size: int) -> UInt8[np.ndarray, "
     image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     scaled = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
     return np.ascontiguousarray(np.asarray(scaled).transpose(2, 0, 1))
+
+
+def contact_sheet(images: Images, path: Path, *, per_class: int = 10) -> Path:
+    """Draw the first ``per_class`` images of each class, one row per class (of the first 40), and write them as PNG.
+
+    Raises:
+        ConfigError: the file's name does not end in .png.
+        EnvironmentFault: the file cannot be written.
+    """
+    if path.suffix.lower() != ".png":
+        raise ConfigError(str(path), f"a contact sheet is a PNG (found {path.suffix or 'no ending'} vs .png)")
+    height, width = images.pixels.shape[2:]
+    zoom = max(1, -(-64 // max(height, width)))  # whole steps: a pixel stays a square
+    names, gap = 96, 4  # pixels: width of the class names, space between images
+    column, row = width * zoom + gap, height * zoom + gap
+    classes = images.classes[:40]
+    sheet = Image.new("RGB", (names + per_class * column, len(classes) * row + gap), "white")
+    pen = ImageDraw.Draw(sheet)
+    for line, name in enumerate(classes):
+        top = gap + line * row
+        pen.text((gap, top + row // 2 - 8), name[:14], fill="black")
+        for place, index in enumerate(torch.nonzero(images.labels == line)[:per_class, 0].tolist()):
+            picture = Image.fromarray(images.pixels[index].permute(1, 2, 0).contiguous().numpy())
+            picture = picture.resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
+            sheet.paste(picture, (names + place * column, top))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(path)
+    except OSError as error:
+        raise EnvironmentFault(str(path), f"cannot be written ({error.strerror or error})") from None
+    return path

@@ -1,7 +1,7 @@
-"""Random numbers that depend on nothing but their coordinates: (seed, epoch, stream, sample index, position).
+"""Counter-based random numbers: a hash of (seed, epoch, stream, sample index, position).
 
-There is no generator state to save, to split between workers or to lose on a resume. A draw is two rounds of a 64-bit
-mixing function over a counter (the finaliser of SplitMix64: Steele, Lea and Flood, "Fast splittable pseudorandom
+There is no generator state to save, to split between workers or to restore on a resume. A draw is two rounds of a
+64-bit mixing function over a counter (the finaliser of SplitMix64: Steele, Lea and Flood, "Fast splittable pseudorandom
 number generators", OOPSLA 2014; constants of Stafford's variant 13). Everything is integer arithmetic modulo 2**64,
 which torch's int64 gives on every device, so a CPU and a GPU draw the same numbers.
 """
@@ -22,7 +22,7 @@ _SECOND = 0x94D049BB133111EB
 
 
 class Stream(IntEnum):
-    """What a draw is for: each purpose has its own, so switching one off leaves the others' draws as they were."""
+    """Purpose of a draw. Each has its own stream: switching one off does not change the draws of the others."""
 
     ORDER = 0
     FLIP = 1

@@ -1,13 +1,14 @@
 """The built-in data set: one of ten shapes per image, among clutter and noise, with the mask of where it is.
 
-Nothing but the outline tells the class: colours, position, size and rotation are drawn independently of it. Every draw
-is a hash of (seed, split, image index), so image i is the same whatever number of images is asked for, and the clutter
-and noise dials change an image without moving its shape.
+Only the outline depends on the class: colours, position, size and rotation are drawn independently of it. Every draw
+is a hash of (seed, split, image index), so image i is the same whatever number of images is asked for, and clutter
+and noise change an image without moving its shape.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -16,9 +17,68 @@ from torch import Tensor
 
 from diffvit.data.images import Images, fingerprint
 from diffvit.data.random_draws import hash_uniform, hash_words
-from diffvit.data.shape_outlines import CLUTTER, SHAPES, Outline
 from diffvit.errors import ConfigError
 
+# Outlines of the ten shapes and of the clutter: functions of coordinates (x to the right, y up) that return about the
+# distance to the outline, negative inside and exact near straight edges. The shapes lie inside the unit circle.
+Field = Float32[np.ndarray, "n h w"]
+Outline = Callable[[Field, Field], Field]
+
+
+def _box(x: Field, y: Field, half_width: float, half_height: float) -> Field:
+    return np.maximum(np.abs(x) - half_width, np.abs(y) - half_height)
+
+
+def _disc(x: Field, y: Field, radius: float) -> Field:
+    return np.sqrt(x * x + y * y) - radius
+
+
+def _star(x: Field, y: Field) -> Field:
+    # Five points: fold the plane into one half-point of 36 degrees, where the outline is one straight edge from the
+    # tip (radius 1, angle 0) to the notch (radius 0.42, angle 36 degrees).
+    slice_ = np.float32(2 * np.pi / 5)
+    angle = np.arctan2(y, x)
+    folded = np.abs(angle - slice_ * np.rint(angle / slice_))
+    radius = np.sqrt(x * x + y * y)
+    tip, notch = np.array([1.0, 0.0]), 0.42 * np.array([np.cos(np.pi / 5), np.sin(np.pi / 5)])
+    edge = notch - tip
+    normal = (np.array([edge[1], -edge[0]]) / np.hypot(*edge)).astype(np.float32)
+    return radius * (np.cos(folded) * normal[0] + np.sin(folded) * normal[1]) - normal[0]
+
+
+def _heart(x: Field, y: Field) -> Field:
+    # A square on its corner and a disc on each of its two upper edges.
+    side = 0.46
+    along, across = (x + y) * 0.70710678, (y - x) * 0.70710678
+    lobes = np.minimum(_disc(along, across - side, side), _disc(along - side, across, side))
+    return np.minimum(_box(along, across, side, side), lobes)
+
+
+def _corner(x: Field, y: Field) -> Field:
+    # Two strokes that meet: a piece of a polygon's outline.
+    along = np.clip(0.6 * (x + 0.5) + 0.8 * np.abs(y), 0, 1.1)
+    return np.hypot(x + 0.5 - 0.6 * along, np.abs(y) - 0.8 * along) - 0.2
+
+
+SHAPES: dict[str, Outline] = {
+    "circle": lambda x, y: _disc(x, y, 0.85),
+    "ring": lambda x, y: np.abs(_disc(x, y, 0.75)) - 0.2,
+    "crescent": lambda x, y: np.maximum(_disc(x, y, 0.95), -_disc(x - 0.5, y, 0.75)),
+    "square": lambda x, y: _box(x, y, 0.7, 0.7),
+    # Equilateral: three half-planes half a unit from the centre; the two slanted ones mirror each other.
+    "triangle": lambda x, y: np.maximum(0.8660254 * np.abs(x) + 0.5 * y, -y) - 0.5,
+    "star": _star,
+    "cross": lambda x, y: np.minimum(_box(x, y, 0.92, 0.28), _box(x, y, 0.28, 0.92)),
+    "heart": _heart,
+    "arrow": lambda x, y: np.minimum(np.maximum(0.70710678 * (x + np.abs(y)) - 0.67, -x), _box(x + 0.4, y, 0.5, 0.22)),
+    "hourglass": lambda x, y: np.maximum(0.8 * np.abs(x) - 0.6 * np.abs(y) - 0.04, np.abs(y) - 0.78),
+}
+CLUTTER: tuple[Outline, ...] = (
+    lambda x, y: np.hypot(np.maximum(np.abs(x) - 0.75, 0), y) - 0.22,  # a stroke
+    lambda x, y: (np.hypot(x / 0.75, y / 0.5) - 1) * 0.5,  # an ellipse
+    lambda x, y: np.maximum(np.abs(_disc(x, y + 0.8, 0.8)) - 0.2, -y - 0.5),  # an arc, as of a ring or a heart
+    _corner,
+)
 CLASSES = list(SHAPES)
 _SPLITS = {"train": 0, "test": 1}
 # Streams of the draws; each has its own so that a change to one leaves the others as they were.
@@ -31,54 +91,36 @@ _PIECE_SHARE = 0.0185  # mean share of the image that one piece covers, measured
 
 
 def generate(
-    split: str, count: int, *, size: int = 32, clutter: float = 0.3, noise: float = 0.1, seed: int = 0
-) -> Images:
-    """Draw the first ``count`` images of a split.
-
-    Args:
-        split: train or test; they share no draws.
-        count: number of images; the classes take turns.
-        size: side, pixels.
-        clutter: share of the background that distractors cover, 0 to 1.
-        noise: standard deviation of the pixel noise, of full scale, 0 to 1.
-        seed: of every draw.
-
-    Raises:
-        ConfigError: an unknown split or a dial out of range.
-    """
-    if count < 1:
-        raise ConfigError("shapes", f"out of range (found count {count} vs at least 1)")
-    return generate_at(split, torch.arange(count), size=size, clutter=clutter, noise=noise, seed=seed)
-
-
-def generate_at(
     split: str,
-    indices: Int64[Tensor, " n"],
+    count: int | Int64[Tensor, " n"],
     *,
     size: int = 32,
     clutter: float = 0.3,
     noise: float = 0.1,
     seed: int = 0,
 ) -> Images:
-    """These images of a split, as :func:`generate` draws them; arguments and errors are its own.
+    """Draw the first ``count`` images of a split, or those of the given indices; the class is the index modulo 10.
 
     Args:
-        split: train or test.
-        indices: which images, from 0; the class of each is its index modulo the number of classes.
+        split: train or test; they share no draws.
+        count: number of images, or which images, counted from 0.
         size: side, pixels.
-        clutter: share of the background that distractors cover.
-        noise: standard deviation of the pixel noise.
+        clutter: share of the background that distractors cover, 0 to 1.
+        noise: standard deviation of the pixel noise, of full scale, 0 to 1.
         seed: of every draw.
 
     Raises:
-        ConfigError: as :func:`generate`, or a negative index.
+        ConfigError: an unknown split or a setting out of range.
     """
     if split not in _SPLITS:
         raise ConfigError("split", f"no such split of shapes (found {split!r} vs train or test)")
-    if not (0 <= clutter <= 1 and 0 <= noise <= 1 and size >= 16 and bool((indices >= 0).all())):
-        found = f"size {size}, clutter {clutter}, noise {noise}, first index {int(indices.min())}"
-        raise ConfigError("shapes", f"out of range (found {found} vs size >= 16, clutter and noise 0 to 1, index >= 0)")
+    indices = count if isinstance(count, Tensor) else torch.arange(max(count, 0))
     count = len(indices)
+    first = int(indices.min()) if count else 0
+    if not (0 <= clutter <= 1 and 0 <= noise <= 1 and size >= 16 and count and first >= 0):
+        found = f"size {size}, clutter {clutter}, noise {noise}, count {count}, first index {first}"
+        allowed = "size >= 16, clutter and noise 0 to 1, count >= 1, index >= 0"
+        raise ConfigError("shapes", f"out of range (found {found} vs {allowed})")
     pixels = torch.empty(count, 3, size, size, dtype=torch.uint8)
     masks = torch.empty(count, size, size, dtype=torch.bool)
     for first in range(0, count, _CHUNK):
@@ -102,8 +144,10 @@ def _draw(
     for piece in range(pieces):
         _add_piece(canvas, draws[:, piece], CLUTTER[piece % len(CLUTTER)], size)
     cover = _object_cover(scene[:, :4], indices.numpy() % len(CLASSES), size)
-    inner = _inner(canvas, size)
-    inner += cover[..., None] * (_brighter(paper, scene[:, 10:13])[:, None, None] - inner)
+    edge = _margin(size)
+    inner = canvas[:, edge : edge + size, edge : edge + size]
+    colour = paper + np.float32(0.35) + np.float32(0.35) * scene[:, 10:13]  # lighter than the paper in every channel
+    inner += cover[..., None] * (colour[:, None, None] - inner)
     image = np.ascontiguousarray(inner.transpose(0, 3, 1, 2)) * np.float32(255)
     if noise:
         image += np.float32(noise * 255) * _normal(indices, split, size, seed)
@@ -111,18 +155,8 @@ def _draw(
 
 
 def _margin(size: int) -> int:
-    """Pixels around the image that a piece of clutter may reach into."""
+    """Width of the canvas's margin, pixels: how far a piece of clutter reaches out of the image."""
     return math.ceil(_PIECE[1] * size) + 1
-
-
-def _inner(canvas: Float32[np.ndarray, "n outer outer 3"], size: int) -> Float32[np.ndarray, "n s s 3"]:
-    edge = _margin(size)
-    return canvas[:, edge : edge + size, edge : edge + size]
-
-
-def _brighter(paper: Float32[np.ndarray, "n 3"], draws: Float32[np.ndarray, "n 3"]) -> Float32[np.ndarray, "n 3"]:
-    """A random colour that is lighter than ``paper`` in every channel."""
-    return paper + np.float32(0.35) + np.float32(0.35) * draws
 
 
 def _background(draws: Float32[np.ndarray, "n 6"], size: int) -> Float32[np.ndarray, "n outer outer 3"]:

@@ -1,4 +1,4 @@
-"""From the name of a data source to :class:`Images`: the one door through which training gets its data."""
+"""Data sources by name, the order in which CIFAR-10 is looked for, and the validation split."""
 
 from __future__ import annotations
 
@@ -22,43 +22,19 @@ from diffvit.data.images import Images, fingerprint, resize
 from diffvit.data.random_draws import hash_words
 from diffvit.errors import ConfigError, EnvironmentFault, InputError, did_you_mean
 
-SOURCES = ("auto", "cifar10", "folder", "shapes")
-SPLITS = ("train", "test")
 Announce = Callable[[str], None]
-_SHAPES_DEFAULTS = {"size": 32, "train": 10_000, "test": 2_000, "clutter": 0.3, "noise": 0.1, "seed": 0}
+_SHAPES_SETTINGS: dict[str, Any] = {
+    "size": int,
+    "train": int,
+    "test": int,
+    "clutter": float,
+    "noise": float,
+    "seed": int,
+}
+_SHAPES_COUNTS = {"train": 10_000, "test": 2_000}
 _VALIDATION = 2000  # stream of the draws
 # How long ``auto`` may try to fetch CIFAR-10 before it falls back, seconds: per answer, and in all.
 _QUICK, _QUICK_IN_ALL = 3.0, 60.0
-
-
-def place_of(source: str, data_dir: Path | None) -> Path | None:
-    """The folder in which a source is looked for first: ``data_dir``, else for CIFAR-10 what ``DIFFVIT_DATA`` names.
-
-    The variable never speaks of a ``folder`` or ``shapes`` source. ``~`` is expanded.
-    """
-    named = data_dir or (os.environ.get("DIFFVIT_DATA") if source in ("auto", "cifar10") else None)
-    if not named:
-        return None
-    with suppress(RuntimeError):  # of a user who is not there: then it is a folder's name
-        return Path(named).expanduser()
-    return Path(named)
-
-
-def resolve_auto(data_dir: Path | None, *, announce: Announce | None = None) -> Literal["cifar10", "shapes"]:
-    """What ``auto`` stands for on this machine: cifar10 where it is found or quickly fetched, else shapes.
-
-    Looked at in turn: ``data_dir``, or else where ``DIFFVIT_DATA`` points; the user's cache; the public files (given up
-    after 3 seconds without an answer, or one minute in all). A named folder without CIFAR-10 is no fault here, but one
-    that does not exist is.
-
-    Raises:
-        InputError: the folder that is named does not exist.
-    """
-    try:
-        _cifar10(data_dir, announce, timeout=_QUICK, deadline=_QUICK_IN_ALL, strict=False)
-    except EnvironmentFault:
-        return "shapes"
-    return "cifar10"
 
 
 def load(
@@ -73,39 +49,89 @@ def load(
     """One split of a data source, at one image size.
 
     Args:
-        source: auto (see :func:`resolve_auto`), cifar10, folder or shapes.
+        source: a key of :data:`SOURCES`: auto (see :func:`resolve_auto`), cifar10, folder or shapes.
         split: train or test.
         data_dir: where the data lies. ``cifar10`` is looked for in ``data_dir/cifar10`` and ``data_dir`` and nowhere
             else; without a ``data_dir`` where ``DIFFVIT_DATA`` points, in the same way; without either in the user's
             cache, and then fetched into it. ``folder`` must have one.
         image_size: side of the images, pixels; others are resized.
-        shapes: the dials of :func:`diffvit.data.shapes.generate`, with ``train`` and ``test`` for the counts.
-        announce: told, in one line, when a download starts.
+        shapes: the settings of :func:`diffvit.data.shapes.generate`, with ``train`` and ``test`` for the counts.
+        announce: called with a line of text when a download starts.
 
     Raises:
-        ConfigError: no such source, split or dial.
+        ConfigError: no such source, split or setting.
         InputError: the data is missing, damaged, hostile or incomplete.
         EnvironmentFault: it cannot be fetched, or the disk has no room.
     """
     if source not in SOURCES:
-        raise ConfigError(
-            f"data {source!r}",
-            f"no such source (have {', '.join(SOURCES)});{did_you_mean(source, SOURCES)}".rstrip(";"),
-        )
-    if split not in SPLITS:
+        why = f"no such source (have {', '.join(SOURCES)});{did_you_mean(source, SOURCES)}"
+        raise ConfigError(f"data {source!r}", why.rstrip(";"))
+    if split not in ("train", "test"):
         raise ConfigError(f"split {split!r}", "no such split (have train, test)")
-    chosen = resolve_auto(data_dir, announce=announce) if source == "auto" else source
-    place = place_of(chosen, data_dir)
-    if chosen == "shapes":
-        return _resized(_shapes(split, shapes or {}), image_size)
-    if chosen == "folder":
-        if place is None:
-            raise InputError("data folder", "needs to know where the data lies", "Give --data-dir DIR.")
-        return folder.load(place, split, image_size=image_size)
-    return _resized(cifar10.load(_cifar10(data_dir, announce, strict=source != "auto"), split), image_size)
+    asked = {"data_dir": data_dir, "image_size": image_size, "shapes": shapes or {}, "announce": announce}
+    return _resized(SOURCES[source](split, **asked), image_size)
 
 
-def _cifar10(
+def resolve_auto(data_dir: Path | None, *, announce: Announce | None = None) -> Literal["cifar10", "shapes"]:
+    """The source that ``auto`` selects on this machine: cifar10 where it is found or quickly fetched, else shapes.
+
+    Looked for in this order: ``data_dir``, or else where ``DIFFVIT_DATA`` points; the user's cache; the public files
+    (given up after 3 seconds without an answer, or one minute in all). A named folder without CIFAR-10 is not an error
+    here, but one that does not exist is.
+
+    Raises:
+        InputError: the folder that is named does not exist.
+    """
+    try:
+        _find_cifar10(data_dir, announce, timeout=_QUICK, deadline=_QUICK_IN_ALL, strict=False)
+    except EnvironmentFault:
+        return "shapes"
+    return "cifar10"
+
+
+def place_of(source: str, data_dir: Path | None) -> Path | None:
+    """The folder in which a source is looked for first: ``data_dir``, else for CIFAR-10 what ``DIFFVIT_DATA`` names.
+
+    The variable does not apply to ``folder`` and ``shapes``. ``~`` is expanded.
+    """
+    named = data_dir or (os.environ.get("DIFFVIT_DATA") if source in ("auto", "cifar10") else None)
+    if not named:
+        return None
+    with suppress(RuntimeError):  # ~name of a user who does not exist: take it as a folder's name
+        return Path(named).expanduser()
+    return Path(named)
+
+
+def _auto(split: str, *, data_dir: Path | None, announce: Announce | None, **asked: Any) -> Images:
+    if resolve_auto(data_dir, announce=announce) == "cifar10":
+        return cifar10.load(_find_cifar10(data_dir, announce, strict=False), split)
+    return _shapes(split, **asked)
+
+
+def _cifar10(split: str, *, data_dir: Path | None, announce: Announce | None, **_: Any) -> Images:
+    return cifar10.load(_find_cifar10(data_dir, announce, strict=True), split)
+
+
+def _folder(split: str, *, data_dir: Path | None, image_size: int, **_: Any) -> Images:
+    if (place := place_of("folder", data_dir)) is None:
+        raise InputError("data folder", "needs to know where the data lies", "Give --data-dir DIR.")
+    return folder.load(place, split, image_size=image_size)
+
+
+def _shapes(split: str, *, shapes: Mapping[str, Any], **_: Any) -> Images:
+    if unknown := sorted(shapes.keys() - _SHAPES_SETTINGS):
+        raise ConfigError(f"shapes.{unknown[0]}", f"no such setting (have {', '.join(_SHAPES_SETTINGS)})")
+    chosen = {name: _SHAPES_SETTINGS[name](value) for name, value in shapes.items()}
+    counts = {name: chosen.pop(name, count) for name, count in _SHAPES_COUNTS.items()}
+    return shape_images.generate(split, counts[split], **chosen)
+
+
+# The registry of data sources. Each is called with a split and the keyword arguments of load(), and may ignore any of
+# them: images of another size are resized afterwards.
+SOURCES: dict[str, Callable[..., Images]] = {"auto": _auto, "cifar10": _cifar10, "folder": _folder, "shapes": _shapes}
+
+
+def _find_cifar10(
     data_dir: Path | None,
     announce: Announce | None,
     *,
@@ -117,17 +143,13 @@ def _cifar10(
     place = place_of("cifar10", data_dir)
     if place is not None:
         if not place.is_dir():
-            raise InputError(
-                str(place), "no such data folder", "--data-dir and DIFFVIT_DATA name the folder that data lies in."
-            )
+            hint = "--data-dir and DIFFVIT_DATA name the folder that data lies in."
+            raise InputError(str(place), "no such data folder", hint)
         if found := cifar10.find(place):
             return found
         if strict:
-            raise InputError(
-                str(place),
-                f"holds no CIFAR-10 (looked for {cifar10.LOOKED_FOR}; in it and in its folder cifar10)",
-                "Fetch it with: diffvit data fetch cifar10",
-            )
+            why = f"holds no CIFAR-10 (looked for {cifar10.LOOKED_FOR}; in it and in its folder cifar10)"
+            raise InputError(str(place), why, "Fetch it with: diffvit data fetch cifar10")
     if found := cifar10.find(cache_folder()):
         return found
     if announce:
@@ -135,21 +157,6 @@ def _cifar10(
     found = cifar10.find(fetch("cifar10", timeout=timeout, deadline=deadline))
     assert found is not None  # fetch gives these files or raises
     return found
-
-
-def _shapes(split: str, dials: Mapping[str, Any]) -> Images:
-    unknown = sorted(set(dials) - set(_SHAPES_DEFAULTS))
-    if unknown:
-        raise ConfigError(f"shapes.{unknown[0]}", f"no such dial (have {', '.join(_SHAPES_DEFAULTS)})")
-    values: dict[str, Any] = {**_SHAPES_DEFAULTS, **dials}
-    return shape_images.generate(
-        split,
-        int(values[split]),
-        size=int(values["size"]),
-        clutter=float(values["clutter"]),
-        noise=float(values["noise"]),
-        seed=int(values["seed"]),
-    )
 
 
 def _resized(images: Images, size: int) -> Images:
@@ -166,14 +173,14 @@ def _resized(images: Images, size: int) -> Images:
 def validation_split(
     labels: Int64[Tensor, " n"], size: int, seed: int = 0
 ) -> tuple[Int64[Tensor, " train"], Int64[Tensor, " validation"]]:
-    """Split a training set into indices to train on and indices for choices, the same number of each class.
+    """Split a training set into training and validation indices, with the same number of validation images per class.
 
     Depends on the labels' order, ``size`` and ``seed`` only, never on a run's seed or a library's random generator.
 
     Args:
         labels: of the whole training set.
         size: validation images; where it is no multiple of the number of classes, the first classes give one more.
-        seed: another split of the same size.
+        seed: selects another split of the same size.
 
     Returns:
         Ascending indices, together every image once.
@@ -181,18 +188,14 @@ def validation_split(
     Raises:
         InputError: a class has too few images to leave any for training.
     """
-    counts = torch.bincount(labels)
-    present = torch.nonzero(counts)[:, 0].tolist()
+    present = labels.unique().tolist()
     rank = hash_words(seed, 0, torch.arange(len(labels)), _VALIDATION, 1)[:, 0]
     held = torch.zeros(len(labels), dtype=torch.bool)
     for place, label in enumerate(present):
         wanted = size // len(present) + (place < size % len(present))
         members = torch.nonzero(labels == label)[:, 0]
         if wanted >= len(members):
-            raise InputError(
-                f"validation_size {size}",
-                f"leaves nothing to train on of class {label} (it has {len(members)} images, {wanted} wanted)",
-                "Give a smaller validation_size.",
-            )
+            why = f"leaves nothing to train on of class {label} (it has {len(members)} images, {wanted} wanted)"
+            raise InputError(f"validation_size {size}", why, "Give a smaller validation_size.")
         held[members[torch.argsort(rank[members], stable=True)[:wanted]]] = True
     return torch.nonzero(~held)[:, 0], torch.nonzero(held)[:, 0]
