@@ -9,8 +9,9 @@ from typing import Any
 
 from diffvit.config import parse, read_yaml
 from diffvit.errors import InputError
+from diffvit.registry import label_of
 from diffvit.reporting import markdown, plots, stats, tables
-from diffvit.reporting.arms import MODEL_NAMES, arms, statements
+from diffvit.reporting.arms import arms, statements
 from diffvit.reporting.rows import Row, RunRecord, content_hash, read
 from tools.pages import Content, Picture, render, with_block
 from tools.recipes import is_run_of, preferred, where
@@ -99,7 +100,7 @@ def highlight(lead: str, records: Sequence[RunRecord], recipe: str | None) -> di
     compiling = max(float(row.get("compile_seconds") or 0.0) for row in rows)
     return {
         "lead": lead,
-        "name": f"[{Path(recipe).name}]({recipe})" if recipe else MODEL_NAMES.get(str(first["attention"]), "it"),
+        "name": f"[{Path(recipe).name}]({recipe})" if recipe else label_of(first["attention"]),
         "accuracy": tables.accuracy_cell(rows),
         "time": tables.duration(_mean(rows, "train_seconds")),
         "compiling": tables.duration(compiling) if compiling else None,

@@ -11,8 +11,9 @@ from diffvit.experiments import report, search
 from diffvit.experiments.report import gathered
 from diffvit.experiments.results import Line, Results, compared_arms, difference, over_all_arms
 from diffvit.experiments.study import BOTH, REPORTS, STUDIES, TIERS, Study
+from diffvit.registry import label_of
 from diffvit.reporting import stats
-from diffvit.reporting.arms import MODEL_NAMES, Arm, arms, points, span
+from diffvit.reporting.arms import Arm, arms, points, span
 from diffvit.reporting.csv_files import read_csv
 from diffvit.reporting.rows import ROWS_FILE, RunRecord, content_hash, read
 from diffvit.reporting.stats import Interval
@@ -183,7 +184,7 @@ def best_arms(found: Sequence[Results]) -> Table:
         for results in found
         if results.study.attentions
     ]
-    return Table(["Question", *(MODEL_NAMES[attention] for attention in BOTH), "Tier, seeds"], rows)
+    return Table(["Question", *(label_of(attention) for attention in BOTH), "Tier, seeds"], rows)
 
 
 def _best(lines: Sequence[Line], results: Results) -> str:
@@ -222,7 +223,7 @@ def _verdict(interval: Interval, results: Results) -> str:
         return "exploratory"
     if not interval.excludes_zero:
         return "not decided"
-    return MODEL_NAMES["differential" if interval.estimate > 0 else "softmax"]
+    return label_of("differential" if interval.estimate > 0 else "softmax")
 
 
 def _kind(results: Results) -> str:

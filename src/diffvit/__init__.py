@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from diffvit.kernels import accelerate as accelerate
     from diffvit.models.vit import VisionTransformer as VisionTransformer
     from diffvit.models.vit import create_model as create_model
+    from diffvit.registry import register_attention as register_attention
+    from diffvit.registry import register_position as register_position
     from diffvit.reporting.render import Report as Report
     from diffvit.reporting.render import compare as compare
     from diffvit.training.evaluate import evaluate as evaluate
@@ -27,6 +29,8 @@ _HOME = {
     "accelerate": "diffvit.kernels",
     "VisionTransformer": "diffvit.models.vit",
     "create_model": "diffvit.models.vit",
+    "register_attention": "diffvit.registry",
+    "register_position": "diffvit.registry",
     "Report": "diffvit.reporting.render",
     "compare": "diffvit.reporting.render",
     "evaluate": "diffvit.training.evaluate",

@@ -5,20 +5,16 @@ The command line's flags, their meanings and their defaults are made from these 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from diffvit.errors import did_you_mean
 from diffvit.models.presets import PRESETS
+from diffvit.registry import ATTENTION, position_names
 
-Attention = Literal["softmax", "differential"]
-PosEmbed = Literal[
-    "none", "learned-1d", "learned-2d", "sincos-1d", "sincos-2d", "rope-2d",
-    "learned-1d+rope-2d", "learned-2d+rope-2d", "sincos-1d+rope-2d", "sincos-2d+rope-2d",
-]  # fmt: skip
 Precision = Literal["auto", "fp32", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -28,6 +24,23 @@ Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 AboveZero = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+def _known(what: str, names: Callable[[], Iterable[str]]) -> Any:
+    """A string that is one of a registry's names at that time."""
+
+    def check(found: str) -> str:
+        allowed = list(names())
+        if found not in allowed:
+            hint = did_you_mean(found, allowed) or " Is a --plugin missing?"
+            raise ValueError(f"no {what} {found!r} (have {', '.join(allowed)}).{hint}")
+        return found
+
+    return Annotated[str, AfterValidator(check)]
+
+
+Attention = _known("attention", lambda: ATTENTION)
+PosEmbed = _known("position embedding", position_names)
 
 
 class Section(BaseModel):
@@ -58,7 +71,7 @@ class ModelConfig(Section):
     mlp_ratio: AboveZero = 2.0
     """Hidden width of the MLP over embed_dim."""
     attention: Attention = "softmax"
-    """softmax (arXiv 2010.11929) or differential (arXiv 2410.05258)."""
+    """softmax (arXiv 2010.11929), differential (arXiv 2410.05258), or one of a --plugin."""
     pos_embed: PosEmbed = "learned-1d"
     """Positions: added to the tokens, or (rope-2d, arXiv 2403.13298) turning queries and keys, or both."""
     pool: Literal["cls", "mean"] = "cls"
@@ -104,11 +117,9 @@ class ModelConfig(Section):
             raise ValueError("class_token is off, and pool cls reads it")
         if self.embed_dim % self.num_heads:
             raise ValueError(f"num_heads {self.num_heads} does not divide embed_dim {self.embed_dim}")
-        if self.attention == "differential" and self.num_heads % 2:
-            raise ValueError(
-                f"num_heads {self.num_heads} is odd: differential attention subtracts heads in pairs, "
-                "so it needs an even number"
-            )
+        refuse = ATTENTION[self.attention].refuse
+        if refuse and (why := refuse(self.num_heads)):
+            raise ValueError(why)
         if self.pos_embed.startswith(("learned-2d", "sincos-1d")) and self.embed_dim % 2:
             raise ValueError(
                 f"embed_dim {self.embed_dim} is odd: pos_embed {self.pos_embed} needs halves of equal width"

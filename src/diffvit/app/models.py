@@ -13,7 +13,7 @@ from diffvit import weights
 from diffvit.app.limits import Cache
 from diffvit.attention.subject import Subject, of_pretrained, of_run
 from diffvit.errors import DiffvitError, InputError
-from diffvit.reporting.arms import MODEL_NAMES
+from diffvit.registry import label_of
 from diffvit.reporting.tables import percent
 from diffvit.training.load import locate, metadata_of, read_header
 
@@ -82,7 +82,7 @@ def _read_info(reference: str) -> ModelInfo:
     settings, data = meta["model"], str(meta["data"])
     clip = settings.get("kind") == "clip"
     encoder: Mapping[str, Any] = settings["visual"] if clip else settings
-    name = MODEL_NAMES.get(str(encoder["attention"]), str(encoder["attention"]))
+    name = label_of(encoder["attention"])
     kind = f"{name}, patch {encoder['patch_size']}, {encoder['depth']} blocks, {encoder['num_heads']} heads"
     parts = [f"CLIP ({kind})" if clip else kind, f"trained on {data}"]
     if packaged := weights.registry().get(reference):

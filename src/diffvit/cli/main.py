@@ -14,6 +14,7 @@ from cyclopts import App
 
 from diffvit import __version__
 from diffvit.cli.faults import PIPE_CLOSED, explain, own_warnings
+from diffvit.registry import load_plugins
 
 
 class Verb(NamedTuple):
@@ -88,6 +89,7 @@ def run(arguments: Sequence[str]) -> int:
     debug = "--debug" in arguments
     try:
         with own_warnings(everything=debug):
+            load_plugins(_plugins_in(arguments))
             build()(
                 list(arguments), exit_on_error=False, print_error=False, verbose=False, result_action="return_value"
             )
@@ -104,6 +106,12 @@ def run(arguments: Sequence[str]) -> int:
         if line:
             print(f"error: {line}", file=sys.stderr)
         return code
+
+
+def _plugins_in(arguments: Sequence[str]) -> list[str]:
+    """What ``--plugin`` names: loaded first, for flags and settings may name what the files register."""
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    return [each.partition("=")[2] or following for each, following in pairs if each.split("=")[0] == "--plugin"]
 
 
 def main() -> NoReturn:

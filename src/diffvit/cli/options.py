@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from diffvit.config import resolve
 from diffvit.errors import ConfigError, EnvironmentFault
 from diffvit.models.presets import PRESETS
+from diffvit.registry import ATTENTION, position_names
 from diffvit.settings import Device, Precision
 
 COMMAND = Group("Options", sort_key=1)
@@ -30,6 +31,8 @@ class Output:
     """Print the result as one JSON object on the last line of standard output."""
     debug: Annotated[bool, Parameter(negative="", show_default=False)] = False
     """Show the traceback of an error."""
+    plugin: Annotated[tuple[Path, ...], Parameter(negative="", show_default=False)] = ()
+    """Python file that registers attentions, positions, ... of your own; several times for several."""
 
 
 @Parameter(name="*", group=COMMAND)
@@ -104,7 +107,8 @@ def flags_of(section: type[BaseModel], group: Group = RUN, *, without: frozenset
 
 def _meaning(name: str, field: FieldInfo) -> str:
     text = " ".join((field.description or "").split())
-    return f"{text} One of {', '.join(PRESETS)}." if name == "preset" else text
+    names = {"preset": PRESETS, "attention": ATTENTION, "pos_embed": position_names()}.get(name)
+    return f"{text} One of {', '.join(names)}." if names else text
 
 
 def _shown(default: Any) -> str | bool:

@@ -111,7 +111,7 @@ def summary(run: RunDir, report: Path) -> None:
 def next_command(run: RunDir) -> str:
     """Compare with the finished twin beside this run, or train that twin."""
     mine = run.config.model.attention
-    twin = "softmax" if mine == "differential" else "differential"
+    twin = "differential" if mine == "softmax" else "softmax"
     name = run.path.name
     other = run.path.with_name(name.replace(mine, twin) if mine in name else f"{name}-{twin}")
     if (other / "result.json").is_file():

@@ -12,8 +12,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFor
 
 from diffvit.experiments.results import Line, Results
 from diffvit.experiments.study import BOTH
+from diffvit.registry import label_of
 from diffvit.reporting import stats
-from diffvit.reporting.arms import MODEL_NAMES
 from diffvit.reporting.style import LIGHT, Theme, colour, dress, figure, plain, to_png
 
 _MARKS = "osD^vP"
@@ -42,7 +42,7 @@ def accuracies(results: Results, *, theme: Theme = LIGHT, stamp: str = "") -> by
     handles = []
     for attention in attentions:
         mark, shade = _style(attention, attentions, theme)
-        handles.append(_handle(MODEL_NAMES.get(attention, attention), color=shade, ls="", marker=mark, ms=8))
+        handles.append(_handle(label_of(attention), color=shade, ls="", marker=mark, ms=8))
     handles.append(_handle("mean", color=theme.ink, ls="", marker="|", ms=13, mew=2.5))
     _legend(made, handles, theme, 3)
     return to_png(made, stamp)
@@ -56,7 +56,7 @@ def curves(results: Results, *, theme: Theme = LIGHT, stamp: str = "") -> bytes:
     panels = made.subplots(len(rows), 2, squeeze=False)
     for (left, right), attention in zip(panels, rows, strict=True):
         lines = results.of(attention) if attention else list(results.lines)
-        name = f"{MODEL_NAMES.get(attention, attention)}: " if attention else ""
+        name = f"{label_of(attention)}: " if attention else ""
         _band(left, lines, arms, "train_loss", 1.0, theme)
         _band(right, lines, arms, "train_accuracy", 100.0, theme)
         dress(left, theme, title=f"{name}training loss", x="epoch", y="cross-entropy (nats)")
@@ -76,7 +76,7 @@ def costs(results: Results, *, theme: Theme = LIGHT, stamp: str = "") -> bytes:
     by_arm = {line.arm: "o" if results.study.attentions else marks[line.attention] for line in results.lines}
     handles = [_handle(plain(arm), **_point(by_arm[arm], place, theme)) for place, arm in enumerate(arms)]
     if results.study.attentions:
-        names = {each: MODEL_NAMES.get(each, each) for each in attentions}
+        names = {each: label_of(each) for each in attentions}
         handles += [_handle(names[each], color=theme.ink, ls="", marker=marks[each], ms=9) for each in attentions]
     made = figure(theme, 11.0, 4.2 + 0.25 * -(-len(handles) // _LEGEND_COLUMNS))
     left, right = made.subplots(1, 2, sharey=True)

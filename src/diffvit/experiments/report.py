@@ -25,8 +25,9 @@ from diffvit.experiments.results import (
 )
 from diffvit.experiments.runner import numbers_in, scores_of
 from diffvit.experiments.study import TIERS, Study, TierName, cells_of, differing
+from diffvit.registry import label_of
 from diffvit.reporting import markdown, stats
-from diffvit.reporting.arms import MODEL_NAMES, points, span
+from diffvit.reporting.arms import points, span
 from diffvit.reporting.csv_files import Row, read_csv, write_csv
 from diffvit.reporting.generated import brought_up_to_date
 from diffvit.reporting.rows import ROWS_FILE, RunRecord, content_hash, read, write
@@ -278,7 +279,7 @@ def _rankings(results: Results) -> list[dict[str, Any]]:
         ]
         found.append(
             {
-                "name": MODEL_NAMES.get(attention, attention),
+                "name": label_of(attention),
                 "best": best,
                 "seeds": len(ranked.seeds) if ranked else 0,
                 "beaten": [(line, gap) for line, gap in gaps if gap.low > 0],
@@ -294,8 +295,8 @@ def _attentions_compared(results: Results) -> list[dict[str, Any]]:
     found = [(each, over_all_arms(results, each, first)) for each in others]
     return [
         {
-            "one": MODEL_NAMES.get(each, each),
-            "two": MODEL_NAMES.get(first, first),
+            "one": label_of(each),
+            "two": label_of(first),
             "interval": interval,
             "of_several": len(others) > 1,
         }

@@ -10,8 +10,9 @@ from typing import Any, Literal
 from diffvit.config import Config
 from diffvit.experiments.runner import TEST_ACCURACY, numbers_in, scores_of, stem_of
 from diffvit.experiments.study import REPORTS, RUNS, Cell, Study, TierName, training_flops
+from diffvit.registry import label_of
 from diffvit.reporting import stats
-from diffvit.reporting.arms import MODEL_NAMES, Ranking, ranking, shared_seeds
+from diffvit.reporting.arms import Ranking, ranking, shared_seeds
 from diffvit.reporting.rows import CONDITIONS, RunRecord, read, read_run
 from diffvit.training.run_dir import RunDir
 
@@ -226,7 +227,7 @@ def _results(study: Study, tier: TierName, cells: Sequence[Cell], records: Mappi
 
 def _label(arm: str, attention: str, study: Study) -> str:
     """An arm in a table: with its attention where the study runs several."""
-    return f"{arm}, {MODEL_NAMES.get(attention, attention)}" if study.attentions else arm
+    return f"{arm}, {label_of(attention)}" if study.attentions else arm
 
 
 def difference(one: Line, two: Line) -> stats.Interval | None:

@@ -23,6 +23,7 @@ from diffvit.config import merge, to_yaml
 from diffvit.errors import DiffvitError, EnvironmentFault, InputError, Interrupted, RunBusyError
 from diffvit.experiments.runner import ATTEMPTS, Conditions, Runner, State, Tell, conditions_of, folder_of, tag_of
 from diffvit.experiments.study import Cell, Range, SearchSpace, Study, TierName, recipe_of
+from diffvit.registry import label_of
 from diffvit.reporting.csv_files import Row, read_csv, write_csv
 from diffvit.training.files import disk_faults
 from diffvit.training.files import replace as write_atomically
@@ -438,13 +439,11 @@ def best_of(rows: Sequence[Row]) -> dict[str, Row]:
 def report(study: Study, rows: Sequence[Row]) -> str:
     """The whole report as Markdown."""
     from diffvit.experiments.report import template
-    from diffvit.reporting.arms import MODEL_NAMES
 
     ranked = comparable(rows)
     tier = ranked[0]["tier"]
     groups = {
-        MODEL_NAMES.get(attention, attention): [row for row in ranked if row["attention"] == attention]
-        for attention in study.attentions
+        label_of(attention): [row for row in ranked if row["attention"] == attention] for attention in study.attentions
     }
     return template("search.md.j2").render(
         study=study,
@@ -461,12 +460,11 @@ def report(study: Study, rows: Sequence[Row]) -> str:
 
 def words_of(study: Study, folder: Path) -> str:
     """The search in a few sentences, from its trials.csv."""
-    from diffvit.reporting.arms import MODEL_NAMES
     from diffvit.reporting.tables import percent
 
     rows = comparable(read_csv(folder / TRIALS_FILE))
     found = [
-        f"{MODEL_NAMES.get(attention, attention)}: {percent(best['val_accuracy'])} validation accuracy with "
+        f"{label_of(attention)}: {percent(best['val_accuracy'])} validation accuracy with "
         + ", ".join(f"{setting} {_short(best[setting])}" for setting in space_of(study).settings)
         for attention, best in best_of(rows).items()
     ]
@@ -496,7 +494,6 @@ def plot(study: Study, rows: Sequence[Row], *, stamp: str = "") -> bytes:
     """A panel per setting, a mark per complete trial; PNG."""
     from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
-    from diffvit.reporting.arms import MODEL_NAMES
     from diffvit.reporting.style import LIGHT, colour, dress, figure, to_png
 
     settings = space_of(study).settings
@@ -507,7 +504,7 @@ def plot(study: Study, rows: Sequence[Row], *, stamp: str = "") -> bytes:
         for place, attention in enumerate(study.attentions):
             mine = [row for row in rows if row["attention"] == attention and row["state"] == "complete"]
             across, heights = [row[setting] for row in mine], [100 * row["val_accuracy"] for row in mine]
-            label, mark = MODEL_NAMES.get(attention, attention), "osD^vP"[place % 6]
+            label, mark = label_of(attention), "osD^vP"[place % 6]
             axes.plot(across, heights, mark, color=colour(LIGHT, place), ms=5, alpha=0.75, mew=0, label=label)
         dress(axes, LIGHT, title="", x=setting, y="validation images right")
         axes.set_xscale("log" if values.log else "linear")

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from diffvit.config import Config, config_hash, merge, parse, read_yaml, to_dict
 from diffvit.errors import ConfigError, did_you_mean
+from diffvit.registry import ATTENTION
 from diffvit.reporting.rows import flatten
 from diffvit.settings import ModelConfig
 
@@ -244,7 +245,7 @@ def _attention_of_cls(model: ModelConfig, tokens: int) -> float:
     """Multiply-adds of attention in the last block, where only [CLS] queries."""
     width = model.embed_dim
     with_keys = 2 * width**2 + 2 * tokens * width**2 + 2 * tokens * width
-    maps = model.num_heads // 2 if model.attention == "differential" else model.num_heads
+    maps = ATTENTION[model.attention].maps(model.num_heads)
     without = 4 * width**2 + (model.num_heads + maps) * tokens * width
     return with_keys if model.pos_embed.endswith("rope-2d") else min(with_keys, without)
 

@@ -1,9 +1,8 @@
-"""Softmax and differential attention, and the registry that the encoder, the configuration and the reports read."""
+"""Softmax and differential attention (they are registered in :mod:`diffvit.registry`)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -78,6 +77,7 @@ class Attention(nn.Module):
     Args:
         dim: width of a token.
         num_heads: heads, of width ``dim / num_heads``.
+        layer_index: depth of the layer, counted from 0; softmax attention is the same in all.
         qkv_bias: bias on the query, key and value projection.
         qk_norm: norm on each head's queries and keys (arXiv 2302.05442, section 2): ``none``, ``layer`` or ``rms``.
         norm_eps: epsilon of those norms.
@@ -92,12 +92,14 @@ class Attention(nn.Module):
         dim: int,
         num_heads: int,
         *,
+        layer_index: int = 0,
         qkv_bias: bool = True,
         qk_norm: str = "none",
         norm_eps: float = 1e-6,
         rope: Rope2d | None = None,
     ) -> None:
         super().__init__()
+        del layer_index
         if dim % num_heads:
             raise ConfigError("num_heads", f"{num_heads} does not divide embed_dim {dim}")
         check_choice("qk_norm", qk_norm, NORMS)
@@ -216,28 +218,3 @@ class DifferentialAttention(Attention):
         q, k, _ = self.heads(x)
         positive, negative = map_to_look_at(q, k).unbind(2)
         return AttentionMaps(positive, negative, self.lam())
-
-
-@dataclass(frozen=True)
-class AttentionKind:
-    """One attention as the rest of the project knows it.
-
-    Args:
-        make: ``make(dim, num_heads, layer_index=, qkv_bias=, qk_norm=, norm_eps=, rope=)`` to an
-            :class:`AttentionModule`.
-        label: the model's name in tables and plots.
-    """
-
-    make: Callable[..., nn.Module]
-    label: str
-
-
-def _softmax(dim: int, num_heads: int, *, layer_index: int, **more: object) -> Attention:
-    del layer_index
-    return Attention(dim, num_heads, **more)  # pyright: ignore[reportArgumentType]
-
-
-ATTENTION: dict[str, AttentionKind] = {
-    "softmax": AttentionKind(_softmax, "ViT"),
-    "differential": AttentionKind(DifferentialAttention, "Diff-ViT"),
-}

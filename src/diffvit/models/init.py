@@ -34,7 +34,7 @@ def trunc_normal(model: nn.Module) -> None:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     for name, parameter in model.named_parameters():
-        if name.startswith("pos_embed"):
+        if name.startswith("pos_embed") and "." not in name:  # a module of a user's own starts itself
             nn.init.trunc_normal_(parameter, std=0.02)
         elif name in ("cls_token", "reg_token"):
             nn.init.normal_(parameter, std=1e-6)

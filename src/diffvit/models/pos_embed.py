@@ -11,10 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffvit.errors import ConfigError, check_choice
+from diffvit.registry import POSITIONS, ROPE, position_names
 
-ADDED = ("none", "learned-1d", "learned-2d", "sincos-1d", "sincos-2d")
-ROPE = "rope-2d"
-KINDS = (*ADDED, ROPE, *(f"{kind}+{ROPE}" for kind in ADDED[1:]))
 ROPE_BASE = 100.0  # arXiv 2403.13298, section 3.1: the square root of what language models take, for grids are short
 _PARTS = {"learned-2d": (2, "halves"), "sincos-1d": (2, "halves"), "sincos-2d": (4, "quarters")}
 
@@ -43,11 +41,12 @@ def attach(model: nn.Module, kind: str, grid: tuple[int, int], dim: int, prefix:
 
     ``learned-1d``: parameter ``pos_embed`` (1, tokens, dim). ``learned-2d``: ``pos_embed_rows`` (rows, dim / 2),
     ``pos_embed_cols`` (columns, dim / 2) and, with tokens before the patches, ``pos_embed_cls`` (prefix, dim).
-    ``sincos-*``: buffer ``pos_embed``, saved with the weights. ``none`` and ``rope-2d``: nothing.
+    ``sincos-*``: buffer ``pos_embed``, saved with the weights. ``none`` and ``rope-2d``: nothing. A user's own: its
+    module, as ``pos_embed``.
 
     Args:
         model: the module that adds the embedding.
-        kind: one of :data:`KINDS`.
+        kind: one of :func:`diffvit.registry.position_names`.
         grid: rows and columns of patches.
         dim: width of a token.
         prefix: tokens before the patches that have a position: [CLS] and registers.
@@ -55,12 +54,14 @@ def attach(model: nn.Module, kind: str, grid: tuple[int, int], dim: int, prefix:
     Raises:
         ConfigError: an unknown kind, or a width that does not split as it must.
     """
-    check_choice("pos_embed", kind, KINDS)
+    check_choice("pos_embed", kind, position_names())
     kind = kind.removesuffix(f"+{ROPE}")
     parts, words = _PARTS.get(kind, (1, ""))
     if dim % parts:
         raise ConfigError("embed_dim", f"{dim} is not a multiple of {parts}: {kind} needs {words} of equal width")
-    if kind == "learned-1d":
+    if make := POSITIONS.get(kind):
+        model.pos_embed = make(grid, dim, prefix)
+    elif kind == "learned-1d":
         model.register_parameter("pos_embed", nn.Parameter(torch.empty(1, prefix + grid[0] * grid[1], dim)))
     elif kind == "learned-2d":
         model.register_parameter("pos_embed_rows", nn.Parameter(torch.empty(grid[0], dim // 2)))
@@ -74,7 +75,8 @@ def attach(model: nn.Module, kind: str, grid: tuple[int, int], dim: int, prefix:
 def table(model: nn.Module) -> Float[Tensor, "1 tokens dim"] | None:
     """What a model that :func:`attach` was called on adds to its tokens; None where there is nothing."""
     if not hasattr(model, "pos_embed_rows"):
-        return getattr(model, "pos_embed", None)
+        found = getattr(model, "pos_embed", None)
+        return found() if isinstance(found, nn.Module) else found
     down, across = model.get_parameter("pos_embed_rows"), model.get_parameter("pos_embed_cols")
     patches = _over_grid(down, across)
     if hasattr(model, "pos_embed_cls"):

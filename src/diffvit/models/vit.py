@@ -14,10 +14,11 @@ from torch.nn import functional as F
 
 from diffvit.errors import ConfigError, InputError, check_choice, did_you_mean
 from diffvit.models import pos_embed as positions
-from diffvit.models.attention import ATTENTION, NORMS, AttentionMaps, DifferentialAttention
+from diffvit.models.attention import NORMS, AttentionMaps, DifferentialAttention
 from diffvit.models.init import initialise
 from diffvit.models.pos_embed import Rope2d
 from diffvit.models.presets import PRESETS
+from diffvit.registry import ATTENTION
 
 
 class PatchEmbed(nn.Module):
@@ -127,7 +128,7 @@ class Block(nn.Module):
         dim: width of a token.
         num_heads: heads of the softmax baseline.
         hidden: width of the MLP's hidden layer.
-        attention: a name in :data:`diffvit.models.attention.ATTENTION`.
+        attention: a name in :data:`diffvit.registry.ATTENTION`.
         layer_index: depth of the block, counted from 0.
         qkv_bias: bias on the query, key and value projection.
         qk_norm: norm on queries and keys: ``none``, ``layer`` or ``rms``.
@@ -158,7 +159,7 @@ class Block(nn.Module):
         super().__init__()
         check_choice("attention", attention, ATTENTION)
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.attn: Any = ATTENTION[attention].make(
+        self.attn: Any = ATTENTION[attention].build(
             dim, num_heads, layer_index=layer_index, qkv_bias=qkv_bias, qk_norm=qk_norm, norm_eps=norm_eps, rope=rope
         )
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
@@ -187,7 +188,7 @@ class VisionTransformer(nn.Module):
         depth: number of blocks.
         num_heads: heads of the softmax baseline; even for differential attention.
         mlp_ratio: hidden width of the MLP over ``embed_dim``.
-        attention: a name in :data:`diffvit.models.attention.ATTENTION`.
+        attention: a name in :data:`diffvit.registry.ATTENTION`.
         pos_embed: ``none``, ``learned-1d``, ``learned-2d``, ``sincos-1d`` or ``sincos-2d``, added to the tokens;
             ``rope-2d``, which rotates queries and keys (:class:`diffvit.models.pos_embed.Rope2d`); or both, as in
             ``sincos-2d+rope-2d``.

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from diffvit.registry import label_of
 from diffvit.reporting import stats
 from diffvit.reporting.rows import CONDITIONS, Row, RunRecord
-
-MODEL_NAMES = {"softmax": "ViT", "differential": "Diff-ViT"}
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def _arm_labels(records: Sequence[RunRecord]) -> list[str]:
 
 def _kind(row: Row) -> str:
     """What a row's model is called."""
-    name = MODEL_NAMES.get(str(row["attention"]), str(row["attention"]))
+    name = label_of(row["attention"])
     return f"CLIP ({name})" if row.get("objective") == "contrastive" else name
 
 

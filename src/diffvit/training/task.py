@@ -9,6 +9,7 @@ from torch import nn
 
 from diffvit.config import Config
 from diffvit.data.images import Images
+from diffvit.registry import label_of
 from diffvit.training.material import Material, fresh_model
 from diffvit.training.objective import Classification, Objective
 from diffvit.training.score import score
@@ -19,7 +20,7 @@ class Task:
 
     def title(self, config: Config) -> str:
         """What the model is called."""
-        return "Diff-ViT" if config.model.attention == "differential" else "ViT"
+        return label_of(config.model.attention)
 
     def model(self, config: Config, data: Material) -> Any:
         """The model with fresh weights; besides a module's own it has ``settings`` and ``lambdas()``."""

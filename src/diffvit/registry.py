@@ -1,0 +1,171 @@
+"""What a setting may name, built in or a user's own (attentions, position embeddings), and plugins that add to it.
+
+Nothing here imports torch: the configuration and the command line take their names from here. Add to a registry at the
+top of a Python file of your own, and name that file: ``--plugin my_attention.py`` (docs/extending.md).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from diffvit.errors import ConfigError
+
+PLUGINS = "DIFFVIT_PLUGINS"  # the files of --plugin, for the processes that a command starts
+ENTRY_POINTS = "diffvit.plugins"
+ROPE = "rope-2d"
+
+
+@dataclass(frozen=True)
+class AttentionKind:
+    """An attention as the rest of the project knows it.
+
+    Args:
+        make: ``make(dim, num_heads, layer_index=, qkv_bias=, qk_norm=, norm_eps=, rope=)`` gives a
+            :class:`diffvit.models.attention.AttentionModule`; or where such a function is, as ``"module:name"``.
+        label: the model's name in tables and plots.
+        maps: how many attention maps a layer has, from the softmax baseline's number of heads.
+        refuse: why there cannot be so many heads; an empty string where there can. None allows
+            every number.
+    """
+
+    make: Callable[..., Any] | str
+    label: str
+    maps: Callable[[int], int] = int
+    refuse: Callable[[int], str] | None = None
+
+    def build(self, dim: int, num_heads: int, **more: Any) -> Any:
+        """One layer's attention.
+
+        Raises:
+            ConfigError: sizes that it refuses.
+        """
+        make = self.make
+        if isinstance(make, str):
+            module, _, name = make.partition(":")
+            make = getattr(importlib.import_module(module), name)
+        return make(dim, num_heads, **more)
+
+
+def _odd(num_heads: int) -> str:
+    why = f"num_heads {num_heads} is odd: differential attention subtracts heads in pairs, so it needs an even number"
+    return why if num_heads % 2 else ""
+
+
+ATTENTION: dict[str, AttentionKind] = {
+    "softmax": AttentionKind("diffvit.models.attention:Attention", "ViT"),
+    "differential": AttentionKind(
+        "diffvit.models.attention:DifferentialAttention", "Diff-ViT", maps=lambda heads: heads // 2, refuse=_odd
+    ),
+}
+# Added to the tokens: the built-in ones (models/pos_embed.py), and makers of others.
+POSITIONS: dict[str, Callable[[tuple[int, int], int, int], Any] | None] = dict.fromkeys(
+    ("none", "learned-1d", "learned-2d", "sincos-1d", "sincos-2d")
+)
+
+
+def register_attention(
+    name: str,
+    make: Callable[..., Any],
+    *,
+    label: str | None = None,
+    maps: Callable[[int], int] = int,
+    refuse: Callable[[int], str] | None = None,
+) -> None:
+    """Make an attention of your own as good as a built-in one, in ``--model.attention`` and everywhere else.
+
+    Args:
+        name: what the setting calls it.
+        make: see :class:`AttentionKind`; a subclass of :class:`diffvit.models.attention.Attention` will do.
+        label: the model's name in tables and plots; by default ``name``.
+        maps: see :class:`AttentionKind`.
+        refuse: see :class:`AttentionKind`.
+
+    Raises:
+        ValueError: there is one of this name already.
+    """
+    if name in ATTENTION:
+        raise ValueError(f"attention {name!r} is registered already")
+    ATTENTION[name] = AttentionKind(make, label or name, maps, refuse)
+
+
+def register_position(name: str, make: Callable[[tuple[int, int], int, int], Any]) -> None:
+    """Make a position embedding of your own one of ``--model.pos-embed``, alone or as ``NAME+rope-2d``.
+
+    Args:
+        name: what the setting calls it.
+        make: ``make(grid, dim, prefix)`` gives a module. Called without arguments, that gives what is added to the
+            tokens, (1, prefix + rows * columns, dim): the ``prefix`` tokens before the patches first, then the patches
+            of ``grid`` (rows, columns) row by row.
+
+    Raises:
+        ValueError: there is one of this name already.
+    """
+    if name in position_names() or "+" in name:
+        raise ValueError(f"position embedding {name!r} is registered already, or has a + in its name")
+    POSITIONS[name] = make
+
+
+def position_names() -> list[str]:
+    """All that ``pos_embed`` may be: added, rotary, or both."""
+    return [*POSITIONS, ROPE, *(f"{name}+{ROPE}" for name in POSITIONS if name != "none")]
+
+
+def label_of(attention: object) -> str:
+    """The name in tables of a model with this attention; the attention's own name where nothing registered it."""
+    return ATTENTION[str(attention)].label if attention in ATTENTION else str(attention)
+
+
+def load_plugins(files: Iterable[Path | str] = ()) -> None:
+    """Import plugins, each once: these files, those that ``DIFFVIT_PLUGINS`` names, and those of installed packages.
+
+    A package names its module as an entry point of the group ``diffvit.plugins``. Processes started from here load the
+    same files.
+
+    Raises:
+        ConfigError: a file is missing, or a plugin raises an exception.
+    """
+    named = [str(Path(file).absolute()) for file in files]
+    known = [file for file in os.environ.get(PLUGINS, "").split(os.pathsep) if file]
+    if every := list(dict.fromkeys([*known, *named])):
+        os.environ[PLUGINS] = os.pathsep.join(every)
+    for file in every:
+        _import(file, lambda file=file: _import_file(Path(file)))
+    for each in entry_points(group=ENTRY_POINTS):
+        _import(each.value, each.load)
+
+
+def _import(plugin: str, load: Callable[[], object]) -> None:
+    try:
+        load()
+    except ConfigError:
+        raise
+    except Exception as error:
+        why = f"cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        raise ConfigError(f"plugin {plugin}", why, "Nothing was done; --debug shows where.") from error
+
+
+def _import_file(path: Path) -> None:
+    name = f"diffvit_plugin_{path.stem}"
+    if name in sys.modules:
+        if sys.modules[name].__file__ != str(path):
+            raise ConfigError(f"plugin {path}", f"another of this name is loaded ({sys.modules[name].__file__})")
+        return
+    if not path.is_file():
+        raise ConfigError(f"plugin {path}", "no such file", "Nothing was done.")
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"plugin {path}", "is not a Python file (its name must end in .py)", "Nothing was done.")
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise

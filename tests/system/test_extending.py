@@ -1,0 +1,113 @@
+"""docs/extending.md, run: its files as they stand there, its commands with a smaller model and fewer images."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
+FILES = {
+    name: text
+    for text, name in re.findall(r"```(?:python|yaml)\n(# (\S+\.(?:py|yaml))\n.*?)```", PAGE.read_text(), re.S)
+}
+COMMANDS = [
+    line
+    for block in re.findall(r"```\n(diffvit .*?)```", PAGE.read_text(), re.S)
+    for line in block.strip().splitlines()
+]
+SMALL = (
+    "--model.embed-dim 32 --model.depth 2 --model.num-heads 4 --shapes.train 200 --shapes.test 100 --validation-size 0"
+)
+
+pytestmark = pytest.mark.system
+
+
+def diffvit(folder: Path, command: str, code: int = 0) -> str:
+    """Run a command of the page; returns what it printed."""
+    words = shlex.split(command)[1:]
+    words += shlex.split(SMALL) if words[0] == "train" and "--resume" not in words else []
+    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-m", "diffvit.cli.main", *words], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == code, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page's files, and the runs of its commands."""
+    folder = tmp_path_factory.mktemp("extending")
+    for name, text in FILES.items():
+        (folder / name).write_text(text)
+    for command in COMMANDS:
+        if not command.startswith("diffvit app"):
+            diffvit(folder, command)
+    return folder
+
+
+def test_the_page_has_its_files_and_commands() -> None:
+    assert set(FILES) == {"my_attention.py", "my_position.py", "my_study.yaml"}
+    assert all(text.count("\n") < 60 for text in FILES.values())
+    assert {command.split()[1] for command in COMMANDS} == {"train", "evaluate", "compare", "attention", "app", "study"}
+
+
+def test_the_attention_is_in_the_run_the_comparison_and_the_study(folder: Path) -> None:
+    run = folder / "runs" / "temperature"
+    assert "attention: temperature" in (run / "config.yaml").read_text()
+    assert json.loads((run / "result.json").read_text())["epochs"] == 2
+    assert "Temperature ViT" in (folder / "comparison" / "report.md").read_text()
+    assert list((folder / "maps").glob("*rollout*.png"))
+    with (folder / "reports" / "my_study" / "rows.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["attention"] for row in rows} == {"softmax", "temperature"}
+    assert "Temperature ViT" in (folder / "reports" / "my_study" / "report.md").read_text()
+
+
+def test_killed_and_resumed_it_is_the_same_to_the_bit(folder: Path) -> None:
+    longer = COMMANDS[0].replace("--epochs 2", "--epochs 6")
+    diffvit(folder, longer.replace("runs/temperature", "runs/whole"))
+    words = shlex.split(f"{longer.replace('runs/temperature', 'runs/killed')} {SMALL}")[1:]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "diffvit.cli.main", *words], cwd=folder, stdout=subprocess.DEVNULL
+    )
+    metrics = folder / "runs" / "killed" / "metrics.jsonl"
+    while not (metrics.is_file() and metrics.read_text().count("\n") >= 2):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (folder / "runs" / "killed" / "result.json").exists()
+    diffvit(folder, "diffvit train --resume runs/killed --plugin my_attention.py")
+    whole, killed = (load_file(folder / "runs" / name / "model.safetensors") for name in ("whole", "killed"))
+    assert whole.keys() == killed.keys()
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+
+
+def test_without_the_plugin_its_name_is_missed(folder: Path) -> None:
+    for command in ("evaluate runs/temperature", "attention runs/temperature --index 0"):
+        said = diffvit(folder, f"diffvit {command}", code=3)
+        assert "'temperature'" in said
+        assert "--plugin" in said
+        assert said.count("\n") == 1
+
+
+def test_faulty_plugins_are_one_line(folder: Path) -> None:
+    (folder / "broken.py").write_text("1 / 0\n")
+    (folder / "twice.py").write_text("import diffvit\ndiffvit.register_attention('softmax', print)\n")
+    for file, words in (("broken.py", "ZeroDivisionError"), ("twice.py", "registered already"), ("none.py", "no such")):
+        said = diffvit(folder, f"diffvit study list --plugin {file}", code=2)
+        assert said.startswith("error: plugin ")
+        assert words in said
+        assert said.count("\n") == 1
