@@ -149,7 +149,7 @@ def test_the_command_scores_and_writes_rows(tmp_path: Path, monkeypatch: pytest.
     command = ["study", "report", "maps.yaml", "--tier", "smoke"]
     assert run(command) == run(command) == 0
     found = sorted(path.name for path in Path("reports/maps").iterdir())
-    assert found == ["epochs.csv", "removal.csv", "rows.csv", "scores.csv"]
+    assert found == ["epochs.csv", "predictions.csv", "removal.csv", "rows.csv", "scores.csv"]
     assert len(rows.read(Path("reports/maps"))) == 4
     other = [replace(each, row=each.row | {"config_hash": "other"}) for each in rows.read(Path("reports/maps"))]
     rows.write(Path("reports/maps"), other[:1])  # as of another tier
