@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from diffvit.models.vit import VisionTransformer as VisionTransformer
     from diffvit.models.vit import create_model as create_model
     from diffvit.registry import register_attention as register_attention
+    from diffvit.registry import register_augmentation as register_augmentation
     from diffvit.registry import register_position as register_position
+    from diffvit.registry import register_source as register_source
     from diffvit.reporting.render import Report as Report
     from diffvit.reporting.render import compare as compare
     from diffvit.training.evaluate import evaluate as evaluate
@@ -30,7 +32,9 @@ _HOME = {
     "VisionTransformer": "diffvit.models.vit",
     "create_model": "diffvit.models.vit",
     "register_attention": "diffvit.registry",
+    "register_augmentation": "diffvit.registry",
     "register_position": "diffvit.registry",
+    "register_source": "diffvit.registry",
     "Report": "diffvit.reporting.render",
     "compare": "diffvit.reporting.render",
     "evaluate": "diffvit.training.evaluate",

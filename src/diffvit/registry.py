@@ -1,4 +1,4 @@
-"""What a setting may name, built in or a user's own (attentions, position embeddings), and plugins that add to it.
+"""What a setting may name, built in or a user's own (attentions, positions, data, augmentations), and plugins.
 
 Nothing here imports torch: the configuration and the command line take their names from here. Add to a registry at the
 top of a Python file of your own, and name that file: ``--plugin my_attention.py`` (docs/extending.md).
@@ -47,11 +47,15 @@ class AttentionKind:
         Raises:
             ConfigError: sizes that it refuses.
         """
-        make = self.make
-        if isinstance(make, str):
-            module, _, name = make.partition(":")
-            make = getattr(importlib.import_module(module), name)
-        return make(dim, num_heads, **more)
+        return function_of(self.make)(dim, num_heads, **more)
+
+
+def function_of(entry: Callable[..., Any] | str) -> Callable[..., Any]:
+    """A registered function; one that is named as ``"module:name"`` is imported now."""
+    if not isinstance(entry, str):
+        return entry
+    module, _, name = entry.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def _odd(num_heads: int) -> str:
@@ -69,6 +73,14 @@ ATTENTION: dict[str, AttentionKind] = {
 POSITIONS: dict[str, Callable[[tuple[int, int], int, int], Any] | None] = dict.fromkeys(
     ("none", "learned-1d", "learned-2d", "sincos-1d", "sincos-2d")
 )
+SOURCES: dict[str, Callable[..., Any] | str] = {
+    "auto": "diffvit.data.sources:load_auto",
+    "cifar10": "diffvit.data.sources:load_cifar10",
+    "folder": "diffvit.data.sources:load_folder",
+    "shapes": "diffvit.data.sources:load_shapes",
+}
+# One of them at a time acts between flip and crop and colour jitter; the built-in ones are in data/augment.py.
+AUGMENTATIONS: dict[str, Callable[[Any, Any], Any] | None] = dict.fromkeys(("none", "randaugment", "trivialaugment"))
 
 
 def register_attention(
@@ -111,6 +123,39 @@ def register_position(name: str, make: Callable[[tuple[int, int], int, int], Any
     if name in position_names() or "+" in name:
         raise ValueError(f"position embedding {name!r} is registered already, or has a + in its name")
     POSITIONS[name] = make
+
+
+def register_source(name: str, load: Callable[..., Any]) -> None:
+    """Make a data source of your own one of ``--data``.
+
+    Args:
+        name: what the setting calls it.
+        load: ``load(split, *, data_dir, image_size, **more)`` gives the :class:`diffvit.data.images.Images` of
+            ``"train"`` or ``"test"``, always the same in the same order; another size than ``image_size`` is resized.
+
+    Raises:
+        ValueError: there is one of this name already.
+    """
+    if name in SOURCES:
+        raise ValueError(f"data source {name!r} is registered already")
+    SOURCES[name] = load
+
+
+def register_augmentation(name: str, augment: Callable[[Any, Any], Any]) -> None:
+    """Make an augmentation of your own one of ``--augment.policy``.
+
+    Args:
+        name: what the setting calls it.
+        augment: ``augment(pixels, draws)`` gives the changed pixels, uint8 (batch, chans, height, width) as given.
+            ``draws`` are 16 uniform random numbers in [0, 1) for each sample, float32 (batch, 16), which depend on the
+            run's seed, the epoch and the sample alone: draw nothing else, and resuming repeats every bit.
+
+    Raises:
+        ValueError: there is one of this name already.
+    """
+    if name in AUGMENTATIONS:
+        raise ValueError(f"augmentation {name!r} is registered already")
+    AUGMENTATIONS[name] = augment
 
 
 def position_names() -> list[str]:

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 from diffvit.errors import did_you_mean
 from diffvit.models.presets import PRESETS
-from diffvit.registry import ATTENTION, position_names
+from diffvit.registry import ATTENTION, AUGMENTATIONS, SOURCES, position_names
 
 Precision = Literal["auto", "fp32", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -41,6 +41,8 @@ def _known(what: str, names: Callable[[], Iterable[str]]) -> Any:
 
 Attention = _known("attention", lambda: ATTENTION)
 PosEmbed = _known("position embedding", position_names)
+Source = _known("data source", lambda: SOURCES)
+Augmentation = _known("augmentation", lambda: AUGMENTATIONS)
 
 
 class Section(BaseModel):
@@ -145,7 +147,7 @@ class AugmentConfig(Section):
     """Random crop after reflect-padding this many pixels on every side."""
     color_jitter: Fraction = 0.0
     """Largest relative change of brightness, contrast and saturation."""
-    policy: Literal["none", "randaugment", "trivialaugment"] = "none"
+    policy: Augmentation = "none"
     """Automatic augmentation: RandAugment (arXiv 1909.13719) or TrivialAugment (arXiv 2103.10158)."""
     policy_ops: Positive = 2
     """Operations RandAugment applies to an image."""
@@ -215,7 +217,7 @@ class ShapesConfig(Section):
 class Config(Section):
     """One training run, whole."""
 
-    data: Literal["auto", "cifar10", "folder", "shapes"] = "cifar10"
+    data: Source = "cifar10"
     """Data source; auto takes cifar10 where it is found, else shapes."""
     data_dir: Path | None = None
     """Where the data lies (for folder: the folder with train/ and test/)."""

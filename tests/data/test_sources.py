@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import diffvit
+from diffvit import registry
 from diffvit.cache import cache_folder
 from diffvit.config import config_hash
 from diffvit.data import cifar10, shapes, sources
@@ -193,7 +194,7 @@ def test_shapes_take_their_dials() -> None:
 
 
 def test_a_source_more_is_an_entry_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sources.SOURCES, "mine", lambda split, **_: shapes.generate(split, 20, size=16))
+    monkeypatch.setitem(registry.SOURCES, "mine", lambda split, **_: shapes.generate(split, 20, size=16))
     assert load("mine", None).pixels.shape == (20, 3, 32, 32)
     with pytest.raises(ConfigError, match="have auto, cifar10, folder, shapes, mine"):
         load("yours", None)

@@ -58,9 +58,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_page_has_its_files_and_commands() -> None:
-    assert set(FILES) == {"my_attention.py", "my_position.py", "my_study.yaml"}
+    assert set(FILES) == {
+        "my_study.yaml",
+        *(f"my_{each}.py" for each in ("attention", "position", "data", "augmentation")),
+    }
     assert all(text.count("\n") < 60 for text in FILES.values())
-    assert {command.split()[1] for command in COMMANDS} == {"train", "evaluate", "compare", "attention", "app", "study"}
+    used = {command.split()[1] for command in COMMANDS}
+    assert used == {"train", "evaluate", "compare", "attention", "app", "study", "data"}
 
 
 def test_the_attention_is_in_the_run_the_comparison_and_the_study(folder: Path) -> None:

@@ -32,7 +32,7 @@ class What:
     """Images of the run's own test set, as 0-7 or 3,12; 0-3 where no image is named either."""
     split: Literal["test", "validation", "train"] = "test"
     """The images that --index counts."""
-    data: Literal["auto", "cifar10", "folder", "shapes"] | None = None
+    data: str | None = None
     """Data source; by default the run's own."""
     data_dir: Path | None = None
     """Where the data lies; by default, for CIFAR-10, what DIFFVIT_DATA says, else the run's own place."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
@@ -21,7 +21,7 @@ app = App(name="data", help_format="plaintext")
 
 @app.command
 def info(
-    name: Annotated[Literal["auto", "cifar10", "folder", "shapes"], Parameter(help="Data source.")],
+    name: Annotated[str, Parameter(help="Data source.")],
     /,
     *,
     data_dir: DataDir = None,

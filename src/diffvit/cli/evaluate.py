@@ -13,7 +13,6 @@ from diffvit.cli.options import COMMAND, OUTPUT, PLACE, DataDir, Output, Place
 from diffvit.errors import ConfigError
 
 Run = Annotated[str, Parameter(help="Run folder, model.safetensors, or the name of a packaged model.")]
-Data = Literal["auto", "cifar10", "folder", "shapes"]
 
 
 def evaluate(
@@ -21,7 +20,7 @@ def evaluate(
     /,
     *,
     split: Annotated[Literal["test", "validation", "train"], Parameter(group=COMMAND, help="Which images.")] = "test",
-    data: Annotated[Data | None, Parameter(group=COMMAND, help="Data source; by default the run's own.")] = None,
+    data: Annotated[str | None, Parameter(group=COMMAND, help="Data source; by default the run's own.")] = None,
     data_dir: DataDir = None,
     place: Place = PLACE,
     output: Output = OUTPUT,

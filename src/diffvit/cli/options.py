@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from diffvit.config import resolve
 from diffvit.errors import ConfigError, EnvironmentFault
 from diffvit.models.presets import PRESETS
-from diffvit.registry import ATTENTION, position_names
+from diffvit.registry import ATTENTION, AUGMENTATIONS, SOURCES, position_names
 from diffvit.settings import Device, Precision
 
 COMMAND = Group("Options", sort_key=1)
@@ -107,7 +107,13 @@ def flags_of(section: type[BaseModel], group: Group = RUN, *, without: frozenset
 
 def _meaning(name: str, field: FieldInfo) -> str:
     text = " ".join((field.description or "").split())
-    names = {"preset": PRESETS, "attention": ATTENTION, "pos_embed": position_names()}.get(name)
+    names = {
+        "preset": PRESETS,
+        "attention": ATTENTION,
+        "pos_embed": position_names(),
+        "policy": AUGMENTATIONS,
+        "data": SOURCES,
+    }.get(name)
     return f"{text} One of {', '.join(names)}." if names else text
 
 

@@ -1,9 +1,9 @@
 """Augmentation of whole batches on the model's device; every draw is a hash of (seed, epoch, sample index).
 
-In order: flip and crop, RandAugment (arXiv 1909.13719) or TrivialAugment (arXiv 2103.10158), colour jitter, random
-erasing, then mixup or CutMix. On a CPU only the images that drew a change are processed. On an accelerator, reading how
-many these are forces a synchronisation that costs more than processing all: there ``every`` image is processed, and
-those that drew no change keep their values. Both give the same batches.
+In order: flip and crop, RandAugment (arXiv 1909.13719), TrivialAugment (arXiv 2103.10158) or a user's own, colour
+jitter, random erasing, then mixup or CutMix. On a CPU only the images that drew a change are processed. On an
+accelerator, reading how many these are forces a synchronisation that costs more than processing all: there ``every``
+image is processed, and those that drew no change keep their values. Both give the same batches.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ from diffvit.data.random_draws import (
     hash_words,
     uniform,
 )
-from diffvit.errors import ConfigError
+from diffvit.errors import ConfigError, check_choice
+from diffvit.registry import AUGMENTATIONS
 
-POLICIES = ("none", "randaugment", "trivialaugment")
+OWN_DRAWS = 16  # uniform numbers for each sample that a user's own augmentation is given
 Indices = Int64[Tensor, " batch"]
 
 
@@ -110,7 +111,9 @@ class Augment:
         chosen = self.settings
         every = self.device.type != "cpu"
         self._policy = self._erasing = self._mixing = None
-        if chosen.policy != "none":
+        if own := AUGMENTATIONS[chosen.policy]:
+            self._policy = lambda pixels, *draw: own(pixels, hash_uniform(*draw, Stream.POLICY, OWN_DRAWS))
+        elif chosen.policy != "none":
             fill = (self.mean * 255).round().to(torch.uint8)
             random = chosen.policy == "randaugment"
             space = randaugment_space(chosen.policy_magnitude, self.size[1]) if random else trivialaugment_space()
@@ -167,8 +170,7 @@ def _check(settings: Settings, size: tuple[int, int], labels: Tensor, num_classe
     if settings.crop >= min(size):
         found = f"{settings.crop} pixels at the edge of an image {min(size)} pixels wide"
         raise ConfigError("augment.crop", f"cannot reflect {found} (at most {min(size) - 1})")
-    if settings.policy not in POLICIES:
-        raise ConfigError("augment.policy", f"no policy {settings.policy!r} (have {', '.join(POLICIES)})")
+    check_choice("augmentation", settings.policy, AUGMENTATIONS)
     low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
     if not 0 <= low <= high < num_classes:
         why = f"the labels reach from {low} to {high}, the classes from 0 to {num_classes - 1}"

@@ -21,6 +21,7 @@ from diffvit.data.download import fetch
 from diffvit.data.images import Images, fingerprint, resize
 from diffvit.data.random_draws import hash_words
 from diffvit.errors import ConfigError, EnvironmentFault, InputError, did_you_mean
+from diffvit.registry import SOURCES, function_of
 
 Announce = Callable[[str], None]
 _SHAPES_SETTINGS: dict[str, Any] = {
@@ -49,7 +50,7 @@ def load(
     """One split of a data source, at one image size.
 
     Args:
-        source: a key of :data:`SOURCES`: auto (see :func:`resolve_auto`), cifar10, folder or shapes.
+        source: a key of :data:`diffvit.registry.SOURCES`: auto (see :func:`resolve_auto`), cifar10, folder or shapes.
         split: train or test.
         data_dir: where the data lies. ``cifar10`` is looked for in ``data_dir/cifar10`` and ``data_dir`` and nowhere
             else; without a ``data_dir`` where ``DIFFVIT_DATA`` points, in the same way; without either in the user's
@@ -69,7 +70,7 @@ def load(
     if split not in ("train", "test"):
         raise ConfigError(f"split {split!r}", "no such split (have train, test)")
     asked = {"data_dir": data_dir, "image_size": image_size, "shapes": shapes or {}, "announce": announce}
-    return _resized(SOURCES[source](split, **asked), image_size)
+    return _resized(function_of(SOURCES[source])(split, **asked), image_size)
 
 
 def resolve_auto(data_dir: Path | None, *, announce: Announce | None = None) -> Literal["cifar10", "shapes"]:
@@ -102,33 +103,32 @@ def place_of(source: str, data_dir: Path | None) -> Path | None:
     return Path(named)
 
 
-def _auto(split: str, *, data_dir: Path | None, announce: Announce | None, **asked: Any) -> Images:
+def load_auto(split: str, *, data_dir: Path | None, announce: Announce | None, **asked: Any) -> Images:
+    """CIFAR-10 where :func:`resolve_auto` finds it, else shapes; arguments as :func:`load`."""
     if resolve_auto(data_dir, announce=announce) == "cifar10":
         return cifar10.load(_find_cifar10(data_dir, announce, strict=False), split)
-    return _shapes(split, **asked)
+    return load_shapes(split, **asked)
 
 
-def _cifar10(split: str, *, data_dir: Path | None, announce: Announce | None, **_: Any) -> Images:
+def load_cifar10(split: str, *, data_dir: Path | None, announce: Announce | None, **_: Any) -> Images:
+    """CIFAR-10, fetched where it is nowhere; arguments as :func:`load`."""
     return cifar10.load(_find_cifar10(data_dir, announce, strict=True), split)
 
 
-def _folder(split: str, *, data_dir: Path | None, image_size: int, **_: Any) -> Images:
+def load_folder(split: str, *, data_dir: Path | None, image_size: int, **_: Any) -> Images:
+    """A folder of class folders (:mod:`diffvit.data.folder`); arguments as :func:`load`."""
     if (place := place_of("folder", data_dir)) is None:
         raise InputError("data folder", "needs to know where the data lies", "Give --data-dir DIR.")
     return folder.load(place, split, image_size=image_size)
 
 
-def _shapes(split: str, *, shapes: Mapping[str, Any], **_: Any) -> Images:
+def load_shapes(split: str, *, shapes: Mapping[str, Any], **_: Any) -> Images:
+    """The built-in shapes; arguments as :func:`load`."""
     if unknown := sorted(shapes.keys() - _SHAPES_SETTINGS):
         raise ConfigError(f"shapes.{unknown[0]}", f"no such setting (have {', '.join(_SHAPES_SETTINGS)})")
     chosen = {name: _SHAPES_SETTINGS[name](value) for name, value in shapes.items()}
     counts = {name: chosen.pop(name, count) for name, count in _SHAPES_COUNTS.items()}
     return shape_images.generate(split, counts[split], **chosen)
-
-
-# The registry of data sources. Each is called with a split and the keyword arguments of load(), and may ignore any of
-# them: images of another size are resized afterwards.
-SOURCES: dict[str, Callable[..., Images]] = {"auto": _auto, "cifar10": _cifar10, "folder": _folder, "shapes": _shapes}
 
 
 def _find_cifar10(
