@@ -30,6 +30,7 @@ torch.set_num_threads(1)  # the suite runs one worker per core
 import_torchvision()  # the tests import timm directly
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect, not skip, what this machine lacks the means for: real CIFAR-10, or a processor and a compiler."""
     compiled = torch.cpu._is_avx512_bf16_supported() and any(map(shutil.which, ("cc", "gcc", "clang")))
