@@ -13,9 +13,10 @@ from diffvit import weights
 from diffvit.app.limits import Cache
 from diffvit.attention.subject import Subject, of_pretrained, of_run
 from diffvit.errors import DiffvitError, InputError
+from diffvit.hub.files import read_header
 from diffvit.reporting.arms import MODEL_NAMES
 from diffvit.reporting.tables import percent
-from diffvit.training.load import locate, metadata_of, read_header
+from diffvit.training.load import locate, metadata_of
 
 if TYPE_CHECKING:
     from diffvit.clip.load import Clip

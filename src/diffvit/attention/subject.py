@@ -190,14 +190,14 @@ def _cropped(pixels: UInt8[np.ndarray, "3 h w"], patch: int, name: str) -> UInt8
 
 
 def of_pretrained(name: str | None, weights: Path | None, *, device: str = "auto") -> Subject:
-    """A pretrained model by timm's name, or from a weights file; see :mod:`diffvit.attention.pretrained`.
+    """A pretrained model by timm's name, or from a weights file; see :mod:`diffvit.hub.pretrained`.
 
     Raises:
         ConfigError: no such model.
         InputError: weights that do not fit, or a part that is not supported.
         EnvironmentFault: no timm, or no network.
     """
-    from diffvit.attention.pretrained import load_pretrained
+    from diffvit.hub.pretrained import load_pretrained
 
     found = load_pretrained(name, weights)
     model = found.model.to(resolve_device(device))

@@ -16,11 +16,11 @@ import timm
 import torch
 from timm_maps import random_everywhere, timm_maps
 
-from diffvit.attention import capture, pretrained
-from diffvit.attention.pretrained import DINO, load_pretrained
+from diffvit.attention import capture
 from diffvit.errors import ConfigError, EnvironmentFault
+from diffvit.hub import libraries, pretrained
+from diffvit.hub.pretrained import DINO, load_pretrained
 from diffvit.models.vit import VisionTransformer
-from diffvit.training import hubs
 
 NAME = "vit_small_patch16_224.dino"
 State = dict[str, torch.Tensor]
@@ -98,7 +98,7 @@ def test_dinos_last_maps_are_timms(tmp_path: Path) -> None:
 
 def test_the_table_is_timms() -> None:
     for name, settings in DINO.items():
-        skeleton = pretrained._skeleton(name)[1]
+        skeleton = pretrained._skeleton(name)
         assert every_setting(pretrained.settings_of_timm(name, skeleton)) == every_setting(settings)
         config = pretrained._config(skeleton)
         assert (tuple(config["mean"]), tuple(config["std"])) == (pretrained.IMAGENET_MEAN, pretrained.IMAGENET_STD)
@@ -189,7 +189,7 @@ def test_what_timm_fetches_is_what_is_loaded(monkeypatch: pytest.MonkeyPatch) ->
     theirs = theirs_of(name, depth=1)
     create = timm.create_model
 
-    def fetch(name: str, pretrained: bool) -> Any:
+    def fetch(name: str, pretrained: bool, **_: Any) -> Any:
         return theirs if pretrained else create(name, depth=1)
 
     monkeypatch.setattr(timm, "create_model", fetch)
@@ -209,7 +209,7 @@ def test_a_failed_download_says_which_option_helps(monkeypatch: pytest.MonkeyPat
     seen = []
     create = timm.create_model
 
-    def fetch(name: str, pretrained: bool) -> Any:
+    def fetch(name: str, pretrained: bool, **_: Any) -> Any:
         if not pretrained:
             return create(name)
         seen.append(hub.HF_HUB_OFFLINE)
@@ -217,7 +217,7 @@ def test_a_failed_download_says_which_option_helps(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(timm, "create_model", fetch)
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    monkeypatch.setattr(hubs, "getproxies", dict)
+    monkeypatch.setattr(libraries, "getproxies", dict)
     monkeypatch.setitem(sys.modules, "huggingface_hub.constants", hub)
     with pytest.raises(EnvironmentFault) as caught:
         load_pretrained(NAME)
