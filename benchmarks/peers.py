@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from benchmarks.settings import DIFFERENTIAL, SOFTMAX, TIMM, TIMM_DIFFERENTIAL, Sizes
 from diffvit.errors import EnvironmentFault
+from diffvit.hub.libraries import import_torchvision
 from diffvit.kernels import accelerate
 from diffvit.models.vit import VisionTransformer
-from diffvit.training.torchvision_names import import_torchvision
 
 
 @contextmanager

@@ -15,14 +15,15 @@ from jaxtyping import install_import_hook
 install_import_hook("diffvit.models", "beartype.beartype")
 install_import_hook("diffvit.kernels", "beartype.beartype")
 install_import_hook("diffvit.data", "beartype.beartype")
+install_import_hook("diffvit.hub", "beartype.beartype")
 install_import_hook("diffvit.attention", "beartype.beartype")
 install_import_hook("diffvit.clip", "beartype.beartype")
 
 import torch  # noqa: E402  (the hook must stand before the first import of the package)
 
 from diffvit.data import cifar10  # noqa: E402
+from diffvit.hub.libraries import import_torchvision  # noqa: E402
 from diffvit.kernels import library  # noqa: E402
-from diffvit.training.torchvision_names import import_torchvision  # noqa: E402
 
 torch.set_num_threads(1)  # the suite runs one worker per core
 

@@ -14,7 +14,7 @@ from torch import nn
 from diffvit.app.explorer import Explorer, ForwardPass, MapSelection
 from diffvit.app.models import Models
 from diffvit.attention import capture, rollout
-from diffvit.attention.subject import Picture, Subject, fit, of_run
+from diffvit.attention.inputs import LoadedModel, Sample, fit, load_model
 from diffvit.data.shapes import generate
 from diffvit.training.evaluate import predict
 
@@ -23,13 +23,13 @@ NAMES = ("shapes-vit", "shapes-diffvit")
 
 
 @pytest.fixture(scope="module")
-def subjects() -> dict[str, Subject]:
-    return {name: of_run(name, device="cpu") for name in NAMES}
+def subjects() -> dict[str, LoadedModel]:
+    return {name: load_model(name, device="cpu") for name in NAMES}
 
 
-def picture(index: int = 3) -> Picture:
+def picture(index: int = 3) -> Sample:
     images = generate("test", torch.tensor([index]))
-    return Picture(f"{index}", images.pixels[0], images.classes[int(images.labels[0])])
+    return Sample(f"{index}", images.pixels[0], images.classes[int(images.labels[0])])
 
 
 class Counted(nn.Module):
@@ -47,7 +47,7 @@ class Counted(nn.Module):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_forward_pass_gives_every_map(name: str) -> None:
-    subject = of_run(name, device="cpu")
+    subject = load_model(name, device="cpu")
     counted = Counted(subject.model.patch_embed)
     subject.model.patch_embed = counted
     explorer = Explorer(Models([]))
@@ -64,7 +64,7 @@ def test_one_forward_pass_gives_every_map(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_maps_and_logits_are_the_models_own(subjects: dict[str, Subject], name: str) -> None:
+def test_maps_and_logits_are_the_models_own(subjects: dict[str, LoadedModel], name: str) -> None:
     subject, shown = subjects[name], picture()
     result = EXPLORER.forward(subject, shown)
     images = subject.normalised(shown.pixels[None])
@@ -85,7 +85,7 @@ def test_maps_and_logits_are_the_models_own(subjects: dict[str, Subject], name: 
     )
 
 
-def test_the_third_map_is_the_first_minus_the_second(subjects: dict[str, Subject]) -> None:
+def test_the_third_map_is_the_first_minus_the_second(subjects: dict[str, LoadedModel]) -> None:
     result = EXPLORER.forward(subjects["shapes-diffvit"], picture())
     first, taken, left = result.maps(MapSelection(2, 1)).values()
     torch.testing.assert_close(left, first - taken, rtol=1e-5, atol=1e-7)
@@ -94,12 +94,14 @@ def test_the_third_map_is_the_first_minus_the_second(subjects: dict[str, Subject
 
 
 @pytest.mark.parametrize("size", [(40, 60), (32, 32), (500, 333)])
-def test_a_file_is_seen_as_predict_sees_it(tmp_path: Path, subjects: dict[str, Subject], size: tuple[int, int]) -> None:
+def test_a_file_is_seen_as_predict_sees_it(
+    tmp_path: Path, subjects: dict[str, LoadedModel], size: tuple[int, int]
+) -> None:
     pixels = torch.randint(0, 256, (*size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(2)).numpy()
     Image.fromarray(pixels).save(tmp_path / "a.png")
     subject = subjects["shapes-vit"]
     fitted = torch.from_numpy(fit(pixels.transpose(2, 0, 1), subject, "a.png"))
-    result = EXPLORER.forward(subject, Picture("a.png", fitted))
+    result = EXPLORER.forward(subject, Sample("a.png", fitted))
     (found,) = (each["top"] for each in predict("shapes-vit", [tmp_path / "a.png"], device="cpu", precision="fp32"))
     expected = pytest.approx([value for _, value in found], abs=1e-6)
     assert [value for _, value in result.probabilities[: len(found)]] == expected
@@ -132,11 +134,11 @@ _RESULTS: list[ForwardPass] = []
 
 def result_of_a_differential_model() -> ForwardPass:
     if not _RESULTS:
-        _RESULTS.append(EXPLORER.forward(of_run("shapes-diffvit", device="cpu"), picture()))
+        _RESULTS.append(EXPLORER.forward(load_model("shapes-diffvit", device="cpu"), picture()))
     return _RESULTS[0]
 
 
-def test_the_cache_of_forward_passes_is_bounded(subjects: dict[str, Subject]) -> None:
+def test_the_cache_of_forward_passes_is_bounded(subjects: dict[str, LoadedModel]) -> None:
     one = EXPLORER.forward(subjects["shapes-vit"], picture())
     explorer = Explorer(Models([]), budget=3 * one.nbytes)
     for index in range(10):

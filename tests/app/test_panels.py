@@ -16,7 +16,7 @@ from PIL import Image
 from diffvit.app.explorer import Explorer, ForwardPass, MapSelection
 from diffvit.app.models import Models
 from diffvit.app.panels import OverlayStyle, draw_figure, html, inline, panel
-from diffvit.attention.subject import Picture, of_run
+from diffvit.attention.inputs import Sample, load_model
 from diffvit.data.shapes import generate
 
 
@@ -49,8 +49,8 @@ class Tags(HTMLParser):
 def forward(name: str, *, mask: bool = False, label: str = "star") -> ForwardPass:
     images = generate("test", torch.tensor([5]))
     assert images.masks is not None
-    shown = Picture("5", images.pixels[0], label, images.masks[0] if mask else None)
-    return Explorer(Models([])).forward(of_run(name, device="cpu"), shown)
+    shown = Sample("5", images.pixels[0], label, images.masks[0] if mask else None)
+    return Explorer(Models([])).forward(load_model(name, device="cpu"), shown)
 
 
 @pytest.mark.parametrize(("name", "maps"), [("shapes-vit", 1), ("shapes-diffvit", 3)])

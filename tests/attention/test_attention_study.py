@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from diffvit.attention.inputs import labelled_images, load_model
 from diffvit.attention.scores import map_scores, score_maps
-from diffvit.attention.subject import labelled_images, of_run
 from diffvit.cli.main import run
 from diffvit.config import to_dict
 from diffvit.errors import InputError
@@ -123,11 +123,12 @@ def test_a_small_study_is_trained_scored_and_reported_and_goes_on_where_it_stopp
 def test_without_masks_patches_are_removed(small: tuple[Study, Runner], monkeypatch: pytest.MonkeyPatch) -> None:
     _, runner = small
     run = runner.train(runner.cells[0])
-    images = labelled_images(run.path)
+    model = load_model(run.path)
+    images = labelled_images(model)
     monkeypatch.setattr("diffvit.attention.scores._REMOVED", 5)
     monkeypatch.setattr("diffvit.attention.scores.labelled_images", lambda _: replace(images, masks=None))
     found = map_scores(run)
-    plain = score_maps(of_run(run.path), replace(images.select(range(5)), masks=None), removal_images=5)
+    plain = score_maps(model, replace(images.select(range(5)), masks=None), removal_images=5)
     assert [row["deletion"] for row in found["scores"]] == [
         None if row["deletion"] is None else round(row["deletion"], 5) for row in plain.rows
     ]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from diffvit.attention import capture, captures
 from diffvit.attention import capture as capture_function
-from diffvit.attention.capture import capture_and_answer
+from diffvit.attention.capture import capture_with_logits
 from diffvit.errors import ConfigError, InputError
 from diffvit.models.attention import AttentionMaps, DifferentialAttention
 from diffvit.models.vit import Block, VisionTransformer
@@ -220,10 +220,10 @@ def test_a_saved_head_is_not_needed() -> None:
 def test_one_pass_gives_the_maps_and_the_answer(attention: str, pool: str) -> None:
     model = model_of(attention=attention, pool=pool).double()
     images = images_of(model).double()
-    record, logits = capture_and_answer(model, images)
+    record, logits = capture_with_logits(model, images)
     torch.testing.assert_close(logits, model(images).float(), rtol=1e-6, atol=1e-6)
     for found, wanted in zip(record.layers, capture(model, images).layers, strict=True):
         torch.testing.assert_close(found.effective, wanted.effective, rtol=1e-12, atol=1e-12)
     assert (record.grid, record.prefix, record.pool) == ((4, 4), int(pool == "cls"), pool)
     with pytest.raises(InputError, match="must be normalised floats"):
-        capture_and_answer(model, images[0])
+        capture_with_logits(model, images[0])

@@ -12,11 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from diffvit.attention import Record, capture, figures, head_figures, mosaic, rollout
-from diffvit.attention.heads import head_statistics
+from diffvit.attention import Record, capture, figures, rollout
+from diffvit.attention.figures import blend, marked
 from diffvit.attention.metrics import mass_mask
-from diffvit.attention.overlay import blend, marked
-from diffvit.attention.positions import position_similarity
+from diffvit.attention.statistics import head_statistics, position_similarity
 from diffvit.models.vit import VisionTransformer
 from diffvit.reporting.style import DARK, LIGHT, to_png, to_svg
 
@@ -73,7 +72,7 @@ def test_a_cell_shows_its_map_and_a_row_one_scale() -> None:
     for layer in range(3):
         maps = record.to_patches(layer)[1]
         for head in range(4):
-            expected = colormaps[mosaic.SEQUENTIAL]((maps[head] / maps.max()).numpy())
+            expected = colormaps[figures.SEQUENTIAL]((maps[head] / maps.max()).numpy())
             assert np.abs(cells[4 * layer + head] - expected).max() < 0.02
 
 
@@ -133,12 +132,12 @@ def every(theme: object) -> dict[str, Callable[[], Figure]]:
         "sheet": lambda: figures.contact_sheet([("a", IMAGE, heat)] * 5, title="t", **styled),
         "kept": lambda: figures.kept_by_heads(IMAGE, mass_mask(plain.to_patches(-1)[0], 0.6), title="t", **styled),
         "one": lambda: figures.contact_sheet([("a", IMAGE, heat)], **styled),
-        "heads": lambda: head_figures.heads_figure(head_statistics(differential), 65, **styled),
-        "plain heads": lambda: head_figures.heads_figure(head_statistics(plain), 65, **styled),
-        "lambda": lambda: head_figures.lambda_figure({0: -1.2, 1: 0.5}, **styled),
+        "heads": lambda: figures.heads_figure(head_statistics(differential), 65, **styled),
+        "plain heads": lambda: figures.heads_figure(head_statistics(plain), 65, **styled),
+        "lambda": lambda: figures.lambda_figure({0: -1.2, 1: 0.5}, **styled),
     }
     for kind, similarity in position_similarity(model).items():
-        found[kind] = lambda similarity=similarity: head_figures.similarity_figure(similarity, **styled)
+        found[kind] = lambda similarity=similarity: figures.similarity_figure(similarity, **styled)
     return found
 
 
@@ -170,7 +169,7 @@ def test_head_figures_say_what_they_show() -> None:
 
 def test_large_grids_show_every_few_patches_and_say_so() -> None:
     similarity = torch.zeros(24, 30, 24, 30)
-    made = head_figures.similarity_figure(similarity)
+    made = figures.similarity_figure(similarity)
     assert "every 3. row and 3. column" in words(made)
     assert made.axes[0].images[0].get_clim() == (-1, 1)
 

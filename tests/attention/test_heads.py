@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from diffvit.attention import Record, capture
-from diffvit.attention.heads import averaged, distances, head_statistics
+from diffvit.attention.statistics import averaged, distances, head_statistics
 from diffvit.models.attention import AttentionMaps
 from diffvit.models.vit import VisionTransformer
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from diffvit.attention.positions import position_similarity
+from diffvit.attention.statistics import position_similarity
 from diffvit.models.pos_embed import ADDED, KINDS, table
 from diffvit.models.vit import VisionTransformer
 

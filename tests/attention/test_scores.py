@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from diffvit.attention import capture, metrics, rollout
-from diffvit.attention.scores import chance, heats_of, mask_scores, score_maps
-from diffvit.attention.subject import Subject
+from diffvit.attention.inputs import LoadedModel
+from diffvit.attention.scores import baselines, mask_scores, saliency_maps, score_maps
 from diffvit.data import shapes
 from diffvit.errors import InputError
 from diffvit.models.vit import VisionTransformer
 
 
-def subject_of(attention: str = "softmax", classes: int = 10, **settings: object) -> Subject:
+def subject_of(attention: str = "softmax", classes: int = 10, **settings: object) -> LoadedModel:
     torch.manual_seed(0)
     sizes = {"embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": classes}
     model = VisionTransformer(**{**sizes, "attention": attention, **settings}).eval()  # pyright: ignore[reportArgumentType]
@@ -19,7 +19,7 @@ def subject_of(attention: str = "softmax", classes: int = 10, **settings: object
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape))
     names = shapes.CLASSES if classes else []
-    return Subject(model, "a model", [0.3] * 3, [0.25] * 3, names, 32)
+    return LoadedModel(model, "a model", [0.3] * 3, [0.25] * 3, names, 32)
 
 
 IMAGES = shapes.generate("test", 30)
@@ -29,7 +29,7 @@ IMAGES = shapes.generate("test", 30)
 def test_heats_are_those_of_capture_and_rollout(pool: str) -> None:
     subject = subject_of("differential", pool=pool)
     x = subject.normalised(IMAGES.pixels)
-    found, record = heats_of(subject.model, x), capture(subject.model, x)
+    found, record = saliency_maps(subject.model, x), capture(subject.model, x)
     expected = {"layer 0", "layer 1", "rollout"}
     assert set(found) == expected | {f"{name}, A1 alone" for name in expected}
     for name, heat in (
@@ -39,19 +39,19 @@ def test_heats_are_those_of_capture_and_rollout(pool: str) -> None:
         ("rollout, A1 alone", rollout(record, sign="positive")),
     ):
         assert (found[name] - heat).abs().max() < 1e-6
-    assert set(heats_of(subject_of().model, x)) == expected
+    assert set(saliency_maps(subject_of().model, x)) == expected
 
 
 def test_what_chance_gives() -> None:
-    heats = chance(3, (4, 6), seed=1)
+    heats = baselines(3, (4, 6), seed=1)
     assert set(heats) == {"uniform", "centre", "random"}
     assert all(heat.shape == (3, 4, 6) for heat in heats.values())
     middle = heats["centre"][0]
     assert (middle.flip(0) - middle).abs().max() < 1e-6
     assert (middle.flip(1) - middle).abs().max() < 1e-6
     assert set(middle.flatten().topk(4).indices.tolist()) == {8, 9, 14, 15}
-    assert torch.equal(chance(3, (4, 6), seed=1)["random"], heats["random"])
-    assert not torch.equal(chance(3, (4, 6), seed=2)["random"], heats["random"])
+    assert torch.equal(baselines(3, (4, 6), seed=1)["random"], heats["random"])
+    assert not torch.equal(baselines(3, (4, 6), seed=2)["random"], heats["random"])
 
 
 def test_rows_are_means_of_the_scores_of_each_image() -> None:

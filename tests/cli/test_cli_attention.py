@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from diffvit.attention import capture, rollout
-from diffvit.attention.subject import labelled_images, of_run
+from diffvit.attention.inputs import labelled_images, load_model
 from diffvit.cli.main import run
 
 Captured = pytest.CaptureFixture[str]
@@ -75,7 +75,7 @@ def test_figures_and_a_page_of_a_runs_own_images(folder: Path, capsys: Captured)
     said = succeeds("runs/diff --index 0-1,3 --rollout --mass 0.6 --out seen --json", capsys)
     result = json.loads(said.splitlines()[-1])
     assert [picture["name"] for picture in result["pictures"]] == ["0", "1", "3"]
-    labels = labelled_images("runs/diff").labels[[0, 1, 3]]
+    labels = labelled_images(load_model("runs/diff")).labels[[0, 1, 3]]
     assert [picture["label"] for picture in result["pictures"]] == ["circle", "ring", "square"]
     assert labels.tolist() == [0, 1, 3]
     names = {path.name for path in (folder / "seen").iterdir()}
@@ -119,8 +119,9 @@ def test_image_files_and_folders(folder: Path, capsys: Captured) -> None:
 def test_npz_holds_the_maps_that_capture_gives(folder: Path, capsys: Captured) -> None:
     succeeds("runs/diff --index 4 --rollout --sign abs --format npz --out raw", capsys)
     assert {path.name for path in (folder / "raw").iterdir()} == {"00-4.npz", "index.html"}
-    subject, images = of_run("runs/diff"), labelled_images("runs/diff")
-    record = capture(subject.model, subject.normalised(images.pixels[4:5]))
+    model = load_model("runs/diff")
+    images = labelled_images(model)
+    record = capture(model.model, model.normalised(images.pixels[4:5]))
     with np.load(folder / "raw" / "00-4.npz") as arrays:
         assert arrays["grid"].tolist() == [4, 4]
         assert arrays["blocks"].tolist() == [0, 1]

@@ -16,7 +16,7 @@ from small_clip import NAME, broken, openai_archive, openai_state, publish, regi
 
 from diffvit.clip.load import load_clip
 from diffvit.errors import InputError
-from diffvit.training.weights_file import read_weights
+from diffvit.hub.files import read_weights
 
 State = dict[str, Any]
 JIT_LOAD = torch.jit.load

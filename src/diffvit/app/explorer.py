@@ -18,9 +18,9 @@ from torch import Tensor
 from diffvit.app.images import ImageRef, TestImages, Uploads, shapes_image
 from diffvit.app.limits import Cache, Limiter
 from diffvit.app.models import Models
-from diffvit.attention.capture import Record, capture_and_answer
+from diffvit.attention.capture import Record, capture_with_logits
+from diffvit.attention.inputs import LoadedModel, Sample, fit, samples_of
 from diffvit.attention.rollout import rollout
-from diffvit.attention.subject import Picture, Subject, fit, from_set
 from diffvit.errors import DiffvitError, InputError
 
 WORKERS, WAITING = 2, 24  # requests that are worked on at a time, and that may wait
@@ -63,8 +63,8 @@ class ForwardPass:
         logits: (classes,); None if the model does not classify.
     """
 
-    model: Subject
-    image: Picture
+    model: LoadedModel
+    image: Sample
     record: Record
     logits: Float[Tensor, " classes"] | None
 
@@ -161,16 +161,16 @@ class Explorer:
                 continue  # its data is not on this machine
         return ImageRef("shapes", _FIRST_IMAGE), _PAIRS[-1][0], pretrained or _PAIRS[-1][1]
 
-    def source(self, ref: ImageRef) -> Picture:
+    def source(self, ref: ImageRef) -> Sample:
         """The image at its own size; errors as :meth:`run`."""
         if ref.kind == "upload":
             name, pixels = self.uploads.pixels(str(ref.key))
-            return Picture(name, torch.from_numpy(pixels))
+            return Sample(name, torch.from_numpy(pixels))
         if ref.kind == "test":
             images = self.test_images.images(ref.model)
             if not 0 <= int(ref.key) < len(images):
                 raise InputError(f"image {ref.key}", f"is not in {images.name}", "Choose another.")
-            return from_set(images, [int(ref.key)])[0]
+            return samples_of(images, [int(ref.key)])[0]
         return shapes_image(int(ref.key))
 
     def run(self, ref: ImageRef, name: str) -> ForwardPass:
@@ -181,7 +181,7 @@ class Explorer:
         """
         return self.forward(self.models.load(name), self.source(ref))
 
-    def forward(self, model: Subject, image: Picture) -> ForwardPass:
+    def forward(self, model: LoadedModel, image: Sample) -> ForwardPass:
         """The forward pass, from the cache if the same pixels were shown to the same model before.
 
         Args:
@@ -193,11 +193,11 @@ class Explorer:
         """
         pixels = torch.from_numpy(fit(image.pixels.numpy(), model, image.name))
         mask = image.mask if pixels.shape == image.pixels.shape else None
-        fitted = Picture(image.name, pixels, image.label, mask)
+        fitted = Sample(image.name, pixels, image.label, mask)
         digest = hashlib.sha256(pixels.contiguous().numpy().data).hexdigest()
 
         def compute() -> ForwardPass:
-            record, logits = capture_and_answer(model.model, model.normalised(pixels[None]))
+            record, logits = capture_with_logits(model.model, model.normalised(pixels[None]))
             return ForwardPass(model, fitted, record, None if logits is None else logits[0])
 
         return self.passes.get_or_make((model.name, model.source, tuple(pixels.shape), digest), compute)

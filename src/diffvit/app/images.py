@@ -18,7 +18,7 @@ from torch import Tensor
 
 from diffvit.app.limits import Cache
 from diffvit.app.models import Models
-from diffvit.attention.subject import Picture, labelled_images
+from diffvit.attention.inputs import Sample, labelled_images
 from diffvit.cache import cache_folder
 from diffvit.data import cifar10
 from diffvit.data.images import Images, decode
@@ -87,8 +87,8 @@ class TestImages:
             raise InputError(name, "is pretrained and has no test images here", hint)
         model = self._models.load(name)
         place = self._local_cifar10() if info.data.startswith("CIFAR-10") else self._data_dir
-        key = (info.data, model.side, tuple(model.classes))
-        return self._images.get_or_make(key, lambda: labelled_images(info.reference, data_dir=place))
+        key = (info.data, model.image_size, tuple(model.classes))
+        return self._images.get_or_make(key, lambda: labelled_images(model, data_dir=place))
 
     def _local_cifar10(self) -> Path:
         for place in (place_of("cifar10", self._data_dir), cache_folder()):
@@ -106,11 +106,9 @@ class TestImages:
         images, model = self.images(name), self._models.load(name)
 
         def predict() -> Tensor:
-            network = model.model
-            assert isinstance(network, torch.nn.Module)
-            device = next(network.parameters()).device
+            device = next(model.model.parameters()).device
             logits = logits_of(
-                network,
+                model.model,
                 images.pixels,
                 mean=model.mean,
                 std=model.std,
@@ -217,7 +215,7 @@ def safe_name(name: str) -> str:
     return shown[:_NAME_LENGTH] or "picture"
 
 
-def shapes_image(index: int, *, size: int = 32, clutter: float = 0.3, noise: float = 0.1) -> Picture:
+def shapes_image(index: int, *, size: int = 32, clutter: float = 0.3, noise: float = 0.1) -> Sample:
     """A drawn image: one object among clutter, with its mask; its class is ``index`` modulo the number of classes.
 
     Raises:
@@ -226,4 +224,4 @@ def shapes_image(index: int, *, size: int = 32, clutter: float = 0.3, noise: flo
     index = min(max(index, 0), _SHAPES_PER_CLASS * len(CLASSES) - 1)
     images = generate("test", torch.tensor([index]), size=size, clutter=clutter, noise=noise)
     assert images.masks is not None
-    return Picture(f"shapes {index}", images.pixels[0], images.classes[int(images.labels[0])], images.masks[0])
+    return Sample(f"shapes {index}", images.pixels[0], images.classes[int(images.labels[0])], images.masks[0])

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from diffvit import weights
 from diffvit.app.limits import Cache
-from diffvit.attention.subject import Subject, of_pretrained, of_run
+from diffvit.attention.inputs import LoadedModel, load_model
 from diffvit.errors import DiffvitError, InputError
+from diffvit.hub.files import read_header
 from diffvit.registry import label_of
 from diffvit.reporting.tables import percent
-from diffvit.training.load import locate, metadata_of, read_header
+from diffvit.training.load import locate, metadata_of
 
 if TYPE_CHECKING:
     from diffvit.clip.load import Clip
@@ -51,7 +52,7 @@ class ModelInfo:
     description: str
     depth: int
     clip: bool = False
-    pretrained: Subject | None = None
+    pretrained: LoadedModel | None = None
 
 
 def list_models(runs: Sequence[str], folder: Path = RUNS) -> list[ModelInfo]:
@@ -107,10 +108,11 @@ def load_pretrained(references: Sequence[str], device: str = "cpu") -> list[Mode
     for reference in references:
         path = Path(reference)
         is_file = path.is_file() or path.suffix in _WEIGHTS_SUFFIXES
-        model = of_pretrained(*((None, path) if is_file else (reference, None)), device=device)
-        model = dataclasses.replace(model, side=max(_INPUT_SIZE // model.patch, 1) * model.patch)
+        name, weights_file = (None, path) if is_file else (reference, None)
+        model = load_model(pretrained=name, weights=weights_file, device=device)
+        model = dataclasses.replace(model, image_size=max(_INPUT_SIZE // model.patch_size, 1) * model.patch_size)
         depth = len(model.model.blocks)
-        description = f"pretrained, patch {model.patch}, {depth} blocks, {model.source}"
+        description = f"pretrained, patch {model.patch_size}, {depth} blocks, {model.source}"
         infos.append(ModelInfo(model.name, "", None, "", description, depth, pretrained=model))
     return infos
 
@@ -159,7 +161,7 @@ class Models:
     def __init__(self, infos: Sequence[ModelInfo], device: str = "cpu", openai: Path | None = None) -> None:
         self._infos = _by_unique_name(infos)
         self._device, self._openai = device, openai
-        self._vits: Cache[Subject] = Cache(8)
+        self._vits: Cache[LoadedModel] = Cache(8)
         self._clips: Cache[Clip] = Cache(2)
         self._classifiers: Cache[Classifier] = Cache(32)
 
@@ -198,7 +200,7 @@ class Models:
             raise InputError("model", "is not among those that are offered")
         return self._infos[name]
 
-    def load(self, name: str) -> Subject:
+    def load(self, name: str) -> LoadedModel:
         """A Vision Transformer.
 
         Raises:
@@ -208,8 +210,8 @@ class Models:
         if info.clip:
             raise InputError(name, "is a CLIP: it is for the zero-shot page")
 
-        def load() -> Subject:
-            return dataclasses.replace(info.pretrained or of_run(info.reference, device=self._device), name=name)
+        def load() -> LoadedModel:
+            return dataclasses.replace(info.pretrained or load_model(info.reference, device=self._device), name=name)
 
         return self._vits.get_or_make(name, load)
 

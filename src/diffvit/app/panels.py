@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from diffvit.app.explorer import ForwardPass, MapSelection
+from diffvit.attention.figures import blend, draw_overlay
 from diffvit.attention.metrics import mass_mask
-from diffvit.attention.overlay import blend, draw_overlay
 from diffvit.reporting.style import LIGHT, Theme, figure, plain, to_png
 from diffvit.reporting.tables import percent
 

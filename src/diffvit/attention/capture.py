@@ -1,39 +1,22 @@
-"""Every layer's attention maps of a model on images, by walking its blocks: no hooks, nothing to switch off."""
+"""Every layer's attention maps of a model on a batch of images, captured by walking its blocks, without hooks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from diffvit.errors import ConfigError, InputError
 from diffvit.models.attention import AttentionMaps
-from diffvit.models.vit import PatchEmbed, encode_with_maps
+from diffvit.models.vit import VisionTransformer, encode_with_maps
 from diffvit.training.score import evaluating
 
 MAX_BYTES = 8 * 2**30  # of maps that one record may hold
 _WORKING = 256 * 2**20  # bytes of one layer's maps that are made at a time
 KINDS = ("effective", "positive", "negative")
-
-
-@runtime_checkable
-class Inside(Protocol):
-    """What a model must have to be looked into; ``diffvit.VisionTransformer`` and the pretrained ones do."""
-
-    pool: str
-    blocks: nn.Sequential
-
-    @property
-    def patch_embed(self) -> PatchEmbed:
-        """What cuts an image into patches."""
-        ...
-
-    def tokens(self, images: Tensor) -> Tensor:
-        """What enters the first block: (batch, tokens, dim), the patches last."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -44,8 +27,8 @@ class Record:
         layers: one :class:`diffvit.models.attention.AttentionMaps` per captured block, first to last, on the CPU.
         blocks: which block each of them is, counted from 0.
         grid: rows and columns of patches.
-        prefix: tokens before the patches: [CLS] and registers.
-        pool: ``cls``, where token 0 is what the model answers with, or ``mean`` over the patches.
+        prefix: number of tokens before the patches: [CLS] and registers.
+        pool: ``cls``, if the model classifies from token 0, or ``mean`` over the patches.
     """
 
     layers: list[AttentionMaps]
@@ -76,20 +59,19 @@ class Record:
         return found
 
     def to_patches(self, layer: int, kind: str = "effective", query: tuple[int, int] | None = None) -> Tensor:
-        """How much a query reads of each patch, as (batch, heads, rows, columns).
+        """Attention of a query to each patch, as (batch, heads, rows, columns).
 
         Args:
             layer: index into :attr:`layers`.
             kind: ``effective``, ``positive`` or ``negative``.
-            query: row and column of the patch that asks; None for what the model pools: [CLS], or the mean over the
-                patches.
+            query: row and column of the query patch; None for [CLS] or the mean over the patches, as the model pools.
 
         Raises:
             ConfigError: no such kind of map or patch.
         """
         maps = self.maps(layer, kind)
         if query is not None:
-            return self.on_grid(maps[:, :, self._place(query), self.prefix :])
+            return self.on_grid(maps[:, :, self._token(query), self.prefix :])
         return self.on_grid(self.pooled(maps)[..., self.prefix :])
 
     def pooled(self, maps: Tensor) -> Tensor:
@@ -100,7 +82,7 @@ class Record:
         """(..., patches) as (..., rows, columns)."""
         return patches.unflatten(-1, self.grid)
 
-    def _place(self, query: tuple[int, int]) -> int:
+    def _token(self, query: tuple[int, int]) -> int:
         (row, column), (rows, columns) = query, self.grid
         if not (0 <= row < rows and 0 <= column < columns):
             allowed = f"0,0 to {rows - 1},{columns - 1}"
@@ -108,14 +90,16 @@ class Record:
         return self.prefix + row * columns + column
 
 
-def capture(model: Inside, images: Tensor, *, layers: Sequence[int] | None = None, chunk: int | None = None) -> Record:
+def capture(
+    model: VisionTransformer, images: Tensor, *, layers: Sequence[int] | None = None, chunk: int | None = None
+) -> Record:
     """Every head's map of every layer, by the explicit path over the model's own weights.
 
     The model is put into evaluation mode meanwhile; it runs where it lies and in its own dtype, a chunk of images at a
     time. The maps come back on the CPU, in float32 (float64 from a float64 model).
 
     Args:
-        model: see :class:`Inside`.
+        model: in any mode, on any device.
         images: (batch, channels, height, width), normalised as in training.
         layers: which blocks, counted from 0, negative ones from the end; by default all.
         chunk: images per forward pass; by default as many as keep a layer's maps under 256 MiB.
@@ -136,53 +120,59 @@ def capture(model: Inside, images: Tensor, *, layers: Sequence[int] | None = Non
 
 
 def captures(
-    model: Inside, images: Tensor, *, layers: Sequence[int] | None = None, chunk: int | None = None
+    model: VisionTransformer, images: Tensor, *, layers: Sequence[int] | None = None, chunk: int | None = None
 ) -> Iterator[Record]:
     """As :func:`capture`, a record per chunk, so that the maps of any number of images pass through bounded memory."""
     _check(images)
     wanted = _wanted(model, layers)
-    grid = grid_of(model, images)
-    assert isinstance(model, nn.Module)
-    weight = model.patch_embed.proj.weight
-    size = chunk or max(1, _WORKING // _bytes_of_a_layer(model, grid[0] * grid[1]))
+    rows, columns = grid_of(model, images)
+    size = chunk or max(1, _WORKING // _bytes_of_a_layer(model, rows * columns))
     for part in images.split(size):
-        with evaluating(model), torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
-            x = model.tokens(part.to(weight.device, weight.dtype))
-            found = [_on_cpu(maps) for maps in encode_with_maps(model.blocks, x, wanted)[0]]
-        yield Record(found, wanted, grid, x.shape[1] - grid[0] * grid[1], model.pool)
+        yield _encode(model, part, wanted, classify=False)[0]
 
 
-def capture_and_answer(model: Inside, images: Tensor) -> tuple[Record, Tensor | None]:
-    """Every map of every layer and, of a classifier, the logits (batch, classes) as float32: one pass gives both.
+def capture_with_logits(
+    model: VisionTransformer, images: Tensor, *, layers: Sequence[int] | None = None
+) -> tuple[Record, Tensor | None]:
+    """As :func:`capture`, with the logits (batch, classes) as float32 from the same forward pass.
 
-    Arguments as :func:`capture`.
+    Returns:
+        The record, and the logits; None for a model without a head.
 
     Raises:
-        ConfigError: more than 8 GiB of maps.
+        ConfigError: no such layer, or more than 8 GiB of maps.
         InputError: the images do not fit the model.
     """
     _check(images)
-    blocks, grid = _wanted(model, None), grid_of(model, images)
-    _check_room(model, len(images), len(blocks), grid)
-    assert isinstance(model, nn.Module)
-    weight = model.patch_embed.proj.weight
+    wanted = _wanted(model, layers)
+    _check_room(model, len(images), len(wanted), grid_of(model, images))
+    return _encode(model, images, wanted, classify=not isinstance(model.head, nn.Identity))
+
+
+def _encode(
+    model: VisionTransformer, images: Tensor, wanted: list[int], *, classify: bool
+) -> tuple[Record, Tensor | None]:
+    """One forward pass: the maps of the wanted blocks and, if asked for, the logits."""
+    grid, weight, logits = grid_of(model, images), model.patch_embed.proj.weight, None
     with evaluating(model), torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
         x = model.tokens(images.to(weight.device, weight.dtype))
         prefix = x.shape[1] - grid[0] * grid[1]
-        layers, x = encode_with_maps(model.blocks, x)
-        classifies = not isinstance(getattr(model, "head", None), nn.Identity)
-        head = getattr(model, "forward_head", None) if classifies else None
-        logits = None if head is None else head(x).float().cpu()
-    return Record([_on_cpu(maps) for maps in layers], blocks, grid, prefix, model.pool), logits
+        layers, x = encode_with_maps(model.blocks, x, wanted)
+        if classify:
+            left = [] if len(wanted) == len(model.blocks) else list(model.blocks)[wanted[-1] :]
+            for block in left:
+                x = block(x)
+            logits = model.forward_head(x).float().cpu()
+    return Record([_on_cpu(maps) for maps in layers], wanted, grid, prefix, model.pool), logits
 
 
-def grid_of(model: Inside, images: Tensor) -> tuple[int, int]:
+def grid_of(model: VisionTransformer, images: Tensor) -> tuple[int, int]:
     """Rows and columns of patches that the model cuts such images into."""
     side = model.patch_embed.patch_size
     return images.shape[-2] // side, images.shape[-1] // side
 
 
-def _wanted(model: Inside, layers: Sequence[int] | None) -> list[int]:
+def _wanted(model: VisionTransformer, layers: Sequence[int] | None) -> list[int]:
     depth = len(model.blocks)
     if layers is None:
         return list(range(depth))
@@ -194,7 +184,7 @@ def _wanted(model: Inside, layers: Sequence[int] | None) -> list[int]:
     return sorted({layer % depth for layer in layers})
 
 
-def _check_room(model: Inside, images: int, layers: int, grid: tuple[int, int]) -> None:
+def _check_room(model: VisionTransformer, images: int, layers: int, grid: tuple[int, int]) -> None:
     patches = grid[0] * grid[1]
     needed = layers * images * _bytes_of_a_layer(model, patches)
     if needed > MAX_BYTES:
@@ -209,7 +199,7 @@ def _check(images: Tensor) -> None:
         raise InputError("images", f"must be normalised floats, batch x channels x height x width (found {found})")
 
 
-def _bytes_of_a_layer(model: Inside, patches: int) -> int:
+def _bytes_of_a_layer(model: VisionTransformer, patches: int) -> int:
     """Of one image's maps, both of them where attention is differential; prefix tokens are too few to count."""
     first: Any = model.blocks[0]
     return first.attn.num_heads * patches**2 * 4

@@ -1,21 +1,39 @@
-"""One picture's attention as figures: every head's map, the three of a differential head, overlays."""
+"""Figures of attention: every head's map, the three maps of a differential head, overlays, and what heads do.
+
+One image: :func:`maps_grid`, :func:`differential_panels`, :func:`overlays`, :func:`kept_by_heads`. Many images:
+:func:`contact_sheet`. The model as a whole: :func:`lambda_figure`, :func:`heads_figure`, :func:`similarity_figure`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
 from diffvit.attention.capture import Record
-from diffvit.attention.mosaic import Cells, mosaic
-from diffvit.attention.overlay import draw_overlay, marked
-from diffvit.reporting.style import LIGHT, Theme, figure
+from diffvit.attention.statistics import HeadStatistics
+from diffvit.reporting.plots import lambda_init
+from diffvit.reporting.style import LIGHT, Theme, colour, dress, figure
 
+SEQUENTIAL, DIVERGING, OVERLAY = "viridis", "RdBu_r", "inferno"
+_PALE = 0.55  # contrast of the image that is left under an overlay
+_DARK = 0.22  # brightness of the image where a mask keeps nothing
+_MOST = 10  # patches a side whose similarity maps one figure shows
+_CELL, _LEFT, _TOP, _RIGHT, _BOTTOM = 1.05, 2.35, 1.0, 1.0, 0.35  # inches: height of a map, and the margins
+_LINE = 1.1 * _CELL
+_PICTURE = 1.25
 _LAMBDA, _MINUS = "\N{GREEK SMALL LETTER LAMDA}", "\N{MINUS SIGN}"
 
 
@@ -46,10 +64,10 @@ def maps_grid(
     layers = [record.to_patches(at, kind, query)[index] for at in range(len(record.layers))]
     heads = [f"head {head}" for head in range(layers[0].shape[0])]
     signed = any(float(layer.min()) < 0 for layer in layers)
-    said = f"{_asker(record, query)} reads; each layer has its own scale"
+    said = f"{_reader(record, query)} reads; each layer has its own scale"
     said += ", white is zero" if signed else ""
-    cells = Cells(layers, heads, signed)
-    return mosaic(record, cells, image, query=query, titles=(title or "Attention maps", said), theme=theme)
+    cells = _Cells(layers, heads, signed)
+    return _mosaic(record, cells, image, query=query, titles=(title or "Attention maps", said), theme=theme)
 
 
 def differential_panels(
@@ -78,41 +96,195 @@ def differential_panels(
         layers.append(torch.stack(parts, dim=1).flatten(0, 1))  # head by head, three each
     heads = range(layers[0].shape[0] // 3)
     names = [name for head in heads for name in (f"head {head}: A1", f"{_LAMBDA} A2", f"A1 {_MINUS} {_LAMBDA} A2")]
-    said = f"{_asker(record, query)} reads; one scale per layer, white is zero"
-    cells = Cells(layers, names, signed=True, every=3)
-    return mosaic(record, cells, image, query=query, titles=(title or "Differential attention", said), theme=theme)
+    said = f"{_reader(record, query)} reads; one scale per layer, white is zero"
+    cells = _Cells(layers, names, signed=True, every=3)
+    return _mosaic(record, cells, image, query=query, titles=(title or "Differential attention", said), theme=theme)
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """The maps of a figure with a row per layer.
+
+    Args:
+        layers: per layer, its cells from left to right.
+        names: of the cells, the same in every layer.
+        signed: whether zero is in the middle of the colours.
+        every: number of cells that belong together; a gap follows them.
+    """
+
+    layers: Sequence[Float[Tensor, "cells rows columns"]]
+    names: Sequence[str]
+    signed: bool
+    every: int = 1
+
+
+def _mosaic(
+    record: Record,
+    cells: _Cells,
+    image: UInt8[Tensor, "3 h w"],
+    *,
+    query: tuple[int, int] | None,
+    titles: tuple[str, str],
+    theme: Theme,
+) -> Figure:
+    """The figure: titles, the image at the left, and per layer its name, its maps and its colour bar.
+
+    There may be 144 maps, so a layer has one axes for all of its maps, and positions are computed here: matplotlib's
+    layout engine would take longer than the drawing.
+    """
+    rows, columns = record.grid
+    wide = _CELL * columns / rows
+    lefts = [1.08 * wide * at + 0.25 * wide * (at // cells.every) * (cells.every > 1) for at in range(len(cells.names))]
+    breadth = lefts[-1] + wide
+    width, height = max(_LEFT + breadth + _RIGHT, 7.0), _TOP + len(cells.layers) * _LINE + _BOTTOM
+    made = figure(theme, width, height)
+    made.set_layout_engine("none")
+    _draw_image(made, image, query, record.grid, titles, theme)
+    for line, values in enumerate(cells.layers):
+        bottom = (height - _TOP - (line + 1) * _LINE + 0.05) / height
+        axes = made.add_axes((_LEFT / width, bottom, breadth / width, _CELL / height))
+        scale = _scale(values, cells.signed)
+        for value, left in zip(values, lefts, strict=True):
+            axes.imshow(scale.to_rgba(value.numpy()), interpolation="nearest", extent=(left, left + wide, _CELL, 0.0))
+            if query is not None:
+                axes.add_patch(_outline(query, (left, 0.0), (wide / columns, _CELL / rows), theme))
+        if line == 0:
+            for name, left in zip(cells.names, lefts, strict=True):
+                axes.text(left, -0.06, name, fontsize=10, color=theme.ink, ha="left", va="bottom")
+        axes.set(xlim=(0, breadth), ylim=(_CELL, 0), aspect="auto")
+        axes.axis("off")
+        axes.text(-0.12, _CELL / 2, _layer_name(record, line), fontsize=10.5, color=theme.ink, ha="right", va="center")
+        _colour_bar(made, scale, ((_LEFT + breadth + 0.1) / width, bottom, 0.1 / width, _CELL / height), theme)
+    return made
+
+
+def _layer_name(record: Record, line: int) -> str:
+    lam = record.layers[line].lam
+    return f"layer {record.blocks[line]}" + ("" if lam is None else f"\n{_LAMBDA} = {float(lam):.2f}")
+
+
+def _scale(values: Tensor, signed: bool) -> ScalarMappable:
+    most = max(float(values.abs().max()), 1e-12)
+    return ScalarMappable(Normalize(-most if signed else 0.0, most), colormaps[DIVERGING if signed else SEQUENTIAL])
+
+
+def _colour_bar(made: Figure, scale: ScalarMappable, frame: tuple[float, float, float, float], theme: Theme) -> None:
+    """A little lower than the cells, so that the numbers of two lines stay apart."""
+    left, bottom, width, height = frame
+    bar = made.colorbar(scale, cax=made.add_axes((left, bottom + 0.1 * height, width, 0.8 * height)))
+    low, high = scale.get_clim()
+    ticks = [float(low or 0), 0.0, float(high or 0)] if low else [0.0, float(high or 0)]
+    bar.set_ticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
+    bar.ax.tick_params(labelsize=9, colors=theme.ink, length=2)
+
+
+def _draw_image(
+    made: Figure,
+    image: UInt8[Tensor, "3 h w"],
+    query: tuple[int, int] | None,
+    grid: tuple[int, int],
+    titles: tuple[str, str],
+    theme: Theme,
+) -> None:
+    """The image at the left, and the titles."""
+    width, height = made.get_size_inches()
+    tall = min(_PICTURE * image.shape[1] / image.shape[2], height - _TOP - 0.1)
+    across = tall * image.shape[2] / image.shape[1]
+    axes = made.add_axes((0.15 / width, (height - _TOP - tall - 0.02) / height, across / width, tall / height))
+    axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest", aspect="auto")
+    axes.axis("off")
+    if query is not None:
+        axes.add_patch(_outline(query, (-0.5, -0.5), (image.shape[2] / grid[1], image.shape[1] / grid[0]), theme))
+    made.text(0.15 / width, 1 - 0.28 / height, titles[0], fontsize=13, color=theme.ink, va="center")
+    made.text(0.15 / width, 1 - 0.54 / height, titles[1], fontsize=10.5, color=theme.ink, va="center")
+
+
+def _outline(query: tuple[int, int], origin: tuple[float, float], step: tuple[float, float], theme: Theme) -> Rectangle:
+    corner = (origin[0] + query[1] * step[0], origin[1] + query[0] * step[1])
+    return Rectangle(corner, *step, fill=False, edgecolor=theme.series[1], linewidth=1.6)
+
+
+def blend(
+    image: UInt8[Tensor, "3 h w"],
+    saliency: Float[Tensor, "rows columns"],
+    *,
+    strength: float = 1.0,
+    colours: str = OVERLAY,
+    most: float | None = None,
+    kept: Bool[Tensor, "rows columns"] | None = None,
+) -> tuple[Float[np.ndarray, "h w 3"], ScalarMappable]:
+    """A saliency map over the image in grey, and the scale of its colours.
+
+    A map without negative entries has one ramp from 0 to its largest value; a signed map has two hues, with no colour
+    at zero. The larger a value, the more it covers of the image: up to four fifths.
+
+    Args:
+        image: the image.
+        saliency: one number per patch.
+        strength: of the colours, 0 for the image in grey alone.
+        colours: matplotlib's name of the ramp for maps without negative entries.
+        most: the value that the scale ends at; by default the map's largest absolute value.
+        kept: patches that are coloured; the others are grey.
+    """
+    spread = np.ones((image.shape[1] // saliency.shape[0], image.shape[2] // saliency.shape[1]))
+    values = np.kron(saliency.numpy(), spread)
+    most = max(float(np.abs(values).max()) if most is None else most, 1e-12)
+    signed = bool((values < 0).any())
+    norm = Normalize(-most if signed else 0.0, most)
+    scale = ScalarMappable(norm, colormaps[DIVERGING if signed else colours])
+    painted = scale.to_rgba(values)[..., :3]
+    grey = 1 - _PALE + _PALE * (image.float().mean(dim=0).numpy() / 255)
+    cover = strength * (0.15 + 0.65 * (np.abs(values) / most).clip(max=1.0))
+    if kept is not None:
+        cover = cover * np.kron(kept.numpy(), spread)
+    return grey[..., None] * (1 - cover[..., None]) + painted * cover[..., None], scale
+
+
+def draw_overlay(axes: Axes, image: UInt8[Tensor, "3 h w"], saliency: Float[Tensor, "rows columns"]) -> ScalarMappable:
+    """:func:`blend` on axes without ticks; returns what a colour bar needs."""
+    picture, scale = blend(image, saliency)
+    axes.imshow(picture, interpolation="nearest")
+    axes.axis("off")
+    return scale
+
+
+def marked(image: UInt8[Tensor, "3 h w"], mask: Bool[Tensor, "rows columns"]) -> UInt8[Tensor, "3 h w"]:
+    """The image, darkened where the mask keeps nothing."""
+    tall, wide = image.shape[1] // mask.shape[0], image.shape[2] // mask.shape[1]
+    kept = mask.repeat_interleave(tall, dim=0).repeat_interleave(wide, dim=1)
+    return (image.float() * (_DARK + (1 - _DARK) * kept)).round().to(image.dtype)
 
 
 def overlays(
     image: UInt8[Tensor, "3 h w"],
-    heats: Sequence[tuple[str, Float[Tensor, "rows columns"]]],
+    saliency: Sequence[tuple[str, Float[Tensor, "rows columns"]]],
     *,
     masks: Sequence[tuple[str, Bool[Tensor, "rows columns"]]] = (),
     title: str = "",
     theme: Theme = LIGHT,
 ) -> Figure:
-    """The image, each heat over it with its colour bar, and what each mask keeps.
+    """The image, each saliency map over it with its colour bar, and what each mask keeps.
 
     Args:
-        image: the picture.
-        heats: (name, heat per patch).
+        image: the image.
+        saliency: (name, saliency map).
         masks: (name, patches to keep): the others are darkened.
         title: of the figure.
         theme: colours.
     """
-    count = 1 + len(heats) + len(masks)
+    count = 1 + len(saliency) + len(masks)
     high = 2.7 * image.shape[1] / image.shape[2]
     made = figure(theme, 3.1 * count, high + 1.1)
     panels: Sequence[Axes] = list(np.atleast_1d(made.subplots(1, count)))
-    _picture(panels[0], image, "image", theme)
-    for axes, (name, heat) in zip(panels[1:], heats, strict=False):
-        drawn = draw_overlay(axes, image, heat)
+    _show(panels[0], image, "image", theme)
+    for axes, (name, values) in zip(panels[1:], saliency, strict=False):
+        drawn = draw_overlay(axes, image, values)
         _name(axes, name, theme)
         bar = made.colorbar(drawn, ax=axes, fraction=0.046, pad=0.03)
         bar.ax.tick_params(labelsize=9, colors=theme.ink)
         bar.set_label("attention per patch", color=theme.ink, fontsize=9.5)
-    for axes, (name, mask) in zip(panels[1 + len(heats) :], masks, strict=True):
-        _picture(axes, marked(image, mask), name, theme)
+    for axes, (name, mask) in zip(panels[1 + len(saliency) :], masks, strict=True):
+        _show(axes, marked(image, mask), name, theme)
     made.suptitle(title, x=0.01, ha="left", fontsize=13, color=theme.ink)
     return made
 
@@ -124,7 +296,7 @@ def kept_by_heads(
     title: str = "",
     theme: Theme = LIGHT,
 ) -> Figure:
-    """What each head's mask keeps of the picture, as DINO shows its heads (arXiv 2104.14294, figure 3)."""
+    """What each head's mask keeps of the image, as DINO shows its heads (arXiv 2104.14294, figure 3)."""
     columns = min(6, len(masks))
     lines = -(-len(masks) // columns)
     high = 2.1 * image.shape[1] / image.shape[2]
@@ -133,36 +305,36 @@ def kept_by_heads(
     for head, axes in enumerate(panels):
         axes.axis("off")
         if head < len(masks):
-            _picture(axes, marked(image, masks[head]), f"head {head}", theme)
+            _show(axes, marked(image, masks[head]), f"head {head}", theme)
     made.suptitle(title, x=0.01, ha="left", fontsize=13, color=theme.ink)
     return made
 
 
 def contact_sheet(
-    pictures: Sequence[tuple[str, UInt8[Tensor, "3 h w"], Float[Tensor, "rows columns"]]],
+    samples: Sequence[tuple[str, UInt8[Tensor, "3 h w"], Float[Tensor, "rows columns"]]],
     *,
     title: str = "",
     theme: Theme = LIGHT,
 ) -> Figure:
-    """Many pictures, each beside its heat: (caption, image, heat)."""
-    columns = min(4, len(pictures))
-    lines = -(-len(pictures) // columns)
+    """Many images, each beside its saliency map: (caption, image, saliency map)."""
+    columns = min(4, len(samples))
+    lines = -(-len(samples) // columns)
     made = figure(theme, 3.4 * columns, 2.05 * lines + 0.6)
     panels = np.atleast_1d(made.subplots(lines, 2 * columns)).reshape(lines, 2 * columns)
     for place in range(lines * columns):
         pair = panels[place // columns, 2 * (place % columns) : 2 * (place % columns) + 2]
         for axes in pair:
             axes.axis("off")
-        if place < len(pictures):
-            caption, image, heat = pictures[place]
+        if place < len(samples):
+            caption, image, saliency = samples[place]
             pair[0].imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
-            draw_overlay(pair[1], image, heat)
+            draw_overlay(pair[1], image, saliency)
             pair[0].set_title(caption, fontsize=10, color=theme.ink, loc="left")
     made.suptitle(title, x=0.01, ha="left", fontsize=13, color=theme.ink)
     return made
 
 
-def _picture(axes: Axes, image: Tensor, name: str, theme: Theme) -> None:
+def _show(axes: Axes, image: Tensor, name: str, theme: Theme) -> None:
     axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
     axes.axis("off")
     _name(axes, name, theme)
@@ -172,7 +344,102 @@ def _name(axes: Axes, name: str, theme: Theme) -> None:
     axes.set_title(name, fontsize=11, color=theme.ink, loc="left")
 
 
-def _asker(record: Record, query: tuple[int, int] | None) -> str:
+def lambda_figure(lambdas: Mapping[int, float], *, title: str = "Lambda by layer", theme: Theme = LIGHT) -> Figure:
+    """Each layer's learned lambda (layer, counted from 0, to lambda), beside the constant it started near."""
+    made = figure(theme, 6.4, 3.8)
+    axes = made.subplots()
+    axes.bar(list(lambdas), list(lambdas.values()), color=colour(theme, 0), width=0.6, label="learned lambda")
+    for layer in lambdas:
+        axes.plot([layer - 0.4, layer + 0.4], [lambda_init(layer)] * 2, color=colour(theme, 1), lw=2.4)
+    axes.plot([], [], color=colour(theme, 1), lw=2.4, label="lambda_init")
+    axes.axhline(0, color=theme.ink, lw=0.8)
+    dress(axes, theme, title=title, x="layer", y="weight of the second map")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend(axes, theme)
+    return made
+
+
+def heads_figure(
+    statistics: Sequence[HeadStatistics], tokens: int, *, title: str = "What the heads do", theme: Theme = LIGHT
+) -> Figure:
+    """Entropy, distance, share on the tokens before the patches, and negative share, by layer: a dot per head.
+
+    Args:
+        statistics: of every head, see :func:`diffvit.attention.heads.head_statistics`.
+        tokens: keys a query has, for the entropy of reading all alike.
+        title: of the figure.
+        theme: colours.
+    """
+    signed = statistics[0].lam is not None
+    panels = [
+        ("Entropy", "nats", "entropy"),
+        ("Distance", "patches", "distance"),
+        ("On [CLS] and registers", "share of attention", "prefix_share"),
+    ]
+    if signed:
+        panels.append(("Negative", "share of |attention|", "negative_share"))
+    made = figure(theme, 3.6 * len(panels), 4.0)
+    for axes, (name, unit, key) in zip(np.atleast_1d(made.subplots(1, len(panels))), panels, strict=True):
+        _dots(axes, statistics, key, theme)
+        if key == "entropy":
+            axes.axhline(math.log(tokens), color=theme.ink, lw=1.1, ls=(0, (4, 2)), label=f"all alike: ln {tokens:,}")
+        dress(axes, theme, title=name, x="layer", y=unit)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_ylim(bottom=0)
+        if "share" in key:
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        if key == "entropy":
+            _legend(axes, theme)
+    made.suptitle(title, x=0.01, ha="left", fontsize=13, color=theme.ink)
+    return made
+
+
+def _dots(axes: Axes, statistics: Sequence[HeadStatistics], key: str, theme: Theme) -> None:
+    layers = sorted({each.block for each in statistics})
+    values = {layer: [getattr(each, key) for each in statistics if each.block == layer] for layer in layers}
+    for layer in layers:
+        axes.plot([layer] * len(values[layer]), values[layer], "o", color=colour(theme, 0), ms=5, alpha=0.7, mew=0)
+    axes.plot([], [], "o", color=colour(theme, 0), ms=5, label="a head")
+    means = [sum(values[layer]) / len(values[layer]) for layer in layers]
+    axes.plot(layers, means, color=colour(theme, 1), lw=1.8, label="mean of the layer")
+
+
+def similarity_figure(
+    similarity: Float[Tensor, "rows cols rows cols"], *, title: str = "Similarity of positions", theme: Theme = LIGHT
+) -> Figure:
+    """A small map per patch: how alike its position is to every patch's, from -1 to 1; of large grids every few."""
+    rows, columns = similarity.shape[:2]
+    down, across = (range(0, side, math.ceil(side / _MOST)) for side in (rows, columns))
+    gap = max(1, columns // 12)
+    canvas = np.full((len(down) * (rows + gap) - gap, len(across) * (columns + gap) - gap), np.nan)
+    for line, row in enumerate(down):
+        for place, column in enumerate(across):
+            top, left = line * (rows + gap), place * (columns + gap)
+            canvas[top : top + rows, left : left + columns] = similarity[row, column].numpy()
+    made = figure(theme, 7.0, 6.6 * canvas.shape[0] / canvas.shape[1] + 0.6)
+    axes = made.subplots()
+    drawn = axes.imshow(canvas, cmap=colormaps["RdBu_r"], vmin=-1, vmax=1, interpolation="nearest")
+    step = "" if len(down) == rows else f", every {down.step}. row and {across.step}. column"
+    dress(axes, theme, title=title, x=f"column of the patch{step}", y="row of the patch", grid=False)
+    axes.set_xticks(
+        [place * (columns + gap) + columns / 2 - 0.5 for place in range(len(across))], [str(each) for each in across]
+    )
+    axes.set_yticks([line * (rows + gap) + rows / 2 - 0.5 for line in range(len(down))], [str(each) for each in down])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    bar = made.colorbar(drawn, ax=axes, fraction=0.04, pad=0.02)
+    bar.set_label("cosine similarity", color=theme.ink)
+    bar.ax.tick_params(colors=theme.ink)
+    return made
+
+
+def _legend(axes: Axes, theme: Theme) -> None:
+    legend = axes.legend(frameon=False, fontsize=9.5)
+    for text in legend.get_texts():
+        text.set_color(theme.ink)
+
+
+def _reader(record: Record, query: tuple[int, int] | None) -> str:
     if query is not None:
         return f"What patch {query[0]},{query[1]} (outlined)"
     return "What [CLS]" if record.pool == "cls" else "What the patches, on average,"

@@ -1,6 +1,6 @@
-"""Scores of attention: against the object's true mask, and by taking away or putting in what it points at.
+"""Scores of saliency maps: against the object's true mask, and by deleting or inserting the patches they mark.
 
-Heat is (n, rows, columns), one number per patch, of any scale; where a map is signed, its positive part is the mass.
+A saliency map is (n, rows, columns), one number per patch, of any scale; the mass of a signed map is its positive part.
 """
 
 from __future__ import annotations
@@ -25,30 +25,32 @@ def coverage(masks: Bool[Tensor, "n height width"], grid: tuple[int, int]) -> Fl
     return masks.float().unflatten(2, (columns, wide)).unflatten(1, (rows, tall)).mean(dim=(2, 4))
 
 
-def pointing_game(heat: Float[Tensor, "n rows columns"], cover: Float[Tensor, "n rows columns"]) -> Float[Tensor, " n"]:
+def pointing_game(
+    saliency: Float[Tensor, "n rows columns"], cover: Float[Tensor, "n rows columns"]
+) -> Float[Tensor, " n"]:
     """Whether the map's highest patch lies on the object: (n,), 1 or 0.
 
     After the pointing game of Zhang et al. 2016 (arXiv 1608.00507, section 5.1), by patch: a hit is a patch at least
     half of which the object covers. Where several patches share the maximum, the share of them that hit.
     """
-    flat = heat.flatten(1)
+    flat = saliency.flatten(1)
     top = flat == flat.amax(dim=1, keepdim=True)
     return ((cover.flatten(1) >= HIT) & top).sum(dim=1) / top.sum(dim=1)
 
 
 def mass_on_object(
-    heat: Float[Tensor, "n rows columns"], cover: Float[Tensor, "n rows columns"]
+    saliency: Float[Tensor, "n rows columns"], cover: Float[Tensor, "n rows columns"]
 ) -> Float[Tensor, " n"]:
     """Share of the positive mass that falls on the object: (n,), 0 to 1; 0 where there is no mass.
 
     A patch's mass is taken as spread evenly over it. A uniform map scores the object's share of the image.
     """
-    mass = heat.clamp_min(0).flatten(1)
+    mass = saliency.clamp_min(0).flatten(1)
     return (mass * cover.flatten(1)).sum(dim=1) / mass.sum(dim=1).clamp_min(torch.finfo(mass.dtype).tiny)
 
 
-def mass_mask(heat: Float[Tensor, "*lead rows columns"], share: float) -> Bool[Tensor, "*lead rows columns"]:
-    """The fewest patches that together hold at least ``share`` of the positive mass: bool, of heat's shape.
+def mass_mask(saliency: Float[Tensor, "*lead rows columns"], share: float) -> Bool[Tensor, "*lead rows columns"]:
+    """The fewest patches that together hold at least ``share`` of the positive mass: bool, of the map's shape.
 
     DINO's way to draw a map (arXiv 2104.14294, figure 3, with 0.6). Leading dimensions may be any.
 
@@ -57,18 +59,18 @@ def mass_mask(heat: Float[Tensor, "*lead rows columns"], share: float) -> Bool[T
     """
     if not 0 < share <= 1:
         raise ConfigError("mass", f"must be above 0 and at most 1 (found {share:g})")
-    mass = heat.clamp_min(0).flatten(-2).double()
+    mass = saliency.clamp_min(0).flatten(-2).double()
     ordered, order = mass.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(dim=-1) - ordered  # mass of the patches that come first
     wanted = (before < share * ordered.sum(dim=-1, keepdim=True)) & (ordered > 0)
-    return torch.zeros_like(wanted).scatter(-1, order, wanted).unflatten(-1, heat.shape[-2:])
+    return torch.zeros_like(wanted).scatter(-1, order, wanted).unflatten(-1, saliency.shape[-2:])
 
 
 def overlap(
-    heat: Float[Tensor, "n rows columns"], cover: Float[Tensor, "n rows columns"], share: float = 0.5
+    saliency: Float[Tensor, "n rows columns"], cover: Float[Tensor, "n rows columns"], share: float = 0.5
 ) -> Float[Tensor, " n"]:
     """Intersection over union of :func:`mass_mask` and the object, counted in pixels: (n,), 0 to 1."""
-    kept = mass_mask(heat, share).flatten(1).float()
+    kept = mass_mask(saliency, share).flatten(1).float()
     cover = cover.flatten(1)
     both = (kept * cover).sum(dim=1)
     return both / (kept.sum(dim=1) + cover.sum(dim=1) - both)
@@ -79,9 +81,9 @@ class Removal:
     """Deletion and insertion curves (Petsiuk et al. 2018, arXiv 1806.07421, section 3.3), by patch.
 
     Args:
-        shares: (steps + 1,), share of the patches taken away, or put in.
-        deletion: (n, steps + 1), probability of the class the whole image is given, patches of most heat gone first.
-        insertion: (n, steps + 1), the same while patches of most heat come first into an empty image.
+        shares: (steps + 1,), share of the patches deleted, or inserted.
+        deletion: (n, steps + 1), probability of the class predicted for the whole image; most salient deleted first.
+        insertion: (n, steps + 1), the same; most salient inserted first, into an empty image.
     """
 
     shares: Float[Tensor, " steps"]
@@ -90,7 +92,7 @@ class Removal:
 
     @property
     def deletion_area(self) -> Tensor:
-        """(n,), mean height of the deletion curve; lower is better: what mattered went early."""
+        """(n,), mean height of the deletion curve; lower is better."""
         return torch.trapezoid(self.deletion, self.shares, dim=1)
 
     @property
@@ -102,26 +104,26 @@ class Removal:
 def removal(
     model: nn.Module,
     images: Float[Tensor, "n chans height width"],
-    heat: Float[Tensor, "n rows columns"],
+    saliency: Float[Tensor, "n rows columns"],
     *,
     steps: int = STEPS,
     batch_size: int = 500,
 ) -> Removal:
-    """How fast a model loses, and gains, its answer as patches go, and come, in the order of their heat.
+    """Probability of the predicted class while patches are deleted, or inserted, most salient first.
 
-    A patch that is not there shows the data's mean colour, which is 0 after normalisation. Of equal patches the first
-    in reading order goes first.
+    A deleted patch shows the data's mean colour, which is 0 after normalisation. Of equal patches the first in reading
+    order goes first.
 
     Args:
         model: a classifier.
         images: (n, channels, height, width), normalised as in training.
-        heat: (n, rows, columns); negative heat goes last.
-        steps: points of the curves after the first; as many patches are taken at once as that makes.
+        saliency: (n, rows, columns); negative values go last.
+        steps: points of each curve after the first.
         batch_size: images per forward pass.
     """
-    n, rows, columns = heat.shape
+    n, rows, columns = saliency.shape
     patches = rows * columns
-    rank = heat.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1).unflatten(1, (rows, columns))
+    rank = saliency.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1).unflatten(1, (rows, columns))
     taken = [round(step * patches / steps) for step in range(steps + 1)]
     curves = torch.empty(2, n, steps + 1)
     weight = next(model.parameters())
@@ -134,8 +136,8 @@ def removal(
             for step, count in enumerate(taken):
                 early = _pixels(order < count, whole)
                 for curve, kept in enumerate((~early, early)):
-                    chance = model(whole * kept).float().softmax(dim=1).gather(1, chosen)
-                    curves[curve, part, step] = chance[:, 0].cpu()
+                    probability = model(whole * kept).float().softmax(dim=1).gather(1, chosen)
+                    curves[curve, part, step] = probability[:, 0].cpu()
     return Removal(torch.tensor(taken) / patches, curves[0], curves[1])
 
 

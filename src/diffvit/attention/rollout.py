@@ -1,17 +1,16 @@
-"""Attention rollout: what the pooled token reads of each patch, followed through all layers.
+"""Attention rollout: the attention of the pooled token to each input patch, through all layers.
 
 After arXiv 2005.00928, section 3: fuse the heads, mix with the identity for the residual branch, normalise the rows,
-and multiply from the first layer up. It follows attention and the identity alone: what the values, the MLPs and the
-norms do with what is read, it does not see.
+and multiply from the first layer up. It follows attention and the identity alone, not the values, MLPs and norms.
 
 Differential maps are signed, and no reference says how to roll them out. Four ways, which agree where lambda is 0:
 
 ===========  ===================================================================================================
-``clamp``    what is left of each head's map above 0. The default: non-negative, rows sum to 1. It cannot tell
-             what a head takes away.
+``clamp``    the positive part of each head's map. The default: non-negative, rows sum to 1. It does not show
+             what a head subtracts.
 ``positive``  the first map alone, A1: plain rollout as if nothing were subtracted. Beside ``clamp`` it shows what the
              subtraction changes.
-``abs``      the map's size whatever its sign: where a head listens at all. It cannot tell adding from taking away.
+``abs``      the map's absolute value. It does not tell adding from subtracting.
 ``signed``   the map as it is, rows not normalised: the linear part followed exactly. A row sums to
              ``residual + (1 - residual) (1 - lambda)`` per layer, so compare within an image, not between models;
              heads can only be averaged, and nothing can be discarded, for a lowest share has no meaning there.
@@ -41,7 +40,7 @@ def rollout(
     start: int | None = None,
     sign: str = "clamp",
 ) -> Float[Tensor, "batch rows columns"]:
-    """What the pooled token reads of each patch, as (batch, rows, columns).
+    """The attention of the pooled token to each input patch through all layers, as (batch, rows, columns).
 
     The row of [CLS], or the mean over the patches' rows, without the tokens before the patches.
 

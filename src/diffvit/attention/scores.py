@@ -1,34 +1,53 @@
-"""A model's maps, scored: which heat is compared, against what, and the table that comes of it."""
+"""Scores of a model's saliency maps on a data set, against baselines without attention; tables, CSV files and plots.
+
+:func:`score_maps` scores one set of images, :func:`map_scores` a run of a study, :func:`write_scores` a model for
+``diffvit attention --score``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from torch import Tensor
 
-from diffvit.attention.capture import Inside, Record, captures
+from diffvit.attention.capture import Record, captures
+from diffvit.attention.inputs import LoadedModel, labelled_images, load_model
 from diffvit.attention.metrics import coverage, mass_on_object, overlap, pointing_game, removal
 from diffvit.attention.rollout import rollout
-from diffvit.attention.subject import Subject, labelled_images, of_run
+from diffvit.config import to_dict
+from diffvit.data import sources
 from diffvit.data.images import Images
 from diffvit.errors import InputError
+from diffvit.models.vit import VisionTransformer
+from diffvit.reporting.csv_files import write_csv
+from diffvit.reporting.style import LIGHT, colour, dress, figure, to_png
+from diffvit.training.evaluate import config_of
+from diffvit.training.files import disk_faults
+from diffvit.training.files import replace as write
 from diffvit.training.run_dir import RunDir
 
 Row = dict[str, Any]
 _MASKED, _REMOVED = 2000, 500  # test images scored of a run in a study, with masks and without
 SHARE = 0.5  # of the mass, that the overlap's threshold keeps
 METRICS = {"pointing": "pointing game", "mass": "mass on the object", "iou": "IoU at half the mass"}
-FIRST_MAP = ", A1 alone"  # after the name of a map: of differential attention, without the subtraction
-CHANCE = ("uniform", "centre", "random")  # what a map without any attention scores
+FIRST_MAP = ", A1 alone"  # suffix of a map's name: differential attention without the subtraction
+BASELINES = ("uniform", "centre", "random")  # maps without attention
+CLUTTER = (0.0, 0.3, 0.6, 0.9)  # levels at which maps are scored if the data is shapes
+REMOVAL = 200  # images for deletion and insertion, at most
+_LINES = {"uniform": (0, (1, 2)), "centre": (0, (4, 2)), "random": (0, (1, 1))}
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model's maps score on one set of images.
+    """Scores of a model's maps on one set of images.
 
     Args:
         rows: one per map: ``map``, ``pointing``, ``mass``, ``iou`` (None without masks), ``deletion``, ``insertion``
@@ -40,20 +59,22 @@ class Scores:
     curves: list[Row]
 
 
-def heats_of(model: Inside, images: Float[Tensor, "n 3 h w"]) -> dict[str, Float[Tensor, "n rows columns"]]:
-    """Every heat that is scored, by name: each layer's map, averaged over its heads, and rollout.
+def saliency_maps(
+    model: VisionTransformer, images: Float[Tensor, "n 3 h w"]
+) -> dict[str, Float[Tensor, "n rows columns"]]:
+    """Every map that is scored, by name: each layer's, averaged over its heads, and rollout.
 
-    For differential attention that is the effective map, and beside it the first map alone (``layer 2, A1 alone``), so
-    that what the subtraction does is seen within one model; and rollout of both (``clamp`` for the effective map).
+    For differential attention these are of the effective map, and beside them those of the first map alone (``layer 2,
+    A1 alone``), so that the effect of the subtraction is seen within one model; rollout by ``clamp`` and ``positive``.
     """
     parts: dict[str, list[Tensor]] = {}
     for record in captures(model, images):
-        for name, heat in _heats(record).items():
-            parts.setdefault(name, []).append(heat.float())
+        for name, saliency in _of_record(record).items():
+            parts.setdefault(name, []).append(saliency.float())
     return {name: torch.cat(found) for name, found in parts.items()}
 
 
-def _heats(record: Record) -> dict[str, Tensor]:
+def _of_record(record: Record) -> dict[str, Tensor]:
     layers = range(len(record.layers))
     found = {f"layer {record.blocks[at]}": record.to_patches(at).mean(dim=1) for at in layers}
     found["rollout"] = rollout(record)
@@ -64,8 +85,8 @@ def _heats(record: Record) -> dict[str, Tensor]:
     return found
 
 
-def chance(count: int, grid: tuple[int, int], seed: int = 0) -> dict[str, Float[Tensor, "n rows columns"]]:
-    """Heat that knows nothing of the image: ``uniform``; ``centre``, a Gaussian in the middle; ``random``."""
+def baselines(count: int, grid: tuple[int, int], seed: int = 0) -> dict[str, Float[Tensor, "n rows columns"]]:
+    """Maps that do not depend on the image: ``uniform``; ``centre``, a Gaussian in the middle; ``random``."""
     rows, columns = grid
     down = (torch.arange(rows) + 0.5) / rows - 0.5
     across = (torch.arange(columns) + 0.5) / columns - 0.5
@@ -74,47 +95,54 @@ def chance(count: int, grid: tuple[int, int], seed: int = 0) -> dict[str, Float[
     return {"uniform": torch.ones(count, rows, columns), "centre": middle.expand(count, -1, -1), "random": draws}
 
 
-def mask_scores(heat: Float[Tensor, "n rows columns"], masks: Bool[Tensor, "n h w"]) -> dict[str, Float[Tensor, " n"]]:
+def mask_scores(
+    saliency: Float[Tensor, "n rows columns"], masks: Bool[Tensor, "n h w"]
+) -> dict[str, Float[Tensor, " n"]]:
     """Pointing game, mass on the object, and overlap at half the mass, per image."""
-    cover = coverage(masks, (heat.shape[1], heat.shape[2]))
+    cover = coverage(masks, (saliency.shape[1], saliency.shape[2]))
     return {
-        "pointing": pointing_game(heat, cover),
-        "mass": mass_on_object(heat, cover),
-        "iou": overlap(heat, cover, SHARE),
+        "pointing": pointing_game(saliency, cover),
+        "mass": mass_on_object(saliency, cover),
+        "iou": overlap(saliency, cover, SHARE),
     }
 
 
 def score_maps(
-    subject: Subject, images: Images, *, removal_images: int = 0, removal_maps: Sequence[str] | None = None
+    model: LoadedModel, images: Images, *, removal_images: int = 0, removal_maps: Sequence[str] | None = None
 ) -> Scores:
-    """Score every heat of :func:`heats_of` and of :func:`chance` on one set of images.
+    """Score all of :func:`saliency_maps` and :func:`baselines` on one set of images.
 
     Args:
-        subject: a classifier.
-        images: with masks, for the scores against the truth; without, deletion and insertion alone.
-        removal_images: how many of them, the first, to take apart for deletion and insertion; the costly part.
-        removal_maps: whose curves to draw; by default the last layer's, rollout's and chance's.
+        model: a classifier.
+        images: with masks for the scores against the object; without, deletion and insertion alone.
+        removal_images: how many of them, the first, are used for deletion and insertion; the costly part.
+        removal_maps: maps scored by deletion and insertion; by default the last layer's, rollout's and the baselines'.
 
     Raises:
-        InputError: a model without classes is asked for deletion and insertion.
+        InputError: deletion and insertion of a model without classes.
     """
-    if removal_images and not subject.classes:
-        raise InputError(subject.name, "has no classes whose probability could fall: no deletion, no insertion")
-    heats = heats_of(subject.model, subject.normalised(images.pixels))
-    grid = next(iter(heats.values())).shape[1:]
-    heats |= chance(len(images), (grid[0], grid[1]))
+    if removal_images and not model.classes:
+        raise InputError(model.name, "has no classes whose probability could fall: no deletion, no insertion")
+    maps = saliency_maps(model.model, model.normalised(images.pixels))
+    grid = next(iter(maps.values())).shape[1:]
+    maps |= baselines(len(images), (grid[0], grid[1]))
     few = min(removal_images, len(images))
     if removal_maps is None:
-        removal_maps = _last_and_rollout(heats)
+        removal_maps = _last_and_rollout(maps)
     rows: list[Row] = []
     curves: list[Row] = []
-    for name, heat in heats.items():
+    for name, saliency in maps.items():
         row: Row = {"map": name, "pointing": None, "mass": None, "iou": None, "deletion": None, "insertion": None}
         row |= {"images": len(images), "removal_images": None}
         if images.masks is not None:
-            row |= {key: float(found.mean()) for key, found in mask_scores(heat, images.masks).items()}
+            row |= {key: float(found.mean()) for key, found in mask_scores(saliency, images.masks).items()}
         if few and name in removal_maps:
-            row |= _removal(subject, images, name, heat, few, curves)
+            found = removal(model.model, model.normalised(images.pixels[:few]), saliency[:few])
+            areas = {"deletion": found.deletion_area, "insertion": found.insertion_area}
+            row |= {key: float(area.mean()) for key, area in areas.items()} | {"removal_images": few}
+            means = (found.shares.tolist(), found.deletion.mean(0).tolist(), found.insertion.mean(0).tolist())
+            points = zip(*means, strict=True)
+            curves += [{"map": name, "share": at, "deletion": gone, "insertion": put} for at, gone, put in points]
         rows.append(row)
     return Scores(rows, curves)
 
@@ -128,10 +156,11 @@ def map_scores(run: RunDir) -> dict[str, list[Row]]:
     Raises:
         InputError: the data is missing or damaged, or the model has no maps.
     """
-    images = labelled_images(run.path)
+    model = load_model(run.path)
+    images = labelled_images(model)
     masked = images.masks is not None
     images = images.select(range(min(_MASKED if masked else _REMOVED, len(images))))
-    found = score_maps(of_run(run.path), images, removal_images=0 if masked else len(images))
+    found = score_maps(model, images, removal_images=0 if masked else len(images))
     key = {"data": run.config.data, "clutter": run.config.shapes.clutter if masked else None}
     tables = {"scores": found.rows, "removal": found.curves}
     return {name: [key | _rounded(row) for row in rows] for name, rows in tables.items()}
@@ -141,16 +170,162 @@ def _rounded(row: Row) -> Row:
     return {name: round(value, 5) if isinstance(value, float) else value for name, value in row.items()}
 
 
-def _removal(subject: Subject, images: Images, name: str, heat: Tensor, count: int, curves: list[Row]) -> Row:
-    assert isinstance(subject.model, nn.Module)
-    found = removal(subject.model, subject.normalised(images.pixels[:count]), heat[:count])
-    points = zip(found.shares.tolist(), found.deletion.mean(0).tolist(), found.insertion.mean(0).tolist(), strict=True)
-    curves += [{"map": name, "share": at, "deletion": gone, "insertion": put} for at, gone, put in points]
-    areas = {"deletion": found.deletion_area, "insertion": found.insertion_area}
-    return {key: float(area.mean()) for key, area in areas.items()} | {"removal_images": count}
-
-
-def _last_and_rollout(heats: Mapping[str, Tensor]) -> list[str]:
-    last = max(int(name.removeprefix("layer ")) for name in heats if name.removeprefix("layer ").isdigit())
+def _last_and_rollout(maps: Mapping[str, Tensor]) -> list[str]:
+    last = max(int(name.removeprefix("layer ")) for name in maps if name.removeprefix("layer ").isdigit())
     names = [f"layer {last}", f"layer {last}{FIRST_MAP}", "rollout", f"rollout{FIRST_MAP}", "centre", "random"]
-    return [name for name in names if name in heats]
+    return [name for name in names if name in maps]
+
+
+@dataclass(frozen=True)
+class ScoreReport:
+    """Scores and the files they were written to.
+
+    Args:
+        rows: one per map and set of images, as :class:`Scores`, with ``data`` and ``clutter``.
+        tables: (title, columns, rows) to print.
+        files: scores.csv, removal.csv and the plots.
+    """
+
+    rows: list[Row]
+    tables: list[tuple[str, list[str], list[list[str]]]]
+    files: list[Path]
+
+
+def write_scores(
+    model: LoadedModel,
+    out: Path,
+    *,
+    count: int,
+    split: str = "test",
+    data: str | None = None,
+    data_dir: Path | None = None,
+) -> ScoreReport:
+    """Score every map of a model and write tables and plots; on shapes at several clutter levels.
+
+    Args:
+        model: a model of ours.
+        out: folder for the files.
+        count: images of each set, the first.
+        split: of the model's own data.
+        data: another source than its own.
+        data_dir: where the data lies.
+
+    Raises:
+        ConfigError: the model does not say which data it is for.
+        InputError: the data is missing, damaged, or not the model's.
+        EnvironmentFault: a file cannot be written.
+    """
+    own = labelled_images(model, split=split, data=data, data_dir=data_dir)
+    own = own.select(range(min(count, len(own))))
+    rows: list[Row] = []
+    curves: list[Row] = []
+    for clutter, images in _levels(model, own, count) or [(None, own)]:
+        found = score_maps(model, images, removal_images=REMOVAL if images.name == own.name else 0)
+        rows += [{"data": images.name, "clutter": clutter, **row} for row in found.rows]
+        curves += [{"data": images.name, **row} for row in found.curves]
+    return ScoreReport(rows, _tables(rows), _write(out, model, rows, curves, own))
+
+
+def _levels(model: LoadedModel, own: Images, count: int) -> list[tuple[float, Images]]:
+    """Shapes at every level of clutter, the model's own among them; empty for other data."""
+    config = config_of(model.reference, model.meta)
+    if own.masks is None or config is None or not own.name.startswith("shapes"):
+        return []
+    settings = to_dict(config.shapes)
+    found = []
+    for clutter in sorted({*CLUTTER, settings["clutter"]}):
+        if clutter == settings["clutter"]:
+            found.append((clutter, own))
+            continue
+        more = {**settings, "clutter": clutter, "test": count}
+        images = sources.load("shapes", "test", data_dir=None, image_size=model.image_size or 32, shapes=more)
+        found.append((clutter, images if images.classes == own.classes else replace(images, classes=own.classes)))
+    return found
+
+
+def _tables(rows: Sequence[Row]) -> list[tuple[str, list[str], list[list[str]]]]:
+    found = []
+    for name in dict.fromkeys(str(row["data"]) for row in rows):
+        mine = [row for row in rows if row["data"] == name]
+        keys = [*METRICS, "deletion", "insertion"]
+        keys = [key for key in keys if any(row[key] is not None for row in mine)]
+        titles = {**METRICS, "deletion": "deletion area", "insertion": "insertion area"}
+        cells = [[str(row["map"]), *(_cell(row[key], key) for key in keys)] for row in mine]
+        found.append((f"{name}, {mine[0]['images']:,} images", ["map", *(titles[key] for key in keys)], cells))
+    return found
+
+
+def _cell(value: float | None, key: str) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1%}" if key in METRICS else f"{value:.3f}"
+
+
+def _write(out: Path, model: LoadedModel, rows: list[Row], curves: list[Row], own: Images) -> list[Path]:
+    with disk_faults(out):
+        out.mkdir(parents=True, exist_ok=True)
+    write_csv(out / "scores.csv", rows)
+    files = [out / "scores.csv"]
+    pictures = {}
+    if any(row["clutter"] is not None for row in rows):
+        pictures["scores.png"] = _plot_clutter(model, rows)
+    if curves:
+        write_csv(out / "removal.csv", curves)
+        files.append(out / "removal.csv")
+        pictures["removal.png"] = _plot_removal(model, curves, own)
+    for name, content in pictures.items():
+        with disk_faults(out / name):
+            write(out / name, content)
+        files.append(out / name)
+    return files
+
+
+def _shown(rows: Sequence[Row]) -> list[str]:
+    """The maps that are plotted against clutter: without the first map alone and random numbers."""
+    names = dict.fromkeys(str(row["map"]) for row in rows)
+    return [name for name in names if FIRST_MAP not in name and name != "random"]
+
+
+def _plot_clutter(model: LoadedModel, rows: Sequence[Row]) -> bytes:
+    made = figure(LIGHT, 12.6, 5.0)
+    panels: Sequence[Axes] = list(made.subplots(1, 3))
+    for axes, (metric, text) in zip(panels, METRICS.items(), strict=True):
+        for place, name in enumerate(_shown(rows)):
+            points = [(row["clutter"], 100 * row[metric]) for row in rows if row["map"] == name]
+            _line(axes, points, name, place)
+        dress(axes, LIGHT, title=text[0].upper() + text[1:], x="clutter (share of the background)", y="")
+        axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
+        axes.set_ylim(bottom=0)
+    made.suptitle(f"Where {model.name} looks, against the object's true mask", x=0.01, ha="left", fontsize=13)
+    _legend(made, panels[0])
+    return to_png(made)
+
+
+def _plot_removal(model: LoadedModel, curves: Sequence[Row], own: Images) -> bytes:
+    made = figure(LIGHT, 11.6, 5.0)
+    panels: Sequence[Axes] = list(made.subplots(1, 2))
+    for axes, metric, verb, wish in zip(
+        panels, ("deletion", "insertion"), ("taken away", "put in"), ("lower", "higher"), strict=True
+    ):
+        for place, name in enumerate(dict.fromkeys(str(row["map"]) for row in curves)):
+            points = [(100 * row["share"], row[metric]) for row in curves if row["map"] == name]
+            _line(axes, points, name, place)
+        dress(axes, LIGHT, title=f"{metric.capitalize()} ({wish} is better)", x=f"patches {verb}", y="probability")
+        axes.xaxis.set_major_formatter(PercentFormatter(decimals=0))
+        axes.set_ylim(0, 1)
+    title = f"{model.name} on {own.name}: probability of the class it gives the whole image"
+    made.suptitle(title, x=0.01, ha="left", fontsize=13)
+    _legend(made, panels[0])
+    return to_png(made)
+
+
+def _line(axes: Axes, points: Sequence[tuple[float, float]], name: str, place: int) -> None:
+    faint = name in BASELINES
+    shade = LIGHT.ink if faint else colour(LIGHT, place)
+    label = f"{name}: no attention" if faint else name
+    axes.plot(*zip(*points, strict=True), color=shade, lw=1.2 if faint else 2.2, ls=_LINES.get(name, "-"), label=label)
+
+
+def _legend(made: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    made.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=10.5)

@@ -7,7 +7,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
@@ -17,16 +17,13 @@ from diffvit.config import resolve
 from diffvit.errors import ConfigError
 from diffvit.settings import Device
 
-if TYPE_CHECKING:
-    from diffvit.attention.subject import Picture, Subject
-
 _FIRST = "0-3"  # of the test set, where no image is named
 
 
-@Parameter(name="*", group=Group("What to look at", sort_key=2))
+@Parameter(name="*", group=Group("Model and images", sort_key=2))
 @dataclass(frozen=True)
-class What:
-    """Which model, and which pictures."""
+class Selection:
+    """Which model, and which images."""
 
     index: str | None = None
     """Images of the run's own test set, as 0-7 or 3,12; 0-3 where no image is named either."""
@@ -41,18 +38,18 @@ class What:
     weights: Path | None = None
     """Its weights from a file instead of the network: DINO's own or timm's, .pth or .safetensors."""
     size: int | None = None
-    """Shorter side of a picture, pixels, for models that take any; by default its own, at most 480."""
+    """Shorter side of an image, pixels, for models that take any; by default its own, at most 480."""
 
 
 @Parameter(name="*", group=Group("Maps", sort_key=3))
 @dataclass(frozen=True)
-class Draw:
-    """What is drawn of each layer."""
+class Drawing:
+    """Which maps are drawn, and how."""
 
     layers: str | None = None
     """Blocks to draw, as 0,3 or 0-2, -1 for the last; default all."""
     query: str | None = None
-    """The patch that asks, as ROW,COLUMN; by default what the model pools: [CLS], or the mean over the patches."""
+    """The query patch, as ROW,COLUMN; by default what the model pools: [CLS], or the mean over the patches."""
     kind: Literal["effective", "positive", "negative"] = "effective"
     """Which map of a differential head."""
     mass: float | None = None
@@ -63,7 +60,7 @@ class Draw:
 
 @Parameter(name="*", group=Group("Rollout", sort_key=4))
 @dataclass(frozen=True)
-class Follow:
+class Rollout:
     """How attention is followed through the layers."""
 
     rollout: Annotated[bool, Parameter(negative="", show_default=False)] = False
@@ -78,10 +75,6 @@ class Follow:
     """First layer to follow."""
     sign: Literal["clamp", "positive", "abs", "signed"] = "clamp"
     """What a differential map stands for; docs/attention.md says what each can tell."""
-
-    def rules(self) -> dict[str, Any]:
-        """The arguments of :func:`diffvit.attention.rollout.rollout`."""
-        return {name: value for name, value in vars(self).items() if name != "rollout"}
 
 
 def attention(
@@ -103,13 +96,20 @@ def attention(
         Parameter(group=COMMAND, help="Folder for what is written; default RUN/attention, or attention-NAME."),
     ] = None,
     device: Annotated[Device | None, Parameter(group=COMMAND, show_default="auto", help="Where to run.")] = None,
-    what: What = What(),
-    draw: Draw = Draw(),
-    follow: Follow = Follow(),
+    what: Selection = Selection(),
+    draw: Drawing = Drawing(),
+    follow: Rollout = Rollout(),
     output: Output = OUTPUT,
 ) -> None:
     """Look inside a model: attention maps of every head and layer, rollout, and scores."""
-    reference, images = _split(things, what)
+    pretrained = what.pretrained is not None or what.weights is not None
+    if pretrained and what.index is not None:
+        raise ConfigError("--index", "counts a run's own images; a pretrained model has none here", "Name image files.")
+    if not pretrained and not things:
+        hint = "As in: diffvit attention cifar10-vit --index 0-7"
+        raise ConfigError("attention", "no model given (a RUN, or --pretrained NAME)", hint)
+    reference = None if pretrained else things[0]
+    files = [Path(name) for name in (things if pretrained else things[1:])]
     layers = None if draw.layers is None else _numbers("--layers", draw.layers)
     query = None if draw.query is None else _pair("--query", draw.query)
     index = None if what.index is None else _numbers("--index", what.index)
@@ -125,84 +125,48 @@ def attention(
         )
     place = resolve(None, {} if device is None else {"device": device}).device
 
-    from diffvit.attention.report import Wanted, look
+    from diffvit.attention import inputs, report, scores
 
-    subject = _subject(reference, what, place)
-    out = out or _default_out(reference, subject)
-    result: dict[str, Any] = {"model": subject.name}
-    if images or index is not None or not score:
-        pictures = _pictures(subject, reference, images, index, what)
-        wanted = Wanted(layers, draw.kind, query, follow.rollout, follow.rules(), draw.mass, draw.form)
-        made = look(subject, pictures, wanted, out, command=shlex.join(["diffvit", *sys.argv[1:]]))
-        _tell(made.pictures)
+    model = inputs.load_model(reference, pretrained=what.pretrained, weights=what.weights, device=place)
+    folder = Path(reference or "")
+    own = folder / "attention" if reference and folder.is_dir() else Path(f"attention-{model.name}")
+    out = own if out is None else out
+    data: dict[str, Any] = {"split": what.split, "data": what.data, "data_dir": what.data_dir}
+    result: dict[str, Any] = {"model": model.name}
+    if files or index is not None or not score:
+        samples = inputs.read_samples(files, model, size=what.size)
+        if reference is not None and not files and index is None:
+            index = _numbers("--index", _FIRST)
+            show.line(f"no image named: taking --index {_FIRST}")
+        if index is not None:
+            samples += inputs.samples_of(inputs.labelled_images(model, **data), index)
+        rules = {name: value for name, value in vars(follow).items() if name != "rollout"}
+        options = report.MapOptions(layers, draw.kind, query, follow.rollout, rules, draw.mass, draw.form)
+        command = shlex.join(["diffvit", *sys.argv[1:]])
+        made = report.write_report(model, samples, options, out, command=command)
+        _print_images(made.images)
         show.line(f"page    {made.page}")
         show.line(f"files   {len(made.files)} in {out}")
-        result |= {"page": made.page, "files": made.files, "pictures": made.pictures}
-    if score and reference is not None:
-        result |= _score(subject, reference, what, score_images, out)
+        result |= {"page": made.page, "files": made.files, "pictures": made.images}
+    if score:
+        found = scores.write_scores(model, out, count=score_images, **data)
+        for title, columns, rows in found.tables:
+            show.table(columns, rows, title=title)
+        show.line(f"scores  {', '.join(str(file) for file in found.files)}")
+        result |= {"scores": found.rows}
     if output.json:
         show.as_json(result)
 
 
-def _split(things: tuple[str, ...], what: What) -> tuple[str | None, list[Path]]:
-    """The run, where it is one, and the images."""
-    foreign = what.pretrained is not None or what.weights is not None
-    if foreign and what.index is not None:
-        raise ConfigError("--index", "counts a run's own images; a pretrained model has none here", "Name image files.")
-    if not foreign and not things:
-        hint = "As in: diffvit attention cifar10-vit --index 0-7"
-        raise ConfigError("attention", "no model given (a RUN, or --pretrained NAME)", hint)
-    return (None, [Path(name) for name in things]) if foreign else (things[0], [Path(name) for name in things[1:]])
-
-
-def _subject(reference: str | None, what: What, device: str) -> Subject:
-    from diffvit.attention import subject
-
-    if reference is not None:
-        return subject.of_run(reference, device=device)
-    return subject.of_pretrained(what.pretrained, what.weights, device=device)
-
-
-def _pictures(
-    subject: Subject, reference: str | None, images: list[Path], index: list[int] | None, what: What
-) -> list[Picture]:
-    from diffvit.attention.subject import from_files, from_set, labelled_images
-
-    found = from_files(images, subject, size=what.size) if images else []
-    if reference is None or (images and index is None):
-        return found
-    if index is None:
-        index = _numbers("--index", _FIRST)
-        show.line(f"no image named: taking --index {_FIRST}")
-    own = labelled_images(reference, split=what.split, data=what.data, data_dir=what.data_dir)
-    return found + from_set(own, index)
-
-
-def _score(subject: Subject, reference: str, what: What, count: int, out: Path) -> dict[str, Any]:
-    from diffvit.attention.score_report import score_run
-
-    found = score_run(subject, reference, out, count=count, split=what.split, data=what.data, data_dir=what.data_dir)
-    for title, columns, rows in found.tables:
-        show.table(columns, rows, title=title)
-    show.line(f"scores  {', '.join(str(file) for file in found.files)}")
-    return {"scores": found.rows}
-
-
-def _tell(pictures: list[dict[str, Any]]) -> None:
+def _print_images(images: list[dict[str, Any]]) -> None:
     keys = {"label": str, "prediction": str, "probability": show.percent, "pointing": str, "mass": show.percent}
-    columns = [key for key in keys if any(picture.get(key) not in (None, "") for picture in pictures)]
+    columns = [key for key in keys if any(image.get(key) not in (None, "") for image in images)]
     names = {"pointing": "peak on object", "mass": "mass on object"}
     yes = {"1.0": "yes", "0.0": "no"}
     rows = [
-        [str(picture["name"]), *(yes.get(text := keys[key](picture[key]), text) for key in columns)]
-        for picture in pictures
+        [str(image["name"]), *(yes.get(text := keys[key](image[key]), text) for key in columns)] for image in images
     ]
     show.table(["image", *(names.get(key, key) for key in columns)], rows)
-
-
-def _default_out(reference: str | None, subject: Subject) -> Path:
-    folder = Path(reference or "")
-    return folder / "attention" if reference and folder.is_dir() else Path(f"attention-{subject.name}")
 
 
 def _numbers(flag: str, text: str) -> list[int]:

@@ -11,10 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from diffvit.errors import EnvironmentFault, InputError
-from diffvit.training.hubs import cache_where_offline, forbidden, quietly, reason
-from diffvit.training.torchvision_names import import_torchvision
-
-_INSTALL = "Install it with pip install 'diffvit[pretrained]'."
+from diffvit.hub.libraries import (
+    INSTALL,
+    cache_where_offline,
+    forbidden,
+    import_torchvision,
+    quietly,
+    reason,
+    timm_library,
+)
 
 
 def open_clip_library() -> ModuleType:
@@ -28,23 +33,8 @@ def open_clip_library() -> ModuleType:
             import_torchvision()
             import open_clip
     except (ImportError, RuntimeError) as error:
-        raise EnvironmentFault("open_clip", f"cannot be imported ({reason(error)})", _INSTALL) from None
+        raise EnvironmentFault("open_clip", f"cannot be imported ({reason(error)})", INSTALL) from None
     return open_clip
-
-
-def timm_library() -> ModuleType:
-    """The module timm.
-
-    Raises:
-        EnvironmentFault: it is missing, or does not work here.
-    """
-    try:
-        with quietly():
-            import_torchvision()
-            import timm
-    except (ImportError, RuntimeError) as error:
-        raise EnvironmentFault("timm", f"cannot be imported ({reason(error)})", _INSTALL) from None
-    return timm
 
 
 def imagenet_wordnet_ids() -> tuple[str, ...]:

@@ -18,16 +18,16 @@ from diffvit.clip.hub import (
     fetch_clip,
     fetch_timm,
     open_clip_library,
-    timm_library,
     timm_skeleton,
     tokenizer_of,
 )
 from diffvit.clip.preprocess import Preprocessing, of_clip, of_timm
 from diffvit.errors import ConfigError, InputError, did_you_mean
-from diffvit.training.hubs import quietly
+from diffvit.hub.files import check_finite, check_weights, read_weights
+from diffvit.hub.libraries import quietly, timm_library
 from diffvit.training.load import load_with_meta
-from diffvit.training.weights_file import read_weights
 
+_COUNTS = ".num_batches_tracked"  # of BatchNorm; old files lack them, and nothing is computed from them
 # Whole numbers that OpenAI's archives keep among the weights; nothing else has them.
 _OPENAI_NOTES = frozenset({"input_resolution", "context_length", "vocab_size"})
 # torchvision's two sets of weights, by our short names.
@@ -229,19 +229,10 @@ def fill(source: str, name: str, model: nn.Module, tensors: Mapping[str, Tensor]
         InputError: a missing, unexpected, misshapen or non-finite weight.
     """
     own = model.state_dict()
-    missing = sorted(key for key in own.keys() - tensors.keys() if not key.endswith(".num_batches_tracked"))
-    unexpected = sorted(tensors.keys() - own.keys())
-    for problem, keys in (("lacks", missing), ("has the unexpected", unexpected)):
-        if keys:
-            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            raise InputError(source, f"does not hold the weights of {name}: it {problem} {keys[0]}{more}")
-    for key, tensor in tensors.items():
-        if tensor.shape != own[key].shape:
-            found, wanted = ("x".join(map(str, shape)) or "scalar" for shape in (tensor.shape, own[key].shape))
-            why = f"does not hold the weights of {name}: {key} has the wrong size ({found} vs {wanted})"
-            raise InputError(source, why)
-        if not bool(tensor.isfinite().all()):
-            raise InputError(source, f"{key} holds NaN or infinite values")
+    expected = {key: each.shape for key, each in own.items() if key in tensors or not key.endswith(_COUNTS)}
+    why = f"does not hold the weights of {name}: "
+    check_weights(source, {key: each.shape for key, each in tensors.items()}, expected, why=why)
+    check_finite(source, tensors)
     with torch.no_grad():
         for key, tensor in tensors.items():
             own[key].copy_(tensor)

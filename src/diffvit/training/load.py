@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 from diffvit import weights
 from diffvit.config import ModelConfig
 from diffvit.errors import ConfigError, InputError, did_you_mean
+from diffvit.hub.files import OWN_HINT as _HINT
+from diffvit.hub.files import check_finite, check_weights, read_header
 from diffvit.models.vit import VisionTransformer
 from diffvit.training.run_dir import RunDir
 
 MODEL_FILE = "model.safetensors"
 METADATA_KEY = "diffvit"
-_HEADER_LIMIT = 4 * 1024 * 1024  # bytes; a header of ours has about 20 kB
-_HINT = "Give a run folder, a model.safetensors that diffvit wrote, or a packaged name."
 
 
 def load(reference: RunDir | Path | str, *, device: torch.device | str = "cpu") -> VisionTransformer:
@@ -56,9 +56,7 @@ def load_with_meta(
         state = load_file(path)
     except (SafetensorError, OSError) as error:
         raise InputError(str(path), f"cannot be read as weights ({' '.join(str(error).split())})", _HINT) from None
-    for name, tensor in state.items():
-        if not bool(tensor.isfinite().all()):
-            raise InputError(str(path), f"{name} holds NaN or infinite values", "Train it again or take another file.")
+    check_finite(str(path), state, "Train it again or take another file.")
     model = _build(settings)
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=True)
     if str(device) == "auto":
@@ -98,33 +96,6 @@ def _intact(file: Path) -> Path:
         why = f"is damaged, or not the one its run wrote (SHA-256 {found[:12]}... vs {str(expected)[:12]}...)"
         raise InputError(str(file), why, "Take a copy of it, or train again into another folder.")
     return file
-
-
-def read_header(path: Path) -> dict[str, Any]:
-    """The JSON header of a safetensors file, its sizes checked against the file's; no tensor is read.
-
-    Raises:
-        InputError: not a safetensors file, cut short, or claiming other sizes than it has.
-    """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 10 or length > min(size - 8, _HEADER_LIMIT):
-                raise InputError(str(path), "is not a safetensors file", _HINT)
-            header = json.loads(file.read(length))
-        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-        shapes_are_lists = all(isinstance(entry["shape"], list) for entry in tensors.values())
-    except OSError as error:
-        raise InputError(str(path), f"cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
-        raise InputError(str(path), "is not a safetensors file", _HINT) from None
-    if not shapes_are_lists or end != size - 8 - length:
-        raise InputError(
-            str(path), f"is cut short or damaged ({size - 8 - length} bytes of weights vs {end} announced)"
-        )
-    return header
 
 
 def metadata_of(path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,18 +159,7 @@ def _check_shapes(path: Path, header: Mapping[str, Any], settings: Mapping[str, 
     except (ConfigError, RuntimeError, ValueError) as error:
         why = f"describes an impossible model: {' '.join(str(error).split())[:120]}"
         raise InputError(str(path), why) from None
-    for problem, names in (
-        ("lacks", expected.keys() - found.keys()),
-        ("has the unexpected", found.keys() - expected.keys()),
-    ):
-        if names:
-            first = sorted(names)[0]
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise InputError(str(path), f"its weights do not fit its settings: it {problem} {first}{more}")
-    for name, shape in expected.items():
-        if found[name] != shape:
-            why = f"{name} has the wrong size ({'x'.join(map(str, found[name]))} vs {'x'.join(map(str, shape))})"
-            raise InputError(str(path), why)
+    check_weights(str(path), found, expected, why="its weights do not fit its settings: ")
 
 
 def _build(settings: Mapping[str, Any]) -> VisionTransformer:

@@ -230,7 +230,7 @@ def draw_shapes(
     selection, panels = MapSelection(layer=int(layer) - 1), []
     for name in [first] + ([second] if second not in (NO_MODEL, first) else []):
         model = explorer.models.load(name)
-        image = shapes_image(index, size=model.side or 32, clutter=clutter, noise=noise)
+        image = shapes_image(index, size=model.image_size or 32, clutter=clutter, noise=noise)
         assert image.mask is not None
         result = explorer.forward(model, image)
         note = table_html(score_table(result, selection, image.mask), f"Scores of {name}")

@@ -16,9 +16,9 @@ from diffvit.clip.preprocess import Preprocessing
 from diffvit.clip.small.model import SmallClip
 from diffvit.clip_settings import TextConfig
 from diffvit.errors import ConfigError, InputError
+from diffvit.hub.files import read_header, read_weights
 from diffvit.settings import ModelConfig
-from diffvit.training.load import MODEL_FILE, locate, metadata_of, read_header
-from diffvit.training.weights_file import read_weights
+from diffvit.training.load import MODEL_FILE, locate, metadata_of
 
 _MOST_TOKENS = 49_408  # that the tokenizer has
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from diffvit.attention.subject import Subject, from_files, from_set, labelled_images, of_run
+from diffvit.attention.inputs import LoadedModel, labelled_images, load_model, read_samples, samples_of
 from diffvit.data import shapes
 from diffvit.errors import ConfigError, InputError
 from diffvit.models.vit import VisionTransformer
 
 
-def subject_of(side: int | None, patch: int = 16) -> Subject:
+def model_of(side: int | None, patch: int = 16) -> LoadedModel:
     model = VisionTransformer(image_size=patch * 2, patch_size=patch, embed_dim=16, depth=1, num_heads=2)
-    return Subject(model, "a model", [0.5, 0.4, 0.3], [0.2, 0.3, 0.4], [], side)
+    return LoadedModel(model, "a model", [0.5, 0.4, 0.3], [0.2, 0.3, 0.4], [], side)
 
 
 def picture(path: Path, width: int, height: int) -> Path:
@@ -27,7 +27,7 @@ def picture(path: Path, width: int, height: int) -> Path:
 
 def test_pixels_are_normalised_as_in_training() -> None:
     pixels = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
-    found = subject_of(None).normalised(pixels)
+    found = model_of(None).normalised(pixels)
     for channel, (mean, std) in enumerate(((0.5, 0.2), (0.4, 0.3), (0.3, 0.4))):
         expected = (pixels[:, channel].double() / 255 - mean) / std
         assert (found[:, channel] - expected).abs().max() < 1e-6
@@ -35,7 +35,7 @@ def test_pixels_are_normalised_as_in_training() -> None:
 
 def test_a_picture_of_250_by_330_is_cropped_evenly_to_whole_patches(tmp_path: Path) -> None:
     file = picture(tmp_path / "a.png", 330, 250)
-    (found,) = from_files([file], subject_of(None))
+    (found,) = read_samples([file], model_of(None))
     assert found.pixels.shape == (3, 240, 320)
     whole = torch.from_numpy(np.asarray(Image.open(file)).transpose(2, 0, 1).copy())
     assert torch.equal(found.pixels, whole[:, 5:245, 5:325])
@@ -56,17 +56,17 @@ def test_a_picture_of_250_by_330_is_cropped_evenly_to_whole_patches(tmp_path: Pa
 def test_sizes_keep_the_shape_of_the_picture(
     width: int, height: int, size: int | None, expected: tuple[int, int], tmp_path: Path
 ) -> None:
-    (found,) = from_files([picture(tmp_path / "a.png", width, height)], subject_of(None), size=size)
+    (found,) = read_samples([picture(tmp_path / "a.png", width, height)], model_of(None), size=size)
     assert found.pixels.shape[1:] == expected
     middle = found.pixels[:2, expected[0] // 2, expected[1] // 2]  # the ramps' middle stays in the middle
     assert (middle.float() - 127).abs().max() < 12
 
 
 def test_a_model_of_one_size_gets_the_centred_square(tmp_path: Path) -> None:
-    (found,) = from_files([picture(tmp_path / "a.png", 90, 60)], subject_of(32))
+    (found,) = read_samples([picture(tmp_path / "a.png", 90, 60)], model_of(32))
     assert found.pixels.shape == (3, 32, 32)
     with pytest.raises(ConfigError, match=r"--size: a model takes one size alone \(found 64 vs 32\)"):
-        from_files([tmp_path / "a.png"], subject_of(32), size=64)
+        read_samples([tmp_path / "a.png"], model_of(32), size=64)
 
 
 def test_folders_give_their_files_in_order_and_bad_ones_are_named(tmp_path: Path) -> None:
@@ -75,28 +75,28 @@ def test_folders_give_their_files_in_order_and_bad_ones_are_named(tmp_path: Path
     for name in ("b.png", "a.png"):
         picture(folder / name, 40, 40)
     (folder / ".hidden").write_text("no image")
-    assert [each.name for each in from_files([folder], subject_of(None))] == ["a.png", "b.png"]
+    assert [each.name for each in read_samples([folder], model_of(None))] == ["a.png", "b.png"]
     (folder / "c.png").write_text("no image")
     with pytest.raises(InputError, match=r"c\.png: is not an image of a known format"):
-        from_files([folder], subject_of(None))
+        read_samples([folder], model_of(None))
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="is a folder without images"):
-        from_files([tmp_path / "empty"], subject_of(None))
+        read_samples([tmp_path / "empty"], model_of(None))
     with pytest.raises(InputError, match=r"gone\.png"):
-        from_files([tmp_path / "gone.png"], subject_of(None))
+        read_samples([tmp_path / "gone.png"], model_of(None))
 
 
 def test_pictures_smaller_than_a_patch_and_such_sizes_are_refused(tmp_path: Path) -> None:
     small = picture(tmp_path / "small.png", 40, 9)
     with pytest.raises(InputError, match=r"is smaller than a patch \(40 x 9 vs 16"):
-        from_files([small], subject_of(None))
+        read_samples([small], model_of(None))
     with pytest.raises(ConfigError, match="--size: is smaller than a patch"):
-        from_files([small], subject_of(None), size=8)
+        read_samples([small], model_of(None), size=8)
 
 
 def test_a_set_gives_labels_and_masks_by_place() -> None:
     images = shapes.generate("test", 12)
-    found = from_set(images, [3, 0])
+    found = samples_of(images, [3, 0])
     assert [each.name for each in found] == ["3", "0"]
     assert [each.label for each in found] == [shapes.CLASSES[3], shapes.CLASSES[0]]
     assert images.masks is not None
@@ -106,21 +106,21 @@ def test_a_set_gives_labels_and_masks_by_place() -> None:
         assert torch.equal(each.mask, images.masks[index])
     for wrong in (12, -1):
         with pytest.raises(ConfigError, match=rf"--index: no such image \(found {wrong} vs 0 to 11"):
-            from_set(images, [wrong])
+            samples_of(images, [wrong])
 
 
 @pytest.mark.cifar10
 def test_a_packaged_model_and_its_own_test_images(cifar10_dir: Path) -> None:
-    subject = of_run("cifar10-vit")
-    assert subject.name == "cifar10-vit"
-    assert subject.side == 32
-    images = labelled_images("cifar10-vit", data_dir=cifar10_dir)
+    loaded = load_model("cifar10-vit")
+    assert loaded.name == "cifar10-vit"
+    assert loaded.image_size == 32
+    images = labelled_images(loaded, data_dir=cifar10_dir)
     assert len(images) == 10_000
     with torch.no_grad():
-        answers = subject.model(subject.normalised(images.pixels[:500])).argmax(dim=1)  # pyright: ignore[reportCallIssue]
+        answers = loaded.model(loaded.normalised(images.pixels[:500])).argmax(dim=1)
     assert float((answers == images.labels[:500]).float().mean()) > 0.75
 
 
 def test_a_missing_run_is_named() -> None:
     with pytest.raises(InputError, match="no such run, file or packaged model"):
-        of_run("runs/none")
+        load_model("runs/none")

@@ -1,8 +1,9 @@
-"""The doors to libraries and hubs change what belongs to the whole process, and are used by threads."""
+"""Importing timm changes what belongs to the whole process, and threads do it at the same time."""
 
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 import time
 import warnings
@@ -10,23 +11,28 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from diffvit.clip import hub
+from diffvit.hub import libraries
+
+
+def test_torchvision_can_be_imported_again() -> None:
+    libraries.import_torchvision()
+    assert "torchvision" in sys.modules
 
 
 def test_threads_leave_the_filters_of_warnings_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     both = threading.Barrier(2)
-    hub.timm_library()
+    libraries.timm_library()
 
     def slow_import() -> None:
         """Waits until the other thread is here too, and leaves before it."""
         with contextlib.suppress(threading.BrokenBarrierError):
             time.sleep(0.1 * both.wait(0.3))
 
-    monkeypatch.setattr(hub, "import_torchvision", slow_import)
+    monkeypatch.setattr(libraries, "import_torchvision", slow_import)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         before = list(warnings.filters)
         with ThreadPoolExecutor(2) as pool:
             for _ in range(4):
-                list(pool.map(lambda door: door(), [hub.timm_library] * 2))
+                list(pool.map(lambda door: door(), [libraries.timm_library] * 2))
         assert warnings.filters == before

@@ -1,12 +1,17 @@
-"""Somebody else's weights file: nothing in it is believed; plain weights come out, or one line that says why not."""
+"""Weights files that others wrote, read without running code and without allocating what a damaged file claims.
+
+``read_weights`` gives plain tensors or refuses the file in one line; ``check_weights`` compares their names, shapes and
+values with a model's.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +22,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diffvit.errors import InputError
-from diffvit.training.load import read_header
 
+_HEADER_LIMIT = 4 * 1024 * 1024  # bytes; a header of ours has about 20 kB
+OWN_HINT = "Give a run folder, a model.safetensors that diffvit wrote, or a packaged name."
 _HINT = "Give a .safetensors file or one that torch.save wrote, with a state dict in it."
-_NESTS = ("teacher", "student", "state_dict", "model")  # where training programs put the weights; the first one wins
+_NESTS = ("teacher", "student", "state_dict", "model")  # keys under which training programs store weights; first wins
 _WRAPPERS = ("module.", "_orig_mod.", "backbone.")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _COUNTERS = (torch.int64, torch.int32)
@@ -32,7 +38,7 @@ class WeightsFile:
 
     Args:
         tensors: by their plain names, in the file's dtype; they may share memory with the file.
-        nest: the key that they lay under (``teacher``, ``student``, ``state_dict``, ``model``), or empty.
+        nest: the key they were stored under (``teacher``, ``student``, ``state_dict``, ``model``), or empty.
     """
 
     tensors: dict[str, Tensor]
@@ -40,19 +46,19 @@ class WeightsFile:
 
     @property
     def self_distilled(self) -> bool:
-        """Whether it comes of training by self-distillation, whose ``head`` is a projection, not a classifier."""
+        """Whether it was trained by self-distillation: its ``head`` is a projection, not a classifier."""
         return self.nest in ("teacher", "student")
 
 
 def read_weights(path: Path, *, counters: bool = False) -> WeightsFile:
-    """Weights of a safetensors or torch file: a plain state dict, or one nested and prefixed as training leaves it.
+    """Read a safetensors or torch file: a plain state dict, or one nested and prefixed as training programs save it.
 
-    Of DINO's full checkpoints (arXiv 2104.14294), the teacher's backbone without its projection head. Torch files are
-    mapped into memory and read with ``weights_only=True``; so neither code runs nor a claimed size is allocated.
+    Of a full DINO checkpoint (arXiv 2104.14294) this gives the teacher's backbone without its projection head. Torch
+    files are mapped into memory and read with ``weights_only=True``: no code runs, and no claimed size is allocated.
 
     Args:
         path: the file.
-        counters: whether whole numbers may stand among the weights, as BatchNorm's count of batches does.
+        counters: allow integer tensors, as BatchNorm's count of batches.
 
     Raises:
         InputError: no such file, not such a file, damaged, hostile, or without named float weights.
@@ -75,8 +81,34 @@ def read_weights(path: Path, *, counters: bool = False) -> WeightsFile:
     if not isinstance(inner, Mapping) or not inner:
         raise InputError(str(path), f"holds no named weights (found a {type(inner).__name__})", _HINT)
     tensors = dict(_plain(path, inner, nest))
-    _check(path, tensors, (*_DTYPES, *_COUNTERS) if counters else _DTYPES)
+    _check_tensors(path, tensors, (*_DTYPES, *_COUNTERS) if counters else _DTYPES)
     return WeightsFile(tensors, nest)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The JSON header of a safetensors file, its sizes checked against the file's; no tensor is read.
+
+    Raises:
+        InputError: not a safetensors file, cut short, or claiming other sizes than it has.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 10 or length > min(size - 8, _HEADER_LIMIT):
+                raise InputError(str(path), "is not a safetensors file", OWN_HINT)
+            header = json.loads(file.read(length))
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+        shapes_are_lists = all(isinstance(entry["shape"], list) for entry in tensors.values())
+    except OSError as error:
+        raise InputError(str(path), f"cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+        raise InputError(str(path), "is not a safetensors file", OWN_HINT) from None
+    if not shapes_are_lists or end != size - 8 - length:
+        why = f"is cut short or damaged ({size - 8 - length} bytes of weights vs {end} announced)"
+        raise InputError(str(path), why)
+    return header
 
 
 def _from_safetensors(path: Path) -> dict[str, Tensor]:
@@ -145,7 +177,7 @@ def _plain(path: Path, state: Mapping[Any, Any], nest: str) -> Iterator[tuple[st
         yield name, value
 
 
-def _check(path: Path, tensors: Mapping[str, Any], dtypes: tuple[torch.dtype, ...]) -> None:
+def _check_tensors(path: Path, tensors: Mapping[str, Any], dtypes: tuple[torch.dtype, ...]) -> None:
     """Each is a dense float tensor, and together they claim no more than the file has."""
     claimed, size = 0, path.stat().st_size
     for name, tensor in tensors.items():
@@ -158,3 +190,47 @@ def _check(path: Path, tensors: Mapping[str, Any], dtypes: tuple[torch.dtype, ..
         if not tensor.numel() or claimed > size:
             shape = "x".join(map(str, tensor.shape))
             raise InputError(str(path), f"{name} claims another size than the file has ({shape})", _HINT)
+
+
+def check_weights(
+    source: str,
+    found: Mapping[str, Sequence[int]],
+    expected: Mapping[str, Sequence[int]],
+    *,
+    why: str = "does not fit the model: ",
+    hint: str = "",
+) -> None:
+    """Check the names and shapes of weights against a model's.
+
+    Args:
+        source: where the weights came from, for the message.
+        found: shapes by name.
+        expected: shapes by name, of the model.
+        why: how the message begins.
+        hint: what to do next.
+
+    Raises:
+        InputError: a missing, unexpected or misshapen weight; the line names the first.
+    """
+    for problem, names in (
+        ("it lacks", expected.keys() - found.keys()),
+        ("it has the unexpected", found.keys() - expected.keys()),
+    ):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise InputError(source, f"{why}{problem} {min(names)}{more}", hint)
+    for name, shape in expected.items():
+        if tuple(found[name]) != tuple(shape):
+            sizes = " vs ".join("x".join(map(str, each)) or "scalar" for each in (found[name], shape))
+            raise InputError(source, f"{why}{name} has the wrong size ({sizes})", hint)
+
+
+def check_finite(source: str, tensors: Mapping[str, Tensor], hint: str = "") -> None:
+    """Refuse NaN and infinite weights.
+
+    Raises:
+        InputError: the line names the first such tensor.
+    """
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise InputError(source, f"{name} holds NaN or infinite values", hint)

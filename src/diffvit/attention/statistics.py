@@ -1,4 +1,4 @@
-"""What each head does, in four numbers, averaged over images and over the patches that ask."""
+"""Statistics of a model: entropy, distance and shares of each head's attention, and similarity of its positions."""
 
 from __future__ import annotations
 
@@ -8,20 +8,26 @@ from dataclasses import dataclass, fields
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from diffvit.attention.capture import Record
+from diffvit.models import pos_embed
+from diffvit.models.pos_embed import Rope2d
+from diffvit.models.vit import VisionTransformer
 
 
 @dataclass(frozen=True)
 class HeadStatistics:
-    """One head of one layer; for differential attention a map's weight is its size, ``|A1 - lambda A2|``.
+    """One head of one layer, averaged over images and query patches.
+
+    The weights of differential attention are taken as ``|A1 - lambda A2|``.
 
     Args:
         block: the layer, counted from 0.
         head: counted from 0.
-        entropy: nats, of the row's weights made to sum to 1; ln(tokens) where a head reads all alike, 0 where one.
-        distance: mean distance between the patch that asks and those it reads, in patches (arXiv 2010.11929, section
-            4.5), tokens before the patches left out.
+        entropy: nats, of a query's weights made to sum to 1: ln(tokens) for uniform attention, 0 for a single key.
+        distance: mean distance between query and key patch, in patches (arXiv 2010.11929, section 4.5); [CLS] and
+            registers left out.
         prefix_share: share of the weight on the tokens before the patches ([CLS], registers).
         negative_share: share of the weight that is negative; 0 for softmax attention.
         lam: lambda of the layer; None for softmax attention.
@@ -45,8 +51,8 @@ def head_statistics(record: Record) -> list[HeadStatistics]:
     apart = distances(record.grid)
     found = []
     for block, maps in zip(record.blocks, record.layers, strict=True):
-        asked = maps.effective[:, :, record.prefix :]  # rows of the patches
-        weight = asked.abs()
+        queries = maps.effective[:, :, record.prefix :]  # of the patches
+        weight = queries.abs()
         shares = weight / weight.sum(dim=-1, keepdim=True)
         patches = weight[..., record.prefix :]
         reach = (patches * apart.to(patches.dtype)).sum(dim=-1) / patches.sum(dim=-1)
@@ -54,7 +60,7 @@ def head_statistics(record: Record) -> list[HeadStatistics]:
             "entropy": _entropy(shares),
             "distance": reach,
             "prefix_share": shares[..., : record.prefix].sum(dim=-1),
-            "negative_share": (shares * (asked < 0)).sum(dim=-1),
+            "negative_share": (shares * (queries < 0)).sum(dim=-1),
         }
         if maps.negative is not None:
             numbers["entropy_positive"] = _entropy(maps.positive[:, :, record.prefix :])
@@ -67,7 +73,7 @@ def head_statistics(record: Record) -> list[HeadStatistics]:
 
 
 def averaged(parts: Sequence[Sequence[HeadStatistics]]) -> list[HeadStatistics]:
-    """The mean of statistics of several records of one model, each weighing the same."""
+    """The mean of statistics over several records of one model, each with the same weight."""
     names = [each.name for each in fields(HeadStatistics) if each.name not in ("block", "head")]
     found = []
     for same in zip(*parts, strict=True):
@@ -78,7 +84,7 @@ def averaged(parts: Sequence[Sequence[HeadStatistics]]) -> list[HeadStatistics]:
 
 
 def distances(grid: tuple[int, int]) -> Float[Tensor, "patches patches"]:
-    """How far apart patches stand, in patches, row by row of the grid."""
+    """Distance between each pair of patches, in patches; patches row by row of the grid."""
     down, across = torch.meshgrid(*(torch.arange(side, dtype=torch.float32) for side in grid), indexing="ij")
     places = torch.stack([down.flatten(), across.flatten()], dim=1)
     return (places[:, None] - places[None]).norm(dim=2)
@@ -86,3 +92,23 @@ def distances(grid: tuple[int, int]) -> Float[Tensor, "patches patches"]:
 
 def _entropy(shares: Float[Tensor, "*lead keys"]) -> Float[Tensor, "*lead"]:
     return torch.special.entr(shares).sum(dim=-1)
+
+
+@torch.no_grad()
+def position_similarity(model: VisionTransformer) -> dict[str, Float[Tensor, "rows cols rows cols"]]:
+    """Similarity of the positions of each pair of patches, by kind of position; empty for a model without positions.
+
+    ``added``: cosine of the two patches' embeddings (arXiv 2010.11929, figure 7). ``rotary``: mean cosine of the angle
+    between them over a head's planes, which is what the rotation leaves of the product of two equal vectors.
+    """
+    grid, found = model.patch_embed.grid, {}
+    patches = grid[0] * grid[1]
+    table = pos_embed.table(model)
+    if table is not None:
+        rows = F.normalize(table[0, -patches:].float(), dim=1)
+        found["added"] = (rows @ rows.mT).unflatten(1, grid).unflatten(0, grid)
+    rope = next((module for module in model.modules() if isinstance(module, Rope2d)), None)
+    if rope is not None:
+        angles = rope.angles[-patches:].float()
+        found["rotary"] = (angles[:, None] - angles[None]).cos().mean(dim=2).unflatten(1, grid).unflatten(0, grid)
+    return {name: similarity.cpu() for name, similarity in found.items()}

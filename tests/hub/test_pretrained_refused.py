@@ -19,8 +19,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from diffvit.attention.pretrained import DINO, load_pretrained
 from diffvit.errors import InputError
+from diffvit.hub.pretrained import DINO, load_pretrained
 from diffvit.models.vit import VisionTransformer
 
 NAME = "vit_small_patch16_224.dino"

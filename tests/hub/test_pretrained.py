@@ -10,17 +10,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
 import torch
+from PIL import Image
 from timm_maps import random_everywhere, timm_maps
 
-from diffvit.attention import capture, pretrained
-from diffvit.attention.pretrained import DINO, load_pretrained
+from diffvit.attention import capture
+from diffvit.cli.main import run
 from diffvit.errors import ConfigError, EnvironmentFault
+from diffvit.hub import libraries, pretrained
+from diffvit.hub.pretrained import DINO, load_pretrained
 from diffvit.models.vit import VisionTransformer
-from diffvit.training import hubs
 
 NAME = "vit_small_patch16_224.dino"
 State = dict[str, torch.Tensor]
@@ -98,7 +101,7 @@ def test_dinos_last_maps_are_timms(tmp_path: Path) -> None:
 
 def test_the_table_is_timms() -> None:
     for name, settings in DINO.items():
-        skeleton = pretrained._skeleton(name)[1]
+        skeleton = pretrained._skeleton(name)
         assert every_setting(pretrained.settings_of_timm(name, skeleton)) == every_setting(settings)
         config = pretrained._config(skeleton)
         assert (tuple(config["mean"]), tuple(config["std"])) == (pretrained.IMAGENET_MEAN, pretrained.IMAGENET_STD)
@@ -189,7 +192,7 @@ def test_what_timm_fetches_is_what_is_loaded(monkeypatch: pytest.MonkeyPatch) ->
     theirs = theirs_of(name, depth=1)
     create = timm.create_model
 
-    def fetch(name: str, pretrained: bool) -> Any:
+    def fetch(name: str, pretrained: bool, **_: Any) -> Any:
         return theirs if pretrained else create(name, depth=1)
 
     monkeypatch.setattr(timm, "create_model", fetch)
@@ -209,7 +212,7 @@ def test_a_failed_download_says_which_option_helps(monkeypatch: pytest.MonkeyPat
     seen = []
     create = timm.create_model
 
-    def fetch(name: str, pretrained: bool) -> Any:
+    def fetch(name: str, pretrained: bool, **_: Any) -> Any:
         if not pretrained:
             return create(name)
         seen.append(hub.HF_HUB_OFFLINE)
@@ -217,7 +220,7 @@ def test_a_failed_download_says_which_option_helps(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(timm, "create_model", fetch)
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    monkeypatch.setattr(hubs, "getproxies", dict)
+    monkeypatch.setattr(libraries, "getproxies", dict)
     monkeypatch.setitem(sys.modules, "huggingface_hub.constants", hub)
     with pytest.raises(EnvironmentFault) as caught:
         load_pretrained(NAME)
@@ -251,3 +254,26 @@ def test_names_without_a_model_or_weights(name: str | None, why: str, monkeypatc
     with pytest.raises(ConfigError, match=why) as caught:
         load_pretrained(name)
     assert caught.value.exit_code == 2
+
+
+def test_the_command_shows_timms_map_of_a_picture_of_250_by_330_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(1)
+    theirs = random_everywhere(timm.create_model(NAME, dynamic_img_size=True))
+    torch.save({"teacher": {f"backbone.{name}": tensor for name, tensor in theirs.state_dict().items()}}, "dino.pth")
+    pixels = np.random.default_rng(0).integers(0, 256, (250, 330, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save("picture.png")
+    command = (
+        f"attention --pretrained {NAME} --weights dino.pth picture.png --layers -1 --mass 0.6 --format npz --out seen"
+    )
+    assert run(command.split()) == 0
+    cropped = torch.from_numpy(pixels[5:245, 5:325].transpose(2, 0, 1).astype(np.float64) / 255)
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    expected, _ = timm_maps(theirs, ((cropped - mean) / std).float()[None])
+    with np.load("seen/00-picture.png.npz") as arrays:
+        found = torch.from_numpy(arrays["layer_11_positive"])
+        assert arrays["grid"].tolist() == [15, 20]
+    assert found.shape == (6, 301, 301)
+    assert (found - expected[0]).abs().max() < 1e-5

@@ -1,0 +1,215 @@
+"""A model with its preprocessing, and the images it is shown: files, folders, or part of the data it was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from diffvit.data.images import Images, decode, resize
+from diffvit.errors import ConfigError, InputError
+from diffvit.models.vit import VisionTransformer
+from diffvit.training.environment import resolve_device
+from diffvit.training.evaluate import config_of, images_of
+from diffvit.training.load import load_with_meta
+
+LARGEST = 480  # pixels of an image's shorter side by default, as in DINO's figures
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with what its input and output need.
+
+    Args:
+        model: in evaluation mode, on its device.
+        name: shown in titles.
+        mean: per channel of its training data, 0 to 1.
+        std: per channel, likewise.
+        classes: names of its outputs; empty if it does not classify or they are not known.
+        image_size: side of its square input, pixels; None if it takes any multiple of its patch.
+        source: where it came from, for a caption.
+        folder: its run folder, if it has one.
+        reference: what :func:`diffvit.load` took; empty for a pretrained model.
+        meta: what its file says of itself (:func:`diffvit.training.load.load_with_meta`).
+    """
+
+    model: VisionTransformer
+    name: str
+    mean: Sequence[float]
+    std: Sequence[float]
+    classes: Sequence[str]
+    image_size: int | None
+    source: str = ""
+    folder: Path | None = None
+    reference: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch, pixels."""
+        return self.model.patch_embed.patch_size
+
+    def normalised(self, pixels: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
+        """Pixels normalised as in training."""
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        return (pixels.float() / 255 - mean) / std
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image.
+
+    Args:
+        name: of its file, or its index in a data set.
+        pixels: as the model takes it, but for the normalisation.
+        label: the true class, if known.
+        mask: the object's pixels, if known.
+    """
+
+    name: str
+    pixels: UInt8[Tensor, "3 h w"]
+    label: str = ""
+    mask: Bool[Tensor, "h w"] | None = None
+
+
+def load_model(
+    reference: Path | str | None = None,
+    *,
+    pretrained: str | None = None,
+    weights: Path | None = None,
+    device: str = "auto",
+) -> LoadedModel:
+    """Load a model of ours, or one that others trained.
+
+    Args:
+        reference: a run folder, a weights file of ours or a packaged name; None for a pretrained model.
+        pretrained: timm's name of a pretrained model; see :func:`diffvit.hub.pretrained.load_pretrained`.
+        weights: a file with its weights.
+        device: ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        ConfigError: no such pretrained model.
+        InputError: no such model, damaged weights, or a part that is not supported.
+        EnvironmentFault: a pretrained model without timm, or without network.
+    """
+    if reference is None:
+        from diffvit.hub.pretrained import load_pretrained
+
+        found = load_pretrained(pretrained, weights)
+        model = found.model.to(resolve_device(device))
+        return LoadedModel(model, found.name, found.mean, found.std, found.classes or [], None, found.source)
+    model, meta = load_with_meta(reference, device=resolve_device(device))
+    folder = Path(reference).resolve() if Path(reference).is_dir() else None
+    return LoadedModel(
+        model,
+        folder.name if folder else Path(reference).stem,
+        meta["mean"],
+        meta["std"],
+        meta["classes"],
+        model.settings["image_size"],
+        f"trained on {meta['data']}",
+        folder,
+        str(reference),
+        meta,
+    )
+
+
+def labelled_images(
+    model: LoadedModel, *, split: str = "test", data: str | None = None, data_dir: Path | None = None
+) -> Images:
+    """The images a model of ours is evaluated on; arguments as :func:`diffvit.evaluate`.
+
+    Raises:
+        ConfigError: the model does not say which data it is for.
+        InputError: the data is missing, damaged, or not the model's.
+    """
+    config = config_of(model.reference, model.meta)
+    size = model.model.settings["image_size"]
+    return images_of(model.reference, size, model.meta, config, (split, data, data_dir))
+
+
+def samples_of(images: Images, indices: Sequence[int]) -> list[Sample]:
+    """Samples of a data set by index.
+
+    Raises:
+        ConfigError: no such index.
+    """
+    for index in indices:
+        if not 0 <= index < len(images):
+            raise ConfigError("--index", f"no such image (found {index} vs 0 to {len(images) - 1} of {images.name})")
+    masks = images.masks
+    labels = [images.classes[int(images.labels[index])] for index in indices]
+    return [
+        Sample(f"{index}", images.pixels[index], label, None if masks is None else masks[index])
+        for index, label in zip(indices, labels, strict=True)
+    ]
+
+
+def read_samples(paths: Sequence[Path], model: LoadedModel, *, size: int | None = None) -> list[Sample]:
+    """Samples from image files, and from all files of folders, resized to the model's input.
+
+    A model of one size gets the centred square, resampled to it. For others the image keeps its shape: its shorter side
+    becomes ``size``, if given, else at most 480 pixels; then the edges are cropped, evenly, to whole patches.
+
+    Raises:
+        ConfigError: a ``size`` for a model of one size, or smaller than a patch.
+        InputError: no such file, an empty folder, or not an image that can be decoded.
+    """
+    if size is not None and model.image_size is not None and size != model.image_size:
+        raise ConfigError("--size", f"{model.name} takes one size alone (found {size} vs {model.image_size})")
+    if size is not None and size < model.patch_size:
+        raise ConfigError("--size", f"is smaller than a patch (found {size} vs at least {model.patch_size})")
+    samples = []
+    for file in [file for path in paths for file in _files(path)]:
+        pixels = fit(decode(file, name=str(file)), model, str(file), size=size)
+        samples.append(Sample(file.name, torch.from_numpy(pixels)))
+    return samples
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    found = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+    if not found:
+        raise InputError(str(path), "is a folder without images", "Name image files, or a folder that holds some.")
+    return found
+
+
+def fit(
+    pixels: UInt8[np.ndarray, "3 h w"], model: LoadedModel, name: str, *, size: int | None = None
+) -> UInt8[np.ndarray, "3 tall wide"]:
+    """Resize and crop an image to the model's input; see :func:`read_samples`.
+
+    Args:
+        pixels: of the whole image.
+        model: the model.
+        name: of the image, for errors.
+        size: shorter side, pixels, for a model that takes any.
+
+    Raises:
+        InputError: it is smaller than a patch.
+    """
+    if model.image_size is not None:
+        return resize(pixels, model.image_size)
+    _, height, width = pixels.shape
+    shorter = min(height, width)
+    wanted = size or min(shorter, LARGEST)
+    if wanted != shorter:
+        scale = wanted / shorter
+        shape = (max(wanted, round(width * scale)), max(wanted, round(height * scale)))
+        image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+        pixels = np.asarray(image.resize(shape, Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+        _, height, width = pixels.shape
+    patch = model.patch_size
+    tall, wide = height // patch * patch, width // patch * patch
+    if not tall or not wide:
+        raise InputError(name, f"is smaller than a patch ({width} x {height} vs {patch} pixels a side)")
+    top, left = (height - tall) // 2, (width - wide) // 2
+    return np.ascontiguousarray(pixels[:, top : top + tall, left : left + wide])

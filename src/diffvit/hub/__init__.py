@@ -1,0 +1,1 @@
+"""Weights from elsewhere: files that others wrote, and Vision Transformers that others trained."""

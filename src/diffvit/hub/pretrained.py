@@ -1,0 +1,357 @@
+"""Vision Transformers that others trained, as models of this package: DINO's, timm's, and any that a file describes.
+
+The settings come from a table (DINO), from timm's model of that name, or from the names and shapes of the weights. A
+model of timm's is accepted if its weights fit ours and one image gives the same logits in both.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffvit.errors import ConfigError, EnvironmentFault, InputError, did_you_mean
+from diffvit.hub.files import WeightsFile, check_finite, check_weights, read_weights
+from diffvit.hub.libraries import cache_where_offline, quietly, reason, timm_library
+from diffvit.models.vit import VisionTransformer
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# The ViTs of DINO (arXiv 2104.14294, table 1): they need no timm once their weights are there.
+DINO = {
+    f"vit_{size}_patch{patch}_224.dino": {
+        **{"image_size": 224, "patch_size": patch, "embed_dim": dim, "depth": 12, "num_heads": dim // 64},
+        **{"mlp_ratio": 4.0, "num_classes": 0, "in_chans": 3},
+        **{"class_token": True, "registers": 0, "no_embed_class": False},
+    }
+    for size, dim in (("small", 384), ("base", 768))
+    for patch in (16, 8)
+}
+LAYER_SCALE = 1e-5  # its initial value, which the weights overwrite
+_HEAD_DIM = 64  # of ViT-Ti, S, B and L, DeiT and DINO
+_MAX_DEPTH = 256  # blocks; the largest published ViTs have 48
+_TOLERANCE = 1e-4  # of the largest logit, within which two models compute the same in float32
+_HINT = "Say which model it is with --pretrained NAME, or take another file."
+_INSTALL = "Install it with pip install 'diffvit[pretrained]'; the DINO models need only --weights FILE."
+_WEIGHTS = "Fetch its weights elsewhere and give them with --weights FILE."
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A pretrained model and how its images are prepared.
+
+    Args:
+        model: in evaluation mode, float32, on the CPU.
+        name: timm's name of it, or the file's.
+        mean: per channel, of pixels from 0 to 1.
+        std: per channel, of pixels from 0 to 1.
+        image_size: side of the square images that it was trained on, pixels; it takes other sizes too.
+        classes: what the logits mean, where that is known.
+        source: where the weights came from, and what had to be assumed.
+    """
+
+    model: VisionTransformer
+    name: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: int
+    classes: list[str] | None
+    source: str
+
+
+def load_pretrained(name: str | None = None, weights: Path | None = None) -> Pretrained:
+    """A pretrained Vision Transformer by timm's name, from a weights file, or both.
+
+    Args:
+        name: one of :data:`DINO`, or any that timm has (extra ``pretrained``); without it, the architecture is
+            read from the weights.
+        weights: see :func:`diffvit.hub.files.read_weights`; without it, timm downloads them.
+
+    Raises:
+        ConfigError: neither is given, no such model, or one that nobody published weights for.
+        InputError: the file or the model is not supported; the line names the weight or the part.
+        EnvironmentFault: timm is missing, or the download failed.
+    """
+    if weights is None:
+        if name is None:
+            raise ConfigError("pretrained", "needs a name, a weights file, or both", f"Names: {', '.join(DINO)}, ...")
+        return _downloaded(name)
+    if name is None or name in DINO:
+        return _from_file(weights, name, DINO.get(name or ""), IMAGENET_MEAN, IMAGENET_STD)
+    theirs = _skeleton(name)
+    config = _config(theirs)
+    found = _from_file(weights, name, settings_of_timm(name, theirs), config["mean"], config["std"])
+    if found.image_size != theirs.patch_embed.img_size[0]:
+        theirs = _skeleton(name, img_size=found.image_size)
+    theirs.load_state_dict(found.model.state_dict(), assign=True)
+    check_logits(name, theirs, found.model)
+    return found
+
+
+def _from_file(
+    path: Path, name: str | None, settings: Mapping[str, Any] | None, mean: Sequence[float], std: Sequence[float]
+) -> Pretrained:
+    """The model in a weights file; its settings are inferred from the weights where they are not known."""
+    found = read_weights(path)
+    tensors, note = found.tensors, ""
+    if settings is None:
+        settings, note = infer(str(path), tensors)
+    elif not settings["num_classes"]:
+        tensors = _without_projection(found)
+    model = fit(str(path), tensors, settings)
+    source = "; ".join(part for part in (f"{path}", f"its {found.nest}" if found.nest else "", note) if part)
+    return Pretrained(model, name or path.stem, tuple(mean), tuple(std), model.settings["image_size"], None, source)
+
+
+def _without_projection(found: WeightsFile) -> dict[str, Tensor]:
+    """A self-distilled model without classes has a projection where a classifier would be."""
+    return {name: t for name, t in found.tensors.items() if not (found.self_distilled and name.startswith("head."))}
+
+
+def _downloaded(name: str) -> Pretrained:
+    skeleton = _skeleton(name)
+    timm = timm_library(_INSTALL)
+    settings, config = settings_of_timm(name, skeleton), _config(skeleton)  # before hundreds of megabytes are fetched
+    if not timm.models.is_model_pretrained(name):
+        raise ConfigError("pretrained", f"nobody published weights for {name}", "Give some with --weights FILE.")
+    try:
+        with quietly(), cache_where_offline():
+            theirs: nn.Module = timm.create_model(name, pretrained=True)
+    except Exception as error:  # each way of downloading has errors of its own
+        why = f"its weights could not be fetched ({reason(error)})"
+        raise EnvironmentFault(name, why, _WEIGHTS) from None
+    model = fit(name, theirs.state_dict(), settings)
+    check_logits(name, theirs, model)
+    place = config.get("hf_hub_id") or config.get("url") or "its registry"
+    source = f"timm {timm.__version__}, {place}"
+    mean, std = tuple(config["mean"]), tuple(config["std"])
+    return Pretrained(model, name, mean, std, model.settings["image_size"], _classes(timm, theirs), source)
+
+
+def _skeleton(name: str, **settings: Any) -> Any:
+    """Timm's model of that name without weights: no memory, no download.
+
+    Raises:
+        EnvironmentFault: there is no timm, or it does not work here.
+        ConfigError: it knows no such model.
+    """
+    timm = timm_library(_INSTALL)
+    names = {*timm.list_models(), *timm.list_pretrained()}
+    if name not in names:
+        raise ConfigError(
+            "pretrained",
+            f"no model {name!r} in timm {timm.__version__}",
+            did_you_mean(name, names).replace(" did", "Did", 1),
+        )
+    try:
+        with quietly(), torch.random.fork_rng(devices=[]), torch.device("meta"):
+            return timm.create_model(name, pretrained=False, **settings)
+    except (RuntimeError, NotImplementedError, ValueError, TypeError, AssertionError) as error:
+        # No plain ViT does this; models that compute while they are built may.
+        raise _unsupported(name, " ".join(str(error).split())[:120]) from None
+
+
+def _unsupported(name: str, part: str) -> InputError:
+    return InputError(name, f"has a part that is not supported: {part}", "It cannot be looked into.")
+
+
+def _config(skeleton: nn.Module) -> dict[str, Any]:
+    return dict(getattr(skeleton, "pretrained_cfg", {}))
+
+
+def settings_of_timm(name: str, model: Any) -> dict[str, Any]:
+    """Settings of the :class:`diffvit.VisionTransformer` with the weights of a timm ``VisionTransformer``.
+
+    Whether it also computes the same is for :func:`check_logits` to say.
+
+    Args:
+        name: the model's, for the message.
+        model: from ``timm.create_model``; the meta device will do.
+
+    Raises:
+        InputError: a weight that :class:`diffvit.VisionTransformer` lacks, or that only it has.
+    """
+    try:
+        attn, block = model.blocks[0].attn, model.blocks[0]
+        kinds = {"Identity": "none", "LayerNorm": "layer", "RmsNorm": "rms"}
+        settings = {
+            "image_size": model.patch_embed.img_size[0],
+            "patch_size": model.patch_embed.patch_size[0],
+            "embed_dim": model.embed_dim,
+            "depth": len(model.blocks),
+            "num_heads": attn.num_heads * (2 if hasattr(attn, "lambda_q1") else 1),
+            "mlp_ratio": mlp_ratio(block.mlp.fc1.in_features, block.mlp.fc1.out_features),
+            "num_classes": getattr(model.head, "out_features", 0),
+            "attention": "differential" if hasattr(attn, "lambda_q1") else "softmax",
+            "qkv_bias": attn.qkv.bias is not None,
+            "qk_norm": kinds.get(type(attn.q_norm).__name__, "none"),
+            "layer_scale": LAYER_SCALE if hasattr(block.ls1, "gamma") else 0.0,
+            "norm_eps": block.norm1.eps,
+            "class_token": model.cls_token is not None,
+            "registers": 0 if model.reg_token is None else model.reg_token.shape[1],
+            "no_embed_class": model.no_embed_class,
+            "pool": "cls" if model.global_pool == "token" else "mean",
+            "fc_norm": type(model.fc_norm).__name__ != "Identity",
+            "in_chans": model.patch_embed.proj.in_channels,
+        }
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            ours = VisionTransformer(**settings)
+    except (AttributeError, TypeError, IndexError, ConfigError, RuntimeError, ValueError) as error:
+        raise _unsupported(name, " ".join(str(error).split())[:120]) from None
+    found, expected = _shapes(model.state_dict()), _shapes(ours.state_dict())
+    why = "has a part that is not supported: "
+    check_weights(name, found, expected, why=why, hint="It cannot be looked into.")
+    return settings
+
+
+@torch.no_grad()
+def check_logits(name: str, theirs: nn.Module, ours: VisionTransformer) -> None:
+    """Compare two models on one random image; both are in evaluation mode afterwards.
+
+    Raises:
+        InputError: their logits (or features, without a head) differ by more than float32 explains.
+    """
+    side = ours.settings["image_size"]
+    image = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    expected, found = theirs.eval()(image), ours.eval()(image)
+    off = float((found - expected).abs().max() / expected.abs().max()) if found.shape == expected.shape else math.inf
+    if not off <= _TOLERANCE:
+        raise _unsupported(name, f"timm's model gives other logits (by {off:.1g} of the largest vs {_TOLERANCE:g})")
+
+
+def _classes(timm: ModuleType, model: nn.Module) -> list[str] | None:
+    """The names of the classes: those in the model's settings, or ImageNet's where their number says so."""
+    head = getattr(model, "head", None)
+    if not isinstance(head, nn.Linear):
+        return None
+    names = _config(model).get("label_names")
+    if not names:
+        subset = timm.data.infer_imagenet_subset(model)
+        if subset is None:
+            return None
+        info = timm.data.ImageNetInfo(subset)
+        names = [info.index_to_description(index) for index in range(head.out_features)]
+    return [str(label) for label in names] if len(names) == head.out_features else None
+
+
+def infer(source: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], str]:
+    """Settings of the :class:`diffvit.VisionTransformer` that such weights belong to, and a note on what is assumed.
+
+    Heads follow from the lambdas or the query norms where there are some; else they are taken as 64 wide.
+
+    Args:
+        source: where the weights came from, for the message.
+        tensors: by timm's names.
+
+    Raises:
+        InputError: not the weights of a Vision Transformer that is supported.
+    """
+    shapes = _shapes(tensors)
+    first = "blocks.0."
+    for name, ndim in (("patch_embed.proj.weight", 4), ("pos_embed", 3), (f"{first}mlp.fc1.weight", 2)):
+        if len(shapes.get(name, ())) != ndim:
+            why = f"does not hold a Vision Transformer that is supported (no {name} with {ndim} axes)"
+            raise InputError(source, why, _HINT)
+    dim, channels, patch, _ = shapes["patch_embed.proj.weight"]
+    differential = f"{first}attn.lambda_q1" in shapes
+    known = shapes.get(f"{first}attn.lambda_q1") or shapes.get(f"{first}attn.q_norm.weight")
+    width = known[0] if known else _HEAD_DIM
+    if dim % width:
+        raise InputError(source, f"its heads cannot be told ({dim} is not a multiple of {width})", _HINT)
+    registers = shapes.get("reg_token", (1, 0, dim))
+    prefix = int("cls_token" in shapes) + (registers[1] if len(registers) == 3 else 0)
+    tokens = shapes["pos_embed"][1]
+    no_embed_class = _side(tokens - prefix) is None and _side(tokens) is not None
+    side = _side(tokens if no_embed_class else tokens - prefix)
+    if side is None:
+        raise InputError(source, f"its positions are not those of a square image ({tokens} tokens)", _HINT)
+    fc_norm = "fc_norm.weight" in shapes
+    settings = {
+        "image_size": side * patch,
+        "patch_size": patch,
+        "embed_dim": dim,
+        "depth": len({name.split(".")[1] for name in shapes if re.match(r"blocks\.\d+\.", name)}),
+        "num_heads": dim // width,
+        "mlp_ratio": mlp_ratio(dim, shapes[f"{first}mlp.fc1.weight"][0]),
+        "num_classes": shapes.get("head.weight", (0,))[0],
+        "attention": "differential" if differential else "softmax",
+        "qkv_bias": f"{first}attn.qkv.bias" in shapes,
+        "qk_norm": _norm_kind(shapes, f"{first}attn.q_norm."),
+        "layer_scale": LAYER_SCALE if f"{first}ls1.gamma" in shapes else 0.0,
+        "class_token": "cls_token" in shapes,
+        "registers": prefix - int("cls_token" in shapes),
+        "no_embed_class": no_embed_class,
+        "pool": "cls" if "cls_token" in shapes and not fc_norm else "mean",
+        "fc_norm": fc_norm,
+        "in_chans": channels,
+    }
+    return settings, "" if known else f"heads taken as {_HEAD_DIM} wide"
+
+
+def mlp_ratio(dim: int, hidden: int) -> float:
+    """The ratio that gives exactly this hidden width, ``int(dim * ratio)``."""
+    ratio = hidden / dim
+    return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
+def fit(source: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> VisionTransformer:
+    """The model of these settings with these weights, in float32 and evaluation mode, for images of any size.
+
+    Positions of another square image than the settings' are taken as they are, and the model is built for that image.
+
+    Args:
+        source: where the weights came from, for the message.
+        tensors: by timm's names; copied.
+        settings: of :class:`diffvit.VisionTransformer`.
+
+    Raises:
+        InputError: missing, unexpected, misshapen or non-finite weights, or settings that do not go together.
+    """
+    settings = _with_grid_of(tensors, settings)
+    if not 1 <= settings["depth"] <= _MAX_DEPTH or settings["in_chans"] != 3:
+        found = f"{settings['depth']} blocks, {settings['in_chans']} channels"
+        raise InputError(source, f"is not a model to look into ({found} vs 1 to {_MAX_DEPTH} blocks, 3 channels)")
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            model = VisionTransformer(**settings)
+    except (ConfigError, RuntimeError, ValueError) as error:
+        raise InputError(source, f"is an impossible model: {' '.join(str(error).split())[:120]}", _HINT) from None
+    check_weights(source, _shapes(tensors), _shapes(model.state_dict()), hint=_HINT)
+    state = {name: tensor.detach().to(torch.float32, copy=True).contiguous() for name, tensor in tensors.items()}
+    check_finite(source, state, "Take another file.")
+    model.load_state_dict(state, strict=True, assign=True)
+    model.patch_embed.any_size = True
+    return model.eval()
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def _with_grid_of(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    positions = tensors.get("pos_embed")
+    if positions is None or positions.ndim != 3:
+        return settings
+    before = 0 if settings["no_embed_class"] else int(settings["class_token"]) + settings["registers"]
+    side = _side(positions.shape[1] - before)
+    return settings if side is None else {**settings, "image_size": side * settings["patch_size"]}
+
+
+def _norm_kind(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> str:
+    if f"{prefix}weight" not in shapes:
+        return "none"
+    return "layer" if f"{prefix}bias" in shapes else "rms"
+
+
+def _side(tokens: int) -> int | None:
+    """Rows of a square grid of so many tokens; None where there is no such grid."""
+    if tokens < 1:
+        return None
+    side = math.isqrt(tokens)
+    return side if side * side == tokens else None
