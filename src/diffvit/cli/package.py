@@ -30,8 +30,8 @@ from diffvit.reporting.rows import RunRecord, read_run
 from diffvit.training.evaluate import evaluate
 from diffvit.training.files import disk_faults, replace, to_json
 from diffvit.training.load import METADATA_KEY, MODEL_FILE, load_with_meta, metadata_of, read_header
-from diffvit.training.material import load_split
 from diffvit.training.run_dir import RunDir
+from diffvit.training.task import load_split
 
 LARGEST = 4_000_000  # bytes
 _WHEREABOUTS = ("data_dir", "device", "threads")
