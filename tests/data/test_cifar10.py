@@ -23,11 +23,11 @@ from cifar10_files import (
     write_parquet,
 )
 
-from diffvit.cache import cache_folder
 from diffvit.data import cifar10, sources
 from diffvit.data.cifar10_encoded import read_parquet
 from diffvit.data.images import Images, fingerprint
 from diffvit.errors import InputError
+from diffvit.files import cache_folder
 
 PER_CLASS = {"train": 5, "test": 2}
 Sets = dict[str, Split]

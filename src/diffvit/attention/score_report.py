@@ -15,11 +15,10 @@ from diffvit.attention.subject import Subject, labelled_images
 from diffvit.config import to_dict
 from diffvit.data import sources
 from diffvit.data.images import Images
-from diffvit.reporting.csv_files import write_csv
+from diffvit.files import disk_faults, write_csv
+from diffvit.files import replace as write
 from diffvit.reporting.style import LIGHT, colour, dress, figure, to_png
 from diffvit.training.evaluate import config_of
-from diffvit.training.files import disk_faults
-from diffvit.training.files import replace as write
 from diffvit.training.load import load_with_meta
 
 CLUTTER = (0.0, 0.3, 0.6, 0.9)  # at which maps are scored where the data is shapes

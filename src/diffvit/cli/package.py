@@ -23,12 +23,12 @@ from diffvit.clip.small.load import load_small
 from diffvit.clip.small.task import score_clip
 from diffvit.config import ClipConfig, parse, to_dict
 from diffvit.errors import DiffvitError, InputError
+from diffvit.files import disk_faults, replace, to_json
 from diffvit.models.attention import DifferentialAttention
 from diffvit.reporting import markdown, tables
 from diffvit.reporting.arms import arms
 from diffvit.reporting.rows import RunRecord, read_run
 from diffvit.training.evaluate import evaluate
-from diffvit.training.files import disk_faults, replace, to_json
 from diffvit.training.load import METADATA_KEY, MODEL_FILE, load_with_meta, metadata_of, read_header
 from diffvit.training.run_dir import RunDir
 from diffvit.training.task import load_split

@@ -18,11 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diffvit.cache import cache_folder, replacing
 from diffvit.data import cifar10_archives as archives
 from diffvit.data.cifar10_encoded import parquet_files, read_folder, read_parquet
 from diffvit.data.cifar10_rows import CLASSES, PER_CLASS, Rows, check_complete
 from diffvit.data.images import Images, fingerprint
+from diffvit.files import cache_folder, replacing
 
 _DECODER = "2"  # raise when what is kept of a decoded split changes for the same bytes
 _MOSTLY_OFFICIAL = "117 of 60,000 images from a JPEG copy"

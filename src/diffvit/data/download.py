@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from diffvit.cache import cache_folder, replacing
 from diffvit.errors import ConfigError, EnvironmentFault, did_you_mean
+from diffvit.files import cache_folder, replacing
 
 Progress = Callable[[int, int], None]
 Opener = Callable[[str, float], BinaryIO]

@@ -21,10 +21,10 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from diffvit.cache import cache_folder, replacing
 from diffvit.data.images import Images, decode, fingerprint, resize
 from diffvit.data.mapped import mapped
 from diffvit.errors import EnvironmentFault, InputError
+from diffvit.files import cache_folder, replacing
 
 _DECODER = "1"  # raise when decoded pixels change for the same bytes
 _NO_IMAGES = {".txt", ".md", ".csv", ".json", ".xml", ".yaml", ".yml", ".ini", ".db", ".html"}

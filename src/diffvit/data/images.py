@@ -23,9 +23,9 @@ from jaxtyping import Bool, Int64, UInt8
 from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 from torch import Tensor
 
-from diffvit.cache import cache_folder
 from diffvit.data.mapped import mapped
 from diffvit.errors import EnvironmentFault, InputError
+from diffvit.files import cache_folder
 
 MAX_PIXELS = 25_000_000
 MAX_BYTES = 128 * 2**20

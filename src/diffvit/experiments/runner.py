@@ -20,9 +20,9 @@ from typing import Any
 from diffvit.config import Config, parse, to_dict
 from diffvit.errors import ConfigError, DiffvitError, InputError, Interrupted, RunBusyError
 from diffvit.experiments.study import REPORTS, RUNS, Cell
+from diffvit.files import disk_faults, to_json
+from diffvit.files import replace as write_atomically
 from diffvit.reporting.rows import RunRecord, read
-from diffvit.training.files import disk_faults, to_json
-from diffvit.training.files import replace as write_atomically
 from diffvit.training.progress import Progress, StopRequest
 from diffvit.training.run_dir import RunDir
 

@@ -21,8 +21,8 @@ from torch import nn
 from diffvit import weights
 from diffvit.config import ModelConfig
 from diffvit.errors import ConfigError, InputError, did_you_mean
+from diffvit.files import disk_faults, replace, to_json
 from diffvit.models.vit import VisionTransformer
-from diffvit.training.files import disk_faults, replace, to_json
 from diffvit.training.run_dir import RunDir
 
 MODEL_FILE = "model.safetensors"

@@ -26,10 +26,10 @@ from diffvit.data.batches import epoch_order
 from diffvit.data.images import Images
 from diffvit.data.sources import place_of
 from diffvit.errors import EnvironmentFault, InputError, Interrupted, NonFiniteError
+from diffvit.files import disk_faults
 from diffvit.kernels import accelerate
 from diffvit.training import checkpoint, environment, optimizers, processes
 from diffvit.training.checkpoint import Checkpoint
-from diffvit.training.files import disk_faults
 from diffvit.training.load import own_modules, qualified_name, save_model
 from diffvit.training.processes import by_the_first
 from diffvit.training.progress import Progress, StopRequest

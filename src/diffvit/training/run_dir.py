@@ -15,7 +15,7 @@ from typing import Any
 
 from diffvit.config import ClipConfig, Config, parse, read_yaml, to_yaml
 from diffvit.errors import ConfigError, DiffvitError, InputError, RunBusyError
-from diffvit.training.files import disk_faults, replace, to_json
+from diffvit.files import disk_faults, replace, to_json
 
 _LOCK = ".lock"
 _ATTEMPTS = 100  # to lock, while other starts come and are refused
