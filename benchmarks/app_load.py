@@ -31,9 +31,8 @@ from diffvit.app.explorer import MAPS_BUDGET
 from diffvit.app.images import UPLOAD_BUDGET
 from diffvit.app.web.guard import UPLOAD
 from diffvit.errors import DiffvitError, EnvironmentFault
-from diffvit.reporting.csv_files import Row, write_csv
+from diffvit.files import Row, disk_faults, replace, to_json, write_csv
 from diffvit.training.environment import describe
-from diffvit.training.files import disk_faults, replace, to_json
 from tools import pages
 from tools.app_load import FOLDER, QUESTIONS, SECONDS, SUMMARY, of_folder
 

@@ -15,10 +15,10 @@ from benchmarks.settings import PEERS, PROFILE_WARMUP, PROFILED
 from benchmarks.throughput import LARGE, Progress, peak_rate, product_rates
 from diffvit.config import Config, config_hash
 from diffvit.measuring import Result, facts, prepare, spread, waiter
-from diffvit.training import environment, material, processes
+from diffvit.training import environment, processes
+from diffvit.training.loop import Trainer
 from diffvit.training.score import flops_per_image
-from diffvit.training.task import Task
-from diffvit.training.trainer import Trainer
+from diffvit.training.task import Task, load_data
 
 PHASES = {"_share": "next batch", "_backward": "forward and backward", "_update": "update"}
 """The methods of a trainer that make up a step, and what they are called."""
@@ -94,7 +94,7 @@ def run(
         ran) and the costliest ``operations``, in milliseconds per step; ready for JSON.
 
     Raises:
-        ConfigError, InputError: see :func:`diffvit.training.material.load`.
+        ConfigError, InputError: see :func:`diffvit.training.task.load_data`.
     """
     threads = prepare(threads)
     found = {**facts(device, threads, PEERS), "kernels": environment.kernels(device, "bf16")}
@@ -147,7 +147,7 @@ def _arm(config: Config, device: str, precision: str, steps: int, rate: float | 
 
 def _trainer(config: Config, device: str, precision: str) -> Marked:
     """As a run would make it; more epochs than it will ever see, so that its steps do not end."""
-    task, data = Task(), material.load(config, lambda _: None)
+    task, data = Task(), load_data(config, lambda _: None)
     endless = config.model_copy(update={"epochs": max(config.epochs, 10_000)})
     fabric = processes.launch(device, precision)
     trainer = Marked(fabric, endless, data, task.model(config, data), task.objective(config, data))

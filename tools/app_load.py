@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffvit.errors import InputError
-from diffvit.reporting.csv_files import Row, read_csv
+from diffvit.files import Row, read_csv
 from diffvit.reporting.style import LIGHT, Theme, colour, dress, figure, to_png
 from diffvit.reporting.tables import NONE, Table
 from tools.pages import Content, Picture, render

@@ -18,9 +18,9 @@ from matplotlib.ticker import PercentFormatter
 
 from diffvit.attention.scores import FIRST_MAP, METRICS
 from diffvit.errors import InputError
+from diffvit.files import read_csv
 from diffvit.reporting import markdown, stats
 from diffvit.reporting.arms import points, span
-from diffvit.reporting.csv_files import read_csv
 from diffvit.reporting.rows import EPOCHS_FILE, ROWS_FILE, Row, RunRecord, read
 from diffvit.reporting.style import LIGHT, Theme, colour, dress, figure, to_png
 from diffvit.reporting.tables import Table

@@ -20,9 +20,9 @@ from matplotlib.ticker import PercentFormatter
 from diffvit.clip import precision_report
 from diffvit.clip.compare_page import in_order, shift_statements, statements
 from diffvit.errors import DiffvitError, InputError
+from diffvit.files import Row, read_csv, write_csv
 from diffvit.measuring import stamp
 from diffvit.reporting import markdown, stats, tables
-from diffvit.reporting.csv_files import Row, read_csv, write_csv
 from diffvit.reporting.rows import read
 from diffvit.reporting.style import LIGHT, dress, figure, to_png
 from diffvit.training.run_dir import RunDir

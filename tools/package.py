@@ -23,16 +23,16 @@ from diffvit.clip.small.load import load_small
 from diffvit.clip.small.task import score_clip
 from diffvit.config import ClipConfig, parse, to_dict
 from diffvit.errors import DiffvitError, InputError
+from diffvit.files import disk_faults, replace, to_json
 from diffvit.hub.files import read_header
 from diffvit.models.attention import DifferentialAttention
 from diffvit.reporting import markdown, tables
 from diffvit.reporting.arms import arms
 from diffvit.reporting.rows import RunRecord, read_run
 from diffvit.training.evaluate import evaluate
-from diffvit.training.files import disk_faults, replace, to_json
 from diffvit.training.load import METADATA_KEY, MODEL_FILE, load_with_meta, metadata_of
-from diffvit.training.material import load_split
 from diffvit.training.run_dir import RunDir
+from diffvit.training.task import load_split
 from tools.pages import render
 
 LARGEST = 4_000_000  # bytes

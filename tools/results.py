@@ -11,10 +11,10 @@ from diffvit.experiments import report, search
 from diffvit.experiments.report import gathered
 from diffvit.experiments.results import Line, Results, compared_arms, difference, over_all_arms
 from diffvit.experiments.study import BOTH, REPORTS, STUDIES, TIERS, Study
+from diffvit.files import read_csv
 from diffvit.registry import label_of
 from diffvit.reporting import stats
 from diffvit.reporting.arms import Arm, arms, points, span
-from diffvit.reporting.csv_files import read_csv
 from diffvit.reporting.rows import ROWS_FILE, RunRecord, content_hash, read
 from diffvit.reporting.stats import Interval
 from diffvit.reporting.tables import NONE, Table, accuracy_cell, duration, percent

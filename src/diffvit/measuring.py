@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffvit.training.files import disk_faults, replace, to_json
+from diffvit.files import disk_faults, replace, to_json
 
 Result = dict[str, Any]
 INTERVAL_NOTE = (

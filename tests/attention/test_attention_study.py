@@ -16,9 +16,9 @@ from diffvit.errors import InputError
 from diffvit.experiments.report import write_rows
 from diffvit.experiments.runner import SCORES, Runner
 from diffvit.experiments.study import STUDIES, Study, cells_of, load_study
+from diffvit.files import read_csv
 from diffvit.models.vit import VisionTransformer
 from diffvit.reporting import rows
-from diffvit.reporting.csv_files import read_csv
 from diffvit.training.run_dir import RunDir
 from tools.attention import DIFFERENTIAL, SOFTMAX, WIDE, of_folder, read_study
 

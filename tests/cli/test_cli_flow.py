@@ -17,7 +17,7 @@ from diffvit.app.images import TestImages
 from diffvit.app.models import Models, list_models
 from diffvit.cli.main import run
 from diffvit.config import parse
-from diffvit.training.progress import QuietProgress
+from diffvit.training.progress import Progress
 from diffvit.training.run_dir import RunDir
 
 Captured = pytest.CaptureFixture[str]
@@ -227,7 +227,7 @@ def test_compare_takes_earlier_runs_from_a_committed_folder(capsys: Captured) ->
     assert [row["run"] for row in last_json(out)["rows"]] == ["shapes-softmax-s0", "twin"]
 
 
-class Interrupting(QuietProgress):
+class Interrupting(Progress):
     """Presses Ctrl-C after the first epoch."""
 
     def epoch(self, row: Mapping[str, Any]) -> None:

@@ -22,9 +22,9 @@ from diffvit.config import ClipConfig, Config, parse
 from diffvit.data import sources
 from diffvit.errors import ConfigError, EnvironmentFault, InputError, Interrupted
 from diffvit.training.loop import train
-from diffvit.training.material import load as load_material
-from diffvit.training.progress import QuietProgress
+from diffvit.training.progress import Progress
 from diffvit.training.run_dir import RunDir
+from diffvit.training.task import fresh_model, load_data
 
 Captured = pytest.CaptureFixture[str]
 SETTINGS: dict[str, Any] = {
@@ -124,18 +124,16 @@ def test_each_name_is_tried_in_its_classs_place(finished: RunDir) -> None:
 
 def test_the_image_tower_starts_as_its_twin_does() -> None:
     config = clip_config(whiten=True)
-    data = load_material(config, lambda _: None)
+    data = load_data(config, lambda _: None)
     twin_values = {key: value for key, value in settings(whiten=True).items() if key in Config.model_fields}
     twin = parse(twin_values)
-    from diffvit.training.material import fresh_model
-
     start, other = ContrastiveTask().model(config, data).visual.state_dict(), fresh_model(twin, data).state_dict()
     same = [name for name in other if not name.startswith("head.")]
     assert all(torch.equal(start[name], other[name]) for name in same)
     assert start["head.weight"].shape == (24, 32)
 
 
-class StopAt(QuietProgress):
+class StopAt(Progress):
     def __init__(self, step: int) -> None:
         self.at = step
 
@@ -148,7 +146,7 @@ class StopAt(QuietProgress):
 
 
 def test_going_on_gives_the_same_weights(finished: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffvit.training.run._SHOWN_EVERY", 0.0)
+    monkeypatch.setattr("diffvit.training.loop._SHOWN_EVERY", 0.0)
     with pytest.raises(Interrupted):
         train(clip_config(), out=tmp_path / "r", task=ContrastiveTask(), progress=StopAt(25))
     assert run(["clip", "train", "--resume", str(tmp_path / "r"), "--quiet"]) == 0
@@ -158,7 +156,7 @@ def test_going_on_gives_the_same_weights(finished: RunDir, tmp_path: Path, monke
 
 
 def test_a_stopped_run_and_a_full_memory_say_what_helps_a_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffvit.training.run._SHOWN_EVERY", 0.0)
+    monkeypatch.setattr("diffvit.training.loop._SHOWN_EVERY", 0.0)
     with pytest.raises(Interrupted, match="go on with: diffvit clip train --resume"):
         train(clip_config(), out=tmp_path / "r", task=ContrastiveTask(), progress=StopAt(3))
 

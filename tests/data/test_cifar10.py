@@ -24,10 +24,10 @@ from cifar10_files import (
     write_parquet,
 )
 
-from diffvit.cache import cache_folder
 from diffvit.data import cifar10, sources
 from diffvit.data.images import Images, fingerprint
 from diffvit.errors import InputError
+from diffvit.files import cache_folder
 
 PER_CLASS = {"train": 5, "test": 2}
 Sets = dict[str, Split]

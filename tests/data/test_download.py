@@ -12,10 +12,10 @@ from typing import BinaryIO
 
 import pytest
 
-from diffvit.cache import cache_folder
 from diffvit.data import download
 from diffvit.data.download import RemoteFile, fetch, open_https
 from diffvit.errors import ConfigError, EnvironmentFault
+from diffvit.files import cache_folder
 
 FIRST, SECOND, OTHER = b"first" * 1000, b"second" * 100_000, b"archive" * 5000
 URLS = {

@@ -10,12 +10,12 @@ import pytest
 import torch
 from cifar10_files import encode
 
-from diffvit.cache import cache_folder
 from diffvit.data import folder as folder_source
 from diffvit.data import images as images_module
 from diffvit.data import sources
 from diffvit.data.images import Images, mapped
 from diffvit.errors import EnvironmentFault, InputError
+from diffvit.files import cache_folder
 
 
 def plain(value: int, height: int = 40, width: int = 50) -> bytes:

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 import diffvit
 from diffvit import registry
-from diffvit.cache import cache_folder
 from diffvit.config import config_hash
 from diffvit.data import cifar10, shapes, sources
 from diffvit.errors import ConfigError, EnvironmentFault, InputError
+from diffvit.files import cache_folder
 
 SETS = {"train": synthetic(5, 1), "test": synthetic(2, 2)}
 

@@ -26,9 +26,8 @@ from diffvit.experiments.runner import (
 )
 from diffvit.experiments.study import STUDIES, Cell, cells_of
 from diffvit.reporting.rows import write
-from diffvit.training.progress import QuietProgress
+from diffvit.training.progress import Progress, StopRequest
 from diffvit.training.run_dir import RunDir
-from diffvit.training.signals import StopRequest
 
 CPU = {"device": "cpu", "threads": 1}
 CELLS = cells_of(STUDIES["pooling"], "smoke")
@@ -173,7 +172,7 @@ def training(cell: Cell, runs: Path, where: dict[str, object] | None = None, tol
     return Runner([cell], folders, where or CPU, tell=(told if told is not None else []).append)
 
 
-class StopAfterEpoch(QuietProgress):
+class StopAfterEpoch(Progress):
     def epoch(self, row: object) -> None:
         raise KeyboardInterrupt
 

@@ -26,8 +26,8 @@ from diffvit.experiments.study import (
     training_flops,
 )
 from diffvit.reporting.rows import flatten
-from diffvit.training.material import fresh_model, load
 from diffvit.training.score import flops_per_image as counted
+from diffvit.training.task import fresh_model, load_data
 from tests.experiments.study_rows import made_record
 
 ASKED = {  # settings in which a study's arms may differ
@@ -113,7 +113,7 @@ def test_every_augmentation_but_one_is_flip_and_crop_with_something_added() -> N
 @pytest.mark.parametrize("arm", ["patch 2", "patch 8"])
 def test_the_cost_is_that_of_the_model_that_is_built(arm: str) -> None:
     cell = next(each for each in cells_of(STUDIES["patch-size"], "smoke") if each.arm == arm)
-    model = fresh_model(cell.config, load(cell.config, lambda _: None))
+    model = fresh_model(cell.config, load_data(cell.config, lambda _: None))
     assert flops_per_image(cell.config) == pytest.approx(counted(model), rel=0.02)
     assert training_flops(cell.config) == 3 * flops_per_image(cell.config) * (640 - 100) * 2
     assert seconds_of([cell, cell], 1e9) == pytest.approx(2 * training_flops(cell.config) / 1e9 + 2)
@@ -131,7 +131,7 @@ def test_the_cost_from_sizes_is_exactly_what_is_counted(
     config = cells_of(STUDIES["pooling"], "smoke")[0].config
     model = config.model.model_copy(update={"attention": attention, "pool": pool, "pos_embed": pos_embed, **sizes})
     config = config.model_copy(update={"model": model})
-    built = fresh_model(config, load(config, lambda _: None))
+    built = fresh_model(config, load_data(config, lambda _: None))
     assert flops_per_image(config) == counted(built)
 
 

@@ -13,7 +13,7 @@ from diffvit.cli.main import run
 from diffvit.errors import InputError
 from diffvit.experiments.runner import SCORES, Runner, conditions_of, folder_of
 from diffvit.experiments.study import STUDIES, Cell, cells_of, training_flops
-from diffvit.reporting.csv_files import read_csv
+from diffvit.files import read_csv
 from diffvit.reporting.rows import write
 from diffvit.training.run_dir import RunDir
 from tests.experiments.study_rows import made_records, rows_of

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from diffvit.cache import cache_folder
+from diffvit.files import cache_folder
 from diffvit.kernels import build
 
 # Stands in for a compiler: puts header and sources one after another, and refuses a word. What a real one makes of the

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffvit.errors import InputError
+from diffvit.files import read_csv, write_csv
 from diffvit.reporting.arms import arms
-from diffvit.reporting.csv_files import read_csv, write_csv
 from diffvit.reporting.rows import RESULT_COLUMNS, content_hash, merge, read, read_run, write
 from diffvit.reporting.tables import JPEG_NOTE, NONE, data_notes, side_by_side
 

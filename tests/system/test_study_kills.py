@@ -37,7 +37,7 @@ WORKER = """
 import os, sys
 from diffvit.cli.main import run
 from diffvit.training.run_dir import RunDir
-from diffvit.training.files import to_json
+from diffvit.files import to_json
 
 real = RunDir.write_json
 

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.app_load import Tally, by_second, summary, write
 from diffvit.errors import InputError
-from diffvit.reporting.csv_files import read_csv
+from diffvit.files import read_csv
 from tools import app_load
 from tools.pages import ROOT, update
 

@@ -9,8 +9,8 @@ import pytest
 
 from diffvit.attention.scores import METRICS
 from diffvit.errors import InputError
+from diffvit.files import write_csv
 from diffvit.reporting import rows, stats
-from diffvit.reporting.csv_files import write_csv
 from tools import attention
 from tools.attention import (
     CURVES,

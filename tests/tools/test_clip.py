@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from diffvit.errors import InputError
-from diffvit.reporting.csv_files import read_csv, write_csv
+from diffvit.files import read_csv, write_csv
 from tools import clip
 from tools.__main__ import main
 from tools.clip import COMPARISONS, KINDS, PAGE, PRECISION, PUBLISHED, SMALL, kind_of, take_names

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from diffvit.errors import DiffvitError
-from diffvit.reporting.csv_files import write_csv
+from diffvit.files import write_csv
 from diffvit.reporting.rows import read, read_run, write
 from tools.pages import update
 from tools.recipes import documents

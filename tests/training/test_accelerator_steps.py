@@ -17,15 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffvit.config import parse
 from diffvit.data import shapes
-from diffvit.training import material, optimizers, trainer
-from diffvit.training.material import Material
-from diffvit.training.objective import Classification
-from diffvit.training.progress import QuietProgress
-from diffvit.training.run import Run
+from diffvit.training import loop, optimizers
+from diffvit.training.loop import Trainer
+from diffvit.training.progress import Progress, StopRequest
 from diffvit.training.run_dir import RunDir
-from diffvit.training.signals import StopRequest
-from diffvit.training.task import Task
-from diffvit.training.trainer import Trainer
+from diffvit.training.task import Classification, TrainingData, build_model
 
 META = torch.device("meta")
 AUGMENT = {"flip": True, "crop": 2, "policy": "trivialaugment", "cutmix": 1.0, "mix_probability": 0.5, "erasing": 0.2}
@@ -78,11 +74,11 @@ def test_steps_wait_for_nothing(attention: str, changes: dict[str, Any], monkeyp
     monkeypatch.setattr(Trainer, "_read", look)
     # torch's fused AdamW, which waits for nothing, refuses meta.
     monkeypatch.setattr(optimizers, "AdamW", lambda *given, fused, **more: AdamW(*given, foreach=fused, **more))
-    monkeypatch.setitem(trainer._READ_EVERY, "meta", 32)
+    monkeypatch.setitem(loop._READ_EVERY, "meta", 32)
     model = {"image_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "attention": attention}
     config = parse({"data": "shapes", "batch_size": 8, "epochs": 2, "model": model, **changes})
-    data = Material("shapes", shapes.generate("train", 30, size=16), None, [0.5] * 3, [0.25] * 3, "")
-    trained: Any = Trainer(Device(), config, data, material.build_model(config.model, 0), Classification())  # pyright: ignore[reportArgumentType]
+    data = TrainingData("shapes", shapes.generate("train", 30, size=16), None, [0.5] * 3, [0.25] * 3, "")
+    trained: Any = Trainer(Device(), config, data, build_model(config.model, 0), Classification())  # pyright: ignore[reportArgumentType]
     with Waits() as waits:
         assert sum(1 for _ in trained.steps()) == 4
     assert waits.copies == 0
@@ -113,18 +109,15 @@ def test_processes_ask_each_other_who_is_to_stop_only_where_the_figures_are_read
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Trainer, "_read", lambda self: setattr(self, "_pending", None))
-    monkeypatch.setattr(Trainer, "finish_epoch", lambda self: {})
-    monkeypatch.setattr(Run, "_show", lambda *_: None)
-    monkeypatch.setattr(Run, "_close_epoch", lambda *_: None)
+    monkeypatch.setattr(Trainer, "running", lambda self: {})
     monkeypatch.setattr(optimizers, "AdamW", lambda *given, fused, **more: AdamW(*given, foreach=fused, **more))
-    monkeypatch.setitem(trainer._READ_EVERY, "meta", 4)
+    monkeypatch.setitem(loop._READ_EVERY, "meta", 4)
     model = {"image_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
     config = parse({"data": "shapes", "batch_size": 4, "epochs": 1, "model": model})
-    data = Material("shapes", shapes.generate("train", 40, size=16), None, [0.5] * 3, [0.25] * 3, "")
+    data = TrainingData("shapes", shapes.generate("train", 40, size=16), None, [0.5] * 3, [0.25] * 3, "")
     fabric: Any = Together()
-    trained = Trainer(fabric, config, data, material.build_model(config.model, 0), Classification())
+    trained = Trainer(fabric, config, data, build_model(config.model, 0), Classification())
     fabric.step = lambda: trained.position.step
-    run = Run(fabric, config, {}, RunDir(Path("none")), QuietProgress(), Task())
-    run._epoch(trained, data, StopRequest())
+    loop._steps_of_epoch(trained, RunDir(Path("none")), Progress(), StopRequest())
     assert trained.position.step == 10
-    assert fabric.waits == [1, 5, 9, 10]  # as the figures; and the end of the epoch
+    assert fabric.waits == [1, 5, 9]  # as the figures

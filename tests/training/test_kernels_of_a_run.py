@@ -15,10 +15,10 @@ from diffvit.config import Config, parse
 from diffvit.errors import ConfigError, Interrupted
 from diffvit.kernels import library
 from diffvit.training.loop import train
-from diffvit.training.progress import QuietProgress
+from diffvit.training.progress import Progress
 
 
-class Told(QuietProgress):
+class Told(Progress):
     """Keeps messages; may have the run stop after its first epoch."""
 
     def __init__(self, *, stops: bool = False) -> None:

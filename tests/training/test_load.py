@@ -22,8 +22,7 @@ from diffvit.cli.main import run as cli
 from diffvit.config import parse
 from diffvit.errors import InputError
 from diffvit.models.attention import Attention
-from diffvit.training.load import load_with_meta
-from diffvit.training.outcome import own_modules
+from diffvit.training.load import load_with_meta, own_modules
 from diffvit.training.task import Task
 
 SMALL = {"image_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 4}

@@ -15,11 +15,10 @@ import diffvit
 from diffvit.config import config_hash, parse
 from diffvit.data import sources
 from diffvit.errors import ConfigError, EnvironmentFault, InputError, Interrupted, NonFiniteError, RunBusyError
-from diffvit.training.loop import train
-from diffvit.training.progress import QuietProgress
+from diffvit.training.loop import Trainer, train
+from diffvit.training.progress import Progress
 from diffvit.training.run_dir import RunDir
 from diffvit.training.task import Task
-from diffvit.training.trainer import Trainer
 
 TIMING = ("seconds", "images_per_second", "train_seconds", "data_seconds", "compile_seconds")
 
@@ -44,7 +43,7 @@ def config(**changes):
     return parse({**values, **changes})
 
 
-class Recorder(QuietProgress):
+class Recorder(Progress):
     """Keeps what it is told, and acts at a step of the run."""
 
     def __init__(self, at=None, action=None):
@@ -72,7 +71,7 @@ class Recorder(QuietProgress):
 
 @pytest.fixture(autouse=True)
 def _every_step_is_shown(monkeypatch):
-    monkeypatch.setattr("diffvit.training.run._SHOWN_EVERY", 0.0)
+    monkeypatch.setattr("diffvit.training.loop._SHOWN_EVERY", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +248,7 @@ def test_a_damaged_checkpoint_is_skipped_and_said(finished, tmp_path):
 
 def test_a_kill_in_the_final_evaluation(finished, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr("diffvit.training.outcome.write_model", lambda *_: crash())
+        patched.setattr("diffvit.training.loop.save_model", lambda *_: crash())
         with pytest.raises(Crash):
             train(config(), out=tmp_path / "run")
     assert not RunDir.open(tmp_path / "run").finished

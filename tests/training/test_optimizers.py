@@ -1,12 +1,24 @@
-"""Which parameters get which update."""
+"""Which parameters get which update; Muon against torch's and the singular value decomposition; schedule; average."""
+
+import itertools
+import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
 
 from diffvit.models.vit import VisionTransformer
+from diffvit.settings import OptimizerConfig
 from diffvit.training import optimizers
+from diffvit.training.optimizers import SCHEDULES, Muon, WeightAverage, orthogonalise, schedule
 
-SETTINGS = {"lr": 0.01, "muon_lr": 0.02, "weight_decay": 0.1, "betas": (0.9, 0.999), "momentum": 0.95}
+SETTINGS = {"lr": 0.01, "muon_lr": 0.02, "weight_decay": 0.1}
+
+
+def build(model, **changes):
+    return optimizers.build(model, OptimizerConfig(**{**SETTINGS, **changes}))
 
 
 def small(**overrides):
@@ -24,13 +36,13 @@ def held_by(model, optimizer):
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_every_parameter_is_held_once(name, pos_embed):
     model = small(pos_embed=pos_embed, head="mlp")
-    held = [key for o in optimizers.build(model, name=name, **SETTINGS).values() for key in held_by(model, o)]
+    held = [key for o in build(model, name=name).values() for key in held_by(model, o)]
     assert sorted(held) == sorted(key for key, _ in model.named_parameters())
 
 
 def test_muon_takes_the_blocks_matrices_and_nothing_else():
     model = small()
-    held = held_by(model, optimizers.build(model, name="muon", **SETTINGS)["muon"])
+    held = held_by(model, build(model, name="muon")["muon"])
     layers = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     assert sorted(held) == sorted(f"blocks.{block}.{layer}.weight" for block in (0, 1) for layer in layers)
 
@@ -41,7 +53,7 @@ def test_decay_shrinks_matrices_and_leaves_the_rest(name):
     before = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    built = optimizers.build(model, name=name, **SETTINGS)
+    built = build(model, name=name)
     optimizers.set_rates(built, 0.5)
     for optimizer in built.values():
         optimizer.step()
@@ -60,7 +72,7 @@ def test_muon_step_has_the_size_of_adamws():
     before = weight.detach().clone()
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
-    muon = optimizers.build(model, name="muon", **{**SETTINGS, "weight_decay": 0.0})["muon"]
+    muon = build(model, name="muon", weight_decay=0.0)["muon"]
     muon.step()
     root_mean_square = (weight - before).square().mean().sqrt().item() / 0.02
     assert root_mean_square == pytest.approx(0.2, rel=0.2)  # arXiv 2502.16982: AdamW's is 0.2 to 0.4
@@ -74,7 +86,7 @@ def test_split_queries_keys_and_values_are_orthogonal_apart():
         before = weight.detach().clone()
         for parameter in model.parameters():
             parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
-        built = optimizers.build(model, name="muon", **{**SETTINGS, "weight_decay": 0.0}, split_qkv=split)
+        built = build(model, name="muon", weight_decay=0.0, split_qkv=split)
         assert len(held_by(model, built["muon"])) == 8
         built["muon"].step()
         values = torch.linalg.svdvals((weight - before).detach()[:32])
@@ -83,13 +95,13 @@ def test_split_queries_keys_and_values_are_orthogonal_apart():
 
 
 def test_rates_follow_the_peak():
-    built = optimizers.build(small(), name="muon", **SETTINGS)
+    built = build(small(), name="muon")
     optimizers.set_rates(built, 0.25)
     assert optimizers.rate(built, "adamw") == pytest.approx(0.0025)
     assert optimizers.rate(built, "muon") == pytest.approx(0.005)
     optimizers.set_rates(built, 1.0)
     assert optimizers.rate(built, "muon") == pytest.approx(0.02)
-    assert optimizers.rate(optimizers.build(small(), name="adamw", **SETTINGS), "muon") is None
+    assert optimizers.rate(build(small(), name="adamw"), "muon") is None
 
 
 def step_with(model, built, seed):
@@ -102,7 +114,7 @@ def step_with(model, built, seed):
 
 def test_what_they_remember_survives_a_round_trip():
     models = [small(), small()]
-    built = [optimizers.build(model, name="muon", **SETTINGS) for model in models]
+    built = [build(model, name="muon") for model in models]
     step_with(models[0], built[0], 1)
     models[1].load_state_dict(models[0].state_dict())
     saved = {key: value.clone() for key, value in optimizers.state_tensors(built[0], models[0]).items()}
@@ -123,4 +135,159 @@ def test_what_they_remember_survives_a_round_trip():
 def test_foreign_state_is_refused(key, tensor, why):
     model = small()
     with pytest.raises(ValueError, match=why):
-        optimizers.load_state_tensors(optimizers.build(model, name="muon", **SETTINGS), model, {key: tensor})
+        optimizers.load_state_tensors(build(model, name="muon"), model, {key: tensor})
+
+
+SHAPES = [(48, 16), (16, 16), (32, 16), (16, 32), (48, 16), (16, 16)]
+
+
+def matrices(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator) for shape in SHAPES]
+
+
+def train(make, steps=5, start=None):
+    parameters = [torch.nn.Parameter(matrix.clone()) for matrix in start or matrices(0)]
+    optimizer = make(parameters)
+    for step in range(1, steps + 1):
+        for parameter, gradient in zip(parameters, matrices(step), strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+    return parameters, optimizer
+
+
+def test_it_computes_what_torchs_muon_does():
+    expected, theirs = train(
+        lambda p: torch.optim.Muon(p, lr=0.01, weight_decay=0.1, momentum=0.9, adjust_lr_fn="match_rms_adamw")
+    )
+    found, ours = train(lambda p: Muon(p, lr=0.01, weight_decay=0.1, momentum=0.9))
+    for one, other, start in zip(found, expected, matrices(0), strict=True):
+        # Products of a batch may be rounded in another order, and they are bfloat16's.
+        assert (one - other).norm() < 0.01 * (other - start).norm()
+        torch.testing.assert_close(ours.state[one]["momentum_buffer"], theirs.state[other]["momentum_buffer"])
+
+
+def test_a_batch_of_matrices_is_each_matrix_by_itself():
+    many = torch.stack([torch.randn(16, 24, generator=torch.Generator().manual_seed(seed)) for seed in range(5)])
+    apart = torch.cat([orthogonalise(matrix[None]) for matrix in many])
+    assert apart.dtype == torch.bfloat16
+    assert (orthogonalise(many) - apart).norm() < 0.01 * apart.norm()
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (16, 48), (48, 16)])
+def test_the_step_is_the_nearest_orthogonal_matrix_up_to_the_iterations_slack(shape):
+    gradient = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    parameter = torch.nn.Parameter(torch.zeros(shape))
+    parameter.grad = gradient
+    Muon([parameter], lr=1.0).step()
+    step = -parameter.detach() / (0.2 * max(shape) ** 0.5)
+    left, values, right = torch.linalg.svd(step, full_matrices=False)
+    assert 0.5 < values.min() <= values.max() < 1.3
+    u, _, v = torch.linalg.svd(gradient, full_matrices=False)
+    assert ((left @ right) * (u @ v)).sum() / min(shape) > 0.98  # the cosine between the two rotations
+
+
+def test_parts_of_a_matrix_are_made_orthogonal_by_themselves():
+    whole, gradient = torch.nn.Parameter(torch.zeros(48, 16)), matrices(3)[0]
+    parts = [torch.nn.Parameter(torch.zeros(16, 16)) for _ in range(3)]
+    whole.grad = gradient
+    for part, piece in zip(parts, gradient.split(16), strict=True):
+        part.grad = piece.clone()
+    Muon([{"params": [whole], "split": 3}], lr=0.1).step()
+    Muon(parts, lr=0.1).step()
+    apart = torch.cat([part.detach() for part in parts])
+    assert (whole - apart).norm() < 0.01 * apart.norm()
+    left = torch.linalg.svdvals(whole.detach()[:16])
+    assert left.max() / left.min() < 2
+
+
+def test_without_a_gradient_nothing_moves():
+    parameter, other = torch.nn.Parameter(torch.ones(4, 4)), torch.nn.Parameter(torch.ones(4, 4))
+    other.grad = torch.ones(4, 4)
+    optimizer = Muon([parameter, other], lr=0.1, weight_decay=0.1)
+    assert optimizer.step(lambda: torch.tensor(3.0)) == 3.0
+    assert torch.equal(parameter, torch.ones(4, 4))
+    assert not torch.equal(other, torch.ones(4, 4))
+    assert parameter not in optimizer.state
+
+
+@pytest.mark.parametrize(("shape", "split"), [((4,), 1), ((2, 2, 2), 1), ((4, 4), 3)])
+def test_what_is_no_matrix_is_refused(shape, split):
+    with pytest.raises(ValueError, match=f"{split} x n rows \\(found {'x'.join(map(str, shape))}\\)"):
+        Muon([{"params": [torch.nn.Parameter(torch.ones(shape))], "split": split}], lr=0.1)
+
+
+names = st.sampled_from(sorted(SCHEDULES))
+fractions = st.floats(0.0, 1.0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(total=st.integers(1, 300), name=names, warmup=fractions, final=fractions)
+def test_every_step_has_a_rate_between_nothing_and_the_peak(total, name, warmup, final):
+    rates = [schedule(step, total, name=name, warmup=warmup, final=final) for step in range(total)]
+    assert all(0.0 < rate <= 1.0 for rate in rates)
+
+
+@settings(deadline=None, max_examples=60)
+@given(total=st.integers(1, 300), name=names, warmup=fractions, final=fractions)
+def test_the_rate_rises_then_never_rises_again_and_reaches_the_peak(total, name, warmup, final):
+    rates = [schedule(step, total, name=name, warmup=warmup, final=final) for step in range(total)]
+    rising = round(warmup * total)
+    assert rates[:rising] == pytest.approx([(step + 1) / rising for step in range(rising)])
+    assert max(rates) == 1.0
+    fall = rates[rising:]
+    assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(fall))
+
+
+def test_schedules_at_half_of_the_fall():
+    half = {name: schedule(60, 100, name=name, warmup=0.2, final=0.0) for name in SCHEDULES}
+    assert half == pytest.approx({"constant": 1.0, "linear": 0.5, "cosine": 0.5})
+    assert schedule(40, 100, name="cosine", warmup=0.2, final=0.1) == pytest.approx(
+        0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2
+    )
+
+
+def test_final_is_where_the_fall_ends():
+    assert schedule(999, 1000, name="linear", warmup=0.0, final=0.25) == pytest.approx(0.25, abs=1e-3)
+
+
+def test_the_average_follows_the_recurrence():
+    model = nn.Linear(3, 2)
+    average = WeightAverage(model, 0.6)
+    expected = model.weight.detach().double()
+    for step in range(20):
+        with torch.no_grad():
+            model.weight.add_(torch.randn(2, 3))
+        average.update(step)
+        decay = min(0.6, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * model.weight.detach().double()
+        torch.testing.assert_close(average.model.weight.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_average_is_a_model_of_its_own_that_no_gradient_reaches():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))
+    average = WeightAverage(model, 0.9)
+    before = average.model[0].weight.clone()
+    nn.init.zeros_(model[0].weight)
+    assert torch.equal(average.model[0].weight, before)
+    assert not average.model.training
+    assert model.training
+    assert not any(parameter.requires_grad for parameter in average.model.parameters())
+
+
+def test_the_average_of_a_constant_stays_bit_for_bit():
+    model = nn.BatchNorm1d(4)
+    average = WeightAverage(model, 0.999)
+    for step in range(50):
+        average.update(step)
+    for mine, theirs in zip(average.model.buffers(), model.buffers(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_the_average_follows_weights_loaded_later():
+    model, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    average = WeightAverage(model, 0.5)
+    model.load_state_dict(other.state_dict())
+    for step in range(200):
+        average.update(step)
+    assert average.model.weight.detach().numpy() == pytest.approx(other.weight.detach().numpy(), abs=1e-6)

@@ -37,13 +37,14 @@ from pathlib import Path
 import torch
 from diffvit.clip.small.task import ContrastiveTask
 from diffvit.config import ClipConfig, resolve
-from diffvit.training import material, processes
-from diffvit.training.trainer import Trainer
+from diffvit.training import processes
+from diffvit.training.loop import Trainer
+from diffvit.training.task import load_data
 file, out = sys.argv[1:]
 torch.set_num_threads(1)
 fabric = processes.launch("cpu", "fp32")
 config = resolve(Path(file), {}, kind=ClipConfig)
-data, task = material.load(config, print), ContrastiveTask()
+data, task = load_data(config, print), ContrastiveTask()
 trainer = Trainer(fabric, config, data, task.model(config, data), task.objective(config, data))
 found = {}
 for number, _ in enumerate(trainer.steps()):
@@ -148,21 +149,20 @@ import os, signal, sys
 from pathlib import Path
 from diffvit.config import resolve
 from diffvit.errors import Interrupted
-from diffvit.training import run, trainer
-from diffvit.training.loop import train
+from diffvit.training import loop
 
-trainer._READ_EVERY["cpu"] = 4
-run._SHOWN_EVERY = 0.0
+loop._READ_EVERY["cpu"] = 4
+loop._SHOWN_EVERY = 0.0
 
-class Signalling(trainer.Trainer):
+class Signalling(loop.Trainer):
     def running(self):
         if self.position.step == 2 and os.environ["RANK"] == "1":
             os.kill(os.getpid(), signal.SIGTERM)
         return super().running()
 
-run.Trainer = Signalling
+loop.Trainer = Signalling
 try:
-    train(resolve(Path(sys.argv[1])), out=sys.argv[2])
+    loop.train(resolve(Path(sys.argv[1])), out=sys.argv[2])
 except Interrupted as error:
     print(error.exit_code, error)
 """

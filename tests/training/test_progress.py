@@ -1,11 +1,15 @@
-"""What a training shows."""
+"""What a training shows, and how it is asked to stop."""
 
 import io
+import os
 import re
+import signal
+import threading
 
+import pytest
 from rich.console import Console
 
-from diffvit.training.progress import PlainProgress, QuietProgress, RichProgress, make_progress
+from diffvit.training.progress import PlainProgress, Progress, RichProgress, StopRequest, make_progress
 
 STEP = {"step": 5, "epoch": 1, "loss": 2.25, "accuracy": 0.125, "images_per_second": 431.2}
 ROW = {
@@ -74,7 +78,7 @@ def test_an_objective_without_accuracy():
 
 
 def test_quiet_shows_nothing(capsys):
-    play(QuietProgress())
+    play(Progress())
     play(make_progress(quiet=True))
     assert capsys.readouterr() == ("", "")
 
@@ -82,3 +86,54 @@ def test_quiet_shows_nothing(capsys):
 def test_off_a_terminal_come_plain_lines(capsys):
     play(make_progress())
     assert capsys.readouterr().out.startswith("data: something [with brackets]\na title\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_only_remembered(number):
+    former = signal.getsignal(number)
+    with StopRequest() as stop:
+        assert stop.signal == 0
+        os.kill(os.getpid(), number)
+        assert stop.signal == number
+    assert signal.getsignal(number) is former
+
+
+def test_a_launchers_sigterm_after_ctrl_c_changes_nothing():
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal == signal.SIGINT
+
+
+def test_a_second_ctrl_c_acts_at_once():
+    former = signal.getsignal(signal.SIGINT)
+    with StopRequest():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is former
+
+
+def test_other_threads_may_use_it():
+    seen = []
+
+    def body():
+        with StopRequest() as stop:
+            seen.append(stop.signal)
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert seen == [0]
+
+
+def test_a_request_within_another_tells_it_what_it_sees():
+    with StopRequest() as outer:
+        with StopRequest() as inner:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert (inner.signal, outer.signal) == (signal.SIGTERM, signal.SIGTERM)
+        with StopRequest() as later:
+            assert later.signal == signal.SIGTERM
+    with StopRequest() as new:
+        assert new.signal == 0

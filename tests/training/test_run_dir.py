@@ -18,7 +18,7 @@ from diffvit.training.run_dir import RunDir
 
 def begun(path, config=None):
     run = RunDir.create(path)
-    run.write_config(config or Config())
+    run.begin(config or Config(), {})
     return run
 
 
@@ -99,6 +99,7 @@ def test_damaged_files_are_input_errors(tmp_path):
     (run.path / "config.yaml").write_text("epochs: many")
     with pytest.raises(InputError, match="epochs"):
         _ = RunDir.open(run.path).config
+    (run.path / "environment.json").unlink()
     with pytest.raises(InputError, match=r"no environment\.json"):
         _ = run.environment
     (run.path / "environment.json").write_text("{")

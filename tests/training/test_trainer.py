@@ -1,18 +1,18 @@
-"""The steps of a run."""
+"""The steps of a run, compiled or not."""
 
 import math
 import time
+from typing import Any
 
 import pytest
 import torch
 from lightning_fabric import Fabric
+from torch import nn
 
 from diffvit.config import parse
 from diffvit.data import shapes
-from diffvit.training import material
-from diffvit.training.material import Material
-from diffvit.training.objective import Classification
-from diffvit.training.trainer import NonFiniteStep, Trainer
+from diffvit.training.loop import NonFiniteStep, Trainer, compile_limits, compiled
+from diffvit.training.task import Classification, TrainingData, build_model
 
 
 def config(**changes):
@@ -29,8 +29,8 @@ def config(**changes):
 
 def trainer(config, objective=None, images=30, std=0.25):
     fabric = Fabric(accelerator="cpu", devices=1, precision="32-true")
-    data = Material("shapes", shapes.generate("train", images, size=16), None, [0.5] * 3, [std] * 3, "")
-    model = material.build_model(config.model, config.seed)
+    data = TrainingData("shapes", shapes.generate("train", images, size=16), None, [0.5] * 3, [std] * 3, "")
+    model = build_model(config.model, config.seed)
     return Trainer(fabric, config, data, model, objective or Classification())
 
 
@@ -56,14 +56,14 @@ def test_an_epoch_shows_each_image_once_in_another_order_each_time():
     for _ in range(2):
         watching.batches.clear()
         assert sum(1 for _ in trained.steps()) == 4
-        trained.finish_epoch()
+        row = trained.finish_epoch()
         assert [len(images) for images in watching.batches] == [8, 8, 8, 6]
         orders.append(torch.cat(watching.batches).flatten(1))
     assert not torch.equal(*orders)
     first, second = (order[torch.argsort(order.double().sum(1))] for order in orders)
     assert torch.equal(first, second)
     assert len(first.unique(dim=0)) == 30
-    assert (trained.position.epoch, trained.position.step, trained.images_seen) == (2, 8, 60)
+    assert (trained.position.epoch, trained.position.step, row["images_seen"]) == (2, 8, 60)
 
 
 def test_the_loss_is_the_mean_over_the_images():
@@ -134,12 +134,12 @@ def test_a_non_finite_gradient_of_a_finite_loss_changes_nothing():
 @pytest.fixture
 def _looks_seldom(monkeypatch):
     """As on an accelerator: the figures are looked at every third step."""
-    monkeypatch.setattr("diffvit.training.trainer._READ_EVERY", {"cpu": 3})
+    monkeypatch.setattr("diffvit.training.loop._READ_EVERY", {"cpu": 3})
 
 
 def test_looking_seldom_gives_the_same_weights_and_sums(monkeypatch):
     often = trainer(config(ema=0.9))
-    monkeypatch.setattr("diffvit.training.trainer._READ_EVERY", {"cpu": 3})
+    monkeypatch.setattr("diffvit.training.loop._READ_EVERY", {"cpu": 3})
     seldom = trainer(config(ema=0.9))
     rows = []
     for trained in (often, seldom):
@@ -251,3 +251,49 @@ def test_time_spent_waiting_for_the_figures_is_training_time(monkeypatch):
     after = trained.position.seconds
     trained.running()  # nothing is pending any more
     assert trained.position.seconds == after
+
+
+@pytest.fixture
+def _nothing_compiled():
+    yield
+    torch._dynamo.reset()
+
+
+class Layer(nn.Module):
+    """Compiled anew for every width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.weight
+
+
+@pytest.mark.usefixtures("_nothing_compiled")
+def test_many_kinds_of_models_in_one_process_are_all_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[int] = []
+
+    def backend(module: Any, inputs: Any) -> Any:
+        graphs.append(1)
+        return module.forward
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **how: real(model, dynamic=how["dynamic"], backend=backend))
+    with compile_limits():
+        for width in range(1, 13):
+            assert compiled(Layer(width), parse({}), torch.device("cpu"))(torch.ones(width)).sum() == width
+    assert len(graphs) == 12  # torch's usual limit is 8
+
+
+@pytest.mark.parametrize(
+    ("device", "accumulate", "mode"),
+    [("cpu", 1, None), ("cuda", 1, "reduce-overhead"), ("cuda", 2, None)],
+)
+def test_graphs_are_for_one_pass_a_step_on_a_gpu(
+    device: str, accumulate: int, mode: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(torch, "compile", lambda model, **how: asked.update(how) or model)
+    compiled(Layer(1), parse({"accumulate": accumulate}), torch.device(device))
+    assert asked == {"dynamic": False, "mode": mode}

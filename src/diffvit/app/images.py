@@ -19,12 +19,12 @@ from torch import Tensor
 from diffvit.app.limits import Cache
 from diffvit.app.models import Models
 from diffvit.attention.inputs import Sample, labelled_images
-from diffvit.cache import cache_folder
 from diffvit.data import cifar10
 from diffvit.data.images import Images, decode
 from diffvit.data.shapes import CLASSES, generate
 from diffvit.data.sources import place_of
 from diffvit.errors import InputError
+from diffvit.files import cache_folder
 from diffvit.training.environment import resolve_precision
 from diffvit.training.score import logits_of
 

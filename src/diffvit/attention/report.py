@@ -22,11 +22,11 @@ from diffvit.attention.metrics import HIT, coverage, mass_mask, mass_on_object, 
 from diffvit.attention.rollout import rollout
 from diffvit.attention.statistics import averaged, head_statistics, position_similarity
 from diffvit.errors import ConfigError
+from diffvit.files import disk_faults, replace
 from diffvit.reporting import plots
 from diffvit.reporting.arms import arms
 from diffvit.reporting.rows import read_run
 from diffvit.reporting.style import plain, to_png, to_svg
-from diffvit.training.files import disk_faults, replace
 
 FORMATS = ("png", "svg", "npz")
 PAGE = "index.html"

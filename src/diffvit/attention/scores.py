@@ -26,12 +26,11 @@ from diffvit.config import to_dict
 from diffvit.data import sources
 from diffvit.data.images import Images
 from diffvit.errors import InputError
+from diffvit.files import disk_faults, write_csv
+from diffvit.files import replace as write
 from diffvit.models.vit import VisionTransformer
-from diffvit.reporting.csv_files import write_csv
 from diffvit.reporting.style import LIGHT, colour, dress, figure, to_png
 from diffvit.training.evaluate import config_of
-from diffvit.training.files import disk_faults
-from diffvit.training.files import replace as write
 from diffvit.training.run_dir import RunDir
 
 Row = dict[str, Any]

@@ -130,8 +130,8 @@ def _result(clip: Clip, classifier: Classifier, named: Sequence[Named], faults: 
 def _write(out: Path, named: Sequence[Named], result: dict[str, Any]) -> list[Path]:
     """Figures of a few images each, and the result."""
     from diffvit.clip.classify import PER_FIGURE, draw_named
+    from diffvit.files import disk_faults, replace, to_json
     from diffvit.reporting.style import to_png
-    from diffvit.training.files import disk_faults, replace, to_json
 
     title = f"{result['model']} ({result['pretrained'] or 'own weights'}), zero-shot"
     note = f"{result['labels']:,} labels, templates {result['templates']['name']}; {result['preprocessing']}"

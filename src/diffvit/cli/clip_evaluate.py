@@ -377,7 +377,7 @@ def _class_table(models: Sequence[Result], classes: Sequence[str]) -> None:
 
 def _write(out: Path, result: Result) -> list[Path]:
     """The result, and a line per model and class."""
-    from diffvit.training.files import disk_faults, replace, to_json
+    from diffvit.files import disk_faults, replace, to_json
 
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")

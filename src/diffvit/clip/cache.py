@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
-from diffvit.cache import cache_folder, replacing
+from diffvit.files import cache_folder, replacing
 
 _SUM = 32  # bytes of a SHA-256
 

@@ -20,11 +20,10 @@ from diffvit.clip.encode import image_number
 from diffvit.clip.evaluate import Evaluation
 from diffvit.clip.labelled import Labelled
 from diffvit.clip.shifts import Shift
-from diffvit.reporting.csv_files import to_csv
+from diffvit.files import disk_faults, replace, to_csv, to_json
 from diffvit.reporting.stats import wilson
 from diffvit.reporting.style import LIGHT, Theme, dress, figure, plain, to_png
 from diffvit.reporting.tables import data_note, percent
-from diffvit.training.files import disk_faults, replace, to_json
 
 _THUMBNAIL = 160  # pixels
 _PLOTTED = 40  # categories; of more, the ends of the order

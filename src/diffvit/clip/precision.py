@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.benchmark import timer
 
-from diffvit.cache import cache_folder
 from diffvit.clip.hub import open_clip_library, rn50_image_encoder
 from diffvit.clip.precision_engine import REFERENCE, Engine, engines_of
 from diffvit.clip.preprocess import Preprocessing
 from diffvit.data import cifar10, shapes, sources
 from diffvit.data.images import decode
 from diffvit.errors import ConfigError, InputError
+from diffvit.files import cache_folder
 from diffvit.measuring import facts, order, prepare, spread
 
 CLASSES, LOGIT_SCALE = 10, 100.0  # the scale that CLIP's training ends at (arXiv 2103.00020, section 2.5)

@@ -12,11 +12,11 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 from diffvit.clip.precision_engine import FORMATS, MODES
 from diffvit.errors import InputError
+from diffvit.files import disk_faults, replace, to_json
 from diffvit.measuring import stamp
 from diffvit.reporting import markdown
 from diffvit.reporting.style import LIGHT, Theme, colour, dress, figure, to_png
 from diffvit.reporting.tables import NONE, Table
-from diffvit.training.files import disk_faults, replace, to_json
 
 RESULT, REPORT, PLOT = "precision.json", "report.md", "precision.png"
 MIB = 2**20

@@ -33,9 +33,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diffvit.cache import cache_folder, replacing
 from diffvit.data.images import Images, decode, fingerprint
 from diffvit.errors import InputError
+from diffvit.files import cache_folder, replacing
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 PER_CLASS = {"train": 5_000, "test": 1_000}

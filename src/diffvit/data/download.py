@@ -20,8 +20,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from diffvit.cache import cache_folder, replacing
 from diffvit.errors import ConfigError, EnvironmentFault, did_you_mean
+from diffvit.files import cache_folder, replacing
 
 Progress = Callable[[int, int], None]
 

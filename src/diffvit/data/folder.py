@@ -20,9 +20,9 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from diffvit.cache import cache_folder, replacing
 from diffvit.data.images import Images, decode, fingerprint, mapped, resize
 from diffvit.errors import EnvironmentFault, InputError
+from diffvit.files import cache_folder, replacing
 
 _DECODER = "2"  # of the cache: increase when the decoded pixels or the cache file change for the same images
 _NO_IMAGES = {".txt", ".md", ".csv", ".json", ".xml", ".yaml", ".yml", ".ini", ".db", ".html"}

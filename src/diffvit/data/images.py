@@ -26,8 +26,8 @@ from jaxtyping import Bool, Int64, UInt8
 from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageDraw, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 from torch import Tensor
 
-from diffvit.cache import cache_folder
 from diffvit.errors import ConfigError, EnvironmentFault, InputError
+from diffvit.files import cache_folder
 
 MAX_PIXELS = 25_000_000
 MAX_BYTES = 128 * 2**20

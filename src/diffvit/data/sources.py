@@ -14,13 +14,13 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from diffvit.cache import cache_folder
 from diffvit.data import cifar10, folder
 from diffvit.data import shapes as shape_images
 from diffvit.data.download import fetch
 from diffvit.data.images import Images, fingerprint, resize
 from diffvit.data.random_draws import hash_words
 from diffvit.errors import ConfigError, EnvironmentFault, InputError, did_you_mean
+from diffvit.files import cache_folder
 from diffvit.registry import SOURCES, function_of
 
 Announce = Callable[[str], None]

@@ -20,12 +20,11 @@ from typing import Any
 from diffvit.config import Config, parse, to_dict
 from diffvit.errors import ConfigError, DiffvitError, InputError, Interrupted, RunBusyError
 from diffvit.experiments.study import REPORTS, RUNS, Cell
+from diffvit.files import disk_faults, to_json
+from diffvit.files import replace as write_atomically
 from diffvit.reporting.rows import RunRecord, read
-from diffvit.training.files import disk_faults, to_json
-from diffvit.training.files import replace as write_atomically
-from diffvit.training.progress import Progress
+from diffvit.training.progress import Progress, StopRequest
 from diffvit.training.run_dir import RunDir
-from diffvit.training.signals import StopRequest
 
 Tell = Callable[[str], object]
 Score = Callable[[RunDir], Mapping[str, Any]]
@@ -106,7 +105,7 @@ def conditions_of(config: Config) -> Conditions:
 def _images(asked: str) -> tuple[str, str]:
     """Name and fingerprint of the training images of these settings, which are JSON."""
     from diffvit.data import sources
-    from diffvit.training.material import load_split
+    from diffvit.training.task import load_split
 
     config = parse(json.loads(asked))
     source = sources.resolve_auto(config.data_dir) if config.data == "auto" else config.data

@@ -23,12 +23,10 @@ from diffvit.config import merge, to_yaml
 from diffvit.errors import DiffvitError, EnvironmentFault, InputError, Interrupted, RunBusyError
 from diffvit.experiments.runner import ATTEMPTS, Conditions, Runner, State, Tell, conditions_of, folder_of, tag_of
 from diffvit.experiments.study import Cell, Range, SearchSpace, Study, TierName, recipe_of
+from diffvit.files import Row, disk_faults, read_csv, write_csv
+from diffvit.files import replace as write_atomically
 from diffvit.registry import label_of
-from diffvit.reporting.csv_files import Row, read_csv, write_csv
-from diffvit.training.files import disk_faults
-from diffvit.training.files import replace as write_atomically
-from diffvit.training.progress import QuietProgress
-from diffvit.training.signals import StopRequest
+from diffvit.training.progress import Progress, StopRequest
 
 GRACE_SECONDS = 60.0  # without a heartbeat until a worker is taken for lost
 TRIALS_FILE, REPORT, PLOT, BEST = "trials.csv", "report.md", "dials.png", "best-{}.yaml"
@@ -307,7 +305,7 @@ class Search:
         )
 
 
-class _Report(QuietProgress):
+class _Report(Progress):
     """Tells Optuna each epoch's validation accuracy, and stops a poor trial."""
 
     def __init__(self, trial: Any, known: set[int]) -> None:

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from diffvit.cache import cache_folder, replacing
+from diffvit.files import cache_folder, replacing
 
 HERE = Path(__file__).parent
 FLAGS = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from diffvit.training.files import disk_faults, replace
+from diffvit.files import disk_faults, replace
 
 
 def brought_up_to_date(wanted: Mapping[Path, tuple[bytes, str]], *, check: bool) -> list[str]:

@@ -12,11 +12,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from diffvit import __version__
 from diffvit.errors import ConfigError, InputError
+from diffvit.files import disk_faults, replace
 from diffvit.reporting import markdown, plots, tables
 from diffvit.reporting.arms import Arm, arms, statements
 from diffvit.reporting.rows import ROWS_FILE, Row, RunRecord, merge, read, read_run, write
 from diffvit.reporting.style import DARK, LIGHT
-from diffvit.training.files import disk_faults, replace
 from diffvit.training.run_dir import RunDir
 
 _MOST_PICTURES = 6  # of a kind in one report, so that a study of thirty runs stays readable

@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 
 from diffvit.config import Config, to_dict
 from diffvit.errors import InputError
-from diffvit.reporting.csv_files import Row, read_csv, write_csv
-from diffvit.training.files import disk_faults
+from diffvit.files import Row, disk_faults, read_csv, write_csv
 from diffvit.training.run_dir import RunDir
 
 ROWS_FILE, EPOCHS_FILE, PREDICTIONS_FILE = "rows.csv", "epochs.csv", "predictions.csv"

@@ -18,7 +18,7 @@ import safetensors.torch
 from torch import Tensor
 
 from diffvit.errors import InputError
-from diffvit.training.files import flush_folder, to_json, write_flushed
+from diffvit.files import flush, to_json
 
 KEPT = 2
 _FORMAT = 1
@@ -58,17 +58,19 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], p
         temporary.mkdir(parents=True)
         files = {}
         for name, content in _contents(tensors, progress):
-            write_flushed(temporary / name, content)
+            (temporary / name).write_bytes(content)
+            flush(temporary / name)
             files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        write_flushed(temporary / "manifest.json", to_json({"format": _FORMAT, "step": step, "files": files}))
-        flush_folder(temporary)
+        (temporary / "manifest.json").write_bytes(to_json({"format": _FORMAT, "step": step, "files": files}))
+        flush(temporary / "manifest.json")
+        flush(temporary)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     if final.exists():  # a damaged one that was skipped, now reached again
         shutil.rmtree(final)
     temporary.replace(final)
-    flush_folder(folder)
+    flush(folder)
     _prune(folder, step)
     return final
 

@@ -16,16 +16,7 @@ from diffvit.errors import ConfigError, EnvironmentFault
 from diffvit.kernels import library
 
 # A run may only be continued where these are as they were, else its bits would change.
-_BINDING = {
-    "threads": "threads",
-    "torch": "torch version",
-    "diffvit": "diffvit version",
-    "device": "device",
-    "precision": "precision",
-    "processes": "processes",
-    "kernels": "kernels",
-}
-_BEFORE_KERNELS = {"kernels": "torch"}  # what environment.json need not say
+_BINDING = ("threads", "torch", "diffvit", "device", "precision", "processes", "kernels")
 
 
 def resolve_device(name: str) -> str:
@@ -128,8 +119,11 @@ def refuse_differences(run: Path, settings: Sequence[str], then: Mapping[str, An
         ConfigError: listing everything that differs.
     """
     found = list(settings)
-    before = {**_BEFORE_KERNELS, **then}
-    found += [f"{words} {before[key]} vs {now[key]}" for key, words in _BINDING.items() if before.get(key) != now[key]]
+    before = {"kernels": "torch", **then}  # which runs did not record before there were others
+    for key in _BINDING:
+        if before.get(key) != now[key]:
+            words = f"{key} version" if key in ("torch", "diffvit") else key
+            found.append(f"{words} {before[key]} vs {now[key]}")
     old, new = (str(facts.get("data", {}).get("fingerprint")) for facts in (then, now))
     if old != new:
         found.append(f"data fingerprint {old[:12]} vs {new[:12]}")

@@ -13,14 +13,12 @@ from diffvit.config import Config, parse, to_dict
 from diffvit.data import sources
 from diffvit.data.images import Images, decode, resize
 from diffvit.errors import ConfigError, InputError, did_you_mean
+from diffvit.files import disk_faults, replace, to_json
 from diffvit.kernels import accelerate
 from diffvit.training.environment import hardware, resolve_device, resolve_precision
-from diffvit.training.files import disk_faults, replace, to_json
 from diffvit.training.load import load_with_meta
 from diffvit.training.run_dir import RunDir
-from diffvit.training.score import described, logits_of
-from diffvit.training.score import flops_per_image as flops_per_image
-from diffvit.training.score import score as score
+from diffvit.training.score import described, flops_per_image, logits_of, score
 
 SPLITS = ("test", "validation", "train")
 

@@ -1,21 +1,27 @@
-"""A trained model from a run folder, a weights file or a packaged name; everything is checked before it is believed."""
+"""Trained models as files: writing ``model.safetensors``, and loading one from a run folder, a file or a packaged name.
+
+Everything in a file is checked before it is believed.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from torch import nn
 
 from diffvit import weights
 from diffvit.config import ModelConfig
 from diffvit.errors import ConfigError, InputError, did_you_mean
+from diffvit.files import disk_faults, replace, to_json
 from diffvit.hub.files import OWN_HINT as _HINT
 from diffvit.hub.files import check_finite, check_weights, read_header
 from diffvit.models.vit import VisionTransformer
@@ -53,7 +59,7 @@ def load_with_meta(
     settings, meta = _metadata(path, header)
     _check_shapes(path, header, settings)
     try:
-        state = load_file(path)
+        state = safetensors.torch.load_file(path)
     except (SafetensorError, OSError) as error:
         raise InputError(str(path), f"cannot be read as weights ({' '.join(str(error).split())})", _HINT) from None
     check_finite(str(path), state, "Train it again or take another file.")
@@ -175,3 +181,53 @@ def _config_beside(path: Path) -> dict[str, Any] | None:
     if path.name != MODEL_FILE or not (path.parent / "config.yaml").is_file():
         return None
     return RunDir(path.parent).settings
+
+
+def own_modules(model: Any) -> dict[str, str]:
+    """The modules that the model's settings do not give again, with their classes; the model itself is called ``""``.
+
+    Compared are the modules' classes, attributes and hooks with those of a model freshly made from the settings. Empty
+    for a model of diffvit's as its constructor makes it: of such a one :func:`diffvit.load` can compute the same.
+    """
+    if not type(model).__module__.startswith("diffvit."):
+        return {"": qualified_name(model)}
+    settings = {name: value for name, value in model.settings.items() if name != "kind"}
+    with torch.random.fork_rng(devices=[]):
+        usual = {name: _signature(module) for name, module in type(model)(**settings).named_modules()}
+    return {
+        name: qualified_name(module) for name, module in model.named_modules() if _signature(module) != usual.get(name)
+    }
+
+
+def qualified_name(thing: object) -> str:
+    """``module.Class`` of an object."""
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+
+
+def _signature(module: nn.Module) -> tuple[object, ...]:
+    """What a module computes depends on, but for its tensors and the modules in it."""
+    attributes = vars(module)
+    plain = {name: value for name, value in attributes.items() if isinstance(value, bool | int | float | str)}
+    hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
+    return type(module), attributes.keys(), plain, hooks
+
+
+def save_model(run: RunDir, model: Any, facts: Mapping[str, Any]) -> str:
+    """model.safetensors: the weights to evaluate, with what is needed to use them; returns its SHA-256, 64 hex digits.
+
+    Raises:
+        EnvironmentFault: the disk refuses.
+    """
+    meta = {
+        "model": model.settings,
+        **{name: facts[name] for name in ("classes", "mean", "std")},
+        "data": facts["data"]["name"],
+        "fingerprint": facts["data"]["fingerprint"],
+    }
+    if facts["own_modules"]:
+        meta["own_modules"] = facts["own_modules"]
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    content = safetensors.torch.save(tensors, {METADATA_KEY: to_json(meta, indent=None).decode().strip()})
+    with disk_faults(run.path / MODEL_FILE, run.kept):
+        replace(run.path / MODEL_FILE, content)
+    return hashlib.sha256(content).hexdigest()

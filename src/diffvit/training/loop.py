@@ -1,22 +1,49 @@
-"""Train a model into a run folder, and take up a run that stopped, bit for bit."""
+"""Train a model into a run folder, and take up a run that stopped, bit for bit.
+
+Read it from the top: :func:`train` sets the process up and holds the folder, :func:`_run` goes over the epochs,
+:class:`Trainer` takes the steps of an epoch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from diffvit.config import ClipConfig, Config, config_hash
+from diffvit.config import WHEREABOUTS, ClipConfig, Config, config_hash, differences
+from diffvit.data.batches import epoch_order
+from diffvit.data.images import Images
 from diffvit.data.sources import place_of
-from diffvit.errors import EnvironmentFault
-from diffvit.training import environment, processes
-from diffvit.training.compiled import compile_limits
-from diffvit.training.progress import Progress, QuietProgress
-from diffvit.training.run import Run
+from diffvit.errors import EnvironmentFault, InputError, Interrupted, NonFiniteError
+from diffvit.files import disk_faults
+from diffvit.kernels import accelerate
+from diffvit.training import checkpoint, environment, optimizers, processes
+from diffvit.training.checkpoint import Checkpoint
+from diffvit.training.load import own_modules, qualified_name, save_model
+from diffvit.training.processes import by_the_first
+from diffvit.training.progress import Progress, StopRequest
 from diffvit.training.run_dir import RunDir
-from diffvit.training.task import Task
+from diffvit.training.score import described, flops_per_image
+from diffvit.training.task import Task, TrainingData, load_data, load_split
+
+# Optimiser steps between two readings of the loss. Reading it on a GPU waits for all the work queued there.
+_READ_EVERY = {"cpu": 1, "cuda": 32}
+_SHOWN_EVERY = 0.1  # seconds between updates of the display
+# Compilations of a model's code in one process: two for each kind of model, as the last batch may be smaller.
+_COMPILATIONS = 256
+# Figures that only some runs have: those of a CLIP, and the footnote that some data asks for.
+_OTHER_FIGURES = ("zero_shot_accuracy", "unseen_names_accuracy", "data_note")
 
 
 def train(
@@ -52,61 +79,63 @@ def train(
     """
     if out is None:
         out = f"runs/{config.data}-{config.model.attention}-{config_hash(config)}-s{config.seed}"
-    out, progress = Path(out), progress or QuietProgress()
+    folder, progress = RunDir(Path(out)), progress or Progress()
     if place := place_of(config.data, config.data_dir):  # absolute: config.yaml is read from anywhere
         config = config.model_copy(update={"data_dir": place.absolute()})
     device = environment.resolve_device(config.device)
     precision = environment.resolve_precision(config.precision, device)
     fabric = processes.launch(device, precision)
     if fabric.global_rank:
-        progress = QuietProgress()
+        progress = Progress()
     threads = config.threads or max(1, environment.usable_cores() // processes.local_world_size())
-    limits = compile_limits() if config.compile else nullcontext()
-    with ExitStack() as held, _thread_count(threads), _random_numbers(device), limits, _memory_faults(out, config):
+    with ExitStack() as held:
+        held.enter_context(_process_settings(threads, device, config.compile))
+        held.enter_context(_memory_faults(folder.path, config))
         held.callback(progress.close)
-        processes.by_the_first(fabric, lambda: held.enter_context(_folder(out, resume)))
-        run = RunDir(out)
-        if run.finished:
+        by_the_first(fabric, lambda: held.enter_context(_held(folder, resume)))
+        if folder.finished:
             progress.message(f"{out} is complete: nothing to do")
-            return run
-        facts = environment.describe(
-            device=device,
-            precision=precision,
-            threads=threads,
-            processes=fabric.world_size,
-            accelerate=config.accelerate,
-        )
+            return folder
+        ran_on = {"device": device, "precision": precision, "threads": threads, "processes": fabric.world_size}
+        facts = environment.describe(**ran_on, accelerate=config.accelerate)
         if config.accelerate != "off" and (slower := environment.missed(device, precision)):
             progress.message(slower)
-        Run(fabric, config, facts, run, progress, task or Task()).go(resume, on_ready)
-        return run
+        _run(fabric, config, folder, facts, progress, task or Task(), resume, on_ready)
+    return folder
 
 
 @contextmanager
-def _folder(out: Path, resume: bool) -> Iterator[None]:
-    """A folder that is this run's, and held."""
-    if resume:
-        RunDir.open(out)  # before the lock, which would make a folder that is not there
-    with RunDir(out).lock():
-        if not resume:
-            RunDir.create(out)
-        yield
-
-
-@contextmanager
-def _thread_count(threads: int) -> Iterator[None]:
+def _process_settings(threads: int, device: str, compiles: bool) -> Iterator[None]:
+    """The number of threads, torch's random numbers and its compiler's limits: set, and given back afterwards."""
     former = torch.get_num_threads()
+    cuda = [torch.cuda.current_device()] if device == "cuda" else []
     torch.set_num_threads(threads)
     try:
-        yield
+        with torch.random.fork_rng(devices=cuda), compile_limits() if compiles else nullcontext():
+            yield
     finally:
         torch.set_num_threads(former)
 
 
 @contextmanager
-def _random_numbers(device: str) -> Iterator[None]:
-    """The caller's random numbers, as they were, after those that training sets."""
-    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
+def compile_limits() -> Iterator[None]:
+    """Compile many models in one process, as a study's worker does; one that cannot be compiled is an error.
+
+    Beyond torch's usual limit a model would go on uncompiled. torch's limits are put back afterwards.
+    """
+    settings: Any = torch._dynamo.config
+    with settings.patch(recompile_limit=_COMPILATIONS, fail_on_recompile_limit_hit=True):
+        yield
+
+
+@contextmanager
+def _held(folder: RunDir, resume: bool) -> Iterator[None]:
+    """The folder locked: an existing run's to resume, else a new one."""
+    if resume:
+        RunDir.open(folder.path)  # before the lock, which would make a folder that is not there
+    with folder.lock():
+        if not resume:
+            RunDir.create(folder.path)
         yield
 
 
@@ -123,3 +152,445 @@ def _memory_faults(out: Path, config: Config) -> Iterator[None]:
         instead = "" if isinstance(config, ClipConfig) else " or a larger --accumulate"  # which would split its batch
         hint = f"{kept}Start another run with a smaller --batch-size{instead}."
         raise EnvironmentFault("memory", "is used up", hint) from error
+
+
+def _run(
+    fabric: Fabric,
+    config: Config,
+    folder: RunDir,
+    facts: dict[str, Any],
+    progress: Progress,
+    task: Task,
+    resume: bool,
+    on_ready: Callable[[RunDir], None] | None,
+) -> None:
+    """From the start, or from the newest checkpoint, to the result. ``facts`` becomes environment.json."""
+    start = time.perf_counter()
+    data = load_data(config, progress.message)
+    # Here and not at the end, where a test set that is missing or damaged would cost the whole training.
+    test = load_split(config, data.source, "test")
+    seconds = {"data_seconds": time.perf_counter() - start}
+    model = task.model(config, data)
+    flops = flops_per_image(task.image_tower(model))
+    facts |= _data_facts(data, test)
+    facts |= {"task": qualified_name(task), "own_modules": own_modules(model)}
+    begun = resume and (folder.path / "environment.json").exists()
+    found = _checkpoint_to_resume(folder, config, facts, progress) if begun else None
+    if found:  # as recorded: the last bits of a mean are not to depend on how it is computed today
+        data = replace(data, mean=facts["mean"], std=facts["std"])
+    trainer = Trainer(fabric, config, data, model, task.objective(config, data))
+    if found:
+        trainer.restore(found)
+    if not begun:  # last of all that can be refused, so that a start that is refused leaves no run
+        by_the_first(fabric, lambda: folder.begin(config, facts))
+    position = trainer.position
+    by_the_first(fabric, lambda: folder.truncate_rows(position.epoch))
+    if on_ready and fabric.global_rank == 0:
+        on_ready(folder)
+    progress.start(trainer.total_steps, config.epochs, _title(task, trainer, folder, facts))
+    if found:
+        progress.message(f"going on after step {found.step}, in epoch {position.epoch + 1}")
+
+    def score(images: Images, last: bool = False) -> dict[str, Any]:
+        figures = task.last_score if last else task.score
+        return figures(trainer.evaluated, images, config, data, facts["precision"], fabric.device)
+
+    def close_epoch(row: dict[str, Any]) -> None:
+        """Validate, complete and write the epoch's row, then its checkpoint, which counts on the row."""
+        figures = score(data.validation) if data.validation else {}
+        row |= {"val_loss": figures.get("loss"), "val_accuracy": figures.get("accuracy")}
+        folder.append_row(row)
+        if row["epoch"] % config.checkpoint_every == 0 or row["epoch"] == config.epochs:
+            trainer.save(folder)
+
+    def finish() -> None:
+        """Score the test set, once, and write the model, the figures and, last of all, the result."""
+        figures = described(test, score(test, last=True))
+        facts["data"]["test"] = len(test)
+        folder.write_json("environment.json", facts)
+        model = trainer.evaluated
+        digest = save_model(folder, model, facts)
+        size = sum(parameter.numel() for parameter in model.parameters())
+        computed = facts | seconds | {"parameters": size, "flops_per_image": flops, "model_sha256": digest}
+        result = _result(config, computed, folder.metrics, figures)
+        ran_on = {name: result[name] for name in ("parameters", "flops_per_image", "device", "precision")}
+        figures |= {"run": str(folder.path), "split": "test", **ran_on, "hardware": facts["hardware"]}
+        folder.write_json("evaluation.json", figures)
+        folder.write_json("result.json", result)
+        name = f"{test.name}; {test.note}" if test.note else test.name
+        progress.message(f"test accuracy {result['test_accuracy']:.2%} ({len(test):,} images of {name})")
+
+    with StopRequest() as stop:
+        seconds["compile_seconds"] = trainer.warm_up(lambda: fabric.world_size == 1 and stop.signal)
+        _stop_if_asked(trainer, folder, stop)
+        while position.epoch < config.epochs:
+            _steps_of_epoch(trainer, folder, progress, stop)
+            row = trainer.finish_epoch()
+            by_the_first(fabric, partial(close_epoch, row))
+            progress.epoch(row)
+            _stop_if_asked(trainer, folder, stop)
+        by_the_first(fabric, finish)
+
+
+def _data_facts(data: TrainingData, test: Images) -> dict[str, Any]:
+    """What environment.json says of the data; the test set's count comes when it is scored."""
+    name = data.train.name
+    if test.name != name:  # each split has the name of its own content
+        name += f", tested on {test.name}"
+    counts = {"train": len(data.train), "validation": len(data.validation or ()), "test": None}
+    return {
+        "data": {"name": name, "fingerprint": data.fingerprint, **counts},
+        "classes": data.train.classes,
+        "mean": data.mean,
+        "std": data.std,
+    }
+
+
+def _checkpoint_to_resume(
+    folder: RunDir, config: Config, facts: dict[str, Any], progress: Progress
+) -> Checkpoint | None:
+    """What a run that stopped goes on from, once it is checked that it can; ``facts`` takes over what it recorded."""
+    before = folder.environment
+    then, now = ({key: each.get(key) for key in ("task", "own_modules")} for each in (before, facts))
+    if "task" in before and then != now:
+        why = f"was begun with another task or model ({_named(then)} vs {_named(now)})"
+        raise InputError(str(folder.path), why, "Nothing was changed; go on with diffvit.train(..., task=).")
+    # The precision is compared as resolved, with the environment.
+    settings = differences(folder.config, config, ignore=WHEREABOUTS | {"precision"})
+    environment.refuse_differences(folder.path, settings, before, facts)
+    if before["hardware"] != facts["hardware"]:
+        progress.message(f"note: the run began on {before['hardware']}; the last bits may differ here")
+    facts |= {name: before[name] for name in ("mean", "std")}
+    return checkpoint.newest(folder.checkpoints, progress.message)
+
+
+def _named(facts: Mapping[str, Any]) -> str:
+    """A task, and the modules of its model that are not diffvit's own."""
+    modules = [f"{name or 'the model'} {kind}" for name, kind in (facts["own_modules"] or {}).items()]
+    return ", ".join([str(facts["task"]), *modules])
+
+
+def _title(task: Task, trainer: Trainer, folder: RunDir, facts: Mapping[str, Any]) -> str:
+    count = sum(parameter.numel() for parameter in trainer.parameters)
+    where = f"{facts['device']}, {facts['precision']}, threads: {facts['threads']}"
+    where += f", processes: {facts['processes']}" if facts["processes"] > 1 else ""
+    model = f"{task.title(trainer.config)} of {count:,} parameters"
+    return f"{model}, {trainer.config.epochs} epochs ({where}) into {folder.path}"
+
+
+def _steps_of_epoch(trainer: Trainer, folder: RunDir, progress: Progress, stop: StopRequest) -> None:
+    """The rest of the present epoch: shown, and ended by a signal or by a figure that is not finite."""
+    try:
+        for _ in trainer.steps():
+            if time.monotonic() - trainer.shown >= _SHOWN_EVERY:
+                trainer.shown = time.monotonic()
+                progress.step(trainer.running())
+            # Many processes ask each other, and the answer has to be waited for, as the figures have to be.
+            asks = trainer.fabric.world_size == 1 or trainer.figures_read
+            if asks and trainer.position.in_epoch < trainer.steps_per_epoch:
+                _stop_if_asked(trainer, folder, stop)
+    except NonFiniteStep as error:
+        kept = "No checkpoint was written yet."
+        if trainer.saved is not None:
+            kept = f"The checkpoint after step {trainer.saved} and all rows of finished epochs are kept."
+        rates = "--optimizer.lr" + (" or --optimizer.muon-lr" if "muon" in trainer.optimizers else "")
+        raise NonFiniteError(
+            f"{folder.path}, step {trainer.position.step + 1}",
+            f"training is no longer finite ({error}); it stopped, and nothing that came of it was saved",
+            f"{kept} Start another run with a lower {rates}, or with --optimizer.grad-clip 1.",
+        ) from None
+
+
+def _stop_if_asked(trainer: Trainer, folder: RunDir, stop: StopRequest) -> None:
+    """Save and raise :class:`Interrupted` where any of the processes got a signal."""
+    number = processes.largest(trainer.fabric, stop.signal)
+    if not number:
+        return
+    by_the_first(trainer.fabric, lambda: trainer.save(folder))
+    by = {2: "Ctrl-C", 15: "SIGTERM"}.get(number, f"signal {number}")
+    why = f"stopped by {by} after step {trainer.position.step} of {trainer.total_steps}"
+    hint = f"Everything is saved; go on with: {folder.resume_command}"
+    raise Interrupted(number, str(folder.path), why, hint)
+
+
+def _result(
+    config: Config, facts: Mapping[str, Any], rows: list[dict[str, Any]], figures: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The content of result.json, from what is known of the run, its epochs' rows and the test set's figures."""
+    seconds = sum(row["seconds"] for row in rows)
+    return {
+        "test_accuracy": figures["accuracy"],
+        "val_accuracy": rows[-1]["val_accuracy"],
+        "test_loss": figures["loss"],
+        "test_top5": figures["top5"],
+        **({"test_accuracy_exact": figures["accuracy_exact"]} if "accuracy_exact" in figures else {}),
+        **{name: figures[name] for name in _OTHER_FIGURES if name in figures},
+        "parameters": facts["parameters"],
+        "flops_per_image": facts["flops_per_image"],
+        "train_seconds": seconds,
+        "data_seconds": facts["data_seconds"],
+        "compile_seconds": facts["compile_seconds"],
+        "images_per_second": rows[-1]["images_seen"] / seconds,
+        "epochs": config.epochs,
+        "seed": config.seed,
+        "data": facts["data"]["name"],
+        "device": facts["device"],
+        "precision": facts["precision"],
+        "attention": config.model.attention,
+        "config_hash": config_hash(config),
+        "model_sha256": facts["model_sha256"],
+    }
+
+
+@dataclass
+class Position:
+    """Where a run stands, in plain values.
+
+    ``step`` optimiser steps done in the run, ``epoch`` epochs done, ``in_epoch`` steps done in the present epoch,
+    ``sums`` of the metrics over those, ``seconds`` of training spent on those.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    in_epoch: int = 0
+    seconds: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
+
+
+class NonFiniteStep(ArithmeticError):
+    """The loss or the gradient norm is NaN or infinite; nothing that came of it is in a checkpoint.
+
+    On a CPU it is raised before the update; elsewhere up to 31 steps later, and always before anything is saved.
+    """
+
+
+class Trainer:
+    """A model in training and everything that changes with it.
+
+    Args:
+        fabric: launched.
+        config: of the run.
+        data: what it trains on.
+        model: fresh weights, accelerated here unless the config says no; a module that also has ``lambdas()``.
+        objective: what to minimise, see :meth:`diffvit.training.task.Task.objective`.
+    """
+
+    def __init__(self, fabric: Fabric, config: Config, data: TrainingData, model: Any, objective: Any) -> None:
+        self.fabric, self.config, self.objective = fabric, config, objective
+        if config.accelerate != "off":
+            accelerate(model)
+        self.model = model.to(fabric.device).train()
+        self.average = optimizers.WeightAverage(self.model, config.ema) if config.ema else None
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizers = optimizers.build(self.model, config.optimizer)
+        forward = compiled(self.model, config, fabric.device) if config.compile else self.model
+        self._forward = fabric.setup_module(forward)
+        self._pending: Tensor | None = None  # figures of the steps since they were last read, on the device
+        self._read_every = _READ_EVERY.get(fabric.device.type, 1)
+        self.batches = data.batches(config, fabric.device)
+        self.images = len(data.train)
+        self.steps_per_epoch = math.ceil(self.images / config.batch_size)
+        self.total_steps = self.steps_per_epoch * config.epochs
+        self.position = Position()
+        self.saved: int | None = None  # step of the newest checkpoint
+        self.shown = -math.inf  # when the display was last updated
+
+    @property
+    def evaluated(self) -> Any:
+        """The model to evaluate: the average where there is one."""
+        return self.average.model if self.average else self.model
+
+    @property
+    def figures_read(self) -> bool:
+        """Whether the step that has just ended read the figures; depends on its number alone."""
+        return (self.position.step - 1) % self._read_every == 0
+
+    def steps(self) -> Iterator[None]:
+        """Run the rest of the present epoch; yields after every optimiser step.
+
+        Raises:
+            NonFiniteStep: see there.
+        """
+        batches = self._epoch_batches()
+        upcoming = next(batches, None)
+        while upcoming is not None:
+            start = time.perf_counter()
+            figures = self._backward(*upcoming)
+            # Queued before the figures are waited for, so that an accelerator has work meanwhile.
+            upcoming = next(batches, None)
+            self._update(figures)
+            if upcoming is None:
+                self._read()  # within the epoch's time, which so ends when its last step has
+            self.position.seconds += time.perf_counter() - start
+            yield
+
+    def _epoch_batches(self) -> Iterator[tuple[int, list[tuple[Any, int]]]]:
+        """(images of the whole step, this process's micro-batches with their number of images) from here on."""
+        epoch = self.position.epoch
+        order = epoch_order(self.config.seed, epoch, self.images)
+        for indices in order.split(self.config.batch_size)[self.position.in_epoch :]:
+            yield self._share(indices, epoch)
+
+    def _share(self, indices: Tensor, epoch: int) -> tuple[int, list[tuple[Any, int]]]:
+        world, rank = self.fabric.world_size, self.fabric.global_rank
+        slices = indices.tensor_split(self.config.accumulate * world)[rank::world]
+        # A process without an image of its own still has to take part in the exchange of gradients.
+        parts = [(self.batches(part if len(part) else indices[:1], epoch), len(part)) for part in slices]
+        return len(indices), parts
+
+    def _backward(self, total: int, parts: list[tuple[Any, int]]) -> Tensor:
+        """Gradients of the step's mean loss; returns the sums (loss, metrics...) over all processes' images."""
+        _seed_generators(self.config.seed, self.position.step, self.fabric.global_rank, self.fabric.device)
+        for parameter in self.parameters:
+            parameter.grad = None
+        sums: Tensor | None = None
+        for number, (batch, count) in enumerate(parts, 1):
+            with self.fabric.no_backward_sync(self._forward, enabled=number < len(parts)):
+                loss, metrics = self.objective.loss(self._forward, batch, total)
+                self.fabric.backward(loss * ((count > 0) * self.fabric.world_size / total))
+            self._names = ["loss", *metrics]
+            figures = torch.stack([loss.detach().double(), *(value.double() for value in metrics.values())])
+            figures = figures * (count > 0)
+            sums = figures if sums is None else sums + figures
+        assert sums is not None
+        if self.fabric.world_size == 1:
+            return sums
+        return self.fabric.all_reduce(sums, reduce_op="sum")  # pyright: ignore[reportReturnType]  (a tensor gives a tensor)
+
+    def _update(self, sums: Tensor) -> None:
+        """Read the figures where it is time to, set the learning rates, and take the optimisers' step."""
+        position, config = self.position, self.config
+        norm = get_total_norm([parameter.grad for parameter in self.parameters if parameter.grad is not None])
+        figures = torch.cat([sums, norm.double().reshape(1)])
+        self._pending = figures if self._pending is None else self._pending + figures
+        if position.step % self._read_every == 0:
+            self._read()
+        if config.optimizer.grad_clip:
+            clip_grads_with_norm_(self.parameters, config.optimizer.grad_clip, norm)
+        share = optimizers.schedule(position.step, self.total_steps, **config.schedule.model_dump())
+        optimizers.set_rates(self.optimizers, share)
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+        if self.average:
+            self.average.update(position.step)
+        position.step, position.in_epoch = position.step + 1, position.in_epoch + 1
+
+    def _read(self) -> None:
+        """Add the pending figures to the epoch's sums; one that is not finite leaves its trace in their sum."""
+        if self._pending is None:
+            return
+        figures, self._pending = self._pending.tolist(), None
+        if not all(map(math.isfinite, figures)):
+            raise NonFiniteStep(f"loss {figures[0]}, gradient norm {figures[-1]}")
+        sums = self.position.sums
+        for name, value in zip([*self._names, "gradient_norm"], figures, strict=True):
+            sums[name] = sums.get(name, 0.0) + value
+
+    def _timed_read(self) -> None:
+        """A reading between steps: what it waits for is work of theirs, so the time is the epoch's."""
+        if self._pending is not None:
+            start = time.perf_counter()
+            self._read()
+            self.position.seconds += time.perf_counter() - start
+
+    def running(self) -> dict[str, Any]:
+        """Figures of the present epoch so far, for the progress display."""
+        self._timed_read()
+        position = self.position
+        seen = max(1, min(position.in_epoch * self.config.batch_size, self.images))
+        return {
+            "step": position.step,
+            "epoch": position.epoch + 1,
+            "loss": position.sums["loss"] / seen,
+            "accuracy": position.sums["correct"] / seen if "correct" in position.sums else None,
+            "images_per_second": seen / position.seconds if position.seconds else 0.0,
+        }
+
+    def finish_epoch(self) -> dict[str, Any]:
+        """Close the epoch; returns its training columns for metrics.jsonl."""
+        position = self.position
+        position.epoch, position.in_epoch = position.epoch + 1, 0
+        sums, seconds = position.sums, position.seconds
+        position.sums, position.seconds = {}, 0.0
+        return {
+            "epoch": position.epoch,
+            "step": position.step,
+            "images_seen": position.epoch * self.images,
+            "train_loss": sums["loss"] / self.images,
+            "train_accuracy": sums["correct"] / self.images if "correct" in sums else None,
+            "lr": optimizers.rate(self.optimizers, "adamw"),
+            "muon_lr": optimizers.rate(self.optimizers, "muon"),
+            "gradient_norm": sums["gradient_norm"] / self.steps_per_epoch,
+            "lambda": self.model.lambdas(),
+            "images_per_second": self.images / seconds,
+            "seconds": seconds,
+        }
+
+    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Everything a resume needs: groups of tensors, and plain values.
+
+        Raises:
+            NonFiniteStep: a step since the figures were last read was not finite.
+        """
+        self._timed_read()
+        tensors = {"model": self.model.state_dict(), "optimizer": optimizers.state_tensors(self.optimizers, self.model)}
+        if self.average:
+            tensors["ema"] = self.average.model.state_dict()
+        return tensors, asdict(self.position)
+
+    def save(self, folder: RunDir) -> None:
+        """Write a checkpoint, unless there is one of this step.
+
+        Raises:
+            EnvironmentFault: the disk refuses.
+            NonFiniteStep: see :meth:`state`.
+        """
+        if self.saved != self.position.step:
+            with disk_faults(folder.checkpoints, folder.kept):
+                checkpoint.save(folder.checkpoints, self.position.step, *self.state())
+            self.saved = self.position.step
+
+    def restore(self, found: Checkpoint) -> None:
+        """Take up where a checkpoint of the same run left off."""
+        self.model.load_state_dict(found.tensors("model"))
+        optimizers.load_state_tensors(self.optimizers, self.model, found.tensors("optimizer"))
+        if self.average:
+            self.average.model.load_state_dict(found.tensors("ema"))
+        self.position, self.saved = Position(**found.progress), found.step
+
+    def warm_up(self, stopped: Callable[[], object] = lambda: False) -> float:
+        """Have the compiler see every size of batch, and forget what came out; returns the seconds it took.
+
+        Nothing the run computes depends on it. Without ``compile`` there is nothing to do. Once ``stopped`` says yes,
+        the rest is left to the steps.
+        """
+        if not self.config.compile:
+            return 0.0
+        start = time.perf_counter()
+        pieces = torch.arange(self.images).split(self.config.batch_size)
+        for indices in {len(piece): piece for piece in (pieces[0], pieces[-1])}.values():
+            for _ in range(3 if self._read_every > 1 else 1):  # CUDA graphs are recorded on the second pass
+                if stopped():
+                    break
+                self._backward(*self._share(indices, epoch=0)).tolist()
+        for parameter in self.parameters:
+            parameter.grad = None
+        return time.perf_counter() - start
+
+
+def compiled(model: Any, config: Config, device: torch.device) -> Any:
+    """The model with its forward and backward pass compiled; for use within :func:`compile_limits`."""
+    # "reduce-overhead" records CUDA graphs: a small model's step is bound by the launches of its kernels. The gradients
+    # are the graph's own memory, so a second forward pass before the update would overwrite them.
+    graphs = device.type == "cuda" and config.accumulate == 1
+    # Static shapes: what a batch size compiles to must not depend on which sizes came before a resume.
+    return torch.compile(model, dynamic=False, mode="reduce-overhead" if graphs else None)
+
+
+def _seed_generators(seed: int, step: int, rank: int, device: torch.device) -> None:
+    """Set torch's generators, which dropout draws from, by (seed, step, rank): so none has to be saved."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
+    number = int.from_bytes(digest, "little") >> 1
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(number)

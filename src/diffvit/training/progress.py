@@ -1,70 +1,49 @@
-"""What a training shows while it runs: a live display on a terminal, plain lines elsewhere, or nothing."""
+"""A running training and its user: what it shows (a live display, plain lines or nothing), and the signal to stop."""
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping
-from typing import IO, Any, Protocol
+from types import FrameType, TracebackType
+from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichBars
 
 
-class Progress(Protocol):
-    """Where the loop reports. ``step`` comes at most ten times a second."""
+class Progress:
+    """Where the loop reports; this one shows nothing. ``step`` comes at most ten times a second."""
 
     def start(self, total_steps: int, epochs: int, title: str) -> None:
         """Training begins (or goes on)."""
-        ...
 
     def step(self, values: Mapping[str, Any]) -> None:
         """``step`` (done in the run), ``epoch`` (1-based), ``loss`` and ``accuracy`` (of the epoch so far),
         ``images_per_second``.
         """
-        ...
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """An epoch is done; ``row`` is its row of metrics.jsonl."""
-        ...
 
     def message(self, text: str) -> None:
         """One line for the user."""
-        ...
 
     def close(self) -> None:
         """Nothing more comes."""
-        ...
 
 
 def make_progress(quiet: bool = False) -> Progress:
     """A live display where standard output is a terminal, else plain lines; nothing when quiet."""
     if quiet:
-        return QuietProgress()
+        return Progress()
     return RichProgress() if sys.stdout.isatty() else PlainProgress()
 
 
-class QuietProgress:
-    """Shows nothing."""
-
-    def start(self, total_steps: int, epochs: int, title: str) -> None:
-        """See :class:`Progress`."""
-
-    def step(self, values: Mapping[str, Any]) -> None:
-        """See :class:`Progress`."""
-
-    def epoch(self, row: Mapping[str, Any]) -> None:
-        """See :class:`Progress`."""
-
-    def message(self, text: str) -> None:
-        """See :class:`Progress`."""
-
-    def close(self) -> None:
-        """See :class:`Progress`."""
-
-
-class PlainProgress:
+class PlainProgress(Progress):
     """Lines: one per epoch, and one every ``interval`` seconds within an epoch."""
 
     def __init__(self, stream: IO[str] | None = None, interval: float = 30.0) -> None:
@@ -93,11 +72,8 @@ class PlainProgress:
         """See :class:`Progress`."""
         print(text, file=self._stream or sys.stdout, flush=True)
 
-    def close(self) -> None:
-        """See :class:`Progress`."""
 
-
-class RichProgress:
+class RichProgress(Progress):
     """A bar with loss, accuracy, images/s and time left; finished epochs scroll above it."""
 
     def __init__(self, console: Console | None = None) -> None:
@@ -144,14 +120,52 @@ def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
     validation = ""
     if row["val_accuracy"] is not None:
         validation = f" | validation loss {row['val_loss']:.3f} accuracy {row['val_accuracy']:.1%}"
-    figures = {
-        "loss": row["train_loss"],
-        "accuracy": row["train_accuracy"],
-        "images_per_second": row["images_per_second"],
-    }
-    return f"epoch {row['epoch']}/{epochs} {_figures(figures)} | {row['seconds']:.0f} s{validation}"
+    figures = _figures({**row, "loss": row["train_loss"], "accuracy": row["train_accuracy"]})
+    return f"epoch {row['epoch']}/{epochs} {figures} | {row['seconds']:.0f} s{validation}"
 
 
 def _figures(values: Mapping[str, Any]) -> str:
     accuracy = "" if values["accuracy"] is None else f" accuracy {values['accuracy']:.1%}"
     return f"loss {values['loss']:.3f}{accuracy} {values['images_per_second']:.0f} images/s"
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """Context in which the first SIGINT or SIGTERM only sets :attr:`signal`, which is 0 until then.
+
+    A launcher that got Ctrl-C sends its processes SIGTERM on top of the terminal's SIGINT, so SIGTERM after a first
+    signal is ignored; a second SIGINT raises KeyboardInterrupt. Outside the main thread, where Python allows no
+    handlers, nothing is caught.
+
+    Within another one, a request takes over what the outer has seen, and tells it what it sees.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._former: dict[int, Any] = {}
+        self._outer: StopRequest | None = None
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            outer = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+            self._outer = outer if isinstance(outer, StopRequest) else None
+            self._former = {number: signal.signal(number, self._remember) for number in _SIGNALS}
+            if self._outer:
+                self.signal = self._outer.signal
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        self._former, self._outer = {}, None
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  (the signature is signal's)
+        if self.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = self.signal or number
+        if self._outer:
+            self._outer.signal = self._outer.signal or number

@@ -15,7 +15,7 @@ from typing import Any
 
 from diffvit.config import ClipConfig, Config, parse, read_yaml, to_yaml
 from diffvit.errors import ConfigError, DiffvitError, InputError, RunBusyError
-from diffvit.training.files import disk_faults, replace, to_json
+from diffvit.files import disk_faults, replace, to_json
 
 _LOCK = ".lock"
 _ATTEMPTS = 100  # to lock, while other starts come and are refused
@@ -49,7 +49,7 @@ class RunDir:
 
     @classmethod
     def create(cls, path: Path | str) -> RunDir:
-        """Make the folder; :meth:`write_config` then makes it a run.
+        """Make the folder; :meth:`begin` then makes it a run.
 
         Raises:
             InputError: something is there already.
@@ -241,9 +241,10 @@ class RunDir:
                 os.close(handle)
         return current
 
-    def write_config(self, config: Config) -> None:
-        """Write config.yaml, which makes the folder a run."""
+    def begin(self, config: Config, environment: Mapping[str, Any]) -> None:
+        """Write config.yaml, which makes the folder a run, and environment.json."""
         self._write("config.yaml", to_yaml(config).encode(), "Nothing was begun; make room and start it again.")
+        self.write_json("environment.json", environment)
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Write one of the JSON files whole."""

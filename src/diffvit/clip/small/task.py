@@ -25,9 +25,8 @@ from diffvit.data.batches import evaluation_batches
 from diffvit.data.images import Images
 from diffvit.data.random_draws import Stream, below, hash_words
 from diffvit.errors import ConfigError
-from diffvit.training.material import Material, fresh_model
 from diffvit.training.score import evaluating, metrics_of
-from diffvit.training.task import Task
+from diffvit.training.task import Task, TrainingData, fresh_model
 
 
 class ContrastiveTask(Task):
@@ -41,7 +40,7 @@ class ContrastiveTask(Task):
         """See the base class."""
         return f"CLIP with a {super().title(config)}"
 
-    def model(self, config: Config, data: Material) -> SmallClip:
+    def model(self, config: Config, data: TrainingData) -> SmallClip:
         """Fresh weights; the image tower starts as its supervised twin does, but for the head."""
         config = _own(config)
         load_templates(config.captions.evaluated_with)  # refused now, not when the trained model is scored
@@ -60,26 +59,26 @@ class ContrastiveTask(Task):
         """See the base class."""
         return model.visual
 
-    def objective(self, config: Config, data: Material) -> Contrastive:
+    def objective(self, config: Config, data: TrainingData) -> Contrastive:
         """See the base class."""
         return Contrastive(_captions(_own(config), data), config.seed)
 
     def score(
-        self, model: Any, images: Images, config: Config, data: Material, precision: str, device: torch.device
+        self, model: Any, images: Images, config: Config, data: TrainingData, precision: str, device: torch.device
     ) -> dict[str, Any]:
         """See the base class."""
         del precision
         return score_clip(model, images, data.mean, data.std, _own(config).captions, device=device)
 
     def last_score(
-        self, model: Any, images: Images, config: Config, data: Material, precision: str, device: torch.device
+        self, model: Any, images: Images, config: Config, data: TrainingData, precision: str, device: torch.device
     ) -> dict[str, Any]:
         """Also what :func:`names_tried` gives, and ``zero_shot_accuracy``."""
         del precision
         return score_clip(model, images, data.mean, data.std, _own(config).captions, device=device, names_too=True)
 
 
-def _captions(config: ClipConfig, data: Material) -> Captions:
+def _captions(config: ClipConfig, data: TrainingData) -> Captions:
     tokenizer = simple_tokenizer(config.text.context_length)
     return Captions(data.train.classes, config.captions.names, config.captions.templates, tokenizer)
 
@@ -158,7 +157,7 @@ class Contrastive:
         self.captions, self.seed = captions, seed
 
     def loss(self, model: nn.Module, batch: Batch, total: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """See :class:`diffvit.training.objective.Objective`; ``correct`` counts images whose best caption fits."""
+        """See :class:`diffvit.training.task.Classification.loss`; ``correct`` counts images whose best caption fits."""
         tokens = self.captions.draw(self.seed, batch.epoch, batch.indices, batch.labels)
         images, texts, scale = model(batch.images, tokens)
         images, texts, targets, labels = images.float(), texts.float(), batch.targets, batch.labels

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from diffvit.errors import EnvironmentFault
-from diffvit.training.files import disk_faults, replace, to_json
+from diffvit.files import disk_faults, replace, to_json
 
 
 def test_replace_writes_and_leaves_nothing_else(tmp_path):

@@ -1,0 +1,50 @@
+"""What a run learns: the model as it starts, and the loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from diffvit.config import parse
+from diffvit.data import shapes
+from diffvit.data.augment import Batch
+from diffvit.data.batches import channel_statistics, normalise
+from diffvit.training.task import Classification, TrainingData, build_model, fresh_model
+
+
+def test_a_whitened_model_is_the_seeds_own_but_for_its_patches() -> None:
+    images = shapes.generate("train", 300, size=16)
+    mean, std = (values.tolist() for values in channel_statistics(images.pixels))
+    data = TrainingData("shapes", images, None, mean, std, "")
+    sizes = {"image_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 1, "num_heads": 2}
+    plain, whitened = (
+        fresh_model(parse({"data": "shapes", "model": sizes, "whiten": on, "seed": 3}), data) for on in (False, True)
+    )
+    built = build_model(parse({"model": sizes}).model, 3)
+    for name, value in built.state_dict().items():
+        assert torch.equal(plain.state_dict()[name], value)
+        assert torch.equal(whitened.state_dict()[name], value) == (not name.startswith("patch_embed.proj"))
+    pictures = normalise(images.pixels, mean, std)
+    spreads = []
+    for model in (plain, whitened):
+        found = model.patch_embed(pictures).flatten(0, 1).double()
+        values = torch.linalg.eigvalsh(found.T @ found / len(found))[-48:]
+        spreads.append((values[-1] / values[24]).item())
+    assert spreads[1] < 2 < spreads[0]
+
+
+def test_classification_is_the_summed_soft_cross_entropy():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(7, 3, 2, 2, generator=generator)
+    targets = torch.rand(7, 5, generator=generator).softmax(1)
+    labels = torch.randint(0, 5, (7,), generator=generator)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5)).bfloat16()
+    model.forward = lambda x: nn.Sequential.forward(model, x.bfloat16())
+    loss, metrics = Classification().loss(model, Batch(images, targets, labels, torch.arange(7), 0))
+    logits = model(images).double()
+    expected = -(targets.double() * (logits - logits.logsumexp(1, keepdim=True))).sum()
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), expected, atol=1e-5, rtol=1e-5)
+    assert int(metrics["correct"]) == int((logits.argmax(1) == labels).sum())
+    assert loss.requires_grad
+    assert not metrics["correct"].requires_grad
