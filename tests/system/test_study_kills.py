@@ -145,7 +145,10 @@ def test_a_search_loses_no_trial(storage: str, tmp_path: Path) -> None:
     close(found._storage)
     finished = [trial for trial in trials if trial.state.name in ("COMPLETE", "PRUNED")]
     assert wanted <= len(finished) <= wanted + 2  # workers that begin the last one together
-    assert {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED", "FAIL"}
+    # Where two workers began the last trial together and one was killed, its repetition waits: it is one too many.
+    waiting = [trial for trial in trials if trial.state.name == "WAITING"]
+    assert {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED", "FAIL", "WAITING"}
+    assert len(finished) + len(waiting) <= wanted + 2
     lost = [trial for trial in trials if trial.state.name == "FAIL"]
     assert lost, "kills hit trials"
     for trial in lost:  # each was repeated with the values that it had
