@@ -26,8 +26,8 @@ AboveZero = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
-def _known(what: str, names: Callable[[], Iterable[str]]) -> Any:
-    """A string that is one of a registry's names at that time."""
+def _known(what: str, names: Callable[[], Iterable[str]]) -> AfterValidator:
+    """Check that a string is one of a registry's names at that time."""
 
     def check(found: str) -> str:
         allowed = list(names())
@@ -36,13 +36,13 @@ def _known(what: str, names: Callable[[], Iterable[str]]) -> Any:
             raise ValueError(f"no {what} {found!r} (have {', '.join(allowed)}).{hint}")
         return found
 
-    return Annotated[str, AfterValidator(check)]
+    return AfterValidator(check)
 
 
-Attention = _known("attention", lambda: ATTENTION)
-PosEmbed = _known("position embedding", position_names)
-Source = _known("data source", lambda: SOURCES)
-Augmentation = _known("augmentation", lambda: AUGMENTATIONS)
+Attention = Annotated[str, _known("attention", lambda: ATTENTION)]
+PosEmbed = Annotated[str, _known("position embedding", position_names)]
+Source = Annotated[str, _known("data source", lambda: SOURCES)]
+Augmentation = Annotated[str, _known("augmentation", lambda: AUGMENTATIONS)]
 
 
 class Section(BaseModel):
