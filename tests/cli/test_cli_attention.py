@@ -6,6 +6,7 @@ import json
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ import torch
 import yaml
 from PIL import Image
 
-from diffvit.attention import capture, rollout
+from diffvit.attention import capture, inputs, rollout
 from diffvit.attention.inputs import labelled_images, load_model
 from diffvit.cli.main import run
+from diffvit.models.vit import PatchEmbed
 
 Captured = pytest.CaptureFixture[str]
 TINY = {
@@ -95,6 +97,27 @@ def test_figures_and_a_page_of_a_runs_own_images(folder: Path, capsys: Captured)
     assert 'src="http' not in page
     for word in ("peak on object", "mass on object", "square"):
         assert word in said
+
+
+def test_the_model_is_loaded_once_and_run_once_for_each_image(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    loaded, batches = [], []
+    load, embed = inputs.load_with_meta, PatchEmbed.forward
+
+    def counted_load(*args: Any, **more: Any) -> Any:
+        loaded.append(args)
+        return load(*args, **more)
+
+    def counted_embed(self: PatchEmbed, images: torch.Tensor) -> torch.Tensor:
+        batches.append(len(images))
+        return embed(self, images)
+
+    monkeypatch.setattr(inputs, "load_with_meta", counted_load)
+    monkeypatch.setattr(PatchEmbed, "forward", counted_embed)
+    succeeds("runs/diff --index 0-2 --rollout --mass 0.6 --out once", capsys)
+    assert len(loaded) == 1
+    assert batches == [1, 1, 1]
 
 
 def test_by_default_the_first_images_into_the_runs_own_folder(folder: Path, capsys: Captured) -> None:
