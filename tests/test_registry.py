@@ -24,7 +24,7 @@ def _registries_as_they_were(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("ATTENTION", "POSITIONS", "SOURCES", "AUGMENTATIONS"):
         monkeypatch.setattr(registry, name, getattr(registry, name))
     known = {name: dict(getattr(registry, name)) for name in ("ATTENTION", "POSITIONS", "SOURCES", "AUGMENTATIONS")}
-    monkeypatch.delenv(registry.PLUGINS, raising=False)
+    monkeypatch.setenv(registry.PLUGINS, "")  # and given back after what load_plugins does to it
     yield
     for name, entries in known.items():
         live = getattr(registry, name)

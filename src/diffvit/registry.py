@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -179,10 +180,10 @@ def load_plugins(files: Iterable[Path | str] = ()) -> None:
     """
     named = [str(Path(file).absolute()) for file in files]
     known = [file for file in os.environ.get(PLUGINS, "").split(os.pathsep) if file]
-    if every := list(dict.fromkeys([*known, *named])):
+    for file in (every := list(dict.fromkeys([*known, *named]))):
+        _import(file, partial(_import_file, Path(file)))
+    if every:
         os.environ[PLUGINS] = os.pathsep.join(every)
-    for file in every:
-        _import(file, lambda file=file: _import_file(Path(file)))
     for each in entry_points(group=ENTRY_POINTS):
         _import(each.value, each.load)
 

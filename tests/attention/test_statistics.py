@@ -14,8 +14,9 @@ from torch import Tensor
 from diffvit.attention import Record, capture
 from diffvit.attention.statistics import averaged, distances, head_statistics, position_similarity
 from diffvit.models.attention import AttentionMaps
-from diffvit.models.pos_embed import ADDED, KINDS, table
+from diffvit.models.pos_embed import table
 from diffvit.models.vit import VisionTransformer
+from diffvit.registry import POSITIONS, position_names
 
 GRID = (2, 3)
 
@@ -100,10 +101,10 @@ def model_with_positions(pos_embed: str, pool: str = "cls") -> VisionTransformer
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
-@pytest.mark.parametrize("pos_embed", KINDS)
+@pytest.mark.parametrize("pos_embed", position_names())
 def test_every_kind_has_the_similarities_it_should(pos_embed: str, pool: str) -> None:
     found = position_similarity(model_with_positions(pos_embed, pool))
-    kinds = {"added"} if pos_embed in ADDED[1:] else {"rotary"} if pos_embed == "rope-2d" else {"added", "rotary"}
+    kinds = {"added"} if pos_embed in POSITIONS else {"rotary"} if pos_embed == "rope-2d" else {"added", "rotary"}
     assert set(found) == (set() if pos_embed == "none" else kinds)
     for similarity in found.values():
         assert similarity.shape == (4, 4, 4, 4)
@@ -113,7 +114,7 @@ def test_every_kind_has_the_similarities_it_should(pos_embed: str, pool: str) ->
         assert flat.abs().max() < 1 + 1e-5
 
 
-@pytest.mark.parametrize("pos_embed", ADDED[1:])
+@pytest.mark.parametrize("pos_embed", list(POSITIONS)[1:])
 def test_added_positions_by_a_loop(pos_embed: str) -> None:
     model = model_with_positions(pos_embed)
     rows = table(model)
