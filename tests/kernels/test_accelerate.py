@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import diffvit
-from diffvit.models.attention import ATTENTION, Attention, AttentionKind, DifferentialAttention
+from diffvit.models.attention import Attention, DifferentialAttention
 from diffvit.models.vit import Block, VisionTransformer
+from diffvit.registry import ATTENTION, AttentionKind
 
 SIZES: dict[str, Any] = {"image_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 4}
 KINDS: list[dict[str, Any]] = [
