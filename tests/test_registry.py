@@ -40,7 +40,7 @@ class Doubled(Attention):
 
 
 def test_an_attention_of_ones_own_is_built_validated_and_labelled() -> None:
-    with pytest.raises(ConfigError, match="no attention 'doubled'"):
+    with pytest.raises(ConfigError, match=r"no such attention .'doubled' vs softmax, differential"):
         parse({"model": {"attention": "doubled"}})
     diffvit.register_attention("doubled", Doubled, label="Doubled ViT", refuse=lambda heads: "seven" * (heads == 7))
     assert parse({"model": {"attention": "doubled"}}).model.attention == "doubled"

@@ -32,8 +32,8 @@ def _known(what: str, names: Callable[[], Iterable[str]]) -> AfterValidator:
     def check(found: str) -> str:
         allowed = list(names())
         if found not in allowed:
-            hint = did_you_mean(found, allowed) or " Is a --plugin missing?"
-            raise ValueError(f"no {what} {found!r} (have {', '.join(allowed)}).{hint}")
+            hint = did_you_mean(found, allowed) or " is a --plugin missing?"
+            raise ValueError(f"no such {what} ({found!r} vs {', '.join(allowed)});{hint}")
         return found
 
     return AfterValidator(check)

@@ -45,8 +45,8 @@ def test_the_help_of_train_shows_every_setting_with_its_meaning_and_default(tmp_
     for words in (
         "[CONFIG.yaml]",
         "--epochs INT Showings of each training image. [default: 50]",
-        "--model.attention CHOICE softmax (arXiv 2010.11929) or differential (arXiv 2410.05258).",
-        "[choices: softmax, differential] [default: softmax]",
+        "--model.attention STR softmax (arXiv 2010.11929), differential (arXiv 2410.05258), or one of a --plugin.",
+        "One of softmax, differential. [default: softmax]",
         "--augment.flip Mirror left to right, half of the time. --augment.no-flip [default: no]",
         "One of vit_pico,",
         "--resume",

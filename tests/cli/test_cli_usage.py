@@ -59,7 +59,10 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "no value": (["train", "--seed"], "--seed: needs a value."),
     "not a number": (["train", "--epochs", "many"], "--epochs: not a value it takes (many vs a whole number)."),
     "not a fraction": (["train", "--optimizer.lr", "fast"], "--optimizer.lr: not a value it takes (fast vs a number)."),
-    "not a choice": (["train", "--data", "cifar"], "(cifar vs auto, cifar10, folder, shapes); did you mean 'cifar10'?"),
+    "not a choice": (
+        ["train", "--data", "cifar"],
+        "('cifar' vs auto, cifar10, folder, shapes); did you mean 'cifar10'?",
+    ),
     "out of range": (["train", "--epochs", "0"], "--epochs: Input should be greater than or equal to 1 (found 0)."),
     "negative": (["train", "--seed", "-1"], "--seed: Input should be greater than or equal to 0 (found -1)."),
     "twice": (["train", "--epochs", "1", "--epochs", "2"], "--epochs: given more than once."),

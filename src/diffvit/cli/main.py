@@ -5,6 +5,7 @@ A verb's module is imported when the verb is used, and torch only when it is nee
 
 from __future__ import annotations
 
+import itertools
 import sys
 import traceback
 from collections.abc import Sequence
@@ -110,7 +111,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _plugins_in(arguments: Sequence[str]) -> list[str]:
     """What ``--plugin`` names: loaded first, for flags and settings may name what the files register."""
-    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    pairs = itertools.pairwise([*arguments, ""])
     return [each.partition("=")[2] or following for each, following in pairs if each.split("=")[0] == "--plugin"]
 
 

@@ -31,7 +31,7 @@ from diffvit.data.random_draws import (
     hash_words,
     uniform,
 )
-from diffvit.errors import ConfigError, check_choice
+from diffvit.errors import ConfigError
 from diffvit.registry import AUGMENTATIONS
 
 OWN_DRAWS = 16  # uniform numbers for each sample that a user's own augmentation is given
@@ -179,7 +179,8 @@ def _check(settings: Settings, size: tuple[int, int], labels: Tensor, num_classe
     if settings.crop >= min(size):
         found = f"{settings.crop} pixels at the edge of an image {min(size)} pixels wide"
         raise ConfigError("augment.crop", f"cannot reflect {found} (at most {min(size) - 1})")
-    check_choice("augmentation", settings.policy, AUGMENTATIONS)
+    if settings.policy not in AUGMENTATIONS:
+        raise ConfigError("augment.policy", f"no policy {settings.policy!r} (have {', '.join(AUGMENTATIONS)})")
     low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
     if not 0 <= low <= high < num_classes:
         why = f"the labels reach from {low} to {high}, the classes from 0 to {num_classes - 1}"
