@@ -21,9 +21,9 @@ demo: $(READY)  ## train a ViT and its differential twin, then compare them (abo
 test: $(READY)  ## the whole quick suite, one worker per core
 	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
-test-system: $(READY)  ## long runs, kills, the browser, one worker per core; then, beside nothing, what is measured
-	$(BIN)/python -m pytest -q -n auto --dist loadgroup -m 'system and not cuda and not measured' --timeout 900 --durations 12
-	$(BIN)/python -m pytest -q -m 'measured' --timeout 900
+test-system: $(READY)  ## long runs, kills, the browser, one worker per core; then those that need a quiet machine
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m 'system and not cuda and not alone' --timeout 900 --durations 12
+	$(BIN)/python -m pytest -q -m 'alone' --timeout 900
 
 check: $(READY)  ## style, types, import contracts, sizes, generated documents
 	$(BIN)/ruff check .

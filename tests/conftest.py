@@ -31,7 +31,6 @@ torch.set_num_threads(1)  # the suite runs one worker per core
 import_torchvision()  # the tests import timm directly
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect, not skip, what this machine lacks the means for: real CIFAR-10, or a processor and a compiler."""
     compiled = torch.cpu._is_avx512_bf16_supported() and any(map(shutil.which, ("cc", "gcc", "clang")))
@@ -40,10 +39,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left:
         config.hook.pytest_deselected(items=left)
         items[:] = [item for item in items if item not in left]
-    for item in items:  # for --dist loadgroup: a file's fixtures are made once; tests that share none go to any worker
-        if item.get_closest_marker("system") and item.path.stem not in ("test_packaged_accuracy", "test_false_winners"):
-            browser = item.path.parent.name == "app_browser"
-            item.add_marker(pytest.mark.xdist_group("app_browser" if browser else item.path.stem))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -17,7 +17,7 @@ from diffvit.experiments.runner import Runner
 from diffvit.experiments.search import close, space_of, studies_in
 from diffvit.experiments.study import STUDIES, cells_of, load_study
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900), pytest.mark.alone]
 WORKERS, KILLS, SEARCH_KILLS = 8, 30, 10
 # 200 cells: 10 arms, both attentions, 10 seeds. A real training each, of one step.
 STUDY = """

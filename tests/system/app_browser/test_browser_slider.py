@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, expect
 
 from app_browser.watching import ARTEFACTS, opened, words
 
-pytestmark = [pytest.mark.system, pytest.mark.measured]
+pytestmark = [pytest.mark.system, pytest.mark.alone]
 
 
 def test_how_soon_a_slider_is_answered(
