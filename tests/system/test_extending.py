@@ -72,7 +72,7 @@ def test_the_attention_is_in_the_run_the_comparison_and_the_study(folder: Path) 
     assert "attention: temperature" in (run / "config.yaml").read_text()
     assert json.loads((run / "result.json").read_text())["epochs"] == 2
     assert "Temperature ViT" in (folder / "comparison" / "report.md").read_text()
-    assert list((folder / "maps").glob("*rollout*.png"))
+    assert len(list((folder / "maps").glob("*-overlay.png"))) == 2
     with (folder / "reports" / "my_study" / "rows.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["attention"] for row in rows} == {"softmax", "temperature"}
