@@ -21,9 +21,7 @@ install_import_hook("diffvit.clip", "beartype.beartype")
 
 import torch  # noqa: E402  (the hook must stand before the first import of the package)
 
-from diffvit.data import cifar10  # noqa: E402
 from diffvit.hub.libraries import import_torchvision  # noqa: E402
-from diffvit.kernels import library  # noqa: E402
 
 torch.set_num_threads(1)  # the suite runs one worker per core
 
@@ -65,13 +63,15 @@ def cifar10_dir(_outside: dict[str, str]) -> Path:
 def cifar10_named(cifar10_dir: Path) -> Callable[[str], Path]:
     """From the name of a content, "CIFAR-10" or "CIFAR-10 (JPEG)", to the folder it lies in: that one, or beside it."""
 
+    from diffvit.data import cifar10
+
     @cache
     def place_of(name: str) -> Path:
         for place in (cifar10_dir, cifar10_dir / "official", cifar10_dir.parent):
             found = cifar10.find(place)
             if found and cifar10.load(found, "test").name == name:
                 return place
-        pytest.skip(f"{name} is neither in {cifar10_dir} nor beside it")
+        pytest.fail(f"{name} is neither in {cifar10_dir} nor beside it")
 
     return place_of
 
@@ -86,6 +86,8 @@ def _private_environment(
     """A cache of its own for each test; only tests marked cifar10 see where the real data is."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     if request.node.get_closest_marker("native") is not None:
+        from diffvit.kernels import library
+
         assert library.kernels() is not None, library.why_not()  # the means are there, so a fault is a fault
     if request.node.get_closest_marker("cifar10") is not None:
         monkeypatch.setenv("DIFFVIT_DATA", _outside["DIFFVIT_DATA"])
