@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from diffvit.kernels import attention as kernel
+from diffvit.kernels import modules as kernel
 from diffvit.models.attention import Attention, DifferentialAttention
 from diffvit.models.pos_embed import Rope2d
 from diffvit.models.vit import PatchEmbed

@@ -14,7 +14,7 @@ from torch import Tensor
 from diffvit.errors import ConfigError
 from diffvit.kernels import library
 from diffvit.kernels import native as kernel
-from diffvit.kernels.attention import FastRope2d
+from diffvit.kernels.modules import FastRope2d
 from diffvit.models.attention import Attention, DifferentialAttention
 from diffvit.models.pos_embed import Rope2d
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from diffvit.errors import ConfigError
 from diffvit.kernels import library
-from diffvit.kernels.encoder import FastBlock, FastClsBlock
+from diffvit.kernels.modules import FastBlock, FastClsBlock
 from diffvit.kernels.native import add_and_norm, gelu
 from diffvit.models.vit import Block
 

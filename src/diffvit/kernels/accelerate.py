@@ -6,8 +6,15 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from diffvit.kernels.attention import FastAttention, FastDifferentialAttention, FastRope2d
-from diffvit.kernels.encoder import FastBlock, FastClsBlock, FastMlp, FastPatchEmbed
+from diffvit.kernels.modules import (
+    FastAttention,
+    FastBlock,
+    FastClsBlock,
+    FastDifferentialAttention,
+    FastMlp,
+    FastPatchEmbed,
+    FastRope2d,
+)
 from diffvit.models.attention import Attention, DifferentialAttention
 from diffvit.models.pos_embed import Rope2d
 from diffvit.models.vit import Block, DropPath, LayerScale, Mlp, PatchEmbed, VisionTransformer

@@ -65,12 +65,6 @@ def widened(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def map_to_look_at(q: Tensor, k: Tensor) -> Tensor:
-    """:func:`softmax_map` in float32 or wider, whatever autocast says."""
-    with torch.autocast(q.device.type, enabled=False):
-        return softmax_map(widened(q), widened(k))
-
-
 class Attention(nn.Module):
     """Multi-head self-attention (arXiv 2010.11929, appendix A, after arXiv 1706.03762).
 
@@ -148,7 +142,7 @@ class Attention(nn.Module):
     def maps(self, x: Float[Tensor, "batch tokens dim"]) -> AttentionMaps:
         """The map of each head."""
         q, k, _ = self.heads(x)
-        return AttentionMaps(map_to_look_at(q, k))
+        return AttentionMaps(softmax_map(widened(q), widened(k)))
 
 
 def lambda_init(layer_index: int) -> float:
@@ -216,5 +210,5 @@ class DifferentialAttention(Attention):
     def maps(self, x: Float[Tensor, "batch tokens dim"]) -> AttentionMaps:
         """The two maps of each differential head, and lambda."""
         q, k, _ = self.heads(x)
-        positive, negative = map_to_look_at(q, k).unbind(2)
+        positive, negative = softmax_map(widened(q), widened(k)).unbind(2)
         return AttentionMaps(positive, negative, self.lam())
