@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -57,16 +58,29 @@ sys.exit(run(["study", "work", *sys.argv[1:], "--device", "cpu", "--threads", "1
 """
 
 
+# A worker as another machine would run it that shares the folder: in namespaces of its own for mounts and network, with
+# the folder mounted at another path. exec: a kill hits the worker itself.
+ELSEWHERE = ["unshare", "--mount", "--net", "sh", "-c", 'mount --bind "$0" "$1" && cd "$1" && shift 1 && exec "$@"']
+
+
+def other_machine(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What to put before a command to run it as on another machine; nothing where namespaces cannot be made."""
+    prefix = [*ELSEWHERE, str(folder), str(tmp_path_factory.mktemp("elsewhere"))]
+    works = shutil.which("unshare") and subprocess.run([*prefix, "true"], capture_output=True).returncode == 0
+    return prefix if works else []
+
+
 def killed_at_random(
-    command: list[str], workers: int, kills: int, folder: Path, done: Callable[[], int], total: int
+    commands: Sequence[list[str]], kills: int, folder: Path, done: Callable[[], int], total: int
 ) -> None:
     """Run workers to their end, killing and starting again; every kill hits a study that is neither new nor done."""
+    workers = len(commands)
 
-    def start() -> subprocess.Popen[bytes]:
+    def start(place: int) -> subprocess.Popen[bytes]:
         with (folder / "log").open("ab") as log:
-            return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+            return subprocess.Popen(commands[place], cwd=folder, stdout=log, stderr=log)
 
-    draw, started = random.Random(0), [start() for _ in range(workers)]
+    draw, started = random.Random(0), [start(place) for place in range(workers)]
     try:
         for number in range(kills):
             while done() < number * total // (kills + 5) + 1:  # spread over the whole study
@@ -77,7 +91,7 @@ def killed_at_random(
             assert started[place].poll() is None, f"a worker ended after {number} kills"
             started[place].kill()
             started[place].wait()
-            started[place] = start()
+            started[place] = start(place)
         assert [worker.wait(timeout=600) for worker in started] == [0] * workers
     finally:
         for worker in started:
@@ -85,7 +99,7 @@ def killed_at_random(
             worker.wait()
 
 
-def test_every_cell_is_completed_exactly_once(tmp_path: Path) -> None:
+def test_every_cell_is_completed_exactly_once(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     (tmp_path / "kills.yaml").write_text(STUDY)
     cells = cells_of(load_study(tmp_path / "kills.yaml"), "smoke", seeds=SEEDS)
     assert len({cell.key for cell in cells}) == CELLS
@@ -95,7 +109,9 @@ def test_every_cell_is_completed_exactly_once(tmp_path: Path) -> None:
         return len(list(runs.glob("*/result.json")))
 
     options = ["kills.yaml", "--tier", "smoke", "--seeds", f"{SEEDS}", "--runs", "runs"]
-    killed_at_random([sys.executable, "-c", WORKER, *options], WORKERS, KILLS, tmp_path, done, CELLS)
+    here = [sys.executable, "-c", WORKER, *options]
+    there = [*other_machine(tmp_path, tmp_path_factory), *here]
+    killed_at_random([here, there] * (WORKERS // 2), KILLS, tmp_path, done, CELLS)
     assert not (tmp_path / "twice").exists()
     folders = {cell.name: next(runs.glob(f"{cell.key[0]}-s{cell.key[1]}-*")) for cell in cells}
     state = Runner(cells, folders).state()
@@ -139,7 +155,7 @@ def test_a_search_loses_no_trial(storage: str, tmp_path: Path) -> None:
     def done() -> int:  # or pruned: all runs that began but the last few
         return len(list((tmp_path / "runs" / "smoke").glob("*/config.yaml"))) - 3
 
-    killed_at_random(command, 3, SEARCH_KILLS, tmp_path, done, wanted)
+    killed_at_random([command] * 3, SEARCH_KILLS, tmp_path, done, wanted)
     [found] = studies_in(storage, study, "smoke", "softmax")
     trials = found.get_trials()
     close(found._storage)
