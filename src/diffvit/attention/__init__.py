@@ -1,4 +1,4 @@
-"""Look inside a trained model: attention maps, rollout, statistics of heads, and scores of saliency maps.
+"""Attention maps of a trained model, rollout, statistics of heads, and scores of saliency maps.
 
 ``capture`` and ``rollout`` are functions here, though modules have these names too: the imports below stand last.
 """

@@ -1,4 +1,4 @@
-"""Every layer's attention maps of a model on a batch of images, captured by walking its blocks, without hooks."""
+"""Every layer's attention maps of a model on a batch of images, captured block by block, without hooks."""
 
 from __future__ import annotations
 
@@ -93,9 +93,9 @@ class Record:
 def capture(
     model: VisionTransformer, images: Tensor, *, layers: Sequence[int] | None = None, chunk: int | None = None
 ) -> Record:
-    """Every head's map of every layer, by the explicit path over the model's own weights.
+    """Capture every layer's attention maps, computed explicitly with the model's own weights.
 
-    The model is put into evaluation mode meanwhile; it runs where it lies and in its own dtype, a chunk of images at a
+    The model runs in evaluation mode (restored afterwards), on its device and in its dtype, a chunk of images at a
     time. The maps come back on the CPU, in float32 (float64 from a float64 model).
 
     Args:

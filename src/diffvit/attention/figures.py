@@ -57,7 +57,7 @@ def maps_grid(
         index: which image of it.
         image: that image.
         kind: ``effective``, ``positive`` or ``negative``.
-        query: row and column of the patch that asks; None for what the model pools.
+        query: row and column of the query patch; None for what the model pools.
         title: of the figure.
         theme: colours.
     """
@@ -365,7 +365,7 @@ def heads_figure(
     """Entropy, distance, share on the tokens before the patches, and negative share, by layer: a dot per head.
 
     Args:
-        statistics: of every head, see :func:`diffvit.attention.heads.head_statistics`.
+        statistics: of every head, see :func:`diffvit.attention.statistics.head_statistics`.
         tokens: keys a query has, for the entropy of reading all alike.
         title: of the figure.
         theme: colours.

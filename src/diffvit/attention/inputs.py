@@ -1,4 +1,4 @@
-"""A model with its preprocessing, and the images it is shown: files, folders, or part of the data it was trained on."""
+"""Models with their preprocessing, and input images from files, folders or a run's own data set."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def load_model(
     weights: Path | None = None,
     device: str = "auto",
 ) -> LoadedModel:
-    """Load a model of ours, or one that others trained.
+    """Load a model trained with diffvit, or a pretrained one.
 
     Args:
         reference: a run folder, a weights file of ours or a packaged name; None for a pretrained model.

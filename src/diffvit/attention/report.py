@@ -1,4 +1,4 @@
-"""What ``diffvit attention`` writes: figures or files of maps for each image, and one self-contained HTML page."""
+"""Output of ``diffvit attention``: figures or map files for each image, and one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class MapOptions:
 
 @dataclass(frozen=True)
 class AttentionReport:
-    """What was written.
+    """Files written by :func:`write_report`.
 
     Args:
         page: the HTML page.

@@ -121,7 +121,7 @@ def score_maps(
         InputError: deletion and insertion of a model without classes.
     """
     if removal_images and not model.classes:
-        raise InputError(model.name, "has no classes whose probability could fall: no deletion, no insertion")
+        raise InputError(model.name, "is not a classifier: deletion and insertion need class probabilities")
     maps = saliency_maps(model.model, model.normalised(images.pixels))
     grid = next(iter(maps.values())).shape[1:]
     maps |= baselines(len(images), (grid[0], grid[1]))
@@ -295,7 +295,7 @@ def _plot_clutter(model: LoadedModel, rows: Sequence[Row]) -> bytes:
         dress(axes, LIGHT, title=text[0].upper() + text[1:], x="clutter (share of the background)", y="")
         axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
         axes.set_ylim(bottom=0)
-    made.suptitle(f"Where {model.name} looks, against the object's true mask", x=0.01, ha="left", fontsize=13)
+    made.suptitle(f"Maps of {model.name} against the object's mask", x=0.01, ha="left", fontsize=13)
     _legend(made, panels[0])
     return to_png(made)
 

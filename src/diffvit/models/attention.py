@@ -40,7 +40,7 @@ class AttentionMaps:
 
 
 class AttentionModule(Protocol):
-    """What the encoder, the attention maps, the reports and the explorer need of an attention."""
+    """Interface of an attention module, for the encoder, the reports and the explorer."""
 
     num_heads: int
 
@@ -130,11 +130,11 @@ class Attention(nn.Module):
         Float[Tensor, "batch heads tokens width"],
         Float[Tensor, "batch heads tokens width"],
     ]:
-        """What :meth:`project` gives, heads before tokens."""
+        """Put the head axis of :meth:`project`'s results before the token axis."""
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        """Every head reads all tokens; their outputs, side by side, are projected."""
+        """Self-attention: the heads' outputs are concatenated and projected."""
         q, k, v = self.heads(x)
         out = F.scaled_dot_product_attention(q, k, v)
         return self.proj(out.transpose(1, 2).flatten(2))
@@ -200,7 +200,7 @@ class DifferentialAttention(Attention):
         return q, k, v.unflatten(2, (-1, 2)).flatten(3).transpose(1, 2)
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        """The difference of two maps reads the values; each head's output is normalised, then all are projected."""
+        """Apply the difference of two maps to the values; normalise each head's output, concatenate, project."""
         q, k, v = self.heads(x)
         positive, negative = softmax_map(q, k).unbind(2)
         out = (positive - self.lam().to(positive.dtype) * negative) @ v

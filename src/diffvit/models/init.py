@@ -1,4 +1,4 @@
-"""How weights start, in one place."""
+"""Weight initialisation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from diffvit.models.attention import Attention
 
 
 def initialise(model: nn.Module, scheme: str) -> None:
-    """Start the weights of a Vision Transformer by a scheme in :data:`SCHEMES`, drawing from torch's generator.
+    """Initialise the weights of a Vision Transformer by a scheme in :data:`SCHEMES`, drawing from torch's generator.
 
     Raises:
         ConfigError: an unknown scheme.
@@ -42,10 +42,10 @@ def trunc_normal(model: nn.Module) -> None:
 
 @torch.no_grad()
 def mimetic(model: nn.Module) -> None:
-    """As :func:`trunc_normal`, with attention starting as trained attention looks (arXiv 2305.09828, section 4).
+    """Mimetic initialisation: attention weights resemble trained ones (arXiv 2305.09828, section 4).
 
     Per head ``Wq Wk^T = 0.7 Z + 0.7 I``, cut to the head's rank; over all heads ``Wv Wproj = 0.4 Z - 0.4 I``; Z has
-    independent normal entries of variance 1 / dim. Differential attention starts each of its paired maps so.
+    independent normal entries of variance 1 / dim. In differential attention, each map of a pair.
     """
     trunc_normal(model)
     for module in model.modules():
@@ -78,7 +78,7 @@ def _factors(noise: float, identity: float, dim: int, rank: int) -> tuple[Tensor
 
 @torch.no_grad()
 def whiten(proj: nn.Conv2d, images: Float[Tensor, "n chans height width"], seed: int) -> None:
-    """Start the patch projection as a whitening: for images like these, equal and uncorrelated outputs.
+    """Initialise the patch projection to whiten patches: outputs uncorrelated and of equal variance.
 
     Neighbouring pixels are so alike that most of a patch lies in a few directions; the others would be learnt late.
     With the patches' covariance ``E diag(l) E^T``, ``W = Q diag(l + 0.01 mean(l))^(-1/2) E^T``; Q has random

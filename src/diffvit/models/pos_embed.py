@@ -73,7 +73,7 @@ def attach(model: nn.Module, kind: str, grid: tuple[int, int], dim: int, prefix:
 
 
 def table(model: nn.Module) -> Float[Tensor, "1 tokens dim"] | None:
-    """What a model that :func:`attach` was called on adds to its tokens; None where there is nothing."""
+    """The position embedding that is added to a model's tokens; None if there is none."""
     if not hasattr(model, "pos_embed_rows"):
         found = getattr(model, "pos_embed", None)
         return found() if isinstance(found, nn.Module) else found

@@ -55,11 +55,11 @@ class PatchEmbed(nn.Module):
         return self.proj(images).flatten(2).mT
 
     def check(self, images: Tensor) -> None:
-        """Refuse images that the model cannot read."""
+        """Raise :class:`InputError` for images of another size, number of channels or type."""
         weights = self.proj.weight.dtype
         if not images.is_floating_point() or (images.dtype == torch.float64) != (weights == torch.float64):
             found, allowed = (str(dtype).removeprefix("torch.") for dtype in (images.dtype, weights))
-            hint = "Of bytes: (images.float() / 255 - mean) / std, with the mean and std of the model's training."
+            hint = "For bytes: (images.float() / 255 - mean) / std, with the mean and std of the model's training."
             raise InputError("images", f"must be {allowed}, normalised per channel (found {found} vs {allowed})", hint)
         channels, height, width = images.shape[1:]
         found, side = f"{channels}x{height}x{width}", self.patch_size
@@ -87,14 +87,14 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, out)
 
     def forward(self, x: Float[Tensor, "*lead dim"]) -> Float[Tensor, "*lead out"]:
-        """Act on the last dimension."""
+        """Apply the MLP to the last dimension."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 
 class DropPath(nn.Module):
     """Stochastic depth (arXiv 1603.09382): in training, drop a sample's residual branch with probability ``chance``.
 
-    What is kept is scaled up, so that the expectation stays.
+    Kept branches are divided by ``1 - chance``, so that the expectation is unchanged.
     """
 
     def __init__(self, chance: float) -> None:
@@ -102,7 +102,7 @@ class DropPath(nn.Module):
         self.chance = chance
 
     def forward(self, branch: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        """Draw once per sample; outside training, nothing changes."""
+        """Drop whole samples at random; the identity in evaluation mode."""
         if not self.training or self.chance == 0.0:
             return branch
         kept = torch.rand(branch.shape[0], 1, 1, device=branch.device) >= self.chance
@@ -286,7 +286,7 @@ class VisionTransformer(nn.Module):
         return self.forward_head(self.blocks(self.tokens(images)))
 
     def tokens(self, images: Float[Tensor, "batch chans height width"]) -> Float[Tensor, "batch tokens dim"]:
-        """What enters the first block: [CLS], registers, then the patches row by row, with their positions."""
+        """Input of the first block: [CLS], registers, then the patches row by row, with their positions."""
         x = self.patch_embed(images)
         table = positions.table(self)
         grid = (images.shape[2] // self.patch_embed.patch_size, images.shape[3] // self.patch_embed.patch_size)
@@ -318,7 +318,7 @@ class VisionTransformer(nn.Module):
 def encode_with_maps(
     blocks: nn.Sequential, x: Float[Tensor, "batch tokens dim"], wanted: Collection[int] | None = None
 ) -> tuple[list[AttentionMaps], Float[Tensor, "batch left dim"]]:
-    """Run tokens through the blocks and take the attention maps on the way.
+    """Run tokens through the blocks and collect their attention maps.
 
     Args:
         blocks: of a :class:`VisionTransformer`.
@@ -343,7 +343,7 @@ def encode_with_maps(
 
 
 def create_model(preset: str, **overrides: Any) -> VisionTransformer:
-    """A model by its preset's name, with other settings of :class:`VisionTransformer` given or overridden.
+    """Create a model from a preset, overriding settings of :class:`VisionTransformer`.
 
     Raises:
         ConfigError: no such preset or setting, or sizes that do not go together.
