@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 DIFFERENT = 50  # pictures; each lies in twenty folders
 NEAR = 1e-4  # of the probabilities' logarithms: closer ones float32 may order either way
-CONTEXT = 24  # tokens; the text tower is causal, and no prompt of ImageNet's is longer
 
 
 def picture(seed: int) -> Image.Image:
@@ -79,14 +78,18 @@ def logarithms(model: Any, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def text_rows(model: Any) -> Tensor:
-    """By open_clip's model in float64, on as many positions as the longest prompt has."""
+    """By open_clip's model in float64, texts of one length together: the tower is causal, so padding is left out."""
     tokens = open_clip.tokenize([f"a photo of a {name}." for name in open_clip.IMAGENET_CLASSNAMES])
-    assert not tokens[:, CONTEXT:].any()
+    lengths = tokens.argmax(dim=1) + 1  # a text's end is its largest token
     model = model.double()
-    model.context_length = CONTEXT
-    model.positional_embedding = nn.Parameter(model.positional_embedding[:CONTEXT])
-    model.attn_mask = model.attn_mask[:CONTEXT, :CONTEXT].double()
-    return torch.cat([model.encode_text(part, normalize=True) for part in tokens[:, :CONTEXT].split(50)])
+    positions, mask = model.positional_embedding, model.attn_mask.double()
+    rows = torch.empty(len(tokens), model.text_projection.shape[1], dtype=torch.float64)
+    for length in lengths.unique().tolist():
+        model.context_length = length
+        model.positional_embedding = nn.Parameter(positions[:length])
+        model.attn_mask = mask[:length, :length]
+        rows[lengths == length] = model.encode_text(tokens[lengths == length, :length], normalize=True)
+    return rows
 
 
 def imagenet_layout(folder: Path) -> list[Tensor]:
