@@ -54,10 +54,10 @@ class AttentionModule(Protocol):
 
 
 def softmax_map(
-    q: Float[Tensor, "*heads query width"], k: Float[Tensor, "*heads key width"]
+    q: Float[Tensor, "*heads query width"], k: Float[Tensor, "*heads key width"], dtype: torch.dtype | None = None
 ) -> Float[Tensor, "*heads query key"]:
-    """``softmax(q k^T / sqrt(width))`` over the keys (arXiv 1706.03762, equation 1)."""
-    return (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1)
+    """``softmax(q k^T / sqrt(width))`` over the keys (arXiv 1706.03762, equation 1); ``dtype``: of the result."""
+    return (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1, dtype=dtype)
 
 
 def widened(x: Tensor) -> Tensor:
@@ -141,8 +141,8 @@ class Attention(nn.Module):
 
     def maps(self, x: Float[Tensor, "batch tokens dim"]) -> AttentionMaps:
         """The map of each head."""
-        q, k, _ = self.heads(x)
-        return AttentionMaps(softmax_map(widened(q), widened(k)))
+        q, k = map(widened, self.heads(x)[:2])
+        return AttentionMaps(softmax_map(q, k, q.dtype))
 
 
 def lambda_init(layer_index: int) -> float:
@@ -209,6 +209,6 @@ class DifferentialAttention(Attention):
 
     def maps(self, x: Float[Tensor, "batch tokens dim"]) -> AttentionMaps:
         """The two maps of each differential head, and lambda."""
-        q, k, _ = self.heads(x)
-        positive, negative = softmax_map(widened(q), widened(k)).unbind(2)
+        q, k = map(widened, self.heads(x)[:2])
+        positive, negative = softmax_map(q, k, q.dtype).unbind(2)
         return AttentionMaps(positive, negative, self.lam())
