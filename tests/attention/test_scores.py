@@ -93,5 +93,5 @@ def test_without_masks_only_deletion_and_insertion() -> None:
 def test_a_model_without_classes_is_not_taken_apart() -> None:
     subject = subject_of(classes=0)
     assert score_maps(subject, IMAGES).curves == []
-    with pytest.raises(InputError, match="has no classes whose probability could fall"):
+    with pytest.raises(InputError, match="deletion and insertion need class probabilities"):
         score_maps(subject, IMAGES, removal_images=4)
