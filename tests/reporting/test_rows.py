@@ -136,10 +136,6 @@ def test_figures_of_foreign_images_are_columns_only_where_there_are_some(make_ru
         assert figures["On the exact images alone"] == [NONE, "78.75%"]
 
 
-def test_a_folder_without_rows_has_none(tmp_path: Path) -> None:
-    assert read(tmp_path) == []
-
-
 def test_faults_are_one_clear_line(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run("a")
     for text in ("[1", "[1]", '{"confusion": []}'):
@@ -160,15 +156,6 @@ def test_faults_are_one_clear_line(make_run: MakeRun, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="cannot be read as CSV"):
         read(tmp_path)
-
-
-def test_an_evaluation_from_before_may_lack_the_calibration(make_run: MakeRun) -> None:
-    run = make_run("a", evaluated=False)
-    assert read_run(run).evaluation is None
-    assert read_run(run).row["calibration_error"] is None
-    result = json.loads((run / "result.json").read_text())
-    (run / "result.json").write_text(json.dumps(result | {"calibration_error": 0.02}))
-    assert read_run(run).row["calibration_error"] == 0.02
 
 
 def test_the_kernels_are_named_where_a_run_names_them(make_run: MakeRun, tmp_path: Path) -> None:
