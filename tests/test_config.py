@@ -201,13 +201,6 @@ def test_a_preset_in_a_flag_beats_the_files_sizes(tmp_path: Path) -> None:
     assert resolve(file, {"model": {"preset": "vit_pico"}}, variable).model.depth == tiny
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_makes_a_config_for_both_kinds_of_attention(preset: str) -> None:
-    for attention in ("softmax", "differential"):
-        model = parse({"model": {"preset": preset, "attention": attention}}).model
-        assert {name: getattr(model, name) for name in PRESETS[preset].settings} == PRESETS[preset].settings
-
-
 def test_the_hash_ignores_where_a_run_happens_and_which_preset_gave_its_sizes() -> None:
     base = config_hash(Config())
     assert len(base) == 12

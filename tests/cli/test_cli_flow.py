@@ -183,15 +183,6 @@ def test_predict_names_the_likeliest_classes_of_every_image(capsys: Captured, tm
     assert len(found[0]["top"]) == 2
 
 
-def test_an_image_that_is_none_is_code_3(capsys: Captured, tmp_path: Path) -> None:
-    (tmp_path / "text.png").write_text("not a picture")
-    for name in ("text.png", "missing.png"):
-        assert run(["predict", "runs/twin", str(tmp_path / name)]) == 3
-        err = capsys.readouterr().err
-        assert name in err
-        assert err.count("\n") == 1
-
-
 def test_compare_shows_the_runs_side_by_side_and_writes_a_report(capsys: Captured) -> None:
     out = succeeds(["compare", "runs/shapes-softmax-s0", "runs/twin", "--out", "compared", "--json"], capsys)
     found = last_json(out)

@@ -113,29 +113,6 @@ def test_missing_runs_files_and_images_are_code_3(tmp_path: Path, capsys: Captur
         assert line.split(":")[0].endswith(command[-1] if command[0] == "train" else command[1])
 
 
-def test_a_text_file_posing_as_a_checkpoint_is_code_3(tmp_path: Path, capsys: Captured) -> None:
-    text = "These are my notes, and no weights at all.\n" * 40
-    (tmp_path / "notes.txt").write_text(text)
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.yaml").write_text("epochs: 1\n")
-    (tmp_path / "run" / "model.safetensors").write_text(text)
-    for reference, file in (("notes.txt", "notes.txt"), ("run", "run/model.safetensors")):
-        code, line = fails(["evaluate", reference], capsys)
-        assert code == 3
-        assert line.startswith(f"{file}: is not a safetensors file.")
-
-
-@pytest.mark.parametrize("verb", [["train", "--data", "cifar10"], ["data", "info", "cifar10"]], ids=["train", "info"])
-def test_a_one_byte_parquet_file_is_code_3(verb: list[str], tmp_path: Path, capsys: Captured) -> None:
-    folder = tmp_path / "data" / "cifar10"
-    folder.mkdir(parents=True)
-    for split in ("train", "test"):
-        (folder / f"{split}-00000-of-00001.parquet").write_bytes(b"P")
-    code, line = fails([*verb, "--data-dir", "data", *(["--quiet"] if verb[0] == "train" else [])], capsys)
-    assert code == 3
-    assert "train-00000-of-00001.parquet" in line
-
-
 def test_debug_adds_the_traceback(capsys: Captured) -> None:
     assert run(["train", "nothing.yaml", "--debug"]) == 2
     err = capsys.readouterr().err

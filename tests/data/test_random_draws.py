@@ -139,12 +139,3 @@ def test_beta_draws_have_the_right_moments(a: float):
     assert 0 <= float(draws.min()) <= float(draws.max()) <= 1
     assert abs(float(draws.mean()) - 0.5) < 5 * math.sqrt(variance / (2 * N))
     assert float(draws.var()) == pytest.approx(variance, rel=0.02)
-
-
-def test_beta_quantiles_are_symmetrical_and_rise():
-    for a in (0.2, 1.0, 5.0):
-        table = beta_quantiles(a)
-        assert bool((table.diff() >= 0).all())
-        torch.testing.assert_close(table + table.flip(0), torch.ones_like(table), rtol=0, atol=1e-6)
-        assert float(table[0]) >= 0
-        assert math.log2(len(table) - 1).is_integer()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +10,6 @@ from hypothesis import strategies as st
 
 from diffvit.clip.hub import imagenet_wordnet_ids
 from diffvit.data.cifar10 import CLASSES
-from tools import wordnet as module
 from tools.wordnet import FOLDER, NOUNS, SYNSETS, Superclass, WordNet, cifar10_map, main, read_nouns, superclasses
 
 COMMITTED = json.loads((FOLDER / "cifar10_imagenet.json").read_text(encoding="utf-8"))
@@ -46,23 +44,6 @@ def test_the_committed_lists_are_what_wordnet_gives(capsys: pytest.CaptureFixtur
     assert wordnet.names["n02084071"] == "dog"
     assert main(["--check"]) == 0
     assert capsys.readouterr().out == ""
-
-
-def test_a_file_in_the_published_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = [
-        "  1 This software and database is being provided to you  ",
-        "00000100 05 n 01 entity 0 001 ~ 00000200 n 0000 | a gloss; one|two  ",
-        "00000200 05 n 02 wild_dog 0 second 1 003 @ 00000100 n 0000 + 00001740 v 0101 ~i 00000300 n 0000 | a gloss  ",
-        "00000300 05 n 0a " + "a 0 " * 10 + "001 @i 00000200 n 0000 | an instance  ",
-    ]
-    path = tmp_path / "data.noun"
-    path.write_text("\n".join(lines) + "\n")
-    monkeypatch.setattr(module, "SHA256", module.hashlib.sha256(path.read_bytes()).hexdigest())
-    found = read_nouns(path)
-    assert found.names == {"n00000100": "entity", "n00000200": "wild dog", "n00000300": "a"}
-    assert found.parents == {"n00000100": (), "n00000200": ("n00000100",), "n00000300": ("n00000200",)}
-    assert found.path("n00000300") == ["n00000100", "n00000200", "n00000300"]
-    assert found.ancestors("n00000300") == ["n00000200", "n00000100"]
 
 
 def small() -> WordNet:
