@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -100,17 +99,6 @@ def test_an_augmentations_draws_depend_on_the_sample_alone() -> None:
     assert not torch.equal(whole, made.pictures(torch.arange(6), 2))
 
 
-def test_a_data_source_is_loaded_by_its_name() -> None:
-    from diffvit.data import shapes, sources
-
-    diffvit.register_source("few", lambda split, **_: dataclasses.replace(shapes.generate(split, 20), name="few"))
-    found = sources.load("few", "train", data_dir=None, image_size=16)
-    assert (found.name, len(found), tuple(found.pixels.shape[2:])) == ("few", 20, (16, 16))
-    assert parse({"data": "few"}).data == "few"
-    with pytest.raises(ConfigError, match="did you mean 'few'"):
-        parse({"data": "fewer"})
-
-
 @pytest.mark.parametrize(
     "register",
     [
@@ -134,6 +122,6 @@ def test_a_plugin_is_loaded_once_and_its_faults_are_told(tmp_path: Path) -> None
     registry.load_plugins([good])
     assert "good" in registry.ATTENTION
     registry.load_plugins()  # as a process does that was started from here
-    for file, why in ((bad, r"RuntimeError: a fault"), (none, "no such file")):
+    for file, why in ((bad, "RuntimeError: a fault"), (none, "no such file")):
         with pytest.raises(ConfigError, match=why):
             registry.load_plugins([file])

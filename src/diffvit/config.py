@@ -1,9 +1,8 @@
-"""The only home of configuration: typed, frozen, validated; YAML in, YAML out.
+"""Reading and writing configurations: flags, environment, YAML files and defaults become one validated config.
 
-Precedence when a command runs: flag > environment (``DIFFVIT_*``) > file > default. A preset stands just below the
+Precedence (:func:`resolve`): flag > environment (``DIFFVIT_*``) > file > default. A preset comes just below the
 explicit values of whichever of these names it: one named by a flag beats the file's sizes, one named in the file does
-not. :func:`resolve` is the one place where these meet. Modules never see a config object: builders turn one into plain
-arguments.
+not.
 """
 
 from __future__ import annotations
@@ -46,7 +45,6 @@ def parse(values: Mapping[str, Any], where: str = "config") -> Config:
         ConfigError: an unknown key (with the closest known one), a wrong type or an impossible combination.
     """
     kind = ClipConfig if _is_contrastive(values) else Config
-    _refuse_unknown(kind, values, where, ())
     return _validate(kind, values, lambda path, _: f"{where}: {'.'.join(path) or 'config'}")
 
 
@@ -55,31 +53,24 @@ def _is_contrastive(values: Any) -> bool:
 
 
 def _validate(kind: type[_Kind], values: Mapping[str, Any], name: Callable[[_Path, str], str]) -> _Kind:
-    """The config; ``name`` says what a fault is called, from the path of the setting or section and what is wrong."""
+    """The config; ``name`` makes the first words of an error from the setting's path and what is wrong with it."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        path = tuple(str(part) for part in first["loc"])
-        why = first["msg"].removeprefix("Value error, ")
-        more = error.error_count() - 1
-        found = first["input"]
-        plain = isinstance(found, str | int | float | bool) and repr(found) not in why
-        shown = f" (found {reprlib.repr(found)})" if plain else ""
-        raise ConfigError(name(path, why), why + shown, f"{more} more like it." if more else "") from None
-
-
-def _refuse_unknown(section: type[BaseModel], values: Any, where: str, path: _Path) -> None:
-    if not isinstance(values, Mapping):
-        name = ".".join(path) or "the document"
-        raise ConfigError(where, f"{name} must be a mapping of names to values (found {type(values).__name__})")
-    for key, value in values.items():
-        dotted = ".".join((*path, str(key)))
-        if key not in section.model_fields:
-            suggestion = did_you_mean(str(key), section.model_fields)
-            raise ConfigError(f"{where}: {dotted}", f"unknown key;{suggestion}".rstrip(";"))
-        if inner := _section_of(section, key):
-            _refuse_unknown(inner, value, where, (*path, str(key)))
+        faults = error.errors(include_url=False)
+        first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
+        path, found = tuple(str(part) for part in first["loc"]), first["input"]
+        why, hint = first["msg"].removeprefix("Value error, "), f"{len(faults) - 1} more like it."
+        if first["type"] == "extra_forbidden":
+            section: type[BaseModel] = kind
+            for key in path[:-1]:
+                section = _section_of(section, key) or section
+            why = f"unknown key;{did_you_mean(path[-1], section.model_fields)}".rstrip(";")
+        elif first["type"] == "model_type":
+            why = f"must be a mapping of names to values (found {type(found).__name__})"
+        elif isinstance(found, str | int | float | bool) and repr(found) not in why:
+            why += f" (found {reprlib.repr(found)})"
+        raise ConfigError(name(path, why), why, hint if len(faults) > 1 else "") from None
 
 
 def _section_of(section: type[BaseModel], key: str) -> type[BaseModel] | None:
@@ -123,8 +114,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def from_environment(environ: Mapping[str, str], kind: type[Config] = Config) -> dict[str, Any]:
     """``DIFFVIT_EPOCHS=3`` and ``DIFFVIT_MODEL__EMBED_DIM=64`` as nested values.
 
-    Variables that name no setting are left alone: the prefix is shared with other uses. ``DIFFVIT_DATA`` is one of
-    those: it says where CIFAR-10 lies (:func:`diffvit.data.sources.place_of`), not which data to take.
+    Variables that name no setting are ignored, also ``DIFFVIT_DATA``, which says where CIFAR-10 lies
+    (:func:`diffvit.data.sources.place_of`), not which data to take.
 
     Raises:
         ConfigError: a value is not YAML.
@@ -178,12 +169,9 @@ def resolve(
         ConfigError: see :func:`parse` and :func:`read_yaml`; the line names the flag, variable or file at fault.
     """
     in_file = read_yaml(file) if file else {}
-    if file:
-        if kind is Config and _is_contrastive(in_file):
-            raise ConfigError(str(file), "is the config of a CLIP", f"Train it with: diffvit clip train {file}")
-        _refuse_unknown(kind, in_file, str(file), ())
+    if kind is Config and _is_contrastive(in_file):
+        raise ConfigError(str(file), "is the config of a CLIP", f"Train it with: diffvit clip train {file}")
     flags = flags or {}
-    _refuse_unknown(kind, flags, "flags", ())
     environ = os.environ if environ is None else environ
     from_env = from_environment(environ, kind)
     source = merge({"data": kind().data}, in_file, from_env, flags)["data"]
@@ -200,7 +188,8 @@ def resolve(
 def _with_preset(layers: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The layers, lowest first, with the winning preset's values laid just below the layer that names it."""
     for place in reversed(range(len(layers))):
-        name = layers[place].get("model", {}).get("preset")
+        model = layers[place].get("model")
+        name = model.get("preset") if isinstance(model, Mapping) else None
         if isinstance(name, str) and name in PRESETS:
             return [*layers[:place], {"model": dict(PRESETS[name].settings)}, *layers[place:]]
     return layers
@@ -249,10 +238,11 @@ def to_yaml(config: Config) -> str:
 
 def _without_younger(values: dict[str, Any]) -> dict[str, Any]:
     """Plain values of a config without the model's younger settings that have their default."""
-    fields = ModelConfig.model_fields
-    model = values["model"].items()
-    kept = {key: value for key, value in model if key not in _YOUNGER or value != fields[key].default}
-    return {**values, "model": kept}
+    model = dict(values["model"])
+    for key in _YOUNGER:
+        if model[key] == ModelConfig.model_fields[key].default:
+            del model[key]
+    return {**values, "model": model}
 
 
 def differences(one: Config, other: Config, *, ignore: frozenset[str] = WHEREABOUTS) -> list[str]:

@@ -47,12 +47,8 @@ def disk_faults(what: Path | str, kept: str = "") -> Iterator[None]:
 def replacing(path: Path, temporary: Path | None = None) -> Iterator[Path]:
     """A temporary file beside ``path``; what is written there is flushed and takes ``path``'s place at the end.
 
-    When the block raises or the disk refuses, the temporary file is removed and ``path`` stays as it was.
-
-    Args:
-        path: of the file.
-        temporary: its name; by default a new one, so that many processes may write the same file, in a folder that is
-            made where need be.
+    When the block raises or the disk refuses, the temporary file is removed and ``path`` stays as it was. Its default
+    name is a new one, so that many processes may write the same file; then the folder is made where need be.
     """
     if temporary is None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,16 +90,17 @@ def to_json(value: Any, indent: int | None = 2) -> bytes:
     try:
         text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     except ValueError:
-        text = json.dumps(_finite(value), indent=indent, ensure_ascii=False)
+        text = json.dumps(finite(value), indent=indent, ensure_ascii=False)
     return f"{text}\n".encode()
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The value, NaN and infinities inside it as None."""
     if isinstance(value, float):
         return value if value - value == 0 else None
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    return [finite(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:

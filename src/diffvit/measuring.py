@@ -1,4 +1,4 @@
-"""Measuring speed: rounds in which everyone has a turn, medians with intervals, the machine, the result as JSON.
+"""Measuring speed: medians over rounds with intervals, facts about the machine, the result as JSON.
 
 For the benchmarks beside the package and for ``diffvit clip precision``. Importing it does not import torch.
 """
@@ -57,7 +57,7 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Spread:
 def order(names: Sequence[str], turn: int) -> list[str]:
     """The order of a round: all move up by one place every two rounds, and every other round runs backwards.
 
-    So nobody always follows the same neighbour, and a drift within a round cancels over two.
+    So no arm always follows the same one, and a drift within a round cancels over two.
     """
     shift = (turn // 2) % len(names) if names else 0
     turned = [*names[shift:], *names[:shift]]
@@ -85,12 +85,9 @@ def waiter(device: str) -> Callable[[], None]:
 
 
 def facts(device: str, threads: int, libraries: Sequence[str] = ()) -> dict[str, Any]:
-    """Versions, hardware, threads and date, and the machine's load average (one minute) as it was found.
+    """Versions, hardware, threads and date, and the machine's load average over the last minute.
 
-    Args:
-        device: ``cpu`` or ``cuda``.
-        threads: of the process.
-        libraries: names of distributions whose versions are added; None for one that is not installed.
+    The versions of the distributions ``libraries`` are added, None for one that is not installed.
     """
     from diffvit.training.environment import describe
 
@@ -109,11 +106,7 @@ def _version(name: str) -> str | None:
 
 
 def write(result: Mapping[str, Any], folder: Path) -> Path:
-    """Write a result to ``folder/BENCHMARK.json``; returns its path.
-
-    Raises:
-        EnvironmentFault: the disk refuses.
-    """
+    """Write a result to ``folder/BENCHMARK.json``; returns its path."""
     path = folder / f"{result['benchmark']}.json"
     with disk_faults(path):
         folder.mkdir(parents=True, exist_ok=True)

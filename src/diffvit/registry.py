@@ -1,7 +1,7 @@
-"""What a setting may name, built in or a user's own (attentions, positions, data, augmentations), and plugins.
+"""Registries of attentions, position embeddings, data sources and augmentations, built in or a user's own; plugins.
 
-Nothing here imports torch: the configuration and the command line take their names from here. Add to a registry at the
-top of a Python file of your own, and name that file: ``--plugin my_attention.py`` (docs/extending.md).
+Nothing here imports torch: the configuration and the command line take their names from here. A plugin is a Python
+file that adds to a registry, named by ``--plugin my_attention.py`` (docs/extending.md).
 """
 
 from __future__ import annotations
@@ -26,15 +26,14 @@ ROPE = "rope-2d"
 
 @dataclass(frozen=True)
 class AttentionKind:
-    """An attention as the rest of the project knows it.
+    """A registered attention.
 
     Args:
         make: ``make(dim, num_heads, layer_index=, qkv_bias=, qk_norm=, norm_eps=, rope=)`` gives a
             :class:`diffvit.models.attention.AttentionModule`; or where such a function is, as ``"module:name"``.
         label: the model's name in tables and plots.
         maps: how many attention maps a layer has, from the softmax baseline's number of heads.
-        refuse: why there cannot be so many heads; an empty string where there can. None allows
-            every number.
+        refuse: why there cannot be so many heads, or an empty string; None allows every number.
     """
 
     make: Callable[..., Any] | str
@@ -43,11 +42,7 @@ class AttentionKind:
     refuse: Callable[[int], str] | None = None
 
     def build(self, dim: int, num_heads: int, **more: Any) -> Any:
-        """One layer's attention.
-
-        Raises:
-            ConfigError: sizes that it refuses.
-        """
+        """One layer's attention; a ConfigError for sizes that it refuses."""
         return function_of(self.make)(dim, num_heads, **more)
 
 
@@ -92,7 +87,7 @@ def register_attention(
     maps: Callable[[int], int] = int,
     refuse: Callable[[int], str] | None = None,
 ) -> None:
-    """Make an attention of your own as good as a built-in one, in ``--model.attention`` and everywhere else.
+    """Add an attention of your own to the values of ``--model.attention``.
 
     Args:
         name: what the setting calls it.
@@ -110,7 +105,7 @@ def register_attention(
 
 
 def register_position(name: str, make: Callable[[tuple[int, int], int, int], Any]) -> None:
-    """Make a position embedding of your own one of ``--model.pos-embed``, alone or as ``NAME+rope-2d``.
+    """Add a position embedding of your own to the values of ``--model.pos-embed``, alone or as ``NAME+rope-2d``.
 
     Args:
         name: what the setting calls it.
@@ -127,7 +122,7 @@ def register_position(name: str, make: Callable[[tuple[int, int], int, int], Any
 
 
 def register_source(name: str, load: Callable[..., Any]) -> None:
-    """Make a data source of your own one of ``--data``.
+    """Add a data source of your own to the values of ``--data``.
 
     Args:
         name: what the setting calls it.
@@ -143,7 +138,7 @@ def register_source(name: str, load: Callable[..., Any]) -> None:
 
 
 def register_augmentation(name: str, augment: Callable[[Any, Any], Any]) -> None:
-    """Make an augmentation of your own one of ``--augment.policy``.
+    """Add an augmentation of your own to the values of ``--augment.policy``.
 
     Args:
         name: what the setting calls it.

@@ -122,19 +122,14 @@ class ModelConfig(Section):
         refuse = ATTENTION[self.attention].refuse
         if refuse and (why := refuse(self.num_heads)):
             raise ValueError(why)
+        dim, width = f"embed_dim {self.embed_dim}", self.embed_dim // self.num_heads
         if self.pos_embed.startswith(("learned-2d", "sincos-1d")) and self.embed_dim % 2:
-            raise ValueError(
-                f"embed_dim {self.embed_dim} is odd: pos_embed {self.pos_embed} needs halves of equal width"
-            )
+            raise ValueError(f"{dim} is odd: pos_embed {self.pos_embed} needs halves of equal width")
         if self.pos_embed.startswith("sincos-2d") and self.embed_dim % 4:
-            raise ValueError(
-                f"embed_dim {self.embed_dim} is not a multiple of 4: pos_embed sincos-2d needs quarters of equal width"
-            )
-        if self.pos_embed.endswith("rope-2d") and self.embed_dim // self.num_heads % 4:
-            raise ValueError(
-                f"num_heads {self.num_heads} leaves heads {self.embed_dim // self.num_heads} wide: "
-                "pos_embed rope-2d needs a multiple of 4"
-            )
+            raise ValueError(f"{dim} is not a multiple of 4: pos_embed sincos-2d needs quarters of equal width")
+        if self.pos_embed.endswith("rope-2d") and width % 4:
+            why = f"num_heads {self.num_heads} leaves heads {width} wide: pos_embed rope-2d needs a multiple of 4"
+            raise ValueError(why)
         return self
 
 

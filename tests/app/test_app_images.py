@@ -84,6 +84,12 @@ def test_nothing_is_fetched_and_the_page_starts_with_what_is_there(
     monkeypatch.setattr("diffvit.data.sources.fetch", lambda *_, **__: pytest.fail("fetched"))
     assert made_explorer().start == (ImageRef("test", 7, FIRST), FIRST, SECOND)
     assert "is not on this machine" in thumbnails(explorer, "cifar10-vit", [1], 0)
+    text = thumbnails(explorer, FIRST, list(range(100, 130)), 2)
+    assert text.count("<button") == 6
+    assert 'data-index="124"' in text
+    assert f'data-owner="{FIRST}"' in text
+    assert "25 to 30 of 30, shapes" in text
+    assert "No test image passes the filters" in thumbnails(explorer, FIRST, [], 0)
 
 
 @pytest.mark.cifar10
@@ -110,15 +116,6 @@ def test_pictures_of_every_kind_reach_the_model(explorer: Explorer) -> None:
         explorer.run(ImageRef("upload", "guess"), FIRST)
 
 
-def test_thumbnails_are_a_page_at_a_time(explorer: Explorer) -> None:
-    text = thumbnails(explorer, FIRST, list(range(100, 130)), 2)
-    assert text.count("<button") == 6
-    assert 'data-index="124"' in text
-    assert f'data-owner="{FIRST}"' in text
-    assert "25 to 30 of 30, shapes" in text
-    assert "No test image passes the filters" in thumbnails(explorer, FIRST, [], 0)
-
-
 def png(width: int = 20, height: int = 10, noise: bool = False) -> bytes:
     image = (
         Image.effect_noise((width, height), 90).convert("RGB") if noise else Image.new("RGB", (width, height), "red")
@@ -126,15 +123,6 @@ def png(width: int = 20, height: int = 10, noise: bool = False) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=0 if noise else 6)
     return buffer.getvalue()
-
-
-def test_a_picture_comes_back_as_it_was_sent() -> None:
-    uploads = Uploads()
-    token = uploads.add(png(), "holiday.png")
-    name, pixels = uploads.pixels(token)
-    assert (name, pixels.shape) == ("holiday.png", (3, 10, 20))
-    assert pixels[0].min() == 255
-    assert len({uploads.add(png(), "a.png") for _ in range(20)}) == 20
 
 
 @pytest.mark.parametrize(
@@ -160,6 +148,8 @@ def test_pictures_are_forgotten_after_a_time_and_when_there_are_too_many() -> No
     now = 0.0
     uploads = Uploads(lambda: now)
     token = uploads.add(png(), "a.png")
+    name, pixels = uploads.pixels(token)
+    assert (name, pixels.shape, pixels[0].min()) == ("a.png", (3, 10, 20), 255)
     now = LIFETIME + 1
     with pytest.raises(InputError, match="no longer kept"):
         uploads.pixels(token)
@@ -183,7 +173,6 @@ def test_pictures_are_forgotten_after_a_time_and_when_there_are_too_many() -> No
         ("a\0b\n.png", "ab.png"),
         ("\u202egnp.exe", "gnp.exe"),
         ("..", "picture"),
-        ("", "picture"),
         ("x" * 300, "x" * 40),
         ("Katze 🐈.png", "Katze 🐈.png"),
     ],

@@ -143,13 +143,3 @@ def test_a_websocket_is_refused_before_it_opens(headers: dict[str, str]) -> None
             TestClient(Guard(opens), base_url=HOST).websocket_connect(path, headers=headers),
         ):
             pass
-
-
-def test_the_start_and_the_end_of_the_server_reach_the_application() -> None:
-    seen: list[str] = []
-
-    async def inner(scope: Any, receive: Any, send: Any) -> None:
-        seen.append(scope["type"])
-
-    asyncio.run(Guard(inner)({"type": "lifespan"}, None, None))  # pyright: ignore[reportArgumentType]
-    assert seen == ["lifespan"]

@@ -69,10 +69,10 @@ def test_only_offered_names_are_known(tmp_path: Path) -> None:
     assert [info.name for info in models.runs] == ["mine"]
 
 
-def saved(path: Path, num_classes: int = 0, *, patch: int = 16) -> Path:
+def saved(path: Path, num_classes: int = 0) -> Path:
     """A small random ViT in timm's layout."""
     torch.manual_seed(0)
-    sizes = {"image_size": 224, "patch_size": patch, "embed_dim": 128, "depth": 2, "num_heads": 2, "mlp_ratio": 4.0}
+    sizes = {"image_size": 224, "patch_size": 16, "embed_dim": 128, "depth": 2, "num_heads": 2, "mlp_ratio": 4.0}
     model = VisionTransformer(**sizes, num_classes=num_classes)
     torch.save(model.state_dict(), path)
     return path
@@ -92,22 +92,17 @@ def test_a_pretrained_model_sees_test_images_of_ours(tmp_path: Path) -> None:
     text = draw(explorer, TEST, OURS, "dino", *DIALS)
     assert text.count("<section") == 2
     assert "This model does not classify." in text
+    assert "dino: is pretrained and has no test images here" in thumbnails(explorer, "dino", [], 0)
+    with pytest.raises(InputError, match="dino: is pretrained and has no test images here"):
+        explorer.test_images.select(OURS, "dino", None, ONLY_FIRST)
+    assert "dino" not in [info.name for info in explorer.models.own_vits]
+    buffer = io.BytesIO()
+    Image.new("RGB", (2000, 40), "red").save(buffer, "PNG")
+    wide = explorer.run(ImageRef("upload", explorer.uploads.add(buffer.getvalue(), "wide.png")), "dino")
+    assert tuple(wide.image.pixels.shape) == (3, 224, 224)  # a square, so that maps stay small
     alone = draw(explorer, TEST, "dino", "none", *DIALS)  # first: the picture stays the same
     assert 'aria-label="dino"' in alone
     assert "Attention of [CLS]: layer 2 of 2" in alone
-
-
-def test_a_wide_picture_becomes_a_square_so_that_maps_stay_small(tmp_path: Path) -> None:
-    explorer = explorer_with(saved(tmp_path / "dino.pth", patch=8))
-    token = explorer.uploads.add(_wide(), "wide.png")
-    result = explorer.run(ImageRef("upload", token), "dino")
-    assert (tuple(result.image.pixels.shape), result.record.grid) == ((3, 224, 224), (28, 28))
-
-
-def _wide() -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (2000, 40), "red").save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def test_a_pretrained_classifier_answers(tmp_path: Path) -> None:
@@ -120,14 +115,6 @@ def test_a_pretrained_classifier_answers(tmp_path: Path) -> None:
     assert {name: pytest.approx(chance, abs=1e-5) for name, chance in result.probabilities} == {
         f"class {place}": float(chance) for place, chance in enumerate(wanted)
     }
-
-
-def test_it_has_no_test_images_and_says_so(tmp_path: Path) -> None:
-    explorer = explorer_with(saved(tmp_path / "dino.pth"))
-    assert "dino: is pretrained and has no test images here" in thumbnails(explorer, "dino", [], 0)
-    with pytest.raises(InputError, match="dino: is pretrained and has no test images here"):
-        explorer.test_images.select(OURS, "dino", None, ONLY_FIRST)
-    assert "dino" not in [info.name for info in explorer.models.own_vits]
 
 
 def test_names_are_told_apart(tmp_path: Path) -> None:

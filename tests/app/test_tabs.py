@@ -52,12 +52,8 @@ def test_two_models_side_by_side_and_their_figure(explorer: Explorer, client: Te
     alone = attention_tab.draw(explorer, ImageRef("test", 7, VIT), VIT, "none", *DIALS)
     assert alone.count('<section class="dv-model"') == 1
     assert attention_tab.draw(explorer, ImageRef("test", 7, VIT), VIT, VIT, *DIALS).count("<section") == 1
-
-
-def test_rules_without_a_meaning_are_told(explorer: Explorer) -> None:
-    dials = (*DIALS[:9], "max", "signed", 0.0, 0.5)
     with pytest.raises(ConfigError, match="goes with fusion mean"):
-        attention_tab.draw(explorer, ImageRef("test", 7, VIT), DIFFVIT, "none", *dials)
+        attention_tab.draw(explorer, ImageRef("test", 7, VIT), DIFFVIT, "none", *DIALS[:9], "max", "signed", 0.0, 0.5)
 
 
 def test_an_upload_is_looked_at(explorer: Explorer, client: TestClient) -> None:
@@ -186,15 +182,7 @@ def test_whatever_goes_wrong_is_one_line_without_a_traceback(caplog: pytest.LogC
     inside = explorer.limiter.call(lambda: handler(explorer, 1)(lambda: "x")())
     assert "is busy" in inside[-1]
     assert handler(explorer, 1)(lambda: "x")() == ("x", "")
-
-
-def test_a_numbered_answer_carries_the_number_of_its_request(explorer: Explorer) -> None:
-    def fails_on_b(text: str) -> str:
-        if text == "b":
-            raise InputError("b", "is wrong")
-        return text
-
-    handle = handler(explorer, 1, numbered=True)(fails_on_b)
+    handle = handler(explorer, 1, numbered=True)(lambda text: text if text != "b" else fails(InputError("b", "no")))
     found = [handle(text)[0] for text in "abc"]
     assert found == ['<i hidden data-request="1"></i>a', gradio.skip(), '<i hidden data-request="3"></i>c']
 
@@ -212,8 +200,3 @@ def test_the_page_answers_its_own_questions(client: TestClient) -> None:
     refused = client.post("/gradio_api/run/predict", json=asked)
     assert "root:" not in refused.text
     assert "Traceback" not in refused.text
-
-
-def test_a_dial_without_a_choice_is_made_and_not_shown() -> None:
-    one, many = (gradio.Slider(1, value=1, step=1, **attention_tab.slider_range(count)) for count in (1, 6))
-    assert (one.visible, many.visible, many.maximum) == (False, True, 6)

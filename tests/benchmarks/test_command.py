@@ -72,16 +72,14 @@ def test_inference_and_attention_go_into_the_same_report(tmp_path: Path, capsys:
     [
         (["train", "--peers", "tim"], "--peers: no such peer ('tim' vs timm, vit-pytorch, transformers, or none); did"),
         (["train", "--rounds", "0"], "--rounds: must be at least 1 (found 0)."),
-        (["inference", "--steps", "0"], "--steps: must be at least 1 (found 0)."),
-        (["train", "--batch-size", "0"], "--batch-size: must be at least 1 (found 0)."),
-        (["train", "--num-classes", "0"], "--num-classes: must be at least 1 (found 0)."),
         (["train", "--precision", "fp16"], "(fp16 vs both, fp32, bf16)"),
         (["train", "--threads", "-1"], "--threads: "),
         (["train", *QUICK, "--embed-dim", "24", "--num-heads", "5"], "num_heads: 5 does not divide embed_dim 24."),
         (["attention", "--widths", "100"], "--widths: must be multiples of 64"),
         (["attention", "--tokens", "16;64"], "--tokens: must be whole numbers with commas (found '16;64')."),
-        (["attention", "--tokens", "0"], "--tokens: must be at least 1 (found 0)."),
         (["atention"], "did you mean 'attention'?"),
+        (["profile", "nowhere.yaml"], "nowhere.yaml: no such config file"),
+        (["profile", "--steps", "0"], "--steps: must be at least 1"),
     ],
 )
 def test_wrong_usage_is_one_line_and_code_2(arguments: list[str], line: str, tmp_path: Path, capsys: Captured) -> None:
@@ -101,33 +99,6 @@ def test_a_missing_library_is_one_line_and_code_4(capsys: Captured, monkeypatch:
     assert err.startswith("error: vit-pytorch: cannot be imported (")
     assert "pip install 'diffvit[bench]'" in err
     assert err.count("\n") == 1
-
-
-def test_a_folder_that_cannot_be_written_is_said_before_measuring(tmp_path: Path, capsys: Captured) -> None:
-    (tmp_path / "taken").write_text("a file")
-    assert run(["bench", "train", *TINY, *QUICK, "--out", "taken/speed"]) == 4
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("error: taken/speed: is no folder (")
-    assert err.endswith("Nothing was measured; give another --out.\n")
-
-
-def test_without_cuda_asking_for_it_is_code_4(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert run(["bench", "attention", "--device", "cuda"]) == 4
-    assert "no CUDA device is usable here" in capsys.readouterr().err
-
-
-def test_help_shows_the_model_and_the_defaults(capsys: Captured) -> None:
-    assert run(["bench", "train", "--help"]) == 0
-    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    for words in (
-        "--embed-dim INT Width of a token. [default: 192]",
-        "[default: reports/speed]",
-        "--compiled",
-        "--json",
-    ):
-        assert words in text
 
 
 def test_without_a_clone_the_verb_says_where_to_get_it(tmp_path: Path) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from benchmarks import profile, throughput
+from benchmarks import throughput
 from benchmarks.profile import kind_of, summary
 from diffvit.cli.main import run
 from tools import pages, speed
@@ -61,25 +59,6 @@ def test_a_summary_against_a_hand_computation() -> None:
     assert summary(worked, wall=1.0, steps=2)["idle"] == 0.0
 
 
-def test_kernels_are_read_on_a_gpu_and_operations_own_time_on_a_cpu() -> None:
-    def event(name: str, kind: str, own: float, whole: float, annotation: bool = False) -> Any:
-        times = SimpleNamespace(elapsed_us=lambda: whole)
-        return SimpleNamespace(
-            name=name,
-            device_type=SimpleNamespace(name=kind),
-            self_cpu_time_total=own,
-            time_range=times,
-            is_user_annotation=annotation,
-        )
-
-    events = [
-        *(event("aten::mm", "CPU", 2.0, 5.0), event("gemm", "CUDA", 0.0, 7.0)),
-        *(event("Optimizer.step", "CPU", 9.0, 9.0, True), event("Optimizer.step", "CUDA", 9.0, 9.0, True)),
-    ]
-    assert list(profile.worked(events, "cpu")) == [("aten::mm", 2.0)]
-    assert list(profile.worked(events, "cuda")) == [("gemm", 7.0)]
-
-
 RECIPE = """
 data: shapes
 batch_size: 16
@@ -121,10 +100,3 @@ def test_the_steps_of_two_recipes_are_profiled_and_reported(
     text = Path(found["report"]).read_text()
     assert "### Diff-ViT, `differential.yaml`" in text
     assert pages.update(speed.documents(Path()), "speed", Path(), check=True) == []
-
-
-def test_what_cannot_be_profiled_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["bench", "profile", "nowhere.yaml"]) == 2
-    assert "nowhere.yaml" in capsys.readouterr().err
-    assert run(["bench", "profile", "--steps", "0"]) == 2
-    assert capsys.readouterr().err.startswith("error: --steps: must be at least 1")

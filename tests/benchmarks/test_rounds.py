@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks.settings import PEERS, Choice, Grid, Rounds, Sizes, peers_of
+from benchmarks.settings import Grid, Rounds, Sizes, peers_of
 from benchmarks.throughput import measure
 from diffvit.errors import ConfigError
-from diffvit.measuring import order, ratio, spread
+from diffvit.measuring import ratio, spread
 
 
 class Clock:
@@ -45,12 +45,6 @@ def test_every_arm_has_its_turn_in_every_round_and_the_order_moves() -> None:
         assert sorted(turn[::2]) == ["a", "b", "c"]
     assert ["".join(turn[::2]) for turn in turns] == ["abc", "cba", "bca", "acb", "cab", "bac"]
     assert told == [(done, 6) for done in range(1, 7)]
-
-
-def test_over_a_full_turn_everyone_has_been_everywhere_equally_often() -> None:
-    names = ["a", "b", "c", "d"]
-    places = {name: [order(names, turn).index(name) for turn in range(8)] for name in names}
-    assert all(sorted(found) == [0, 0, 1, 1, 2, 2, 3, 3] for found in places.values())
 
 
 def test_warm_up_is_thrown_away_and_times_are_per_step() -> None:
@@ -105,15 +99,3 @@ def test_settings_that_measure_nothing_are_refused(make: Callable[[], object], l
     with pytest.raises(ConfigError) as caught:
         make()
     assert line in str(caught.value)
-
-
-def test_peers_are_names_in_a_fixed_order() -> None:
-    assert peers_of("transformers, timm") == ("timm", "transformers")
-    assert peers_of("none") == ()
-    assert Choice().peers == PEERS
-
-
-def test_the_batch_keeps_the_tokens_about_constant() -> None:
-    grid = Grid()
-    assert [grid.batch(tokens) for tokens in (16, 64, 65, 256, 257)] == [256, 64, 63, 16, 16]
-    assert Grid(tokens_per_step=8).batch(16) == 1

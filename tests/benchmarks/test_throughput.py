@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,9 +10,8 @@ from torch import nn
 from benchmarks import throughput
 from benchmarks.peers import build, parameters_of
 from benchmarks.settings import Choice, Rounds, Sizes
-from benchmarks.throughput import STEPS, Arm, batch_of, inference_step, rows_of, train_step
+from benchmarks.throughput import STEPS, Arm, batch_of, rows_of, train_step
 from diffvit.errors import EnvironmentFault
-from tools.speed import report
 
 TINY = Sizes(embed_dim=24, depth=1, num_heads=2, image_size=16, batch_size=2)
 
@@ -48,15 +44,6 @@ def test_ratios_against_a_hand_computation() -> None:
     assert {(row["ours_dtype"], row["peer_dtype"]) for row in rows if row["dtype"] == "auto"} == {("bf16", "fp32")}
 
 
-def test_compiled_arms_are_compared_with_compiled_ones() -> None:
-    arms = [Arm(model, "fp32", compiled) for compiled in (False, True) for model in ("diffvit", "vit-pytorch")]
-    times = {arm.name: [2.0 if arm.compiled else 6.0, 2.0 if arm.model == "diffvit" else 3.0] for arm in arms}
-    rows = list(rows_of(times, arms, "fp32"))
-    assert [(row["dtype"], row["compiled"]) for row in rows] == [
-        *(("auto", False), ("fp32", False), ("auto", True), ("fp32", True))
-    ]
-
-
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_a_training_step_is_autograd_and_adamw(dtype: str) -> None:
     images, labels = batch_of(TINY, "cpu")
@@ -74,24 +61,6 @@ def test_a_training_step_is_autograd_and_adamw(dtype: str) -> None:
     assert all(parameter.grad is None for parameter in ours.parameters())
     for mine, theirs in zip(ours.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs)
-
-
-def test_inference_is_the_forward_pass_and_changes_nothing() -> None:
-    images, labels = batch_of(TINY, "cpu")
-    model = build("diffvit", TINY)
-    expected = model(images).detach()
-    found: Any = inference_step(model, images, labels, "fp32")()
-    assert torch.allclose(found, expected, atol=1e-6)
-    assert found.is_inference()
-    assert not model.training
-    half: Any = inference_step(model, images, labels, "bf16")()
-    assert half.dtype == torch.bfloat16
-
-
-def test_the_batch_is_always_the_same() -> None:
-    for first, second in zip(batch_of(TINY, "cpu"), batch_of(TINY, "cpu"), strict=True):
-        assert torch.equal(first, second)
-    assert batch_of(TINY, "cpu")[0].shape == (2, 3, 16, 16)
 
 
 @pytest.mark.parametrize("kind", STEPS)
@@ -149,25 +118,6 @@ def test_a_compiler_that_fails_is_one_line_and_other_faults_pass() -> None:
     assert throughput._first_step(Arm("timm", "fp32", True), lambda: None) == ""
 
 
-def test_a_peer_that_cannot_be_compiled_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = throughput._first_step
-
-    def first_step(arm: Arm, step: Callable[[], object]) -> str:
-        return "cannot be compiled here (a reason)" if (arm.model, arm.compiled) == ("timm", True) else real(arm, step)
-
-    monkeypatch.setattr(throughput, "_compiled", lambda model: model)
-    monkeypatch.setattr(throughput, "_first_step", first_step)
-    monkeypatch.setitem(throughput.LARGE, "cpu", 64)
-    choice = Choice(("timm",), ("fp32",), compiled=True)
-    found = throughput.run("inference", TINY, Rounds(1), choice, device="cpu", threads=1, memory=False)
-    assert found["left_out"] == {"timm fp32 compiled": "cannot be compiled here (a reason)"}
-    names = [(arm["model"], arm["compiled"]) for arm in found["arms"]]
-    assert ("timm", False) in names
-    assert ("timm", True) not in names
-    assert ("timm differential", True) in names
-    assert "**Left out:** timm fp32 compiled cannot be compiled here (a reason)." in report({"inference": found})
-
-
 def test_product_rates_are_the_work_over_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     class Timer:
         def __init__(self, statement: str, **_: Any) -> None:
@@ -188,22 +138,9 @@ def test_product_rates_are_the_work_over_the_time(monkeypatch: pytest.MonkeyPatc
     assert throughput.peak_rate(found, "bf16") is None
 
 
-def test_the_products_are_those_of_the_model() -> None:
-    shapes = throughput.shapes_of(Sizes(), "cpu")
-    assert shapes == [(8320, 192, 576), (8320, 192, 384), (8320, 384, 192), (2048, 2048, 2048)]
-
-
 def test_peak_memory_of_a_process_of_its_own() -> None:
     sizes = Sizes(embed_dim=256, depth=8, num_heads=4, image_size=16, batch_size=2)
     found = throughput.peak_memory("train", "diffvit", "fp32", sizes, "cpu", 1)
     weights = 4 * parameters_of(build("diffvit", sizes))
     if found is not None:  # /proc tells it
         assert 4 * weights < found < 20 * weights  # weights, gradients and two moments at least
-
-
-def test_a_failed_measurement_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = subprocess.CompletedProcess([], 1, "", "Traceback\nRuntimeError: broken\n")
-    monkeypatch.setattr(throughput.subprocess, "run", lambda *_, **__: failed)
-    monkeypatch.setattr(throughput, "_STATUS", Path(__file__))
-    with pytest.raises(EnvironmentFault, match=r"memory of timm: cannot be measured \(RuntimeError: broken\)"):
-        throughput.peak_memory("train", "timm", "fp32", TINY, "cpu", 1)

@@ -157,13 +157,6 @@ def test_npz_holds_the_maps_that_capture_gives(folder: Path, capsys: Captured) -
         assert np.abs(arrays["rollout"] - rollout(record, sign="abs")[0].numpy()).max() < 1e-6
 
 
-def test_svg_files_are_svg(folder: Path, capsys: Captured) -> None:
-    succeeds("runs/vit --index 0 --format svg --out drawn", capsys)
-    drawn = list((folder / "drawn").glob("*.svg"))
-    assert len(drawn) == 5
-    assert all(b"<svg" in path.read_bytes() for path in drawn)
-
-
 def test_score_writes_a_table_and_plots(folder: Path, capsys: Captured) -> None:
     said = succeeds("runs/diff --score --score-images 10 --out scored --json", capsys)
     assert {path.name for path in (folder / "scored").iterdir()} == {
@@ -234,24 +227,18 @@ def tiny_checkpoint(path: Path) -> None:
     torch.save(model.state_dict(), path)
 
 
-def test_a_checkpoint_alone_is_looked_into_at_the_pictures_own_size(folder: Path, capsys: Captured) -> None:
+def test_a_checkpoint_alone_and_a_file_of_any_name(folder: Path, capsys: Captured) -> None:
     tiny_checkpoint(folder / "tiny.pth")
-    said = succeeds("--weights tiny.pth picture.png --rollout --out foreign", capsys)
-    assert "picture.png" in said
-    page = (folder / "foreign" / "index.html").read_text()
-    assert "heads taken as 64 wide" in page
-    assert (folder / "foreign" / "00-picture.png-maps.png").is_file()
-
-
-def test_any_file_name_is_only_a_name(folder: Path, capsys: Captured) -> None:
     name = "50$ of <b> & $x^2.png"
     (folder / name).write_bytes((folder / "picture.png").read_bytes())
-    assert run(["attention", "runs/vit", name, "--mass", "0.5", "--out", "named"]) == 0
+    flags = ["--rollout", "--mass", "0.5", "--format", "svg", "--out", "named"]
+    assert run(["attention", "--weights", "tiny.pth", name, *flags]) == 0
     capsys.readouterr()
     page = (folder / "named" / "index.html").read_text()
+    assert "heads taken as 64 wide" in page
     assert "50$ of &lt;b&gt; &amp; $x^2.png" in page
     assert "<b>" not in page
-    assert (folder / "named" / "00-50--of--b-----x-2.png-maps.png").is_file()
+    assert b"<svg" in (folder / "named" / "00-50--of--b-----x-2.png-maps.svg").read_bytes()
 
 
 @pytest.mark.cifar10

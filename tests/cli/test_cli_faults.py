@@ -10,14 +10,7 @@ import torch
 
 from diffvit.cli.faults import explain, own_warnings
 from diffvit.cli.main import run
-from diffvit.errors import (
-    ConfigError,
-    EnvironmentFault,
-    InputError,
-    Interrupted,
-    NonFiniteError,
-    RunBusyError,
-)
+from diffvit.errors import ConfigError, EnvironmentFault, InputError, Interrupted, NonFiniteError, RunBusyError
 
 CODES: dict[str, tuple[BaseException, int, str]] = {
     "config": (ConfigError("a", "b"), 2, "a: b."),
@@ -76,28 +69,8 @@ def test_a_bug_shows_its_traceback_only_on_demand(
     assert "in broken" in capsys.readouterr().err
 
 
-def test_ctrl_c_outside_training_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def stopped(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("diffvit.reporting.render.compare", stopped)
-    assert run(["compare", "a"]) == 130
-    assert capsys.readouterr().err == "error: interrupted by Ctrl-C.\n"
-
-
 def test_our_warnings_are_one_line_and_those_of_libraries_are_silent(capsys: pytest.CaptureFixture[str]) -> None:
     with own_warnings():
         warnings.warn_explicit("ours", UserWarning, "x.py", 1, module="diffvit.training.checkpoint")
         warnings.warn_explicit("theirs", UserWarning, "x.py", 1, module="lightning_fabric.fabric")
     assert capsys.readouterr().err == "warning: ours\n"
-
-
-def test_a_full_disk_is_code_4(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device", "runs/full/x")
-
-    monkeypatch.setattr("diffvit.training.loop.train", full)
-    assert run(["train", "--out", "runs/full"]) == 4
-    assert capsys.readouterr().err == "error: runs/full/x: No space left on device.\n"

@@ -92,23 +92,10 @@ def test_training_says_what_came_out_and_what_to_try_next(capsys: Captured) -> N
     assert "diffvit train runs/spoken/config.yaml --model.attention differential --out runs/spoken-differential" in out
 
 
-def test_quiet_says_nothing_but_json(capsys: Captured) -> None:
-    out = succeeds(["train", "--resume", "runs/twin", "--quiet", "--json"], capsys)
-    assert len(out.splitlines()) == 1
-    assert last_json(out)["attention"] == "differential"
-    assert succeeds(["train", "--resume", "runs/twin", "--quiet"], capsys) == ""
-
-
-def test_evaluating_keeps_freed_memory(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr("diffvit.training.memory.keep_freed_memory", lambda: asked.append("keep"))
-    succeeds(["evaluate", "runs/twin", "--data", "shapes"], capsys)
-    assert asked == ["keep"]
-
-
 def test_a_taken_name_gets_a_number(capsys: Captured) -> None:
-    succeeds(["train", "tiny.yaml", "--seed", "7", "--quiet"], capsys)
+    assert succeeds(["train", "tiny.yaml", "--seed", "7", "--quiet"], capsys) == ""
     out = succeeds(["train", "tiny.yaml", "--seed", "7", "--quiet", "--json"], capsys)
+    assert len(out.splitlines()) == 1
     assert last_json(out)["run"] == "runs/shapes-softmax-s7-2"
 
 
@@ -192,23 +179,8 @@ def test_predict_names_the_likeliest_classes_of_every_image(capsys: Captured, tm
         assert len(chances) == 5
         assert chances == sorted(chances, reverse=True)
     assert "red [1].png" in out
-    assert (
-        len(
-            last_json(succeeds(["predict", "runs/twin", str(files[0]), "--top", "2", "--json"], capsys))["images"][0][
-                "top"
-            ]
-        )
-        == 2
-    )
-
-
-def test_an_image_that_is_none_is_code_3(capsys: Captured, tmp_path: Path) -> None:
-    (tmp_path / "text.png").write_text("not a picture")
-    for name in ("text.png", "missing.png"):
-        assert run(["predict", "runs/twin", str(tmp_path / name)]) == 3
-        err = capsys.readouterr().err
-        assert name in err
-        assert err.count("\n") == 1
+    found = last_json(succeeds(["predict", "runs/twin", str(files[0]), "--top", "2", "--json"], capsys))["images"]
+    assert len(found[0]["top"]) == 2
 
 
 def test_compare_shows_the_runs_side_by_side_and_writes_a_report(capsys: Captured) -> None:
@@ -219,12 +191,6 @@ def test_compare_shows_the_runs_side_by_side_and_writes_a_report(capsys: Capture
     assert Path("compared/report.html").is_file()
     for word in ("shapes-softmax-s0", "twin", "test accuracy", "parameters", "report  compared/report.html"):
         assert word in out
-
-
-def test_compare_takes_earlier_runs_from_a_committed_folder(capsys: Captured) -> None:
-    succeeds(["compare", "runs/shapes-softmax-s0", "--out", "earlier"], capsys)
-    out = succeeds(["compare", "runs/twin", "--committed", "earlier", "--out", "together", "--json"], capsys)
-    assert [row["run"] for row in last_json(out)["rows"]] == ["shapes-softmax-s0", "twin"]
 
 
 class Interrupting(Progress):
@@ -256,12 +222,7 @@ def test_ctrl_c_says_how_to_go_on_and_so_it_goes(monkeypatch: pytest.MonkeyPatch
     out = succeeds(["train", "--resume", "runs/stopped", *same, "--json"], capsys)
     assert last_json(out)["epochs"] == 2
     assert [row["epoch"] for row in RunDir.open("runs/stopped").metrics] == [1, 2]
-
-
-def test_a_finished_run_is_not_resumed_with_other_settings(capsys: Captured) -> None:
-    assert run(["train", "--resume", "runs/twin", "--epochs", "9"]) == 2
-    assert "epochs 1 vs 9" in capsys.readouterr().err
-    assert run(["train", "tiny.yaml", "--resume", "runs/twin"]) == 2
+    assert run(["train", "tiny.yaml", "--resume", "runs/twin"]) == 2  # also a finished run keeps its settings
     assert "model.attention differential vs softmax" in capsys.readouterr().err
 
 

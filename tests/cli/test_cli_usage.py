@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from diffvit import __version__
-from diffvit.cli.main import main, run
+from diffvit.cli.main import run
 
 Captured = pytest.CaptureFixture[str]
 
@@ -31,12 +31,11 @@ def fails(command: list[str], capsys: Captured) -> tuple[int, str]:
 
 DIFFERENTIAL_ODD = ["--model.embed-dim", "160", "--model.num-heads", "5", "--model.attention", "differential"]
 WRONG: dict[str, tuple[list[str], str]] = {
-    "misspelt flag": (
-        ["train", "--epohs", "3"],
+    "no class asked for": (["predict", "cifar10-vit", "a.png", "--top", "0"], "--top: must be at least 1 (found 0)"),
+    "with an equals sign": (
+        ["train", "--epohs=3"],
         "--epohs: unknown option; did you mean '--epochs'? See diffvit train --help.",
     ),
-    "no class asked for": (["predict", "cifar10-vit", "a.png", "--top", "0"], "--top: must be at least 1 (found 0)"),
-    "with an equals sign": (["train", "--epohs=3"], "--epohs: unknown option; did you mean '--epochs'?"),
     "inner flag": (
         ["train", "--attention", "softmax"],
         "--attention: unknown option; did you mean '--model.attention'?",
@@ -75,7 +74,10 @@ WRONG: dict[str, tuple[list[str], str]] = {
         ["evaluate", "run", "--split", "tset"],
         "(tset vs test, validation, train); did you mean 'test'?",
     ),
-    "unknown data set": (["data", "fetch", "cifar100"], "not one that can be fetched (have cifar10)"),
+    "unknown data set": (
+        ["data", "fetch", "cifar100"],
+        "no data set 'cifar100' (have cifar10). Did you mean 'cifar10'?",
+    ),
 }
 
 
@@ -87,22 +89,9 @@ def test_wrong_usage_is_one_line_and_code_2(case: str, capsys: Captured) -> None
     assert expected in line
 
 
-def test_an_unknown_key_in_a_file_is_one_line_and_code_2(tmp_path: Path, capsys: Captured) -> None:
-    (tmp_path / "wrong.yaml").write_text("model: {embed_dimm: 64}\n")
-    code, line = fails(["train", "wrong.yaml"], capsys)
-    assert code == 2
-    assert line == "wrong.yaml: model.embed_dimm: unknown key; did you mean 'embed_dim'?"
-
-
-def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
-    monkeypatch.setenv("DIFFVIT_EPOCHS", "many")
-    code, line = fails(["train"], capsys)
-    assert code == 2
-    assert line.startswith("DIFFVIT_EPOCHS: ")
-
-
 def test_a_flag_may_repair_what_the_environment_says(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     monkeypatch.setenv("DIFFVIT_MODEL__PATCH_SIZE", "5")
+    assert fails(["train"], capsys)[1].startswith("DIFFVIT_MODEL__PATCH_SIZE: ")
     code, line = fails(["train", "--model.image-size", "30", "--data", "folder"], capsys)
     assert (code, line.split(":")[0]) == (3, "data folder")
 
@@ -117,36 +106,11 @@ def test_missing_runs_files_and_images_are_code_3(tmp_path: Path, capsys: Captur
         ["compare", "empty"],
         ["train", "--resume", "nothing"],
         ["train", "--resume", "empty"],
+        ["train", "--data", "cifar10", "--data-dir", "nowhere"],
     ):
         code, line = fails(command, capsys)
-        assert (code, line.split(":")[0]) == (3, command[2] if command[1] == "--resume" else command[1])
-
-
-def test_a_text_file_posing_as_a_checkpoint_is_code_3(tmp_path: Path, capsys: Captured) -> None:
-    text = "These are my notes, and no weights at all.\n" * 40
-    (tmp_path / "notes.txt").write_text(text)
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.yaml").write_text("epochs: 1\n")
-    (tmp_path / "run" / "model.safetensors").write_text(text)
-    for reference, file in (("notes.txt", "notes.txt"), ("run", "run/model.safetensors")):
-        code, line = fails(["evaluate", reference], capsys)
         assert code == 3
-        assert line.startswith(f"{file}: is not a safetensors file.")
-
-
-@pytest.mark.parametrize("verb", [["train", "--data", "cifar10"], ["data", "info", "cifar10"]], ids=["train", "info"])
-def test_a_one_byte_parquet_file_is_code_3(verb: list[str], tmp_path: Path, capsys: Captured) -> None:
-    folder = tmp_path / "data" / "cifar10"
-    folder.mkdir(parents=True)
-    for split in ("train", "test"):
-        (folder / f"{split}-00000-of-00001.parquet").write_bytes(b"P")
-    code, line = fails([*verb, "--data-dir", "data", *(["--quiet"] if verb[0] == "train" else [])], capsys)
-    assert code == 3
-    assert "train-00000-of-00001.parquet" in line
-
-
-def test_a_missing_data_folder_is_code_3(capsys: Captured) -> None:
-    assert fails(["train", "--data", "cifar10", "--data-dir", "nowhere"], capsys)[0] == 3
+        assert line.split(":")[0].endswith(command[-1] if command[0] == "train" else command[1])
 
 
 def test_debug_adds_the_traceback(capsys: Captured) -> None:
@@ -173,14 +137,6 @@ def test_help_and_version_answer_on_standard_output(capsys: Captured) -> None:
         out, err = capsys.readouterr()
         assert err == ""
         assert all(word in out for word in words)
-
-
-def test_main_exits_with_the_code(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
-    monkeypatch.setattr("sys.argv", ["diffvit", "trian"])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    assert caught.value.code == 2
-    assert "unknown command" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -52,6 +52,10 @@ def test_links_and_devices_in_place_of_a_member(kind: bytes, tmp_path: Path) -> 
     info = claiming(0, kind=kind)
     info.linkname = "/etc/passwd"
     refused(in_archive(tmp_path, info), "not a regular file")
+    with tarfile.open(tmp_path / "some.tar.gz", "w:gz") as tar:
+        tar.addfile(claiming(0))
+        tar.addfile(claiming(0))
+    refused(tmp_path / "some.tar.gz", "twice")
 
 
 def test_members_elsewhere_are_neither_read_nor_written(tmp_path: Path) -> None:
@@ -64,13 +68,6 @@ def test_members_elsewhere_are_neither_read_nor_written(tmp_path: Path) -> None:
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == [path]
     for name in ("../" + MEMBER, "/" + MEMBER, "./" + MEMBER.replace("/", "/../cifar-10-batches-py/"), MEMBER + "/x"):
         refused(in_archive(tmp_path, batch_pickle(DATA), name), "lacks")
-
-
-def test_a_member_twice(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "some.tar.gz", "w:gz") as tar:
-        tar.addfile(claiming(0))
-        tar.addfile(claiming(0))
-    refused(tmp_path / "some.tar.gz", "twice")
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.REGTYPE])
@@ -117,6 +114,7 @@ NOT_ARCHIVES = {
 @pytest.mark.parametrize("read", [read_python, read_binary])
 def test_not_an_archive(name: str, read: Read, tmp_path: Path) -> None:
     path = tmp_path / "some.tar.gz"
+    refused(path, "cannot be read", read)
     path.write_bytes(NOT_ARCHIVES[name])
     refused(path, "not a whole|lacks", read)
 
@@ -130,12 +128,6 @@ def test_a_truncated_archive(
     path = tmp_path / "some.tar.gz"
     path.write_bytes(whole[: int(len(whole) * share)])
     refused(path, "not a whole|lacks", read, "train")
-
-
-def test_a_missing_file(tmp_path: Path) -> None:
-    refused(tmp_path / "none.tar.gz", "cannot be read")
-    (tmp_path / "cifar-10-batches-py").mkdir()
-    refused(tmp_path / "cifar-10-batches-py", "lacks")
 
 
 @pytest.mark.parametrize("size", [0, 1, 3072, 3074])
@@ -187,13 +179,6 @@ def test_a_pickle_that_runs_a_command_is_not_obeyed(where: str, protocol: int, t
     }[where]()
     refused(in_archive(tmp_path, content), r"is not a CIFAR-10 batch \(it asks for (posix|nt)\.system")
     assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize(
-    "function", [eval, getattr, np.load, np.frombuffer, __import__, open, io.BytesIO], ids=lambda f: f.__name__
-)
-def test_other_callables_are_not_known(function: object, tmp_path: Path) -> None:
-    refused(in_archive(tmp_path, pickle.dumps(Runs(function, "1"))), "it asks for")
 
 
 HOSTILE_PICKLES = {

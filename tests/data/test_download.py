@@ -56,11 +56,11 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
 
-def test_the_first_source_is_taken_whole(tmp_path: Path, host: Host) -> None:
+def test_the_first_source_is_taken_whole(host: Host) -> None:
     steps: list[tuple[int, int]] = []
-    folder = fetch("cifar10", tmp_path, progress=lambda done, total: steps.append((done, total)))
-    assert folder == tmp_path / "cifar10"
-    assert names(tmp_path) == ["first.bin", "second.bin"]
+    folder = fetch("cifar10", progress=lambda done, total: steps.append((done, total)))
+    assert folder == cache_folder() / "cifar10"
+    assert names(folder) == ["first.bin", "second.bin"]
     assert (folder / "second.bin").read_bytes() == SECOND
     assert len(host.asked) == 2
     assert steps[-1] == (len(FIRST) + len(SECOND), len(FIRST) + len(SECOND))
@@ -75,10 +75,6 @@ def test_what_is_there_is_checked_and_not_fetched_again(tmp_path: Path, host: Ho
     fetch("cifar10", tmp_path)
     assert len(host.asked) == 4
     assert (folder / "first.bin").read_bytes() == FIRST
-
-
-def test_the_default_place_is_the_cache(host: Host) -> None:
-    assert fetch("cifar10") == cache_folder() / "cifar10"
 
 
 BAD_ANSWERS: dict[str, bytes | Exception] = {
@@ -124,22 +120,9 @@ def test_offline_means_nothing_is_asked(tmp_path: Path, host: Host, monkeypatch:
     assert fetch("cifar10", tmp_path) == tmp_path / "cifar10"
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path, host: Host) -> None:
-    (tmp_path / "cifar10").write_text("in the way")
-    with pytest.raises(EnvironmentFault, match="cannot be fetched"):
-        fetch("cifar10", tmp_path)
-    assert (tmp_path / "cifar10").read_text() == "in the way"
-
-
 def test_unknown_data_sets(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="did you mean 'cifar10'"):
+    with pytest.raises(ConfigError, match="Did you mean 'cifar10'"):
         fetch("cifar100", tmp_path)
-
-
-@pytest.mark.parametrize("url", ["http://a.test/x", "file:///etc/passwd", "ftp://a.test/x"])
-def test_only_https_is_opened(url: str) -> None:
-    with pytest.raises(urllib.error.URLError, match="https"):
-        open_https(url, 1.0)
 
 
 def test_a_host_that_does_not_speak_is_given_up_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +134,10 @@ def test_a_host_that_does_not_speak_is_given_up_soon(tmp_path: Path, monkeypatch
             fetch("cifar10", tmp_path, timeout=0.2)
 
 
-def test_redirects_may_not_leave_https() -> None:
+def test_only_https_is_opened_and_redirects_may_not_leave_it() -> None:
+    for url in ("http://a.test/x", "file:///etc/passwd", "ftp://a.test/x"):
+        with pytest.raises(urllib.error.URLError, match="https"):
+            open_https(url, 1.0)
     handler = download._HttpsOnly()
     request = urllib.request.Request("https://a.test/x")
     with pytest.raises(urllib.error.URLError, match="away from https"):

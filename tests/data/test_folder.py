@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,7 @@ def test_images_are_decoded_once(tree: Path, monkeypatch: pytest.MonkeyPatch) ->
         raise AssertionError(f"{name} was decoded again")
 
     monkeypatch.setattr(folder_source, "decode", never)
+    load(tree).pixels.fill_(77)  # does not reach the file
     again = load(tree)
     assert again.fingerprint == first.fingerprint
     assert torch.equal(again.pixels, first.pixels)
@@ -100,47 +102,29 @@ def test_a_damaged_cache_is_made_again(tree: Path, damage: str) -> None:
     assert torch.equal(again.pixels, first.pixels)
 
 
-def test_writing_to_the_tensor_does_not_reach_the_cache(tree: Path) -> None:
-    images = load(tree)
-    images.pixels.fill_(77)
-    assert load(tree).pixels[:, 0, 0, 0].tolist() == [0, 10, 20, 30, 40]
-
-
-def test_val_stands_in_for_test(tree: Path) -> None:
-    (tree / "test").rename(tree / "val")
-    assert len(load(tree, "test")) == 5
-
-
-def test_a_test_class_that_was_not_trained(tree: Path) -> None:
-    (tree / "test" / "cow").mkdir()
-    with pytest.raises(InputError, match=r"cow: is a class that train/ does not have"):
-        load(tree, "test")
-
-
-def test_test_may_lack_a_class_and_labels_stay(tree: Path) -> None:
+def test_test_may_lack_a_class_be_called_val_but_has_no_class_of_its_own(tree: Path) -> None:
     for path in (tree / "test" / "cat").rglob("*.*"):
         path.unlink()
     with pytest.raises(InputError, match="holds no images"):
         load(tree, "test")
-    for path in sorted((tree / "test" / "cat").rglob("*"), reverse=True):
-        path.rmdir()
-    (tree / "test" / "cat").rmdir()
+    shutil.rmtree(tree / "test" / "cat")
+    (tree / "test").rename(tree / "val")
     assert load(tree, "test").labels.tolist() == [1, 1]
+    (tree / "val" / "cow").mkdir()
+    with pytest.raises(InputError, match=r"cow: is a class that train/ does not have"):
+        load(tree, "test")
 
 
-@pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n", plain(3)[:60]])
-def test_an_unreadable_image_is_named(tree: Path, content: bytes) -> None:
-    (tree / "train" / "dog" / "bad.png").write_bytes(content)
+@pytest.mark.parametrize("content", [b"", b"text", plain(3)[:60], None])
+def test_an_unreadable_image_is_named(tree: Path, content: bytes | None) -> None:
+    if content is None:
+        (tree / "train" / "dog" / "bad.png").symlink_to(tree / "nowhere.png")
+    else:
+        (tree / "train" / "dog" / "bad.png").write_bytes(content)
     with pytest.raises(InputError, match=r"bad\.png"):
         load(tree)
     assert list(cache_folder().rglob("*.pixels")) == []
     assert list(cache_folder().rglob("*.part")) == []
-
-
-def test_a_dangling_link_is_named(tree: Path) -> None:
-    (tree / "train" / "dog" / "gone.png").symlink_to(tree / "nowhere.png")
-    with pytest.raises(InputError, match=r"gone\.png"):
-        load(tree)
 
 
 def test_missing_folders(tmp_path: Path, tree: Path) -> None:

@@ -65,29 +65,15 @@ def test_erasing_writes_noise_and_leaves_the_rest():
     assert not torch.equal(result, erase(BLANK, 1.0, epoch=1))
 
 
-def test_erasing_reaches_every_pixel():
-    share = (erase(BLANK, 1.0) != 77).any(1).double().mean(0)
+def test_erasing_hits_the_asked_share_of_images_and_every_pixel_alike():
+    erased = (erase(BLANK, 0.25) != 77).any(1).double()
+    touched, share = erased.mean((1, 2)), erased.mean(0)
+    assert float((touched > 0).double().mean()) == pytest.approx(0.25, abs=0.03)
+    assert float(touched[touched > 0].mean()) == pytest.approx(0.21, abs=0.02)  # the area is drawn apart
     assert float(share[0, 0]) > 0
-    assert float((share - share.flip(0)).abs().max()) < 0.06
-    assert float((share - share.flip(1)).abs().max()) < 0.06
-
-
-def test_erasing_hits_the_asked_share_of_images():
-    untouched = (erase(BLANK, 0.25) == 77).flatten(1).all(1)
-    assert float(untouched.double().mean()) == pytest.approx(0.75, abs=0.03)
+    assert float((share - share.flip(0)).abs().max()) < 0.03
+    assert float((share - share.flip(1)).abs().max()) < 0.03
     assert torch.equal(erase(BLANK, 0.0), BLANK)
-
-
-def test_whether_to_erase_says_nothing_about_the_area():
-    touched = (erase(BLANK, 0.2) != 77).any(1).double().mean((1, 2))
-    assert float(touched[touched > 0].mean()) == pytest.approx(0.21, abs=0.02)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 50), (50, 5)])
-def test_erasing_fits_any_image(size: tuple[int, int]):
-    pixels = torch.full((200, 3, *size), 77, dtype=torch.uint8)
-    area = (erase(pixels, 1.0) != 77).any(1).double().mean((1, 2))
-    assert float(area.max()) <= 0.5 or size[0] * size[1] < 10
 
 
 def test_mixup_draws_one_lambda_for_image_and_target():
@@ -134,14 +120,6 @@ def test_mixup_and_cutmix_share_the_images():
     torch.testing.assert_close(mix.share, mix.weight.mean((1, 2, 3)))
 
 
-def test_only_the_asked_share_is_mixed():
-    mix = draw(Mixing(0.8, 0.0, 0.3))
-    assert len(mix.rows) / N == pytest.approx(0.3, abs=0.03)
-    assert len(mix.rows) == len(mix.partners) == len(mix.weight) == len(mix.share)
-    assert float(mix.share.double().mean()) == pytest.approx(0.5, abs=0.05)
-    assert float(mix.partners.double().mean()) == pytest.approx(4.5, abs=0.4)
-
-
 def test_partners_come_from_the_whole_set_alike_and_change_with_the_epoch():
     mixing = Mixing(0.8, 1.0, 1.0)
     partners = draw(mixing).partners
@@ -160,6 +138,7 @@ def test_working_on_every_image_gives_what_working_on_the_chosen_gives():
     for strengths in ((0.8, 0.0), (0.0, 1.0), (0.8, 1.0)):
         few = Mixing(*strengths, 0.4).draw(3, 2, indices, 1000, (12, 9))
         all_ = Mixing(*strengths, 0.4, every=True).draw(3, 2, indices, 1000, (12, 9))
+        assert len(few.rows) / 300 == pytest.approx(0.4, abs=0.1)
         assert torch.equal(all_.rows, torch.arange(300))
         assert torch.equal(all_.partners[few.rows], few.partners)
         assert torch.equal(all_.weight[few.rows], few.weight)

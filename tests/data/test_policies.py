@@ -62,21 +62,11 @@ def test_every_operation_at_every_strength_equals_pillow(name: str, space: Space
 
 
 def test_spaces_are_the_papers():
-    rand = randaugment_space(10.0, 331)
-    assert rand == Space((1.0,), shear=0.3, translate=150.0, rotate=30.0, enhance=0.9, posterize=4)
-    assert randaugment_space(5.0, 331).levels == (0.5,)
+    rand = Space((1.0,), shear=0.3, translate=150.0, rotate=30.0, enhance=0.9, posterize=4)
+    assert randaugment_space(10.0, 331) == rand
     trivial = trivialaugment_space()
     assert (len(trivial.levels), trivial.levels[0], trivial.levels[-1]) == (31, 0.0, 1.0)
     assert trivial == Space(trivial.levels, shear=0.99, translate=32.0, rotate=135.0, enhance=0.99, posterize=6)
-    assert len(OPERATIONS) == len(set(OPERATIONS)) == 14
-
-
-def test_magnitude_zero_leaves_only_the_operations_without_strength():
-    policy = Policy(randaugment_space(0.0, SIZE[1]), 1, SIZE, FILL)
-    pixels = smooth_noise(14)
-    result = policy.apply(pixels, torch.arange(14), torch.zeros(14, dtype=torch.int64))
-    changed = {name for name, old, new in zip(OPERATIONS, pixels, result, strict=True) if not torch.equal(old, new)}
-    assert changed == {"auto-contrast", "equalize"}
 
 
 def test_a_mixed_batch_equals_one_image_at_a_time():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 import time
 import warnings
@@ -12,11 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from diffvit.hub import libraries
-
-
-def test_torchvision_can_be_imported_again() -> None:
-    libraries.import_torchvision()
-    assert "torchvision" in sys.modules
 
 
 def test_threads_leave_the_filters_of_warnings_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:

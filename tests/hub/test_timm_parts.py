@@ -16,7 +16,7 @@ from diffvit.errors import InputError
 from diffvit.hub.pretrained import check_logits, fit, load_pretrained, settings_of_timm
 
 SIZES: dict[str, Any] = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
-LOGITS = "timm's model gives other logits"
+LOGITS = "has a part that is not supported: timm's model gives other logits"
 
 
 class DualLambda(DiffAttention):
@@ -29,7 +29,7 @@ BUILT: list[tuple[dict[str, Any], str]] = [
     ({"global_pool": "map"}, "it has the unexpected attn_pool."),
     ({"global_pool": "avgmax"}, LOGITS),
     ({"global_pool": "avg", "pool_include_prefix": True}, LOGITS),
-    ({"mlp_layer": SwiGLU}, "'SwiGLU' object has no attribute 'fc1'"),
+    ({"mlp_layer": SwiGLU}, "no blocks.0.mlp.fc1.weight with 2 axes"),
     ({"scale_attn_norm": True}, "it has the unexpected blocks.0.attn.norm.bias and 3 more"),
     ({"scale_mlp_norm": True}, "it has the unexpected blocks.0.mlp.norm.bias and 3 more"),
     ({"act_layer": "quick_gelu"}, LOGITS),
@@ -37,9 +37,9 @@ BUILT: list[tuple[dict[str, Any], str]] = [
     ({"act_layer": partial(nn.GELU, approximate="tanh")}, LOGITS),
     ({"norm_layer": RmsNorm}, "it lacks blocks.0.norm1.bias"),
     ({"final_norm": False}, "it lacks norm.bias and 1 more"),
-    ({"pos_embed": "none"}, "it lacks pos_embed"),
+    ({"pos_embed": "none"}, "no pos_embed with 3 axes"),
     ({"proj_bias": False}, "it lacks blocks.0.attn.proj.bias"),
-    ({"attn_layer": DualLambda, "num_heads": 2}, "it lacks blocks.0.attn.lambda_k1"),
+    ({"attn_layer": DualLambda, "num_heads": 2}, "it has the unexpected blocks.0.attn.lambda_a and 5 more"),
     ({"img_size": (16, 32)}, "pos_embed has the wrong size (1x9x32 vs 1x5x32)"),
     ({"embed_norm_layer": "layernorm"}, "it has the unexpected patch_embed.norm.bias"),
 ]
@@ -53,16 +53,15 @@ def compare(model: Any) -> None:
 def test_parts_that_ours_lacks_are_refused(changed: dict[str, Any], part: str) -> None:
     with pytest.raises(InputError) as caught:
         compare(random_everywhere(VisionTransformer(**{**SIZES, **changed}), spread=0.2))
-    assert str(caught.value).startswith(f"m: has a part that is not supported: {part}")
+    assert str(caught.value).startswith("m: ")
+    assert part in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 3
 
 
-def test_what_is_there_in_training_alone_is_taken() -> None:
-    compare(random_everywhere(VisionTransformer(**SIZES, patch_drop_rate=0.5, proj_drop_rate=0.1, drop_path_rate=0.1)))
-
-
 def test_blocks_that_differ_and_parts_put_in_by_hand_are_refused() -> None:
+    in_training = {"patch_drop_rate": 0.5, "proj_drop_rate": 0.1, "drop_path_rate": 0.1}
+    compare(random_everywhere(VisionTransformer(**SIZES, **in_training)))  # these change no logit
     model: Any = VisionTransformer(**SIZES)
     model.blocks[1] = VisionTransformer(**{**SIZES, "num_heads": 2}).blocks[0]
     with pytest.raises(InputError, match=LOGITS):
@@ -78,11 +77,11 @@ def test_blocks_that_differ_and_parts_put_in_by_hand_are_refused() -> None:
     [
         ("resnet18", "'ResNet' object has no attribute 'blocks'"),
         ("swin_tiny_patch4_window7_224", "'SwinTransformer' object has no attribute 'blocks'"),
-        ("eva02_tiny_patch14_224", "'"),
-        ("deit_tiny_distilled_patch16_224", "it has the unexpected dist_token and 2 more"),
+        ("eva02_tiny_patch14_224", "it has the unexpected blocks.0.attn.q_bias and 23 more"),
+        ("deit_tiny_distilled_patch16_224", "its positions are not those of a square image (198 tokens)"),
         ("vit_base_patch16_clip_quickgelu_224", "it lacks patch_embed.proj.bias"),
         ("vit_small_patch16_18x2_224", "'ParallelThingsBlock' object has no attribute 'attn'"),
-        ("vit_dpwee_patch16_reg1_gap_256", "'"),
+        ("vit_dpwee_patch16_reg1_gap_256", "object has no attribute"),
         ("vit_small_r26_s32_224", "it has the unexpected patch_embed.backbone."),
     ],
 )
@@ -98,5 +97,6 @@ def test_models_that_ours_is_not_are_refused_before_a_download(
     monkeypatch.setattr(timm, "create_model", fetch)
     with pytest.raises(InputError) as caught:
         load_pretrained(name)
-    assert str(caught.value).startswith(f"{name}: has a part that is not supported: {part}")
+    assert str(caught.value).startswith(f"{name}: ")
+    assert part in str(caught.value)
     assert caught.value.exit_code == 3

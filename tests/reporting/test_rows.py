@@ -118,26 +118,25 @@ def test_correct_images_must_fit_the_row(make_run: MakeRun, tmp_path: Path) -> N
     assert read_run(folder).correct is None
 
 
-def test_figures_of_foreign_images_are_columns_only_where_there_are_some(make_run: MakeRun, tmp_path: Path) -> None:
+def test_columns_that_some_rows_lack(make_run: MakeRun, tmp_path: Path) -> None:
     folders = [make_run("old"), make_run("new", data="CIFAR-10", seed=1)]
     result = json.loads((folders[1] / "result.json").read_text())
     result |= {"test_accuracy_exact": 0.7875, "data_note": "3 of 200 images from a JPEG copy"}
     (folders[1] / "result.json").write_text(json.dumps(result))
+    environment = json.loads((folders[1] / "environment.json").read_text())
+    (folders[1] / "environment.json").write_text(json.dumps({**environment, "kernels": "native"}))
     old, new = map(read_run, folders)
-    assert not {"test_accuracy_exact", "data_note"} & old.row.keys()
-    assert not {"test_accuracy_exact", "data_note"} & new.settings.keys()
+    assert not {"test_accuracy_exact", "data_note", "kernels"} & old.row.keys()
+    assert not {"test_accuracy_exact", "data_note", "kernels"} & new.settings.keys()
     write(tmp_path / "out", [old, new])
     again = read(tmp_path / "out")
     assert [record.row.get("test_accuracy_exact") for record in again] == [None, 0.7875]
+    assert [record.row.get("kernels") for record in again] == [None, "native"]
     for records in ([old, new], again):
         notes = data_notes(record.row for record in records)
         assert notes == [("CIFAR-10 (JPEG)", JPEG_NOTE), ("CIFAR-10", "3 of 200 images from a JPEG copy.")]
         figures = {line[0]: line[1:] for line in side_by_side(arms(records)).rows}
         assert figures["On the exact images alone"] == [NONE, "78.75%"]
-
-
-def test_a_folder_without_rows_has_none(tmp_path: Path) -> None:
-    assert read(tmp_path) == []
 
 
 def test_faults_are_one_clear_line(make_run: MakeRun, tmp_path: Path) -> None:
@@ -160,25 +159,3 @@ def test_faults_are_one_clear_line(make_run: MakeRun, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="cannot be read as CSV"):
         read(tmp_path)
-
-
-def test_an_evaluation_from_before_may_lack_the_calibration(make_run: MakeRun) -> None:
-    run = make_run("a", evaluated=False)
-    assert read_run(run).evaluation is None
-    assert read_run(run).row["calibration_error"] is None
-    result = json.loads((run / "result.json").read_text())
-    (run / "result.json").write_text(json.dumps(result | {"calibration_error": 0.02}))
-    assert read_run(run).row["calibration_error"] == 0.02
-
-
-def test_the_kernels_are_named_where_a_run_names_them(make_run: MakeRun, tmp_path: Path) -> None:
-    folders = [make_run("old"), make_run("new", seed=1)]
-    environment = json.loads((folders[1] / "environment.json").read_text())
-    (folders[1] / "environment.json").write_text(json.dumps({**environment, "kernels": "native"}))
-    old, new = map(read_run, folders)
-    assert "kernels" not in old.row
-    assert new.row["kernels"] == "native"
-    assert "kernels" not in new.settings
-    write(tmp_path / "out", [old, new])
-    again = read(tmp_path / "out")
-    assert [record.row.get("kernels") for record in again] == [None, "native"]

@@ -24,7 +24,6 @@ CAT, DOG = "猫", "犬"
 def _no_fonts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As on a machine that has matplotlib's own fonts only."""
     style.fonts_for.cache_clear()
-    monkeypatch.setattr(style, "_TOLD", set())
     own = Path(font_manager.findfont("DejaVu Sans")).parent
     here = [entry for entry in font_manager.fontManager.ttflist if Path(entry.fname).parent == own]
     monkeypatch.setattr(font_manager.fontManager, "ttflist", here)
@@ -69,7 +68,6 @@ def test_a_letter_that_no_font_has_is_said_once_and_drawn_as_a_box(capsys: pytes
     (only,) = said
     assert CAT in str(only.message)
     assert "fonts-noto-cjk" in str(only.message)
-    style._TOLD.clear()
     style.fonts_for.cache_clear()
     with own_warnings():
         to_png(plot(CAT))

@@ -168,30 +168,3 @@ def test_two_hundred_hostile_uploads(page: tuple[str, int, Path, Path]) -> None:
     assert after < 1.1 * before, f"{after >> 20} MiB after {before >> 20} MiB"
     assert files_of(folder) == known  # nothing was written
     assert "Traceback" not in log.read_text()
-
-
-def test_names_and_addresses_from_outside_open_nothing(page: tuple[str, int, Path, Path]) -> None:
-    address, _, log, folder = page
-    secret = folder / "secret.txt"
-    secret.write_text("the secret")
-    with httpx.Client(base_url=address, timeout=30) as client:
-        for path in (
-            f"/gradio_api/file={secret}",
-            f"/file={secret}",
-            f"/figure/{secret}",
-            f"/static/..%2f..%2f{secret}",
-        ):
-            answer = client.get(path)
-            assert answer.status_code in (403, 404)
-            assert "the secret" not in answer.text
-        given = {"path": str(secret), "meta": {"_type": "gradio.FileData"}}
-        for function in range(40):
-            body = {"data": [given] * 16, "fn_index": function, "session_hash": "s"}
-            answer = client.post("/gradio_api/run/predict", json=body)
-            assert answer.status_code == 400
-        body = {"data": [str(secret)] * 16, "fn_index": 0, "session_hash": "s"}
-        for function in range(40):
-            answer = client.post("/gradio_api/run/predict", json={**body, "fn_index": function})
-            assert "the secret" not in answer.text
-            assert "Traceback" not in answer.text
-    assert "the secret" not in log.read_text()

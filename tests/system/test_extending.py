@@ -105,13 +105,3 @@ def test_without_the_plugin_its_name_is_missed(folder: Path) -> None:
         assert "'temperature'" in said
         assert "--plugin" in said
         assert said.count("\n") == 1
-
-
-def test_faulty_plugins_are_one_line(folder: Path) -> None:
-    (folder / "broken.py").write_text("1 / 0\n")
-    (folder / "twice.py").write_text("import diffvit\ndiffvit.register_attention('softmax', print)\n")
-    for file, words in (("broken.py", "ZeroDivisionError"), ("twice.py", "registered already"), ("none.py", "no such")):
-        said = diffvit(folder, f"diffvit study list --plugin {file}", code=2)
-        assert said.startswith("error: plugin ")
-        assert words in said
-        assert said.count("\n") == 1

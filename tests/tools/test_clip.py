@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from diffvit.errors import InputError
-from diffvit.files import read_csv, write_csv
+from diffvit.files import write_csv
 from tools import clip
 from tools.__main__ import main
-from tools.clip import COMPARISONS, KINDS, PAGE, PRECISION, PUBLISHED, SMALL, kind_of, take_names
+from tools.clip import COMPARISONS, KINDS, PAGE, PRECISION, PUBLISHED, SMALL, kind_of
 
 ROOT = Path(__file__).parents[2]
 Captured = pytest.CaptureFixture[str]
@@ -81,26 +80,6 @@ def test_a_names_kind_and_the_sentences_follow_from_the_names(here: Path, capsys
     assert main(["--check", "clip"], here) == 0
 
 
-def test_names_are_taken_from_a_run(here: Path) -> None:
-    run = here / "run"
-    run.mkdir()
-    (run / "config.yaml").write_text("data: cifar10\n")
-    before = read_csv(here / SMALL / "names.csv")
-    with pytest.raises(InputError, match=r"has no names of a CLIP .FileNotFoundError.*Give a finished run"):
-        take_names(run, here / SMALL)
-    assert read_csv(here / SMALL / "names.csv") == before
-    (run / "evaluation.json").write_text(json.dumps({"names": TRIED[:6]}))
-    take_names(run, here / SMALL)
-    assert read_csv(here / SMALL / "names.csv") == TRIED[:6]
-
-
-def test_without_published_figures_the_page_says_so_and_how_they_are_had(here: Path) -> None:
-    text = clip.published(here / PUBLISHED)
-    assert "**Not measured here: all of this.**" in text
-    assert "make clip-published IMAGENET=folder" in text
-    assert text.count("| – | – | – | – | – |") == len(COMPARISONS)
-
-
 def test_with_some_figures_the_rest_is_named_as_missing(here: Path) -> None:
     result = put(here, "imagenet-tv-v1")
     text = clip.published(here / PUBLISHED)
@@ -112,17 +91,6 @@ def test_with_some_figures_the_rest_is_named_as_missing(here: Path) -> None:
     assert "bird (+2.0)" in zero_shot
     assert "tool (-3.0)" in resnet
     assert "fish" not in line
-
-
-def test_with_all_figures_nothing_is_missing_and_the_precisions_are_there(here: Path) -> None:
-    for comparison in COMPARISONS:
-        put(here, comparison)
-    shutil.copytree(ROOT / PRECISION, here / PUBLISHED / "precision")
-    text = clip.published(here / PUBLISHED)
-    assert "Not measured" not in text
-    assert "| – |" not in text
-    assert "Weights: random (seed 0)." in text
-    assert "| Drift |" in text
 
 
 @pytest.mark.parametrize("what", ["names", "comparison", "markers", "map", "published"])

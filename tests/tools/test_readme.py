@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from diffvit import Report
-from diffvit.errors import InputError
-from diffvit.reporting.rows import content_hash, read, read_run, write
-from diffvit.reporting.style import stamp_of
+from diffvit.reporting.rows import read_run, write
 from tools.pages import markers, update
-from tools.readme import BLOCK, ROWS, documents, readme_block
+from tools.readme import BLOCK, ROWS, documents
 
 START, END = markers(BLOCK)
 
@@ -73,40 +69,6 @@ def test_other_recipes_get_a_sentence_from_their_rows(project: Path, make_run: M
     assert "on a GPU:**" not in text  # the other folders have no rows
 
 
-def test_rows_on_jpeg_pixels_leave_once_there_are_others(project: Path, make_run: MakeRun) -> None:
-    record = read_run(make_run("o", data="CIFAR-10", accuracy=0.84))
-    write(project / ROWS, [*read(project / ROWS), replace(record, row=record.row | {"data_note": "a note"})])
-    refresh(project)
-    text = (project / "README.md").read_text()
-    assert f"{START}\n**Data: CIFAR-10.** a note.\n\n" in text
-    assert "84.00%" in text
-    assert "JPEG" not in text
-    assert "80.00%" not in text
-
-
-def test_several_seeds_are_one_row_and_one_sentence(make_run: MakeRun, tmp_path: Path) -> None:
-    runs = [make_run(f"s{seed}", seed=seed, accuracy=0.8 + 0.02 * seed) for seed in range(2)]
-    result = json.loads((runs[1] / "result.json").read_text()) | {"train_seconds": 1832.1, "test_top5": 0.99}
-    (runs[1] / "result.json").write_text(json.dumps(result))
-    records = [read_run(run) for run in runs]
-    block = readme_block(records)
-    assert "| ViT | 81.00% ± 1.41 | 98.50% | 811,018 | 115 M | 1 h 00 min |" in block  # the mean of 5432.1 and 1832.1 s
-    assert block.count("3 epochs of 900 images, the [CLS] token, seeds 0 and 1, bf16, Some CPU | 9, 2 threads,") == 1
-    write(tmp_path / "out", records)
-    assert readme_block(read(tmp_path / "out")) == block
-
-
-def test_top_5_of_few_classes_is_left_out(make_run: MakeRun) -> None:
-    run = make_run("few")
-    environment = json.loads((run / "environment.json").read_text()) | {"classes": ["a", "b", "c"]}
-    (run / "environment.json").write_text(json.dumps(environment))  # as runs of diffvit 0.1.0 have it: 98%
-    record = read_run(run)
-    assert record.row["test_top5"] is None
-    assert "Top-5" not in readme_block([record])
-    both = readme_block([record, read_run(make_run("many", attention="differential"))])
-    assert "| Top-5 |" in both
-
-
 def test_a_changed_row_an_edited_readme_and_an_old_plot_are_found(project: Path) -> None:
     folder, plot = project / ROWS, f"{ROWS}/curves.png"
     refresh(project)
@@ -123,16 +85,3 @@ def test_a_changed_row_an_edited_readme_and_an_old_plot_are_found(project: Path)
     (folder / "curves.png").unlink()
     assert refresh(project) == [plot]
     assert refresh(project, check=True) == []
-
-
-def test_missing_rows_or_markers_are_bad_input(project: Path) -> None:
-    (project / "README.md").write_text("no markers")
-    with pytest.raises(InputError, match="must hold <!-- results:start -->"):
-        documents(project)
-    (project / ROWS / "rows.csv").unlink()
-    with pytest.raises(InputError, match="has no rows"):
-        documents(project)
-
-
-def test_a_comparisons_plot_is_already_up_to_date(pair_report: Report) -> None:
-    assert stamp_of(pair_report.folder / "curves.png") == content_hash(pair_report.folder)

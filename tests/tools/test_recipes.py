@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from diffvit.errors import DiffvitError
-from diffvit.files import write_csv
-from diffvit.reporting.rows import read, read_run, write
+from diffvit.reporting.rows import read_run, write
 from tools.pages import update
 from tools.recipes import documents
 
@@ -49,29 +47,6 @@ def test_the_line_says_what_the_study_with_most_runs_holds(project: Path) -> Non
     )
     assert (project / "configs" / "small.yaml").read_text() == RECIPE.replace("# Expected: whatever", line)
     assert refresh(project, check=True) == []
-
-
-def test_runs_on_official_pixels_speak_before_more_on_jpeg(project: Path, make_run: Callable[..., Path]) -> None:
-    record = read_run(make_run("o", data="CIFAR-10", accuracy=0.84))
-    write(project / "reports" / "new", [replace(record, row=record.row | {"data_note": "a note"})])
-    refresh(project)
-    line = "# Expected: 84.0% of CIFAR-10's test set (a note) in 1 h 30 min of training (one seed; "
-    assert line in (project / "configs" / "small.yaml").read_text()
-
-
-@pytest.mark.parametrize("change", ["epochs: 4", "label_smoothing: 0.1", "optimizer: {lr: 0.01}"])
-def test_runs_of_other_settings_do_not_count(project: Path, change: str) -> None:
-    text = RECIPE.replace("epochs: 3", change if change.startswith("epochs") else f"epochs: 3\n{change}")
-    (project / "configs" / "small.yaml").write_text(text)
-    refresh(project)
-    assert "# Expected: not yet run\n" in (project / "configs" / "small.yaml").read_text()
-
-
-def test_a_setting_younger_than_the_row_had_its_default(project: Path) -> None:
-    rows = [record.row for record in read(project / "reports" / "two")]
-    write_csv(project / "reports" / "two" / "rows.csv", [{k: v for k, v in row.items() if k != "ema"} for row in rows])
-    refresh(project)
-    assert "2 seeds, mean" in (project / "configs" / "small.yaml").read_text()
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffvit.config import to_yaml
-from diffvit.experiments.report import gathered, write_report
+from diffvit.experiments.report import write_report
 from diffvit.experiments.results import Results, results_of
 from diffvit.experiments.study import STUDIES, Cell, cells_of
 from diffvit.reporting.rows import write
@@ -60,24 +59,6 @@ def test_the_page_has_what_is_known_and_names_what_is_not(reports: Path) -> None
     assert f"| {HEADS.question} | 8 heads, 68.0% | 8 heads, 68.0% | short, 2 |" in text
 
 
-def test_the_best_configuration_is_named_by_its_recipe(reports: Path) -> None:
-    assert "The best configuration" not in page()  # no recipe has these settings
-    assert "| [recipe](../reports/recipe/report.md) | – | 82.00% ± 1.00 |" in page()
-    cell = next(each for each in cells_of(STUDIES["patch-size"], "short") if each.arm == "patch 4")
-    Path("configs").mkdir()
-    Path("configs/another.yaml").write_text(to_yaml(cell.config.model_copy(update={"epochs": 9})))
-    Path("configs/the_best.yaml").write_text(
-        to_yaml(cell.config.model_copy(update={"seed": 7}))
-    )  # the seed is no part of it
-    text = page()
-    assert "| [the_best.yaml](../configs/the_best.yaml) | 82.00% ± 1.00 | 8 |" in text
-    assert (
-        "The best configuration so far is [the_best.yaml](../configs/the_best.yaml): 82.00% of the test images after 8 "
-        "epochs (the mean of 3 seeds). To repeat it: `diffvit train configs/the_best.yaml --out runs/the-best`."
-    ) in text
-    assert "another.yaml" not in text
-
-
 def test_what_is_out_of_date_is_found(reports: Path) -> None:
     assert refresh(check=True) == ["docs/results.md", "README.md"]
     refresh()
@@ -91,22 +72,6 @@ def test_what_is_out_of_date_is_found(reports: Path) -> None:
     of_study = [f"reports/heads/{name}" for name in ("report.md", "accuracy.png", "curves.png", "cost.png")]
     assert set(of_study) <= set(refresh())
     assert refresh(check=True) == []
-
-
-def test_plots_of_costs_that_were_counted_otherwise_are_found(reports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    refresh()
-    monkeypatch.setattr("diffvit.experiments.results.training_flops", lambda config: 1e12 * config.model.num_heads)
-    stale = refresh(check=True)
-    assert "reports/heads/cost.png" in stale
-    assert "reports/heads/accuracy.png" not in stale
-    write_report(gathered(HEADS, Path("nowhere"), reports), reports)
-    assert "reports/heads/cost.png" not in refresh(check=True)
-
-
-def test_without_any_rows_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert "No committed run does yet." in page()
-    assert readme_block({}) == "No study has rows yet."
 
 
 def test_the_readme_has_the_fair_comparison_in_a_sentence(tmp_path: Path) -> None:
@@ -137,13 +102,6 @@ def made(name: str, spread: float) -> Results:
     return results_of(STUDIES[name], "short", cells, made_records(cells, accuracy))
 
 
-def test_the_best_of_each_attention_is_bold_where_it_surely_beats_the_others() -> None:
-    sure, unsure, few = (best_arms([made(*each)]).rows for each in (("patch-size", 0), ("patch-size", 2), ("heads", 0)))
-    assert sure == [[STUDIES["patch-size"].question, "**patch 2**, 68.0%", "**patch 2**, 70.0%", "short, 3"]]
-    assert unsure[0][1].startswith("patch 2, ")
-    assert few == [[STUDIES["heads"].question, "2 heads, 62.0%", "2 heads, 62.0%", "short, 2"]]
-
-
 def test_where_differential_attention_helps() -> None:
     def cell(gap: float, softmax: float) -> str:
         """With no spread over seeds, what the sampling of 10,000 images allows."""
@@ -152,26 +110,10 @@ def test_where_differential_attention_helps() -> None:
 
     mean = 0.6 + 0.16 * (1 / 2 + 1 / 4 + 1 / 8) / 3
     table = where_it_helps([made("patch-size", 0), made("heads", 0), made("vit-vs-diffvit", 0)])
-    assert table.rows == [
-        [
-            "patch-size",
-            cell(-0.01, mean),
-            "patch 2, +2.00 points",
-            "patch 8, -5.00 points",
-            "not decided",
-            "short, 3",
-        ],
-        [
-            "heads",
-            cell(0.0, 0.62),
-            "2 heads, +0.00 points",
-            "8 heads, +0.00 points",
-            "exploratory",
-            "short, 2",
-        ],
-    ]  # the study of three arms has no arm with both
-
-
-@pytest.mark.parametrize("name", ["vit-vs-diffvit"])
-def test_a_study_whose_arms_are_attentions_has_no_best_arm(name: str) -> None:
-    assert best_arms([made(name, 0)]).rows == []
+    sizes = [cell(-0.01, mean), "patch 2, +2.00 points", "patch 8, -5.00 points", "not decided", "short, 3"]
+    heads = [cell(0.0, 0.62), "2 heads, +0.00 points", "8 heads, +0.00 points", "exploratory", "short, 2"]
+    assert table.rows == [["patch-size", *sizes], ["heads", *heads]]  # the study of three arms has no arm with both
+    sure, unsure = (best_arms([made("patch-size", spread)]).rows for spread in (0, 2))
+    assert sure == [[STUDIES["patch-size"].question, "**patch 2**, 68.0%", "**patch 2**, 70.0%", "short, 3"]]
+    assert unsure[0][1].startswith("patch 2, ")
+    assert best_arms([made("vit-vs-diffvit", 0)]).rows == []  # its arms are attentions

@@ -116,19 +116,3 @@ def test_a_report_without_results_and_a_damaged_result_are_bad_input(tmp_path: P
         (tmp_path / "train.json").write_text(text)
         with pytest.raises(InputError, match="Measure it again: diffvit bench train"):
             speed.of_folder(tmp_path)
-
-
-def test_models_of_unequal_size_and_arms_left_out_are_named() -> None:
-    assert speed.remarks(models(timm_parameters=1009)) == []
-    unequal = "**Not equal in size:** timm has 1,011 parameters, diffvit 1,000."
-    assert speed.remarks(models(timm_parameters=1011)) == [unequal]
-    result = {**models(), "left_out": {"timm fp32 compiled": "cannot be compiled here (a reason)"}}
-    assert speed.remarks(result) == ["**Left out:** timm fp32 compiled cannot be compiled here (a reason)."]
-
-
-def test_memory_that_was_not_measured_has_no_column() -> None:
-    result = models()
-    for arm in result["arms"]:
-        arm["peak_memory"] = None
-    assert not [name for name in speed.model_table(result).columns if "MiB" in name]
-    assert "MiB" not in speed.report({"train": result})

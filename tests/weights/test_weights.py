@@ -12,6 +12,10 @@ from diffvit.errors import InputError
 
 
 def test_every_packaged_model_is_what_the_registry_says() -> None:
+    files = {path.name for path in weights.FOLDER.glob("*.safetensors")}
+    assert files == {entry["file"] for entry in weights.registry().values()}
+    assert weights.names() == sorted(weights.registry())
+    assert weights.packaged("no-such-model") is None
     for name, entry in weights.registry().items():
         path = weights.packaged(name)
         assert path is not None
@@ -19,21 +23,6 @@ def test_every_packaged_model_is_what_the_registry_says() -> None:
         assert entry["sha256"] in (weights.FOLDER / entry["card"]).read_text(encoding="utf-8")
         model = load_small(name).model if name == "cifar10-clip" else diffvit.load(name)
         assert sum(parameter.numel() for parameter in model.parameters()) == entry["parameters"]
-
-
-def test_every_weights_file_is_registered() -> None:
-    files = {path.name for path in weights.FOLDER.glob("*.safetensors")}
-    assert files == {entry["file"] for entry in weights.registry().values()}
-
-
-def test_names_are_sorted_and_unknown_ones_are_no_fault() -> None:
-    assert weights.names() == sorted(weights.registry())
-    assert weights.packaged("no-such-model") is None
-
-
-def test_a_folder_without_a_registry_has_no_models(tmp_path: Path) -> None:
-    assert weights.registry(tmp_path) == {}
-    assert weights.packaged("a", tmp_path) is None
 
 
 def test_a_changed_file_is_refused(tmp_path: Path) -> None:

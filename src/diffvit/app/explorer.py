@@ -1,4 +1,8 @@
-"""The explorer without its web page: one forward pass of an image through a model, and the maps selected from it."""
+"""The explorer without its web page: an image's forward pass through a model, and the maps selected from it.
+
+What is asked for wrongly (an unknown model, an image that is gone) is an InputError or ConfigError, which
+:func:`diffvit.app.web.controls.handler` shows as a line.
+"""
 
 from __future__ import annotations
 
@@ -38,12 +42,9 @@ _MAP_NAMES = {"positive": "A1", "negative": f"{_LAMBDA} A2", "effective": f"A1 \
 class MapSelection:
     """Which attention map to show. Values beyond a model's layers, heads or patches mean its last one.
 
-    Args:
-        layer: counted from 0.
-        head: counted from 0; None for the mean over the heads.
-        position: the query, a place in the image as (down, across) from 0 to below 1; None for the token or tokens
-            that the model pools.
-        rollout: arguments of :func:`diffvit.attention.rollout.rollout`.
+    Layer and head count from 0, head None is the mean over the heads; ``position`` is the query, a place in the image
+    as (down, across) from 0 to below 1, None for the token or tokens that the model pools; ``rollout`` has arguments
+    of :func:`diffvit.attention.rollout.rollout`.
     """
 
     layer: int = 0
@@ -54,13 +55,9 @@ class MapSelection:
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """One image through one model.
+    """One image through one model: the image as the model saw it, the maps of every layer, and the logits.
 
-    Args:
-        model: the model.
-        image: as the model saw it.
-        record: the maps of every layer.
-        logits: (classes,); None if the model does not classify.
+    ``logits`` is None if the model does not classify.
     """
 
     model: LoadedModel
@@ -105,11 +102,7 @@ class ForwardPass:
         return {_MAP_NAMES[kind]: factor * select(kind) for kind, factor in factors.items()}
 
     def rollout(self, selection: MapSelection) -> Float[Tensor, "rows columns"]:
-        """Attention rollout of the pooled token through all layers.
-
-        Raises:
-            ConfigError: a combination of arguments that is not defined, or a value out of range.
-        """
+        """Attention rollout of the pooled token through all layers."""
         return rollout(self.record, **selection.rollout)[0]
 
     @property
@@ -120,21 +113,13 @@ class ForwardPass:
 
 
 class Explorer:
-    """The state of the server: models, images, the forward passes of late, and the limits on concurrent work.
+    """The state of the server: models, images, cached forward passes (``budget`` bytes of maps), and limits on work.
 
-    Args:
-        models: the offered models.
-        data_dir: where data sets lie; see :class:`diffvit.app.images.TestImages`.
-        limiter: of requests; by default two at a time, 24 waiting.
-        budget: bytes of maps to keep.
+    ``data_dir`` is where data sets lie, see :class:`diffvit.app.images.TestImages`.
     """
 
     def __init__(
-        self,
-        models: Models,
-        data_dir: Path | None = None,
-        limiter: Limiter | None = None,
-        budget: int = MAPS_BUDGET,
+        self, models: Models, data_dir: Path | None = None, limiter: Limiter | None = None, budget: int = MAPS_BUDGET
     ) -> None:
         self.models = models
         self.test_images = TestImages(models, data_dir)
@@ -174,22 +159,13 @@ class Explorer:
         return shapes_image(int(ref.key))
 
     def run(self, ref: ImageRef, name: str) -> ForwardPass:
-        """The forward pass of an image through a model.
-
-        Raises:
-            InputError: no such model or image.
-        """
+        """The forward pass of an image through a model."""
         return self.forward(self.models.load(name), self.source(ref))
 
     def forward(self, model: LoadedModel, image: Sample) -> ForwardPass:
-        """The forward pass, from the cache if the same pixels were shown to the same model before.
+        """The forward pass, cached by the model's name and source and the image's pixels, resized to the model's input.
 
-        Args:
-            model: identified by its name and source.
-            image: of any size; it is resized to the model's input. The mask is dropped if the size changes.
-
-        Raises:
-            InputError: the image does not fit the model.
+        The mask is dropped where the image is resized.
         """
         pixels = torch.from_numpy(fit(image.pixels.numpy(), model, image.name))
         mask = image.mask if pixels.shape == image.pixels.shape else None
@@ -209,12 +185,7 @@ class Explorer:
         return f"figure/{token}.png"
 
     def figure(self, token: str) -> bytes:
-        """Draw an offered figure as PNG.
-
-        Raises:
-            InputError: it is no longer offered.
-            Busy: too many figures are asked for at a time.
-        """
+        """Draw an offered figure as PNG."""
         draw = self._figures.get(token)
         if draw is None:
             raise InputError("figure", "is no longer kept", "Ask for the picture again.")

@@ -46,13 +46,7 @@ _SHAPES_PER_CLASS = 100_000  # drawn images that can be asked for
 
 @dataclass(frozen=True)
 class ImageRef:
-    """Which image is shown.
-
-    Args:
-        kind: ``test`` (of a model's test set), ``upload`` or ``shapes`` (drawn on demand).
-        key: its index, or the token of an upload.
-        model: whose test set it is from.
-    """
+    """Which image: of a ``test`` set of a model, an ``upload`` or ``shapes``; its index there or the upload's token."""
 
     kind: str
     key: int | str
@@ -62,10 +56,8 @@ class ImageRef:
 class TestImages:
     """The test images of the offered models, and which of them a model classifies correctly.
 
-    Args:
-        models: the offered models.
-        data_dir: where the data lies, if not where each run found its own; CIFAR-10 is looked for there, else where
-            ``DIFFVIT_DATA`` points, then in the user's cache folder.
+    ``data_dir`` is where the data lies, if not where each run found its own; CIFAR-10 is looked for there, else where
+    ``DIFFVIT_DATA`` points, then in the user's cache folder.
     """
 
     __test__ = False  # not a test class for pytest
@@ -76,11 +68,7 @@ class TestImages:
         self._predictions: Cache[Tensor] = Cache(32)
 
     def images(self, name: str) -> Images:
-        """The test images of a model.
-
-        Raises:
-            InputError: no such model, its data is not on this machine, or it is pretrained and has none.
-        """
+        """The test images of a model."""
         info = self._models.info(name)
         if info.pretrained:
             hint = "Bring a picture of your own, or choose one of another model's and come back."
@@ -98,39 +86,18 @@ class TestImages:
         raise InputError("CIFAR-10", "is not on this machine", hint)
 
     def predictions(self, name: str) -> Int64[Tensor, " n"]:
-        """The class that a model predicts for each of its test images.
-
-        Raises:
-            InputError: as :meth:`images`.
-        """
+        """The class that a model predicts for each of its test images; errors as :meth:`images`."""
         images, model = self.images(name), self._models.load(name)
 
         def predict() -> Tensor:
             device = next(model.model.parameters()).device
-            logits = logits_of(
-                model.model,
-                images.pixels,
-                mean=model.mean,
-                std=model.std,
-                precision=resolve_precision("auto", device.type),
-                device=device,
-            )
-            return logits.argmax(dim=1)
+            options = {"mean": model.mean, "std": model.std, "precision": resolve_precision("auto", device.type)}
+            return logits_of(model.model, images.pixels, device=device, **options).argmax(dim=1)
 
         return self._predictions.get_or_make(name, predict)
 
     def select(self, first: str, second: str | None, label: str | None, which: str) -> list[int]:
-        """Indices of those test images of the first model that pass the filters.
-
-        Args:
-            first: a model.
-            second: another model of the same data, for filters that compare two.
-            label: a class; None for all.
-            which: one of :data:`FILTERS`.
-
-        Raises:
-            InputError: no such model, class or filter; or the two models have different test images.
-        """
+        """Indices of the first model's test images of a class (None: all) that pass one of :data:`FILTERS`."""
         images = self.images(first)
         selected = torch.ones(len(images), dtype=torch.bool)
         if label is not None:
@@ -167,11 +134,7 @@ class Upload:
 
 
 class Uploads:
-    """Uploaded pictures by a random token, checked and decoded by the project's own decoder.
-
-    Args:
-        clock: gives seconds.
-    """
+    """Uploaded pictures by a random token, checked and decoded by our own decoder; ``clock`` gives seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._files: Cache[Upload] = Cache(UPLOAD_BUDGET, lambda upload: len(upload.data))
@@ -181,11 +144,7 @@ class Uploads:
         return len(self._files)
 
     def add(self, data: bytes, name: str) -> str:
-        """Check a picture and keep its file; returns its token.
-
-        Raises:
-            InputError: too large, too small, or not an image that can be decoded.
-        """
+        """Check a picture and keep its file; returns its token."""
         name = safe_name(name)
         if len(data) > MAX_BYTES:
             raise InputError(name, f"is too large (over {MAX_BYTES >> 20} MiB)")
@@ -197,11 +156,7 @@ class Uploads:
         return token
 
     def pixels(self, token: str) -> tuple[str, UInt8[np.ndarray, "3 h w"]]:
-        """A picture's name and its pixels, decoded anew.
-
-        Raises:
-            InputError: it is no longer kept.
-        """
+        """A picture's name and its pixels, decoded anew."""
         found = self._files.get(token)
         if found is None or self._clock() - found.since > LIFETIME:
             raise InputError("the picture", "is no longer kept", "Choose it again.")
@@ -216,11 +171,7 @@ def safe_name(name: str) -> str:
 
 
 def shapes_image(index: int, *, size: int = 32, clutter: float = 0.3, noise: float = 0.1) -> Sample:
-    """A drawn image: one object among clutter, with its mask; its class is ``index`` modulo the number of classes.
-
-    Raises:
-        ConfigError: a setting out of range.
-    """
+    """A drawn image: one object among clutter, with its mask; its class is ``index`` modulo the number of classes."""
     index = min(max(index, 0), _SHAPES_PER_CLASS * len(CLASSES) - 1)
     images = generate("test", torch.tensor([index]), size=size, clutter=clutter, noise=noise)
     assert images.masks is not None

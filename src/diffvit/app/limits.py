@@ -23,15 +23,10 @@ class Busy(EnvironmentFault):
 
 
 class Limiter:
-    """Runs a bounded number of functions at a time; a bounded number of callers wait, further ones are refused.
+    """Runs ``workers`` functions at a time; ``waiting`` more callers wait for ``patience`` seconds, others are refused.
 
     The work runs in a fixed set of threads. In the server's own threads, of which there are many, each would keep
     memory allocated for it.
-
-    Args:
-        workers: functions that run at a time.
-        waiting: callers that may wait besides.
-        patience: seconds that a caller waits for its function to start.
     """
 
     def __init__(self, workers: int, waiting: int, patience: float = PATIENCE) -> None:
@@ -67,10 +62,8 @@ class Limiter:
 class Cache(Generic[Value]):
     """The most recently used values by key, bounded in size; safe to use from several threads.
 
-    Args:
-        budget: largest sum of the sizes of the values; the newest value is kept even if it exceeds this alone.
-        size: size of a value; by default each counts as one.
-        parallel: :meth:`get_or_make` makes several values at a time, at the risk of making the same one twice.
+    The sizes of the values (one each by default) add up to at most ``budget``, but the newest is always kept. With
+    ``parallel``, :meth:`get_or_make` makes several values at a time, at the risk of making the same one twice.
     """
 
     def __init__(self, budget: int, size: Callable[[Value], int] = lambda _: 1, *, parallel: bool = False) -> None:

@@ -32,17 +32,10 @@ _WEIGHTS_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")  # a reference that 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model that can be chosen.
+    """A model that can be chosen; :class:`Models` tells equal names apart.
 
-    Args:
-        name: in the lists; :class:`Models` tells equal ones apart.
-        reference: what :func:`diffvit.load` takes; never comes from the browser.
-        folder: its run folder; None for a packaged model.
-        data: what it was trained on.
-        description: one line.
-        depth: number of blocks of its image encoder.
-        clip: whether it is a small CLIP of our own.
-        pretrained: the loaded model if others trained it, else None.
+    ``reference`` is what :func:`diffvit.load` takes, never from the browser; ``folder`` the run folder, None for a
+    packaged model; ``clip`` is for small CLIPs of our own; ``pretrained`` is the loaded model if others trained it.
     """
 
     name: str
@@ -56,15 +49,7 @@ class ModelInfo:
 
 
 def list_models(runs: Sequence[str], folder: Path = RUNS) -> list[ModelInfo]:
-    """The named runs, else the finished runs under a folder, newest first; then the packaged models.
-
-    Args:
-        runs: run folders or weights files.
-        folder: where to look if none is named.
-
-    Raises:
-        InputError: a named run cannot be read.
-    """
+    """The named runs (folders or weights files), else the finished runs under ``folder``; then the packaged models."""
     found = [_read_info(run) for run in runs]
     if not runs:
         results = [*folder.glob("*/result.json"), *folder.glob("*/*/result.json")]
@@ -93,17 +78,7 @@ def _read_info(reference: str) -> ModelInfo:
 
 
 def load_pretrained(references: Sequence[str], device: str = "cpu") -> list[ModelInfo]:
-    """Load Vision Transformers that others trained.
-
-    Args:
-        references: a name in timm, whose weights are fetched if need be, or a weights file.
-        device: where they run.
-
-    Raises:
-        ConfigError: no such model.
-        InputError: weights that do not fit, or a part that is not supported.
-        EnvironmentFault: no timm, or no network.
-    """
+    """Load Vision Transformers that others trained, each by timm's name or from a weights file."""
     infos = []
     for reference in references:
         path = Path(reference)
@@ -136,11 +111,7 @@ def _by_unique_name(infos: Sequence[ModelInfo]) -> dict[str, ModelInfo]:
 
 
 def find_openai_weights(named: Path | None) -> Path | None:
-    """OpenAI's RN50 from a named file, or from where OpenAI's own package keeps it; None if it is not there.
-
-    Raises:
-        InputError: the named file does not exist.
-    """
+    """OpenAI's RN50 from a named file, or from where OpenAI's own package keeps it; None if it is not there."""
     if named is None:
         default = Path.home() / ".cache" / "clip" / "RN50.pt"
         return default if default.is_file() else None
@@ -152,10 +123,7 @@ def find_openai_weights(named: Path | None) -> Path | None:
 class Models:
     """The offered models, loaded when they are asked for; the most recently used ones stay in memory.
 
-    Args:
-        infos: from :func:`list_models` and :func:`load_pretrained`.
-        device: where models run.
-        openai: OpenAI's weights of CLIP RN50, if they are on this machine.
+    ``infos`` are from :func:`list_models` and :func:`load_pretrained`; ``openai`` is OpenAI's weights of CLIP RN50.
     """
 
     def __init__(self, infos: Sequence[ModelInfo], device: str = "cpu", openai: Path | None = None) -> None:
@@ -191,21 +159,13 @@ class Models:
         return [info for info in self._infos.values() if info.folder and (info.folder / "result.json").is_file()]
 
     def info(self, name: str) -> ModelInfo:
-        """The model of this name.
-
-        Raises:
-            InputError: it is not offered.
-        """
+        """The model of this name."""
         if name not in self._infos:
             raise InputError("model", "is not among those that are offered")
         return self._infos[name]
 
     def load(self, name: str) -> LoadedModel:
-        """A Vision Transformer.
-
-        Raises:
-            InputError: not offered, a CLIP, or damaged.
-        """
+        """A Vision Transformer."""
         info = self.info(name)
         if info.clip:
             raise InputError(name, "is a CLIP: it is for the zero-shot page")
@@ -216,12 +176,7 @@ class Models:
         return self._vits.get_or_make(name, load)
 
     def classifier(self, name: str, labels: tuple[str, ...], templates: str) -> tuple[Clip, Classifier]:
-        """A CLIP and its zero-shot classifier for these labels.
-
-        Raises:
-            InputError: not offered.
-            EnvironmentFault: open_clip is not installed.
-        """
+        """A CLIP and its zero-shot classifier for these labels."""
         from diffvit.clip.templates import load_templates
         from diffvit.clip.zero_shot import zero_shot_classifier
 

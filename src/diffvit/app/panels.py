@@ -32,7 +32,6 @@ _ENVIRONMENT = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_ENVIRONMENT.filters["percent"] = percent
 
 
 def html(part: str, **values: Any) -> str:
@@ -53,14 +52,14 @@ def png_uri(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
+_ENVIRONMENT.filters |= {"percent": percent, "png_uri": png_uri}
+
+
 @dataclass(frozen=True)
 class OverlayStyle:
-    """How a map is drawn over the image.
+    """How a map is drawn over the image: opacity, colour map of maps without negative entries, and threshold.
 
-    Args:
-        strength: opacity of the colours, 0 to 1.
-        colours: one of :data:`COLOURS`, for maps without negative entries.
-        mass: colour the fewest patches that hold this share of the positive part; 1 colours all patches.
+    ``mass``: colour the fewest patches that hold this share of the positive part; 1 colours all patches.
     """
 
     strength: float = 1.0
@@ -77,17 +76,11 @@ def panel(
     link: str = "",
     clickable: bool = True,
 ) -> str:
-    """HTML of one forward pass; images are inside it as data URIs.
+    """HTML of one forward pass, images inside as data URIs.
 
     The three maps of a differential head share a colour scale: the third is visibly the first minus the second.
-
-    Args:
-        result: the forward pass.
-        selection: which map.
-        style: how it is drawn.
-        note: HTML below the images.
-        link: address of the figure to download; empty for none.
-        clickable: whether a click on the image selects the query patch.
+    ``note`` is HTML below the images, ``link`` the address of the figure to download; a click on a ``clickable`` image
+    selects the query patch.
     """
     selected = result.maps(selection)
     largest = max(float(values.abs().max()) for values in selected.values())
@@ -151,13 +144,7 @@ def _map(
 
 
 def draw_figure(passes: Sequence[ForwardPass], selection: MapSelection, *, theme: Theme = LIGHT) -> bytes:
-    """PNG with a row for each forward pass: the image, its maps with their scales, and rollout.
-
-    Args:
-        passes: of one image through one or more models.
-        selection: which map.
-        theme: colours.
-    """
+    """PNG with a row for each model's forward pass of an image: the image, its maps with their scales, and rollout."""
     made = figure(theme, 2.9 * _COLUMNS, 3.5 * len(passes) + 0.3)
     rows = made.subfigures(len(passes), 1, squeeze=False)[:, 0]
     for result, part in zip(passes, rows, strict=True):

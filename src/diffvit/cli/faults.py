@@ -29,7 +29,7 @@ _MACHINE = {
 
 
 def explain(error: BaseException, arguments: Sequence[str] = ()) -> tuple[int, str]:
-    """The exit code and the line of any exception; an empty line where there is nobody to read it."""
+    """The exit code and the error line of any exception; an empty line where the output's reader has gone."""
     if isinstance(error, CycloptsError):
         error = _usage(error)
     if isinstance(error, DiffvitError):
@@ -55,7 +55,7 @@ def explain(error: BaseException, arguments: Sequence[str] = ()) -> tuple[int, s
 
 
 def _usage(error: CycloptsError) -> ConfigError:
-    """A fault in the command line, in the words of our other errors."""
+    """Cyclopts' error about the command line as an error of ours."""
     see = " ".join(["See diffvit", *(error.command_chain or ()), "--help."])
     if isinstance(error, UnknownOptionError):
         found = (error.token.keyword or error.token.value).split("=")[0]

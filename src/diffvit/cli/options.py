@@ -43,7 +43,7 @@ class Place:
     device: Annotated[Device | None, Parameter(show_default="auto")] = None
     """Where to run."""
     precision: Annotated[Precision | None, Parameter(show_default="auto")] = None
-    """auto is what the run itself was scored with, else what this machine is good at."""
+    """auto: as the run itself was scored, else bf16 where the hardware has bf16 arithmetic, else fp32."""
 
     def resolved(self) -> dict[str, str]:
         """``device`` and ``precision``: flag > environment > default."""
@@ -60,11 +60,7 @@ OUTPUT, PLACE = Output(), Place()
 
 
 def numbers_of(flag: str, text: str) -> tuple[int, ...]:
-    """``"16,64"`` as numbers, each once.
-
-    Raises:
-        ConfigError: anything else.
-    """
+    """``"16,64"`` as numbers, each once; a ConfigError for anything else."""
     try:
         return tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
@@ -72,11 +68,7 @@ def numbers_of(flag: str, text: str) -> tuple[int, ...]:
 
 
 def refuse_folder(folder: Path) -> None:
-    """Say before measuring, not after, that a folder cannot be written to.
-
-    Raises:
-        EnvironmentFault: it is a file, or there is no permission.
-    """
+    """Raise an EnvironmentFault, before measuring, if a folder cannot be written to."""
     place = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
         why = "cannot be written to" if place.is_dir() else f"is no folder ({place} is a file)"
@@ -84,12 +76,9 @@ def refuse_folder(folder: Path) -> None:
 
 
 def flags_of(section: type[BaseModel], group: Group = RUN, *, without: frozenset[str] = frozenset()) -> Any:
-    """A TypedDict with a key per field: cyclopts makes a flag of each and hands over only those that were given.
+    """A TypedDict with a key for each field of a section but those in ``without``.
 
-    Args:
-        section: whose fields.
-        group: what the flags stand under in ``--help``.
-        without: fields that only a file can set.
+    cyclopts makes a flag of each key, under ``group`` in ``--help``, and passes only those that were given.
     """
     fields: dict[str, Any] = {}
     for place, (name, field) in enumerate(section.model_fields.items()):
@@ -124,7 +113,7 @@ def _shown(default: Any) -> str | bool:
 
 
 def _plain(annotation: Any) -> Any:
-    """``X | None`` as ``X``: a flag that was not given is not there at all."""
+    """``X`` for ``X | None``: a flag that was not given has no key at all."""
     if get_origin(annotation) in (Union, types.UnionType):
         return next(each for each in get_args(annotation) if each is not type(None))
     return annotation

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from diffvit.files import finite
 
 NONE = "-"
 
@@ -51,14 +51,4 @@ def percent(value: float | None) -> str:
 
 def as_json(values: Mapping[str, Any]) -> None:
     """One JSON object on one line; what is not finite becomes null."""
-    line(json.dumps(_plain(values), allow_nan=False))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
+    line(json.dumps(finite(values), allow_nan=False, default=str))

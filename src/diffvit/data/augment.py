@@ -15,22 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int64, UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
 from diffvit.data import image_ops
 from diffvit.data.batches import normalise, send
 from diffvit.data.image_ops import Pixels, Rgb, affine, box_mask, crop_and_flip, fixed_point
-from diffvit.data.random_draws import (
-    Stream,
-    below,
-    beta_quantiles,
-    from_quantiles,
-    hash_uniform,
-    hash_words,
-    uniform,
-)
+from diffvit.data.random_draws import Stream, below, beta_quantiles, from_quantiles, hash_uniform, hash_words, uniform
 from diffvit.errors import ConfigError
 from diffvit.registry import AUGMENTATIONS
 
@@ -56,17 +48,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class Batch:
-    """One training batch.
+    """One training batch: normalised images, targets (distributions), own labels without mixing, and which samples."""
 
-    ``images`` float32 (batch, chans, height, width), normalised; ``targets`` float32 (batch, classes), each row a
-    distribution; ``labels`` int64 (batch,), each image's own class without mixing; ``indices`` int64
-    (batch,) and ``epoch`` say which samples these are, for further draws.
-    """
-
-    images: Tensor
-    targets: Tensor
-    labels: Tensor
-    indices: Tensor
+    images: Float32[Tensor, "batch chans height width"]
+    targets: Float32[Tensor, "batch classes"]
+    labels: Int64[Tensor, " batch"]
+    indices: Int64[Tensor, " batch"]
     epoch: int
 
 
@@ -84,8 +71,7 @@ class Augment:
         device: where batches are made.
 
     Raises:
-        ConfigError: a crop that reaches beyond one reflection of the image, an unknown policy, labels beyond the
-            classes.
+        ConfigError: a crop that reaches beyond one reflection of the image, or labels beyond the classes.
     """
 
     def __init__(
@@ -179,8 +165,6 @@ def _check(settings: Settings, size: tuple[int, int], labels: Tensor, num_classe
     if settings.crop >= min(size):
         found = f"{settings.crop} pixels at the edge of an image {min(size)} pixels wide"
         raise ConfigError("augment.crop", f"cannot reflect {found} (at most {min(size) - 1})")
-    if settings.policy not in AUGMENTATIONS:
-        raise ConfigError("augment.policy", f"no policy {settings.policy!r} (have {', '.join(AUGMENTATIONS)})")
     low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
     if not 0 <= low <= high < num_classes:
         why = f"the labels reach from {low} to {high}, the classes from 0 to {num_classes - 1}"
@@ -255,14 +239,8 @@ class Policy:
     """Applies ``rounds`` operations, drawn from :data:`OPERATIONS` with replacement, to every image.
 
     Every operation's parameters are tables over the few levels of the space, made once in plain Python floats: no
-    device's sine enters the result.
-
-    Args:
-        space: strengths and ranges.
-        rounds: operations in a row.
-        size: (height, width) of the images.
-        fill: uint8 (3,), the colour of places that a move uncovers.
-        every: do every operation to every image and keep the one that was drawn.
+    device's sine enters the result. ``size`` is the images' (height, width), ``fill`` the colour of places that a move
+    uncovers; with ``every``, every operation is done to every image and the one that was drawn is kept.
     """
 
     def __init__(
@@ -365,14 +343,14 @@ def _rows(chosen: Bool[Tensor, " batch"], every: bool) -> Int64[Tensor, " rows"]
 class Mix:
     """What to mix: ``rows`` (places in the batch), ``partners`` (sample indices), and how much of the own image stays.
 
-    ``weight`` (rows, 1, height, width), or (rows, 1, 1, 1), is the own image's weight at each pixel and ``share``
-    (rows,) its weight in the target, float32 both; the partner has the rest.
+    ``weight``, (rows, 1, height, width) or (rows, 1, 1, 1), is the own image's weight at each pixel and ``share`` its
+    weight in the target; the partner has the rest.
     """
 
-    rows: Tensor
-    partners: Tensor
-    weight: Tensor
-    share: Tensor
+    rows: Int64[Tensor, " rows"]
+    partners: Int64[Tensor, " rows"]
+    weight: Float32[Tensor, "rows 1 _ _"]
+    share: Float32[Tensor, " rows"]
 
 
 class Mixing:

@@ -1,15 +1,16 @@
-"""CIFAR-10 (Krizhevsky 2009), from whichever container it lies in.
+"""CIFAR-10 (Krizhevsky 2009), read from any of its file formats.
 
 Parquet files in the schema of ``uoft-cs/cifar10``, the official python and binary archives (packed or unpacked), or an
 image folder. Images are sorted by their content's hash on loading, so the container does not matter: one content has
 one order, one fingerprint, one validation split and one name.
 
-Containers are untrusted input. Archives are never extracted to disk, only their expected members are read, and
-unpickling a batch of the python version runs none of the code that the pickle names.
+Files are untrusted input. Archives are never extracted to disk, only their expected members are read, and unpickling
+a batch of the python version runs none of the code that the pickle names.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -75,7 +76,7 @@ class Container:
 
 @dataclass(frozen=True)
 class Rows:
-    """One split in its container's order: pixels, labels, and which images are exact where the container says so."""
+    """One split in the files' order: pixels, labels, and which images have the original pixels where that is known."""
 
     pixels: UInt8[np.ndarray, "n 3 32 32"]
     labels: Int64[np.ndarray, " n"]
@@ -118,9 +119,7 @@ def load(container: Container, split: str) -> Images:
     """
     files = parquet_files(container.path, split) if container.kind == "parquet" else []
     cached = cache_folder() / "decoded" / f"{_content_key(files, split)}.safetensors"
-    images = _read_cache(cached) if files else None
-    if images is not None:
-        _check_complete(images.labels.numpy(), split, container.path)
+    if files and (images := _read_cache(cached)) is not None:
         return images
     rows = READERS[container.kind](container.path, split)
     _check_complete(rows.labels, split, container.path)
@@ -182,12 +181,11 @@ def _read_cache(path: Path) -> Images | None:
 
 def _write_cache(images: Images, path: Path) -> None:
     tensors = {"pixels": images.pixels, "labels": images.labels}
-    try:
-        with replacing(path) as temporary:
-            exact = {} if images.exact is None else {"exact": images.exact}
-            save_file({**tensors, **exact}, temporary, {"checksum": _checksum(images)})
-    except (OSError, SafetensorError):  # a full or read-only cache: decode again next time
-        pass
+    if images.exact is not None:
+        tensors["exact"] = images.exact
+    # Where the cache is full or read-only, decode again next time.
+    with contextlib.suppress(OSError, SafetensorError), replacing(path) as temporary:
+        save_file(tensors, temporary, {"checksum": _checksum(images)})
 
 
 def parquet_files(folder: Path, split: str) -> list[Path]:
@@ -197,11 +195,7 @@ def parquet_files(folder: Path, split: str) -> list[Path]:
 
 
 def read_parquet(folder: Path, split: str) -> Rows:
-    """Decode every row of the split's files; rows whose path ends in :data:`NOT_EXACT` are not ``exact``.
-
-    Raises:
-        InputError: no such file, not Parquet, another schema, an unreadable image, a row without a label.
-    """
+    """Decode every row of the split's files; rows whose path ends in :data:`NOT_EXACT` are not ``exact``."""
     files = parquet_files(folder, split)
     if not files:
         raise InputError(str(folder), f"holds no {split}-*.parquet beside the other split's")
@@ -251,11 +245,7 @@ def _stacked(pixels: list[np.ndarray]) -> UInt8[np.ndarray, "n 3 32 32"]:
 
 
 def read_folder(folder: Path, split: str) -> Rows:
-    """Decode ``folder/split/CLASS/*``, with the ten official class names as folder names.
-
-    Raises:
-        InputError: a class is missing or unknown, or an image is unreadable or not 32 x 32.
-    """
+    """Decode ``folder/split/CLASS/*``, with the ten official class names as folder names."""
     root = folder / split
     found = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     if found != CLASSES:
@@ -274,11 +264,7 @@ def _members(kind: str, split: str) -> list[str]:
 
 
 def read_archive(path: Path, split: str, kind: str) -> Rows:
-    """Read the official archive or the folder that it was unpacked to; ``kind`` is python or binary.
-
-    Raises:
-        InputError: truncated, hostile, incomplete, or of another kind.
-    """
+    """Read the official archive or the folder that it was unpacked to; ``kind`` is python or binary."""
     members, parse = _members(kind, split), _from_pickle if kind == "python" else _from_records
     try:
         held = _unpacked(path, members) if path.is_dir() else _packed(path, members)
@@ -339,7 +325,7 @@ def _from_records(data: bytes, name: str) -> Rows:
 
 
 class _Inert:
-    """Stands in for what a batch names, ``numpy.dtype`` and the like: keeps what it is given and runs nothing."""
+    """Placeholder for the numpy objects that a batch names: keeps the arguments it is given and runs nothing."""
 
     def __init__(self, *arguments: object) -> None:
         self.arguments = arguments

@@ -1,8 +1,7 @@
 """Fetching public data sets into the cache: https only, every file checked against its known size and SHA-256.
 
-CIFAR-10 comes from the Parquet files of ``uoft-cs/cifar10`` at a fixed revision, or, where they cannot be had, from the
-official python archive. The sums are those of the published files (both hold the official, lossless pixels), so the
-host need not be trusted.
+CIFAR-10 comes from the Parquet files of ``uoft-cs/cifar10`` at a fixed revision, or else from the official python
+archive; both hold the official, lossless pixels.
 
 ``torch.hub.download_url_to_file`` is not used: it has no time-out and follows redirects away from https.
 """
@@ -20,7 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from diffvit.errors import ConfigError, EnvironmentFault, did_you_mean
+from diffvit.errors import EnvironmentFault, check_choice
 from diffvit.files import cache_folder, replacing
 
 Progress = Callable[[int, int], None]
@@ -51,7 +50,7 @@ SOURCES: dict[str, tuple[tuple[RemoteFile, ...], ...]] = {
             RemoteFile(f"{_PARQUET}/train-00000-of-00001.parquet", 119_705_255, _TRAIN),
         ),
         (RemoteFile("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", 170_498_071, _ARCHIVE),),
-    ),
+    )
 }
 
 
@@ -78,7 +77,7 @@ def fetch(
     deadline: float | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Make sure a public data set lies in the cache, and return its folder.
+    """Fetch a public data set into the cache; returns its folder.
 
     Files already there are checked, not fetched again. A set of files appears whole or not at all.
 
@@ -91,12 +90,10 @@ def fetch(
 
     Raises:
         ConfigError: no such data set.
-        EnvironmentFault: none of its sources could be reached, or none gave the right bytes, or the disk is full. With
-            ``DIFFVIT_OFFLINE`` set, nothing is tried.
+        EnvironmentFault: no source could be reached or gave the right bytes, the disk is full, or ``DIFFVIT_OFFLINE``
+            is set.
     """
-    if name not in SOURCES:
-        why = f"not one that can be fetched (have {', '.join(SOURCES)});{did_you_mean(name, SOURCES)}"
-        raise ConfigError(f"data set {name!r}", why.rstrip(";"))
+    check_choice("data set", name, SOURCES)
     folder = (cache_dir or cache_folder()) / name
     for files in SOURCES[name]:
         if all(_is_here(folder / file.name, file) for file in files):

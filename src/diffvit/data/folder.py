@@ -68,11 +68,7 @@ def _class_names(root: Path) -> list[str]:
 
 
 def class_folders(root: Path) -> list[str]:
-    """The names of the folders in a folder, hidden ones left out, sorted.
-
-    Raises:
-        InputError: it cannot be listed.
-    """
+    """The names of the folders in a folder, hidden ones left out, sorted."""
     try:
         return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     except OSError as error:

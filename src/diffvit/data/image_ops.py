@@ -103,23 +103,13 @@ def equalize(pixels: Rgb) -> Rgb:
     With step = (pixels - those of the highest value) // 255, a value goes to (pixels below it + step // 2) // step;
     a channel too uniform for a step of 1 stays as it is.
     """
-    batch, channels, height, width = pixels.shape
-    flat = pixels.reshape(batch * channels, -1).to(torch.int64)
-    places = flat + torch.arange(len(flat), device=pixels.device)[:, None] * 256
-    counts = _counts(places.flatten(), 256 * len(flat)).view(batch, channels, 256)
-    highest = pixels.flatten(2).amax(2, keepdim=True).to(torch.int64)
-    step = (height * width - counts.gather(2, highest)) // 255
+    flat = pixels.flatten(2).to(torch.int64)
+    # bincount would wait for the largest value on an accelerator, to know its own length.
+    counts = flat.new_zeros(*flat.shape[:2], 256).scatter_add_(2, flat, torch.ones_like(flat))
+    step = (flat.shape[2] - counts.gather(2, flat.amax(2, keepdim=True))) // 255
     lower = counts.cumsum(2) - counts
     flattened = ((lower + step // 2) // step.clamp(min=1)).clamp(max=255)
     return _look_up(torch.where(step > 0, flattened, torch.arange(256, device=pixels.device)), pixels)
-
-
-def _counts(places: Tensor, length: int) -> Tensor:
-    """How often each of ``0 .. length - 1`` occurs."""
-    if places.device.type == "cpu":
-        return torch.bincount(places, minlength=length)
-    # On an accelerator bincount waits for the largest value, to know its own length.
-    return places.new_zeros(length).scatter_add_(0, places, torch.ones_like(places))
 
 
 def _look_up(tables: Int64[Tensor, "batch 3 256"], pixels: Tensor) -> Tensor:

@@ -6,16 +6,15 @@ decoding, and whatever Pillow raises on a damaged file becomes an :class:`InputE
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import math
 import mmap
 import os
-import re
-import struct
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -23,7 +22,12 @@ from typing import IO, Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Int64, UInt8
-from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageDraw, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import Image, ImageDraw, ImageOps
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 from torch import Tensor
 
 from diffvit.errors import ConfigError, EnvironmentFault, InputError
@@ -117,34 +121,17 @@ def mapped(file: Path | IO[bytes], shape: tuple[int, ...]) -> UInt8[Tensor, "n c
     return torch.frombuffer(pages, dtype=torch.uint8, count=math.prod(shape)).view(shape)
 
 
-class _Jpeg(JpegImagePlugin.JpegImageFile):
-    """Pillow's reader; it would look into the EXIF for a resolution, and warn about damage there."""
-
-    def getexif(self) -> Image.Exif:
-        """Nothing; see :func:`_orientation`."""
-        return Image.Exif()
-
-
 # First bytes -> Pillow's reader. The readers are called directly: Image.open would try every installed format, and
 # warns about large headers (a process-wide matter) before this module can refuse them.
 _READERS = {
-    b"\xff\xd8\xff": _Jpeg,
-    b"\x89PNG\r\n\x1a\n": PngImagePlugin.PngImageFile,
-    b"GIF87a": GifImagePlugin.GifImageFile,
-    b"GIF89a": GifImagePlugin.GifImageFile,
-    b"BM": BmpImagePlugin.BmpImageFile,
-    b"RIFF": WebPImagePlugin.WebPImageFile,
+    b"\xff\xd8\xff": JpegImageFile,
+    b"\x89PNG\r\n\x1a\n": PngImageFile,
+    b"GIF87a": GifImageFile,
+    b"GIF89a": GifImageFile,
+    b"BM": BmpImageFile,
+    b"RIFF": WebPImageFile,
 }
 FORMATS = "JPEG, PNG, GIF, BMP, WebP"
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def decode(data: bytes | Path, *, name: str) -> UInt8[np.ndarray, "3 h w"]:
@@ -191,8 +178,8 @@ def _read(path: Path, name: str) -> bytes:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     image.load()
-    if (method := _UPRIGHT.get(_orientation(image.info))) is not None:
-        image = image.transpose(method)
+    with contextlib.suppress(Exception):  # damaged EXIF, which is common: the image stays as it is stored
+        ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips at 255
@@ -203,38 +190,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         paper = Image.new("RGBA", colours.size, "white")
         return Image.alpha_composite(paper, colours).convert("RGB")
     return image.convert("RGB")
-
-
-def _orientation(info: Mapping[Any, Any]) -> int:
-    """The orientation in EXIF, else in XMP; 1 (upright) where neither has one or can be read.
-
-    Pillow's own reader is not used: it warns about damaged EXIF, which is common, and the filters of Python's warnings
-    belong to all threads, so that no thread may change them for a while.
-    """
-    try:
-        text = str(info.get("Raw profile type exif", ""))
-        record = info.get("exif") or bytes.fromhex("".join(text.split("\n")[3:]))
-        if (found := _tag(record.removeprefix(b"Exif\0\0"), 0x0112)) is not None:
-            return found
-        xmp = info.get("XML:com.adobe.xmp") or info.get("xmp") or b""
-        match = re.search(rb'tiff:Orientation(?:="|>)([0-9])', xmp.encode() if isinstance(xmp, str) else xmp)
-        return int(match[1]) if match else 1
-    except (AttributeError, TypeError, ValueError, struct.error):
-        return 1
-
-
-def _tag(tiff: bytes, wanted: int) -> int | None:
-    """The whole number (SHORT or LONG) of a tag in the first directory of a TIFF file; None where it is not there."""
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
-    if order is None:
-        return None
-    (start,) = struct.unpack_from(order + "L", tiff, 4)
-    (count,) = struct.unpack_from(order + "H", tiff, start)
-    for place in range(start + 2, start + 2 + 12 * count, 12):
-        tag, kind, number = struct.unpack_from(order + "HHL", tiff, place)
-        if tag == wanted and kind in (3, 4) and number == 1:
-            return int(struct.unpack_from(order + {3: "H", 4: "L"}[kind], tiff, place + 8)[0])
-    return None
 
 
 def resize(pixels: UInt8[np.ndarray, "3 h w"], size: int) -> UInt8[np.ndarray, "3 s s"]:
@@ -250,12 +205,7 @@ def resize(pixels: UInt8[np.ndarray, "3 h w"], size: int) -> UInt8[np.ndarray, "
 
 
 def contact_sheet(images: Images, path: Path, *, per_class: int = 10) -> Path:
-    """Draw the first ``per_class`` images of each class, one row per class (of the first 40), and write them as PNG.
-
-    Raises:
-        ConfigError: the file's name does not end in .png.
-        EnvironmentFault: the file cannot be written.
-    """
+    """Draw the first ``per_class`` images of each class, one row per class (of the first 40), and write them as PNG."""
     if path.suffix.lower() != ".png":
         raise ConfigError(str(path), f"a contact sheet is a PNG (found {path.suffix or 'no ending'} vs .png)")
     height, width = images.pixels.shape[2:]

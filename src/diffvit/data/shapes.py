@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffvit.data.images import Images, fingerprint
 from diffvit.data.random_draws import hash_uniform, hash_words
-from diffvit.errors import ConfigError
+from diffvit.errors import ConfigError, check_choice
 
 # Outlines of the ten shapes and of the clutter: functions of coordinates (x to the right, y up) that return about the
 # distance to the outline, negative inside and exact near straight edges. The shapes lie inside the unit circle.
@@ -112,8 +112,7 @@ def generate(
     Raises:
         ConfigError: an unknown split or a setting out of range.
     """
-    if split not in _SPLITS:
-        raise ConfigError("split", f"no such split of shapes (found {split!r} vs train or test)")
+    check_choice("split", split, _SPLITS)
     indices = count if isinstance(count, Tensor) else torch.arange(max(count, 0))
     count = len(indices)
     first = int(indices.min()) if count else 0
@@ -121,13 +120,8 @@ def generate(
         found = f"size {size}, clutter {clutter}, noise {noise}, count {count}, first index {first}"
         allowed = "size >= 16, clutter and noise 0 to 1, count >= 1, index >= 0"
         raise ConfigError("shapes", f"out of range (found {found} vs {allowed})")
-    pixels = torch.empty(count, 3, size, size, dtype=torch.uint8)
-    masks = torch.empty(count, size, size, dtype=torch.bool)
-    for first in range(0, count, _CHUNK):
-        some = indices[first : first + _CHUNK]
-        drawn, where = _draw(some, _SPLITS[split], size, clutter, noise, seed)
-        pixels[first : first + len(some)] = torch.from_numpy(drawn)
-        masks[first : first + len(some)] = torch.from_numpy(where)
+    drawn = [_draw(some, _SPLITS[split], size, clutter, noise, seed) for some in indices.split(_CHUNK)]
+    pixels, masks = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*drawn, strict=True))
     labels = indices % len(CLASSES)
     name = f"shapes (clutter {clutter:g}, noise {noise:g})"
     return Images(pixels, labels, CLASSES, name, fingerprint(pixels, labels, CLASSES), masks)
@@ -169,10 +163,7 @@ def _background(draws: Float32[np.ndarray, "n 6"], size: int) -> Float32[np.ndar
 
 
 def _rotated(
-    draw: Float32[np.ndarray, " n"],
-    x: Float32[np.ndarray, "n 1 w"],
-    y: Float32[np.ndarray, "n h 1"],
-    turn: float = 1.0,
+    draw: Float32[np.ndarray, " n"], x: Float32[np.ndarray, "n 1 w"], y: Float32[np.ndarray, "n h 1"], turn: float = 1.0
 ) -> tuple[Float32[np.ndarray, "n h w"], Float32[np.ndarray, "n h w"]]:
     angle = (draw.astype(np.float64) - 0.5) * (2 * np.pi * turn)
     cos, sin = (f(angle).astype(np.float32)[:, None, None] for f in (np.cos, np.sin))
@@ -180,10 +171,7 @@ def _rotated(
 
 
 def _add_piece(
-    canvas: Float32[np.ndarray, "n outer outer 3"],
-    draws: Float32[np.ndarray, "n 7"],
-    outline: Outline,
-    size: int,
+    canvas: Float32[np.ndarray, "n outer outer 3"], draws: Float32[np.ndarray, "n 7"], outline: Outline, size: int
 ) -> None:
     """Paint one piece of clutter into every image: in a window around it, since it is small."""
     n, outer = canvas.shape[:2]

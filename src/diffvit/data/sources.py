@@ -19,20 +19,11 @@ from diffvit.data import shapes as shape_images
 from diffvit.data.download import fetch
 from diffvit.data.images import Images, fingerprint, resize
 from diffvit.data.random_draws import hash_words
-from diffvit.errors import ConfigError, EnvironmentFault, InputError, did_you_mean
+from diffvit.errors import EnvironmentFault, InputError, check_choice
 from diffvit.files import cache_folder
 from diffvit.registry import SOURCES, function_of
 
 Announce = Callable[[str], None]
-_SHAPES_SETTINGS: dict[str, Any] = {
-    "size": int,
-    "train": int,
-    "test": int,
-    "clutter": float,
-    "noise": float,
-    "seed": int,
-}
-_SHAPES_COUNTS = {"train": 10_000, "test": 2_000}
 _VALIDATION = 2000  # stream of the draws
 # How long ``auto`` may try to fetch CIFAR-10 before it falls back, seconds: per answer, and in all.
 _QUICK, _QUICK_IN_ALL = 3.0, 60.0
@@ -64,21 +55,17 @@ def load(
         InputError: the data is missing, damaged, hostile or incomplete.
         EnvironmentFault: it cannot be fetched, or the disk has no room.
     """
-    if source not in SOURCES:
-        why = f"no such source (have {', '.join(SOURCES)});{did_you_mean(source, SOURCES)}"
-        raise ConfigError(f"data {source!r}", why.rstrip(";"))
-    if split not in ("train", "test"):
-        raise ConfigError(f"split {split!r}", "no such split (have train, test)")
-    asked = {"data_dir": data_dir, "image_size": image_size, "shapes": shapes or {}, "announce": announce}
-    return _resized(function_of(SOURCES[source])(split, **asked), image_size)
+    check_choice("data source", source, SOURCES)
+    check_choice("split", split, ("train", "test"))
+    options = {"data_dir": data_dir, "image_size": image_size, "shapes": shapes or {}, "announce": announce}
+    return _resized(function_of(SOURCES[source])(split, **options), image_size)
 
 
 def resolve_auto(data_dir: Path | None, *, announce: Announce | None = None) -> Literal["cifar10", "shapes"]:
     """The source that ``auto`` selects on this machine: cifar10 where it is found or quickly fetched, else shapes.
 
-    Looked for in this order: ``data_dir``, or else where ``DIFFVIT_DATA`` points; the user's cache; the public files
-    (given up after 3 seconds without an answer, or one minute in all). A named folder without CIFAR-10 is not an error
-    here, but one that does not exist is.
+    Looked for in this order: ``data_dir``, or else where ``DIFFVIT_DATA`` points (another folder may be there without
+    CIFAR-10); the user's cache; the public files, for at most 3 seconds without an answer, or one minute in all.
 
     Raises:
         InputError: the folder that is named does not exist.
@@ -103,11 +90,11 @@ def place_of(source: str, data_dir: Path | None) -> Path | None:
     return Path(named)
 
 
-def load_auto(split: str, *, data_dir: Path | None, announce: Announce | None, **asked: Any) -> Images:
+def load_auto(split: str, *, data_dir: Path | None, announce: Announce | None, **more: Any) -> Images:
     """CIFAR-10 where :func:`resolve_auto` finds it, else shapes; arguments as :func:`load`."""
     if resolve_auto(data_dir, announce=announce) == "cifar10":
         return cifar10.load(_find_cifar10(data_dir, announce, strict=False), split)
-    return load_shapes(split, **asked)
+    return load_shapes(split, **more)
 
 
 def load_cifar10(split: str, *, data_dir: Path | None, announce: Announce | None, **_: Any) -> Images:
@@ -124,10 +111,8 @@ def load_folder(split: str, *, data_dir: Path | None, image_size: int, **_: Any)
 
 def load_shapes(split: str, *, shapes: Mapping[str, Any], **_: Any) -> Images:
     """The built-in shapes; arguments as :func:`load`."""
-    if unknown := sorted(shapes.keys() - _SHAPES_SETTINGS):
-        raise ConfigError(f"shapes.{unknown[0]}", f"no such setting (have {', '.join(_SHAPES_SETTINGS)})")
-    chosen = {name: _SHAPES_SETTINGS[name](value) for name, value in shapes.items()}
-    counts = {name: chosen.pop(name, count) for name, count in _SHAPES_COUNTS.items()}
+    chosen = {"train": 10_000, "test": 2_000, **shapes}
+    counts = {name: chosen.pop(name) for name in ("train", "test")}
     return shape_images.generate(split, counts[split], **chosen)
 
 
@@ -175,15 +160,8 @@ def validation_split(
 ) -> tuple[Int64[Tensor, " train"], Int64[Tensor, " validation"]]:
     """Split a training set into training and validation indices, with the same number of validation images per class.
 
-    Depends on the labels' order, ``size`` and ``seed`` only, never on a run's seed or a library's random generator.
-
-    Args:
-        labels: of the whole training set.
-        size: validation images; where it is no multiple of the number of classes, the first classes give one more.
-        seed: selects another split of the same size.
-
-    Returns:
-        Ascending indices, together every image once.
+    Both are ascending, and hold together every image once. They depend on the labels' order, ``size`` (where it is no
+    multiple of the number of classes, the first classes give one more) and ``seed`` alone.
 
     Raises:
         InputError: a class has too few images to leave any for training.

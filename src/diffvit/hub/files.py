@@ -12,9 +12,8 @@ import pickle
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -32,22 +31,17 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _COUNTERS = (torch.int64, torch.int32)
 
 
-@dataclass(frozen=True)
-class WeightsFile:
+class WeightsFile(NamedTuple):
     """The weights in a file.
 
     Args:
         tensors: by their plain names, in the file's dtype; they may share memory with the file.
-        nest: the key they were stored under (``teacher``, ``student``, ``state_dict``, ``model``), or empty.
+        nest: the key they were stored under (``teacher``, ``student``, ``state_dict``, ``model``), or empty. The first
+            two are from self-distillation, whose ``head`` is a projection, not a classifier.
     """
 
     tensors: dict[str, Tensor]
     nest: str
-
-    @property
-    def self_distilled(self) -> bool:
-        """Whether it was trained by self-distillation: its ``head`` is a projection, not a classifier."""
-        return self.nest in ("teacher", "student")
 
 
 def read_weights(path: Path, *, counters: bool = False) -> WeightsFile:
@@ -85,7 +79,7 @@ def read_weights(path: Path, *, counters: bool = False) -> WeightsFile:
     return WeightsFile(tensors, nest)
 
 
-def read_header(path: Path) -> dict[str, Any]:
+def read_header(path: Path, hint: str = OWN_HINT) -> dict[str, Any]:
     """The JSON header of a safetensors file, its sizes checked against the file's; no tensor is read.
 
     Raises:
@@ -96,7 +90,7 @@ def read_header(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 10 or length > min(size - 8, _HEADER_LIMIT):
-                raise InputError(str(path), "is not a safetensors file", OWN_HINT)
+                raise InputError(str(path), "is not a safetensors file", hint)
             header = json.loads(file.read(length))
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
         end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
@@ -104,7 +98,7 @@ def read_header(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(str(path), f"cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
-        raise InputError(str(path), "is not a safetensors file", OWN_HINT) from None
+        raise InputError(str(path), "is not a safetensors file", hint) from None
     if not shapes_are_lists or end != size - 8 - length:
         why = f"is cut short or damaged ({size - 8 - length} bytes of weights vs {end} announced)"
         raise InputError(str(path), why)
@@ -112,10 +106,7 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def _from_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        read_header(path)
-    except InputError as error:
-        raise InputError(error.what, error.why, _HINT) from None
+    read_header(path, _HINT)
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
@@ -200,14 +191,7 @@ def check_weights(
     why: str = "does not fit the model: ",
     hint: str = "",
 ) -> None:
-    """Check the names and shapes of weights against a model's.
-
-    Args:
-        source: where the weights came from, for the message.
-        found: shapes by name.
-        expected: shapes by name, of the model.
-        why: how the message begins.
-        hint: what to do next.
+    """Check the names and shapes of weights against a model's; ``source``, ``why`` and ``hint`` are for the message.
 
     Raises:
         InputError: a missing, unexpected or misshapen weight; the line names the first.

@@ -25,11 +25,7 @@ _ONE_AT_A_TIME = threading.RLock()
 
 
 def timm_library(hint: str = INSTALL) -> ModuleType:
-    """The module timm.
-
-    Raises:
-        EnvironmentFault: it is missing, or does not work here.
-    """
+    """The module timm."""
     try:
         with quietly():
             import_torchvision()
@@ -45,10 +41,6 @@ def import_torchvision() -> None:
     timm and transformers import it. PyPI's torchvision is built for CUDA; beside a CPU build of torch its operators do
     not load, and the import fails on the first of them. The Python parts, which are all that is needed, work once the
     operators' names exist.
-
-    Raises:
-        ImportError: there is no torchvision.
-        RuntimeError: it fails for another reason.
     """
     try:
         import_module("torchvision")

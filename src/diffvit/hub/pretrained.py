@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from diffvit.errors import ConfigError, EnvironmentFault, InputError, did_you_mean
-from diffvit.hub.files import WeightsFile, check_finite, check_weights, read_weights
+from diffvit.hub.files import check_finite, check_weights, read_weights
 from diffvit.hub.libraries import cache_where_offline, quietly, reason, timm_library
 from diffvit.models.vit import VisionTransformer
 
@@ -44,16 +44,11 @@ _WEIGHTS = "Fetch its weights elsewhere and give them with --weights FILE."
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A pretrained model and how its images are prepared.
+    """A pretrained model, in evaluation mode, float32, on the CPU, and how its images are prepared.
 
-    Args:
-        model: in evaluation mode, float32, on the CPU.
-        name: timm's name of it, or the file's.
-        mean: per channel, of pixels from 0 to 1.
-        std: per channel, of pixels from 0 to 1.
-        image_size: side of the square images that it was trained on, pixels; it takes other sizes too.
-        classes: what the logits mean, where that is known.
-        source: where the weights came from, and what had to be assumed.
+    ``mean`` and ``std`` are those of each channel, of pixels from 0 to 1; ``image_size`` is the side, pixels, of the
+    square images that it was trained on (it takes other sizes too); ``classes`` are what the logits mean, where that is
+    known; ``source`` says where the weights came from, and what had to be assumed.
     """
 
     model: VisionTransformer
@@ -71,7 +66,7 @@ def load_pretrained(name: str | None = None, weights: Path | None = None) -> Pre
     Args:
         name: one of :data:`DINO`, or any that timm has (extra ``pretrained``); without it, the architecture is
             read from the weights.
-        weights: see :func:`diffvit.hub.files.read_weights`; without it, timm downloads them.
+        weights: read by :func:`diffvit.hub.files.read_weights`; without it, timm downloads them.
 
     Raises:
         ConfigError: neither is given, no such model, or one that nobody published weights for.
@@ -98,20 +93,16 @@ def _from_file(
     path: Path, name: str | None, settings: Mapping[str, Any] | None, mean: Sequence[float], std: Sequence[float]
 ) -> Pretrained:
     """The model in a weights file; its settings are inferred from the weights where they are not known."""
-    found = read_weights(path)
-    tensors, note = found.tensors, ""
+    found, note = read_weights(path), ""
+    tensors = found.tensors
     if settings is None:
         settings, note = infer(str(path), tensors)
-    elif not settings["num_classes"]:
-        tensors = _without_projection(found)
+    elif not settings["num_classes"] and found.nest in ("teacher", "student"):
+        # A self-distilled model has a projection where a classifier would be.
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}
     model = fit(str(path), tensors, settings)
     source = "; ".join(part for part in (f"{path}", f"its {found.nest}" if found.nest else "", note) if part)
     return Pretrained(model, name or path.stem, tuple(mean), tuple(std), model.settings["image_size"], None, source)
-
-
-def _without_projection(found: WeightsFile) -> dict[str, Tensor]:
-    """A self-distilled model without classes has a projection where a classifier would be."""
-    return {name: t for name, t in found.tensors.items() if not (found.self_distilled and name.startswith("head."))}
 
 
 def _downloaded(name: str) -> Pretrained:
@@ -135,20 +126,12 @@ def _downloaded(name: str) -> Pretrained:
 
 
 def _skeleton(name: str, **settings: Any) -> Any:
-    """Timm's model of that name without weights: no memory, no download.
-
-    Raises:
-        EnvironmentFault: there is no timm, or it does not work here.
-        ConfigError: it knows no such model.
-    """
+    """Timm's model of that name without weights: no memory, no download."""
     timm = timm_library(_INSTALL)
     names = {*timm.list_models(), *timm.list_pretrained()}
     if name not in names:
-        raise ConfigError(
-            "pretrained",
-            f"no model {name!r} in timm {timm.__version__}",
-            did_you_mean(name, names).replace(" did", "Did", 1),
-        )
+        hint = did_you_mean(name, names).strip().capitalize()
+        raise ConfigError("pretrained", f"no model {name!r} in timm {timm.__version__}", hint)
     try:
         with quietly(), torch.random.fork_rng(devices=[]), torch.device("meta"):
             return timm.create_model(name, pretrained=False, **settings)
@@ -166,42 +149,27 @@ def _config(skeleton: nn.Module) -> dict[str, Any]:
 
 
 def settings_of_timm(name: str, model: Any) -> dict[str, Any]:
-    """Settings of the :class:`diffvit.VisionTransformer` with the weights of a timm ``VisionTransformer``.
+    """Settings of the :class:`diffvit.VisionTransformer` with the weights of timm's ``model``, on any device.
 
     Whether it also computes the same is for :func:`check_logits` to say.
-
-    Args:
-        name: the model's, for the message.
-        model: from ``timm.create_model``; the meta device will do.
 
     Raises:
         InputError: a weight that :class:`diffvit.VisionTransformer` lacks, or that only it has.
     """
     try:
-        attn, block = model.blocks[0].attn, model.blocks[0]
-        kinds = {"Identity": "none", "LayerNorm": "layer", "RmsNorm": "rms"}
-        settings = {
+        attn = model.blocks[0].attn
+        heads = attn.num_heads * (2 if hasattr(attn, "lambda_q1") else 1)
+        settings, _ = infer(name, model.state_dict(), heads)
+        settings |= {  # what the weights' shapes do not tell for sure
             "image_size": model.patch_embed.img_size[0],
-            "patch_size": model.patch_embed.patch_size[0],
-            "embed_dim": model.embed_dim,
-            "depth": len(model.blocks),
-            "num_heads": attn.num_heads * (2 if hasattr(attn, "lambda_q1") else 1),
-            "mlp_ratio": mlp_ratio(block.mlp.fc1.in_features, block.mlp.fc1.out_features),
-            "num_classes": getattr(model.head, "out_features", 0),
-            "attention": "differential" if hasattr(attn, "lambda_q1") else "softmax",
-            "qkv_bias": attn.qkv.bias is not None,
-            "qk_norm": kinds.get(type(attn.q_norm).__name__, "none"),
-            "layer_scale": LAYER_SCALE if hasattr(block.ls1, "gamma") else 0.0,
-            "norm_eps": block.norm1.eps,
-            "class_token": model.cls_token is not None,
-            "registers": 0 if model.reg_token is None else model.reg_token.shape[1],
+            "norm_eps": model.blocks[0].norm1.eps,
             "no_embed_class": model.no_embed_class,
             "pool": "cls" if model.global_pool == "token" else "mean",
-            "fc_norm": type(model.fc_norm).__name__ != "Identity",
-            "in_chans": model.patch_embed.proj.in_channels,
         }
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             ours = VisionTransformer(**settings)
+    except InputError as error:
+        raise InputError(name, error.why, "It cannot be looked into.") from None
     except (AttributeError, TypeError, IndexError, ConfigError, RuntimeError, ValueError) as error:
         raise _unsupported(name, " ".join(str(error).split())[:120]) from None
     found, expected = _shapes(model.state_dict()), _shapes(ours.state_dict())
@@ -240,14 +208,11 @@ def _classes(timm: ModuleType, model: nn.Module) -> list[str] | None:
     return [str(label) for label in names] if len(names) == head.out_features else None
 
 
-def infer(source: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], str]:
+def infer(source: str, tensors: Mapping[str, Tensor], heads: int | None = None) -> tuple[dict[str, Any], str]:
     """Settings of the :class:`diffvit.VisionTransformer` that such weights belong to, and a note on what is assumed.
 
-    Heads follow from the lambdas or the query norms where there are some; else they are taken as 64 wide.
-
-    Args:
-        source: where the weights came from, for the message.
-        tensors: by timm's names.
+    Where ``heads`` is not given, it follows from the lambdas or the query norms where there are some; else heads are
+    taken as 64 wide. ``source`` names the weights in errors.
 
     Raises:
         InputError: not the weights of a Vision Transformer that is supported.
@@ -262,7 +227,7 @@ def infer(source: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], s
     differential = f"{first}attn.lambda_q1" in shapes
     known = shapes.get(f"{first}attn.lambda_q1") or shapes.get(f"{first}attn.q_norm.weight")
     width = known[0] if known else _HEAD_DIM
-    if dim % width:
+    if heads is None and dim % width:
         raise InputError(source, f"its heads cannot be told ({dim} is not a multiple of {width})", _HINT)
     registers = shapes.get("reg_token", (1, 0, dim))
     prefix = int("cls_token" in shapes) + (registers[1] if len(registers) == 3 else 0)
@@ -277,7 +242,7 @@ def infer(source: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], s
         "patch_size": patch,
         "embed_dim": dim,
         "depth": len({name.split(".")[1] for name in shapes if re.match(r"blocks\.\d+\.", name)}),
-        "num_heads": dim // width,
+        "num_heads": heads or dim // width,
         "mlp_ratio": mlp_ratio(dim, shapes[f"{first}mlp.fc1.weight"][0]),
         "num_classes": shapes.get("head.weight", (0,))[0],
         "attention": "differential" if differential else "softmax",
@@ -304,11 +269,7 @@ def fit(source: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any])
     """The model of these settings with these weights, in float32 and evaluation mode, for images of any size.
 
     Positions of another square image than the settings' are taken as they are, and the model is built for that image.
-
-    Args:
-        source: where the weights came from, for the message.
-        tensors: by timm's names; copied.
-        settings: of :class:`diffvit.VisionTransformer`.
+    The tensors are copied; ``source`` names them in errors.
 
     Raises:
         InputError: missing, unexpected, misshapen or non-finite weights, or settings that do not go together.

@@ -1,4 +1,4 @@
-"""Generated files: written where they differ."""
+"""Writing generated files that are out of date."""
 
 from __future__ import annotations
 
@@ -9,17 +9,9 @@ from diffvit.files import disk_faults, replace
 
 
 def brought_up_to_date(wanted: Mapping[Path, tuple[bytes, str]], *, check: bool) -> list[str]:
-    """Write the files that are not as wanted, or only name them.
+    """Write the files (unless ``check``) whose content differs from ``wanted``; returns a line for each.
 
-    Args:
-        wanted: for each file its content, and what to say where it has another.
-        check: write nothing.
-
-    Returns:
-        What was out of date, one line each.
-
-    Raises:
-        EnvironmentFault: a file cannot be written.
+    ``wanted`` has, for each file, its content and the words of that line.
     """
     stale = [path for path, (content, _) in wanted.items() if not path.exists() or path.read_bytes() != content]
     for path in () if check else stale:

@@ -29,18 +29,11 @@ def curves(grouped: Sequence[Arm], *, theme: Theme = LIGHT, stamp: str = "") -> 
     return to_png(made, stamp)
 
 
-def loss(grouped: Sequence[Arm], *, theme: Theme = LIGHT, stamp: str = "") -> bytes:
-    """Training (and validation) loss against the epoch."""
+def curve(name: str, grouped: Sequence[Arm], *, theme: Theme = LIGHT) -> bytes:
+    """``loss`` or ``accuracy`` (with the final test accuracy) against the epoch, on training and validation images."""
     made = figure(theme, 5.8, 4.3)
-    _draw_loss(made.subplots(), grouped, theme)
-    return to_png(made, stamp)
-
-
-def accuracy(grouped: Sequence[Arm], *, theme: Theme = LIGHT, stamp: str = "") -> bytes:
-    """Training (and validation) accuracy against the epoch, with the final test accuracy."""
-    made = figure(theme, 5.8, 4.3)
-    _draw_accuracy(made.subplots(), grouped, theme)
-    return to_png(made, stamp)
+    {"loss": _draw_loss, "accuracy": _draw_accuracy}[name](made.subplots(), grouped, theme)
+    return to_png(made)
 
 
 def _draw_loss(axes: Axes, grouped: Sequence[Arm], theme: Theme) -> None:
@@ -120,10 +113,8 @@ def _style_handles(theme: Theme, validated: bool, grouped: Sequence[Arm]) -> lis
 
 
 def _legend(axes: Axes, theme: Theme, handles: Sequence[Line2D]) -> None:
-    legend = axes.legend(handles=list(handles), fontsize=10, frameon=True, facecolor=theme.paper, edgecolor="none")
-    legend.get_frame().set_alpha(0.8)
-    for text in legend.get_texts():
-        text.set_color(theme.ink)
+    look: dict[str, Any] = {"facecolor": theme.paper, "edgecolor": "none", "framealpha": 0.8, "labelcolor": theme.ink}
+    axes.legend(handles=list(handles), fontsize=10, frameon=True, **look)
 
 
 def lambda_init(block: int) -> float:
@@ -154,11 +145,9 @@ def lambdas(arm: Arm, *, theme: Theme = LIGHT, stamp: str = "") -> bytes:
         )
     dress(axes, theme, title=f"Lambda per block: {label}", x="epoch", y="lambda (weight of the second map)")
     _epoch_axis(axes, len(rows))
-    handles = [*axes.get_legend_handles_labels()[0]]
-    handles = [*handles[::-1], Line2D([], [], color=theme.ink, lw=1.1, ls=(0, (4, 3)), label="lambda_init")]
-    legend = axes.legend(handles=handles, fontsize=10, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    for text in legend.get_texts():
-        text.set_color(theme.ink)
+    dashed = Line2D([], [], color=theme.ink, lw=1.1, ls=(0, (4, 3)), label="lambda_init")
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "labelcolor": theme.ink}
+    axes.legend(handles=[*axes.get_legend_handles_labels()[0][::-1], dashed], fontsize=10, frameon=False, **place)
     return to_png(made, stamp)
 
 
@@ -211,7 +200,5 @@ def per_class(grouped: Sequence[Arm], *, theme: Theme = LIGHT, stamp: str = "") 
     axes.xaxis.set_major_formatter(PercentFormatter(decimals=0))
     axes.grid(False, axis="y")
     columns = 3 if max(len(label) for label in labels) < 14 else 1
-    legend = made.legend(fontsize=10, frameon=False, loc="outside lower left", ncols=columns)
-    for text in legend.get_texts():
-        text.set_color(theme.ink)
+    made.legend(fontsize=10, frameon=False, loc="outside lower left", ncols=columns, labelcolor=theme.ink)
     return to_png(made, stamp)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -24,32 +25,20 @@ _MOST_PICTURES = 6  # of a kind in one report, so that a study of thirty runs st
 
 @dataclass(frozen=True)
 class Report:
-    """Where a report went.
-
-    Args:
-        path: the self-contained report.html.
-        rows: one dict per run, as in rows.csv.
-        folder: the folder with rows.csv, epochs.csv, report.md, the plots and report.html.
-    """
+    """Where a report went: the self-contained report.html, its folder, and the rows of rows.csv as dicts."""
 
     path: Path
     rows: list[Row]
     folder: Path
 
 
-@dataclass(frozen=True)
-class _Picture:
+class Picture(NamedTuple):
+    """A plot as PNG bytes on white and on dark, its file's name, and its description in words."""
+
     file: str
     alt: str
     light: bytes
     dark: bytes
-
-
-@dataclass(frozen=True)
-class _Pictures:
-    curves: list[_Picture]
-    lambdas: list[_Picture]
-    classes: list[_Picture]
 
 
 def compare(runs: Sequence[RunDir | Path | str], *, out: Path | None = None, committed: Path | None = None) -> Report:
@@ -85,17 +74,12 @@ def compare(runs: Sequence[RunDir | Path | str], *, out: Path | None = None, com
 
 
 def run_report(run: RunDir | Path | str) -> Path:
-    """Write curves.png and report.html into one run's folder; returns the path of report.html.
-
-    Raises:
-        InputError: the run is missing, damaged or not finished.
-        EnvironmentFault: the report cannot be written.
-    """
+    """Write curves.png and report.html into one run's folder; returns the path of report.html."""
     record = read_run(run)
     assert record.folder is not None
     grouped = arms([record])
     path = record.folder / "report.html"
-    page = _page(grouped, _draw(grouped, ""), f"{grouped[0].label}: {record.row['run']}")
+    page = _page(grouped, pictures_of(grouped), f"{grouped[0].label}: {record.row['run']}")
     with disk_faults(f"report {path}"):
         replace(record.folder / "curves.png", plots.curves(grouped))
         replace(path, page.encode())
@@ -105,64 +89,54 @@ def run_report(run: RunDir | Path | str) -> Path:
 def _write_comparison(records: Sequence[RunRecord], out: Path) -> Report:
     stamp = write(out, records)
     grouped = arms(records)
-    pictures = _draw(grouped, stamp)
+    pictures = pictures_of(grouped, stamp)
     replace(out / "curves.png", plots.curves(grouped, stamp=stamp))
-    for picture in (*pictures.lambdas, *pictures.classes):
+    links = [("curves.png", "Loss and accuracy")]
+    for picture in (*pictures["lambdas"], *pictures["class_pictures"]):
         replace(out / picture.file, picture.light)
+        links.append((picture.file, picture.alt))
     title = " and ".join(arm.label for arm in grouped)
     if len(title) > 60:
         title = f"{len(grouped)} arms compared"
-    links = [("curves.png", "Loss and accuracy"), *((p.file, p.alt) for p in (*pictures.lambdas, *pictures.classes))]
     replace(out / "report.md", markdown.report(grouped, title, links).encode())
-    page = _page(grouped, pictures, title)
-    replace(out / "report.html", page.encode())
+    replace(out / "report.html", _page(grouped, pictures, title).encode())
     return Report(out / "report.html", [record.row for record in records], out)
 
 
-def _draw(grouped: Sequence[Arm], stamp: str) -> _Pictures:
-    """Every picture of a report, on white and on dark."""
+def pictures_of(grouped: Sequence[Arm], stamp: str = "") -> dict[str, list[Picture]]:
+    """The plots of a report: ``curves``, ``lambdas`` and ``class_pictures``; ``stamp`` is kept inside the files."""
+
+    def draw(file: str, alt: str, plot: Callable[..., bytes]) -> Picture:
+        return Picture(f"{file}.png", alt, plot(theme=LIGHT), plot(theme=DARK))
+
     names = ", ".join(arm.label for arm in grouped)
     curves = [
-        _both("loss.png", f"Loss against the epoch: {names}", lambda theme: plots.loss(grouped, theme=theme)),
-        _both(
-            "accuracy.png", f"Accuracy against the epoch: {names}", lambda theme: plots.accuracy(grouped, theme=theme)
-        ),
+        draw(name, f"{name.capitalize()} against the epoch: {names}", partial(plots.curve, name, grouped))
+        for name in ("loss", "accuracy")
     ]
-    lambdas: list[_Picture] = []
-    confusions: list[_Picture] = []
+    lambdas: list[Picture] = []
+    classes: list[Picture] = []
+    evaluated = [arm for arm in grouped if arm.confusion][:_MOST_PICTURES]
+    if evaluated and len(evaluated[0].classes) <= 40 and all(arm.classes == evaluated[0].classes for arm in evaluated):
+        alt = f"Accuracy of each class: {', '.join(arm.label for arm in evaluated)}"
+        classes.append(draw("classes", alt, partial(plots.per_class, evaluated, stamp=stamp)))
     for index, arm in enumerate(grouped):
-        suffix = "" if len(grouped) == 1 else f"-{index + 1}"
-        if _has_lambdas(arm) and len(lambdas) < _MOST_PICTURES:
-            draw = partial(plots.lambdas, arm, stamp=stamp)
-            lambdas.append(_both(f"lambda{suffix}.png", f"Lambda of every block against the epoch: {arm.label}", draw))
-        if arm.confusion and len(confusions) < _MOST_PICTURES:
-            draw = partial(plots.confusion, arm, stamp=stamp)
-            confusions.append(_both(f"confusion{suffix}.png", f"Confusion matrix: {arm.label}", draw))
-    return _Pictures(curves, lambdas, [*_class_bars(grouped, stamp), *confusions])
+        suffix = f"-{index + 1}" if len(grouped) > 1 else ""
+        if any(row.get("lambda") for row in arm.records[0].epochs) and len(lambdas) < _MOST_PICTURES:
+            alt = f"Lambda of every block against the epoch: {arm.label}"
+            lambdas.append(draw(f"lambda{suffix}", alt, partial(plots.lambdas, arm, stamp=stamp)))
+        if arm in evaluated:
+            plot = partial(plots.confusion, arm, stamp=stamp)
+            classes.append(draw(f"confusion{suffix}", f"Confusion matrix: {arm.label}", plot))
+    return {"curves": curves, "lambdas": lambdas, "class_pictures": classes}
 
 
-def _has_lambdas(arm: Arm) -> bool:
-    return any(row.get("lambda") for row in arm.records[0].epochs)
-
-
-def _class_bars(grouped: Sequence[Arm], stamp: str) -> list[_Picture]:
-    kept = [arm for arm in grouped if arm.confusion][:_MOST_PICTURES]
-    if not kept or len(kept[0].classes) > 40 or any(arm.classes != kept[0].classes for arm in kept):
-        return []
-    alt = f"Accuracy of each class: {', '.join(arm.label for arm in kept)}"
-    return [_both("classes.png", alt, partial(plots.per_class, kept, stamp=stamp))]
-
-
-def _both(file: str, alt: str, draw: Callable[..., bytes]) -> _Picture:
-    return _Picture(file, alt, draw(theme=LIGHT), draw(theme=DARK))
-
-
-def _page(grouped: Sequence[Arm], pictures: _Pictures, title: str) -> str:
+def _page(grouped: Sequence[Arm], pictures: dict[str, list[Picture]], title: str) -> str:
     records = [record for arm in grouped for record in arm.records]
     runs = ", ".join(str(record.row["run"]) for record in records)
-    environment = Environment(
-        loader=PackageLoader("diffvit.reporting", "."), autoescape=True, undefined=StrictUndefined
-    )
+    loader = PackageLoader("diffvit.reporting", ".")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
     return environment.get_template("report.html").render(
         title=title,
         subtitle=f"diffvit {__version__}, {len(records)} run{'s' if len(records) > 1 else ''}: {runs}",
@@ -171,17 +145,8 @@ def _page(grouped: Sequence[Arm], pictures: _Pictures, title: str) -> str:
         many=len(grouped) > 1,
         figures=tables.side_by_side(grouped),
         figure_notes=tables.FIGURE_NOTES,
-        curves=_inline(pictures.curves),
-        lambdas=_inline(pictures.lambdas),
-        class_pictures=_inline(pictures.classes),
+        **pictures,
         classes=tables.class_table(grouped),
         differing=tables.difference_table(grouped),
         commands=[(arm.label, tables.command(arm)) for arm in grouped],
     )
-
-
-def _inline(pictures: Sequence[_Picture]) -> list[dict[str, str]]:
-    def encode(data: bytes) -> str:
-        return base64.b64encode(data).decode()
-
-    return [{"alt": each.alt, "light": encode(each.light), "dark": encode(each.dark)} for each in pictures]

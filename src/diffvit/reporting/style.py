@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import unicodedata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,14 +20,7 @@ from PIL import Image, UnidentifiedImageError
 STAMP = "diffvit-rows"  # the PNG text entry that says which rows a plot was made from
 
 _FONT = "DejaVu Sans"  # matplotlib's own
-# Debian's packages for letters that it lacks, by how their names in Unicode begin.
-_PACKAGES = {
-    **dict.fromkeys(("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "IDEOGRAPHIC", "FULLWIDTH"), "fonts-noto-cjk"),
-    **dict.fromkeys(("ARABIC", "HEBREW", "DEVANAGARI", "BENGALI", "TAMIL", "THAI"), "fonts-noto-core"),
-}
-_TOLD: set[int] = set()  # code points that no font has, as was said
-_USUAL = {("normal", 400), ("normal", "normal"), ("normal", "regular")}
-_OTHERS = "fonts-symbola"  # emoji and symbols as outlines: coloured ones cannot be drawn
+_PACKAGES = "fonts-noto-core, fonts-noto-cjk for Chinese, Japanese and Korean, fonts-symbola for emoji"
 
 
 @dataclass(frozen=True)
@@ -92,7 +84,7 @@ def dress(axes: Axes, theme: Theme, *, title: str, x: str, y: str, grid: bool = 
 
 
 def plain(text: str) -> str:
-    """Somebody else's words (a file's name, a class) as matplotlib draws them: a dollar is no formula."""
+    """A text from outside (a file's or a class's name) for matplotlib: a dollar begins no formula."""
     return text.replace("$", r"\$")
 
 
@@ -124,9 +116,9 @@ def to_svg(made: Figure) -> bytes:
 
 @contextmanager
 def all_letters(made: Figure) -> Iterator[None]:
-    """Draw inside: words with letters that matplotlib's own font lacks are set in an installed font that has them.
+    """Use another installed font for texts with letters that matplotlib's own font lacks, while drawing inside.
 
-    Where there is none, one warning names a package with such a font, and boxes are drawn.
+    Where there is none, boxes are drawn, and a warning names packages with fonts.
     """
     for axes in made.axes:  # tick labels get their text when they are asked for
         for axis in (axes.xaxis, axes.yaxis):
@@ -148,10 +140,7 @@ def all_letters(made: Figure) -> Iterator[None]:
 
 @lru_cache
 def fonts_for(wanted: frozenset[int]) -> tuple[str, ...]:
-    """Families of installed fonts that together have these code points; warns of those that none has, once.
-
-    Sans-serif fonts, upright and of usual weight, come first.
-    """
+    """Families of installed fonts that together have these code points, sans-serif first; warns of missing ones."""
     rest, families = set(wanted), []
     entries = [entry for entry in font_manager.fontManager.ttflist if not entry.name.startswith("Last Resort")]
     for entry in sorted(
@@ -160,14 +149,10 @@ def fonts_for(wanted: frozenset[int]) -> tuple[str, ...]:
         if rest and (found := rest & _letters(entry.fname)):
             rest -= found
             families.append(entry.name)
-    if untold := rest - _TOLD:
-        _TOLD.update(untold)
-        letters = [chr(code) for code in sorted(untold)]
-        named = [unicodedata.name(letter, "").split(" ")[0].split("-")[0] for letter in letters]
-        packages = ", ".join(dict.fromkeys(_PACKAGES.get(name, _OTHERS) for name in named))
-        some = " ".join(letters[:10]) + (f" and {len(letters) - 10} more" if len(letters) > 10 else "")
+    if rest:
+        some = " ".join(chr(code) for code in sorted(rest)[:10])
         why = f"no installed font has {some}: plots have boxes in their place"
-        warnings.warn(f"{why}. Install one (Debian: {packages}) and draw again", stacklevel=1)
+        warnings.warn(f"{why}. Install one (Debian: {_PACKAGES}) and draw again", stacklevel=1)
     return tuple(families)
 
 

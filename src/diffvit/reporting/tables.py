@@ -1,4 +1,4 @@
-"""The words and numbers of a report: side-by-side figures, class by class, what differs, how to repeat a run."""
+"""The tables of a report: figures of arms side by side, accuracy by class, differing settings; commands to repeat."""
 
 from __future__ import annotations
 
@@ -152,8 +152,8 @@ _FIGURES: tuple[tuple[str, Callable[[Sequence[Row]], str]], ...] = (
     ("FLOPs per image", _each(lambda row: big(row["flops_per_image"]))),
     ("Training images/s", mean_of("images_per_second", big)),
     ("Training time", mean_of("train_seconds", duration)),
-    ("Beside it: loading the data", mean_of("data_seconds", duration)),
-    ("Beside it: compiling", mean_of("compile_seconds", lambda seconds: duration(seconds) if seconds else NONE)),
+    ("Data loading (not in training time)", mean_of("data_seconds", duration)),
+    ("Compiling (not in training time)", mean_of("compile_seconds", lambda value: duration(value) if value else NONE)),
     ("Epochs", _each(lambda row: _plain(row["epochs"]))),
     ("Seed", _each(lambda row: _plain(row["seed"]))),
     ("Precision", _each(lambda row: _plain(row["precision"]))),

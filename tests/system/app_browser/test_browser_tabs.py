@@ -40,6 +40,6 @@ def test_runs_side_by_side_and_the_models(watched: Watched) -> None:
     page.get_by_role("button", name="Compare").click()
     expect(page.locator("#dv-compare img:visible").first).to_be_visible(timeout=60_000)
     expect(page.locator("#dv-compare")).to_contain_text("Test accuracy")
-    assert page.locator("#dv-compare figure").count() == 4  # curves, lambda, two confusion matrices
+    assert page.locator("#dv-compare figure").count() == 6  # loss, accuracy, lambda, classes, two confusion matrices
     go(page, "Models")
     expect(page.get_by_role("group", name="Models that are offered")).to_contain_text("shapes-diffvit")

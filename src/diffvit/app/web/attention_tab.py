@@ -20,18 +20,10 @@ _PAGE = 12  # thumbnails
 
 
 def draw(explorer: Explorer, image: ImageRef, first: str, second: str, *controls: Any) -> str:
-    """The panels of both models as HTML.
+    """The panels of the first model and the second (or :data:`NO_MODEL`) as HTML.
 
-    Args:
-        explorer: models and images.
-        image: which image.
-        first: a model.
-        second: another, or :data:`NO_MODEL`.
-        controls: the values of the other controls in their order: of the map, the query, the drawing and rollout.
-            Layer, head, row and column are counted from 1; row and column refer to the first model's patches.
-
-    Raises:
-        DiffvitError: no such model or image, or rollout rules that do not go together.
+    ``controls`` are the values of the other controls in their order: of the map, the query, the drawing and rollout.
+    Layer, head, row and column are counted from 1; row and column refer to the first model's patches.
     """
     layer, head, average, query, row, column, strength, colours, mass, *rules = controls
     names = [first] + ([second] if second not in (NO_MODEL, first) else [])
@@ -48,13 +40,7 @@ def draw(explorer: Explorer, image: ImageRef, first: str, second: str, *controls
 
 
 def build(explorer: Explorer, image: gradio.State, page: gradio.Blocks) -> None:
-    """Add the tab's controls and their events.
-
-    Args:
-        explorer: models and images.
-        image: the :class:`ImageRef` that is shown; other tabs use it too.
-        page: whose loading draws the first maps.
-    """
+    """Add the tab with its events; ``image`` holds the :class:`ImageRef` that is shown, in other tabs too."""
     ref, name, second_name = explorer.start
     names = [info.name for info in explorer.models.vits]
     with gradio.Row(equal_height=False):
@@ -127,14 +113,12 @@ def slider_range(count: int) -> dict[str, Any]:
 
 def _style_controls() -> list[gradio.Slider | gradio.Dropdown]:
     with gradio.Accordion("Colours and threshold", open=False), gradio.Row():
+        strength = gradio.Slider(0, 1.2, value=1, step=0.05, label="Overlay", info="Strength of the colours.")
         info = "Maps with negative entries stay blue and red."
-        return [
-            gradio.Slider(0, 1.2, value=1, step=0.05, label="Overlay", info="Strength of the colours."),
-            gradio.Dropdown(list(COLOURS), value=COLOURS[0], label="Colour map", info=info),
-            gradio.Slider(
-                *(0.05, 1), value=1, step=0.05, label="Threshold", info="Colour the fewest patches with this share."
-            ),
-        ]
+        colours = gradio.Dropdown(list(COLOURS), value=COLOURS[0], label="Colour map", info=info)
+        info = "Colour the fewest patches with this share."
+        mass = gradio.Slider(0.05, 1, value=1, step=0.05, label="Threshold", info=info)
+    return [strength, colours, mass]
 
 
 def _rollout_controls() -> list[gradio.Radio | gradio.Slider]:
@@ -153,14 +137,7 @@ def _rollout_controls() -> list[gradio.Radio | gradio.Slider]:
 def _test_image_picker(explorer: Explorer, first: gradio.Dropdown, second: gradio.Dropdown, image: gradio.State) -> Any:
     """Test images of the first model by class and by error, a page of thumbnails at a time.
 
-    Args:
-        explorer: models and images.
-        first: the model whose test images are shown.
-        second: the model it is compared with.
-        image: set to the image that is clicked.
-
-    Returns:
-        The event of a click, to be followed by ``.then``.
+    Returns the event of a click, which has set ``image`` to the image that was clicked.
     """
 
     def classes(name: str) -> list[str]:
@@ -203,14 +180,7 @@ def _test_image_picker(explorer: Explorer, first: gradio.Dropdown, second: gradi
 
 
 def thumbnails(explorer: Explorer, name: str, indices: Sequence[int] | None = None, page: int = 0) -> str:
-    """A page of small test images to click, or a line if there are none.
-
-    Args:
-        explorer: models and images.
-        name: the model whose test images they are.
-        indices: of the images to show on all pages; None for all images.
-        page: counted from 0.
-    """
+    """A page, counted from 0, of a model's test images (of ``indices``, else of all) to click; a line if none."""
     try:
         images = explorer.test_images.images(name)
     except DiffvitError as error:

@@ -31,11 +31,8 @@ def handler(
 ) -> Callable[[Callable[..., Any]], Callable[..., tuple[Any, ...]]]:
     """Decorator of an event handler: it runs under the explorer's limiter and gets a last output, an error line.
 
-    Args:
-        explorer: whose limiter.
-        outputs: how many outputs the handler has, a tuple if more than one; on an error they stay as they are.
-        numbered: put the number of the request into the first output, HTML: :data:`VIEW_SCRIPT` drops answers
-            that a newer one overtook.
+    ``outputs`` is how many outputs the handler has, a tuple if more than one; on an error they stay as they are. With
+    ``numbered``, the first output, HTML, has the number of the request: :data:`VIEW_SCRIPT` drops overtaken answers.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:

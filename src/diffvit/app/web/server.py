@@ -121,10 +121,7 @@ def _add_upload(explorer: Explorer, data: bytes, name: str) -> dict[str, str]:
 
 @contextmanager
 def bound(port: int) -> Iterator[socket.socket]:
-    """A listening socket that only this machine can reach; closed afterwards.
-
-    Args:
-        port: 0 finds a free one.
+    """A listening socket that only this machine can reach; port 0 finds a free one.
 
     Raises:
         EnvironmentFault: the port is taken or not allowed.
@@ -141,11 +138,6 @@ def bound(port: int) -> Iterator[socket.socket]:
 
 
 def serve(app: ASGIApp, listening: socket.socket) -> None:
-    """Serve until a signal stops it.
-
-    Args:
-        app: from :func:`application`.
-        listening: from :func:`bound`.
-    """
+    """Serve until a signal stops it."""
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, timeout_keep_alive=30)
     uvicorn.Server(config).run(sockets=[listening])

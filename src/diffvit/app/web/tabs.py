@@ -1,9 +1,8 @@
-"""The tabs beside the attention maps: runs compared, zero-shot with CLIP, shapes with a known mask, the models."""
+"""The page's other tabs: comparing runs, zero-shot classification with CLIP, shapes with a known mask, the models."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,43 +14,29 @@ from diffvit.app.explorer import Explorer, ForwardPass, MapSelection
 from diffvit.app.images import ImageRef, shapes_image
 from diffvit.app.limits import Cache
 from diffvit.app.models import TEMPLATES
-from diffvit.app.panels import OverlayStyle, html, inline, panel, png_uri
+from diffvit.app.panels import OverlayStyle, html, inline, panel
 from diffvit.app.web.controls import NO_MODEL, QUICK, VIEW_SCRIPT, handler, upload_zone, uploaded
 from diffvit.attention.metrics import coverage
 from diffvit.attention.rollout import rollout
 from diffvit.attention.scores import mask_scores
 from diffvit.data.shapes import CLASSES
 from diffvit.errors import ConfigError
-from diffvit.reporting import plots, tables
+from diffvit.reporting import tables
 from diffvit.reporting.arms import arms, statements
+from diffvit.reporting.render import pictures_of
 from diffvit.reporting.rows import read_run
-from diffvit.reporting.style import DARK, LIGHT
 from diffvit.reporting.tables import Table, percent
 
 MAX_RUNS = 6  # compared at a time
 MAX_LABELS, MAX_LABEL_LENGTH = 40, 80
-_NO_RUNS = (
-    "No run of your own is here yet. Make two, and start the page again: <code>diffvit train --out runs/vit</code>, "
-    "<code>diffvit train --model.attention differential --out runs/diffvit</code>, <code>diffvit app</code>. "
-    "<code>make demo</code> makes a first pair in a few minutes. Until then the other tabs show the packaged models."
-)
 _LABELS = "airplane, car, bird, cat, deer, dog, frog, horse, ship, truck"
-_ZERO_SHOT_NOTE = (
-    "Each label is put into the templates (“a photo of a {}.”); the picture is given the label whose texts lie "
-    "nearest. The small CLIP knows the words of its captions, so labels far from CIFAR-10 mean little to it."
-)
-_SHAPES_NOTE = (
-    "Pointing: does the largest patch lie on the object. Mass: the share of the map's positive part on it; a uniform "
-    "map gets the object's share of the picture. Overlap: of the object and the fewest patches that hold half of the "
-    "mass (intersection over union)."
-)
 
 
 def build_compare(explorer: Explorer) -> None:
     """Add the tab that compares finished runs: figures, curves, lambda, confusion, from their run folders."""
     names = [info.name for info in explorer.models.runs]
     if not names:
-        gradio.HTML(f'<p class="dv-text">{_NO_RUNS}</p>')
+        gradio.HTML(html("no_runs"))
         return
     with gradio.Row(equal_height=False):
         with gradio.Column(scale=1, min_width=260):
@@ -71,37 +56,21 @@ def build_compare(explorer: Explorer) -> None:
 
 
 def compare_runs(folders: Sequence[str]) -> str:
-    """Tables, statements and plots of finished runs as HTML.
-
-    Raises:
-        ConfigError: no run, or too many.
-        InputError: a run is damaged.
-    """
+    """Tables, statements and plots of finished runs as HTML."""
     if not 1 <= len(folders) <= MAX_RUNS:
         raise ConfigError("runs", f"choose 1 to {MAX_RUNS} (found {len(folders)})")
     grouped = arms([read_run(folder) for folder in folders])
-    labels = ", ".join(arm.label for arm in grouped)
-    drawn = [(f"Loss and accuracy against the epoch: {labels}", partial(plots.curves, grouped))]
-    for arm in grouped:
-        if any(row.get("lambda") for row in arm.records[0].epochs):
-            drawn.append((f"Lambda of every block against the epoch: {arm.label}", partial(plots.lambdas, arm)))
-    drawn += [(f"Confusion matrix: {arm.label}", partial(plots.confusion, arm)) for arm in grouped if arm.confusion]
     return html(
         "comparison",
         notes=tables.data_notes(record.row for arm in grouped for record in arm.records),
         claims=statements(grouped),
         figures=tables.side_by_side(grouped),
-        plots=[(caption, *(png_uri(draw(theme=theme)) for theme in (LIGHT, DARK))) for caption, draw in drawn],
+        plots=[picture for kind in pictures_of(grouped).values() for picture in kind],
     )
 
 
 def build_zero_shot(explorer: Explorer, image: gradio.State) -> None:
-    """Add the tab that classifies the image by the user's own labels with CLIP, beside a supervised model.
-
-    Args:
-        explorer: models and images.
-        image: the :class:`ImageRef` chosen in the first tab.
-    """
+    """Add the tab that classifies ``image``, chosen in the first tab, by the user's own labels with CLIP."""
     names, clips = [info.name for info in explorer.models.own_vits], explorer.models.clip_names
     twin = next((name for name in names if name.endswith("clip-twin")), names[0])
     with gradio.Row(equal_height=False):
@@ -130,11 +99,7 @@ def build_zero_shot(explorer: Explorer, image: gradio.State) -> None:
 
 
 def parse_labels(text: str) -> tuple[str, ...]:
-    """Labels from lines of text with commas between.
-
-    Raises:
-        ConfigError: none, too many, one too long, or one twice.
-    """
+    """Labels from lines of text with commas between."""
     from diffvit.clip.templates import load_labels
 
     labels = [part.strip() for part in ",".join(text.splitlines()).split(",") if part.strip()]
@@ -149,11 +114,7 @@ def parse_labels(text: str) -> tuple[str, ...]:
 def classify_image(
     explorer: Explorer, image: ImageRef, clip_name: str, labels: str, templates: str, supervised: str
 ) -> str:
-    """Probabilities of the labels by CLIP, and of its classes by a supervised model, as HTML.
-
-    Raises:
-        DiffvitError: no such model or image, or labels that are refused or that the CLIP cannot read or tell apart.
-    """
+    """Probabilities of the labels by CLIP, and of its classes by a supervised model, as HTML."""
     from diffvit.clip.zero_shot import classify
 
     clip, classifier = explorer.models.classifier(clip_name, parse_labels(labels), templates)
@@ -169,16 +130,11 @@ def classify_image(
         labelled = {"title": supervised, "text": "supervised: the classes it was trained on"}
         pixels = inline(result.image.pixels)
         parts.append(html("answer", model=supervised, image=pixels, probabilities=result.probabilities, **labelled))
-    return html("models", panels=parts, note=_ZERO_SHOT_NOTE, warnings=classifier.warnings)
+    return html("models", panels=parts, note="zero-shot", warnings=classifier.warnings)
 
 
 def build_shapes(explorer: Explorer, page: gradio.Blocks) -> None:
-    """Add the tab that draws an object among clutter and scores attention against the object's mask.
-
-    Args:
-        explorer: models and images.
-        page: whose loading draws the first image.
-    """
+    """Add the tab that draws an object among clutter and scores attention against the object's mask."""
     models = explorer.models.own_vits
     names, depth = [info.name for info in models], max(info.depth for info in models)
     with gradio.Row(equal_height=False):
@@ -212,20 +168,9 @@ def build_shapes(explorer: Explorer, page: gradio.Blocks) -> None:
 
 
 def draw_shapes(
-    explorer: Explorer,
-    first: str,
-    second: str,
-    label: str,
-    number: float,
-    clutter: float,
-    noise: float,
-    layer: float,
+    explorer: Explorer, first: str, second: str, label: str, number: float, clutter: float, noise: float, layer: float
 ) -> str:
-    """The drawn image, both models' maps and their scores, as HTML.
-
-    Raises:
-        DiffvitError: no such model, or a setting out of range.
-    """
+    """The drawn image, both models' maps and their scores, as HTML."""
     index = int(number) * len(CLASSES) + (CLASSES.index(label) if label in CLASSES else 0)
     selection, panels = MapSelection(layer=int(layer) - 1), []
     for name in [first] + ([second] if second not in (NO_MODEL, first) else []):
@@ -233,19 +178,13 @@ def draw_shapes(
         image = shapes_image(index, size=model.image_size or 32, clutter=clutter, noise=noise)
         assert image.mask is not None
         result = explorer.forward(model, image)
-        note = table_html(score_table(result, selection, image.mask), f"Scores of {name}")
+        note = _table_html(score_table(result, selection, image.mask), f"Scores of {name}")
         panels.append(panel(result, selection, OverlayStyle(), note=note, clickable=False))
-    return html("models", panels=panels, note=_SHAPES_NOTE)
+    return html("models", panels=panels, note="shapes")
 
 
 def score_table(result: ForwardPass, selection: MapSelection, mask: Tensor) -> Table:
-    """Scores of the selected layer's map and of rollout against the object's mask, and of a uniform map.
-
-    Args:
-        result: the forward pass.
-        selection: which layer; heads are averaged.
-        mask: where the object is, (height, width).
-    """
+    """Scores of the selected layer's mean map, of rollout and of a uniform map against the object's mask."""
     layer, record = result.locate(selection)[0], result.record
     maps = {f"layer {layer + 1}": record.to_patches(layer).mean(dim=1), "rollout": rollout(record)}
     if record.differential:
@@ -261,8 +200,7 @@ def score_table(result: ForwardPass, selection: MapSelection, mask: Tensor) -> T
     return Table(["Map", "Points at the object", "Mass on it", "Overlap"], rows)
 
 
-def table_html(table: Table, caption: str) -> str:
-    """A table as HTML, in a box that scrolls if it is too wide."""
+def _table_html(table: Table, caption: str) -> str:
     return html("table", columns=table.columns, rows=table.rows, caption=caption)
 
 
@@ -272,5 +210,5 @@ def build_models(explorer: Explorer) -> None:
     for info in (*explorer.models.vits, *explorer.models.clips):
         origin = "others" if info.pretrained else "packaged" if info.folder is None else "run"
         rows.append([info.name, info.description, origin])
-    gradio.HTML(table_html(Table(["Model", "What it is", "From"], rows), "Models that are offered"))
+    gradio.HTML(_table_html(Table(["Model", "What it is", "From"], rows), "Models that are offered"))
     gradio.Markdown(Path(__file__).with_name("models.md").read_text(encoding="utf-8"))
