@@ -353,7 +353,8 @@ def test_data_that_fell_back_is_the_very_first_line(tmp_path, monkeypatch):
 def test_auto_finds_cifar10_in_the_cache_where_the_folder_that_is_named_has_none(tmp_path, monkeypatch):
     """Also when the run is evaluated; cifar10 in its place would look into that folder alone."""
     tiny = {split: shapes.generate(split, 20, size=32) for split in ("train", "test")}
-    monkeypatch.setattr(cifar10, "find", lambda place: place if place == cache_folder() else None)
+    there = cifar10.Container("binary", cache_folder())
+    monkeypatch.setattr(cifar10, "find", lambda place: there if place == there.path else None)
     monkeypatch.setattr(cifar10, "load", lambda _, split: replace(tiny[split], name="CIFAR-10"))
     (tmp_path / "empty").mkdir()
     given = {"data": "auto", "data_dir": str(tmp_path / "empty"), "validation_size": 0, "epochs": 1}
