@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(READY)  ## train a ViT and its differential twin, then compare them (about five minutes on two cores)
-	$(BIN)/python -m diffvit.cli.demo configs
+	$(BIN)/python -m tools.demo configs
 
 test: $(READY)  ## the whole quick suite, one worker per core
 	$(BIN)/python -m pytest -q -n auto --dist worksteal

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from diffvit.config import Config, parse, read_yaml
-from diffvit.experiments import report, search
+from diffvit.experiments import report
 from diffvit.experiments.report import gathered
 from diffvit.experiments.results import Line, Results, compared_arms, difference, over_all_arms
-from diffvit.experiments.study import BOTH, REPORTS, STUDIES, TIERS, Study
+from diffvit.experiments.study import BOTH, REPORTS, STUDIES, TIERS, Study, recipe_of
 from diffvit.files import read_csv
 from diffvit.registry import label_of
 from diffvit.reporting import stats
@@ -63,7 +63,7 @@ def with_rows(reports: Path) -> dict[str, Results]:
 
 def _searched(root: Path) -> list[Study]:
     there = (study for study in STUDIES.values() if study.search)
-    return [study for study in there if (root / REPORTS / study.name / search.TRIALS_FILE).is_file()]
+    return [study for study in there if (root / REPORTS / study.name / report.TRIALS_FILE).is_file()]
 
 
 def of_study(results: Results, folder: Path) -> dict[str, Content]:
@@ -74,8 +74,22 @@ def of_study(results: Results, folder: Path) -> dict[str, Content]:
 
 def of_search(study: Study, folder: Path) -> dict[str, Content]:
     """The files that ``diffvit study report search`` writes beside its trials."""
-    texts = search.texts_of(study, read_csv(folder / search.TRIALS_FILE))
-    return {**texts, search.PLOT: Picture(*search.plot_of(study, folder))}
+    texts = report.search_texts(study, read_csv(folder / report.TRIALS_FILE))
+    return {**texts, **{name: Picture(*each) for name, each in report.search_plots(study, folder).items()}}
+
+
+def words_of(study: Study, folder: Path) -> str:
+    """A search in a few sentences, from its trials.csv."""
+    assert study.search is not None
+    rows = report.comparable(read_csv(folder / report.TRIALS_FILE))
+    found = [
+        f"{label_of(attention)}: {percent(best['val_accuracy'])} validation accuracy with "
+        + ", ".join(f"{setting} {report.short(best[setting])}" for setting in study.search.settings)
+        for attention, best in report.best_of(rows).items()
+    ]
+    tier = rows[0]["tier"]
+    head = f"*{study.name}, tier {tier}, {len(rows)} trials of up to {recipe_of(study, tier).epochs} epochs"
+    return f"{head}, exploratory.* The best of each: {'; '.join(found)}."
 
 
 def page(root: Path, found: Mapping[str, Results]) -> str:
@@ -102,8 +116,8 @@ def page(root: Path, found: Mapping[str, Results]) -> str:
         where_it_helps=where_it_helps(list(found.values())),
         studies=_REPORTED,
         found=found,
-        searched={study.name: search.words_of(study, root / REPORTS / study.name) for study in _searched(root)},
-        dials_plot=search.PLOT,
+        searched={study.name: words_of(study, root / REPORTS / study.name) for study in _searched(root)},
+        dials_plot=report.SEARCH_PLOT,
         answers=report.answers,
         table=report.table,
     )

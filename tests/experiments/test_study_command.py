@@ -30,25 +30,18 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
-def test_the_list_names_every_study_with_arms_tiers_and_times(capsys: Captured) -> None:
-    assert run(["study", "list", "--json"]) == 0
-    out = capsys.readouterr().out
-    found = json.loads(out.splitlines()[-1])["studies"]
-    assert [each["study"] for each in found] == list(STUDIES)
-    for each in found:
-        study = STUDIES[each["study"]]
-        assert each["arms"] == (list(study.search.settings if study.search else study.arms))
-        assert each["seconds"] == {"smoke": None, "short": None, "full": None}  # nothing is committed here
-    for tier in ("smoke", "short", "full"):
-        assert f"\n{tier}: " in out
-
-
-def test_a_time_needs_a_committed_row_of_such_a_device(capsys: Captured) -> None:
+def test_the_list_names_every_study_and_its_times_from_committed_rows_of_such_a_device(capsys: Captured) -> None:
     def seconds() -> dict[str, dict[str, float | None]]:
         assert run(["study", "list", "--json"]) == 0
-        found = json.loads(capsys.readouterr().out.splitlines()[-1])["studies"]
+        out = capsys.readouterr().out
+        assert all(f"\n{tier}: " in out for tier in ("smoke", "short", "full"))
+        found = json.loads(out.splitlines()[-1])["studies"]
+        for each in found:
+            study = STUDIES[each["study"]]
+            assert each["arms"] == list(study.search.settings if study.search else study.arms)
         return {each["study"]: each["seconds"] for each in found}
 
+    assert seconds() == {name: {"smoke": None, "short": None, "full": None} for name in STUDIES}
     pooling = STUDIES["pooling"]
     records = rows_of(made_records(cells_of(pooling, "short"), lambda _: 0.7))
     write(Path("reports/pooling"), records)
@@ -70,7 +63,7 @@ def test_a_study_is_run_by_two_workers_shown_and_reported(capsys: Captured) -> N
     assert "4 cells, 0 of them in reports/pooling, 0 done, 4 to do" in out
     assert "4 of 4 done, 0 running" in out
     assert json.loads(out.splitlines()[-1]) == {
-        **{"study": "pooling", "tier": "smoke", "done": 4, "failed": {}, "waiting": [], "running": {}},
+        **{"study": "pooling", "tier": "smoke", "done": 4, "failed": {}, "waiting": [], "running": {}}
     }
     assert run(command) == 0
     assert "4 done, 0 to do" in capsys.readouterr().out

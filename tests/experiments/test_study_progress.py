@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import json
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from diffvit.experiments.progress import StudyProgress
 from diffvit.experiments.report import write_report
@@ -19,96 +16,81 @@ from tests.experiments.study_rows import made_records
 STUDY = STUDIES["pooling"]
 CELLS = cells_of(STUDY, "short")
 NAMES = [cell.name for cell in CELLS]
+Captured = pytest.CaptureFixture[str]
 
 
-def progress(tmp_path: Path, states: list[State], said: list[str], committed: int = 0) -> StudyProgress:
-    folders = {name: tmp_path / "runs" / name for name in NAMES}
-    reports = tmp_path / "reports"
-    cells = CELLS[committed:]
-    return StudyProgress(STUDY, "short", cells, folders, committed, lambda: states[0], reports, said.append)
+def progress(tmp_path: Path, states: list[State], *, committed: int = 0, quiet: bool = False) -> StudyProgress:
+    return StudyProgress(STUDY, "short", CELLS[committed:], committed, lambda: states[0], tmp_path / "reports", quiet)
 
 
 def stand(done: int, running: int, failed: int = 0) -> State:
     first, second, third = NAMES[:done], NAMES[done : done + running], NAMES[done + running : done + running + failed]
     return State(
         dict.fromkeys(first, 0.7),
-        dict.fromkeys(second, "here, process 5"),
+        dict.fromkeys(second, "process 5"),
         dict.fromkeys(third, "data: is gone."),
         NAMES[done + running + failed :],
     )
 
 
-def test_the_plan_the_cells_as_they_are_done_and_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_plan_the_cells_as_they_are_done_and_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured, terminal: bool
+) -> None:
+    monkeypatch.setattr("diffvit.experiments.progress.rate_of", lambda *_: 1e12)
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
     states = [stand(1, 0)]
-    shown = progress(tmp_path, states, said)
-    monkeypatch.setattr("diffvit.experiments.progress.known_rate", lambda *_: 1e12)
+    shown = progress(tmp_path, states)
+
+    def said() -> list[str]:
+        return capsys.readouterr().out.splitlines()
+
     shown.begin("cpu")
-    assert said[0].startswith("pooling, tier short: ")
-    assert said[1].startswith("8 cells, 0 of them in ")
-    assert ", 1 done, 7 to do: about " in said[1]
+    first, second = said()[:2]
+    assert first.startswith("pooling, tier short: ")
+    assert second.startswith("8 cells, 0 of them in ")
+    assert ", 1 done, 7 to do: about " in second
     states[0] = stand(2, 2)
     shown.show()
     shown.show()
-    assert said[2:3] == [f"{NAMES[1]}: 70.00%"]  # not what was done before, and each once
-    assert said[3].startswith("2 of 8 done, 2 running; about ")
-    assert len(said) == 4
+    lines = said()
+    assert sum(f"{NAMES[1]}: 70.00%" in line for line in lines) == 1  # each once
+    assert not any(f"{NAMES[0]}: 70" in line for line in lines)  # not what was done before
+    if not terminal:
+        assert lines[1].startswith("2 of 8 done, 2 running; about ")
+        assert len(lines) == 2
     states[0] = stand(6, 0, failed=2)
     found = shown.end()
-    assert said[-2:] == [f"{name}: given up after several tries: data: is gone." for name in NAMES[6:]]
-    assert "6 of 8 done, 0 running, 2 given up" in said
+    lines = said()
+    assert lines[-2:] == [f"{name}: given up after several tries: data: is gone." for name in NAMES[6:]]
+    assert lines[-3].endswith("6 of 8 done, 0 running, 2 given up")
     assert found.failed == dict.fromkeys(NAMES[6:], "data: is gone.")
 
 
-def test_committed_rows_are_no_part_of_what_is_to_do(tmp_path: Path) -> None:
-    records = made_records(CELLS[:3], lambda _: 0.7, kernels="torch")
-    write_report(results_of(STUDY, "short", CELLS, records), tmp_path / "reports")
-    said: list[str] = []
-    progress(tmp_path, [State({}, {}, {}, NAMES[3:])], said, committed=3).begin("cpu")
-    assert "8 cells, 3 of them in " in said[1]
-    assert ", 0 done, 5 to do: about " in said[1]
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_there_is_no_forecast_without_a_row_of_such_a_device(tmp_path: Path, device: str) -> None:
-    if device == "cuda":  # rows of the other kind
-        write_report(
-            results_of(STUDY, "short", CELLS, made_records(CELLS[:3], lambda _: 0.7, kernels="torch")),
-            tmp_path / "reports",
-        )
-    said: list[str] = []
-    shown = progress(tmp_path, [stand(0, 2)], said)
+@pytest.mark.parametrize(
+    ("rows", "device", "said"),
+    [(3, "cpu", "about "), (3, "cuda", "time not measured"), (0, "cpu", "time not measured")],
+)
+def test_the_time_is_estimated_from_committed_rows_of_such_a_device(
+    tmp_path: Path, capsys: Captured, rows: int, device: str, said: str
+) -> None:
+    if rows:
+        records = made_records(CELLS[:rows], lambda _: 0.7, kernels="torch")
+        write_report(results_of(STUDY, "short", CELLS, records), tmp_path / "reports")
+    shown = progress(tmp_path, [State(waiting=NAMES[rows:])], committed=rows)
     shown.begin(device)
     shown.show()
-    assert "not measured" in said[1]
-    assert not any("about" in line for line in said)
-    assert said[2] == "0 of 8 done, 2 running"
+    _, plan, now = capsys.readouterr().out.splitlines()
+    assert plan.startswith(f"8 cells, {rows} of them in ")
+    assert f", 0 done, {8 - rows} to do: {said}" in plan
+    assert now.startswith(f"0 of {8 - rows} done, 0 running")
+    assert ("left" in now) == (said == "about ")
 
 
-def test_the_live_table_shows_epochs_and_results(tmp_path: Path) -> None:
-    said: list[str] = []
-    shown = progress(tmp_path, [stand(2, 1)], said)
-    shown.begin("cpu")
-    folder = shown.folders[NAMES[2]]
-    folder.mkdir(parents=True)
-    rows = [{"epoch": epoch, "train_accuracy": epoch / 10} for epoch in (1, 2, 3)]
-    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    shown_text = io.StringIO()
-    console = Console(file=shown_text, width=140)
-    console.print(shown._table(stand(2, 1)))
-    text = shown_text.getvalue()
-    line = next(line for line in text.splitlines() if NAMES[2] in line)
-    assert "3 of 8" in line
-    assert "30.00%" in line
-    assert "here, process 5" in line
-    assert text.count("done: test_accuracy 70.00%") == 2
-
-
-def test_quiet_says_nothing(tmp_path: Path) -> None:
-    said: list[str] = []
-    shown = progress(tmp_path, [stand(8, 0)], said)
-    shown.quiet = True
+def test_quiet_says_nothing(tmp_path: Path, capsys: Captured) -> None:
+    shown = progress(tmp_path, [stand(8, 0)], quiet=True)
     shown.begin("cpu")
     shown.show()
     assert len(shown.end().done) == 8
-    assert said == []
+    assert capsys.readouterr().out == ""

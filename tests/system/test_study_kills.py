@@ -158,7 +158,7 @@ def test_a_search_loses_no_trial(storage: str, tmp_path: Path) -> None:
     killed_at_random([command] * 3, SEARCH_KILLS, tmp_path, done, wanted)
     [found] = studies_in(storage, study, "smoke", "softmax")
     trials = found.get_trials()
-    close(found._storage)
+    close(found)
     finished = [trial for trial in trials if trial.state.name in ("COMPLETE", "PRUNED")]
     assert wanted <= len(finished) <= wanted + 2  # workers that begin the last one together
     # Where two workers began the last trial together and one was killed, its repetition waits: it is one too many.

@@ -12,25 +12,24 @@ from PIL import Image
 
 import diffvit
 from diffvit.cli.main import run as command
-from diffvit.config import parse
 from diffvit.data import sources
 from diffvit.data.images import Images
 from diffvit.errors import ConfigError, InputError
 from diffvit.reporting.rows import read_run
 from diffvit.training.evaluate import evaluate, predict
+from tests.training.small import small
 
-SETTINGS: dict[str, Any] = {
-    **{"data": "shapes", "epochs": 1, "batch_size": 50, "validation_size": 50, "device": "cpu", "precision": "fp32"},
-    **{"shapes": {"size": 16, "train": 200, "test": 100}, "threads": 1},
-    "model": {"image_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 4},
-}
+SETTINGS = small(
+    **{"batch_size": 50, "validation_size": 50, "shapes": {"train": 200, "test": 100}},
+    model={"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 4},
+)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one small epoch on the built-in shapes."""
     out = tmp_path_factory.mktemp("evaluate") / "run"
-    diffvit.train(parse(SETTINGS), out=out)
+    diffvit.train(SETTINGS, out=out)
     return out
 
 
@@ -98,7 +97,7 @@ def test_images_of_a_copy_have_their_accuracy_apart(
 
     monkeypatch.setattr(sources, "load", of_a_copy)
     out = tmp_path / "run"
-    diffvit.train(parse(SETTINGS), out=out)
+    diffvit.train(SETTINGS, out=out)
     result, written = (json.loads((out / name).read_text()) for name in ("result.json", "evaluation.json"))
     right = torch.tensor(written["predictions"]) == torch.tensor(written["labels"])
     expected = {"accuracy_exact": int(right[exact].sum()) / 66, "images_exact": 66, "data_note": "a note"}
@@ -122,7 +121,7 @@ def test_a_run_tested_on_a_differently_named_set_says_so(tmp_path: Path, monkeyp
         return replace(load(source, split, **more), name=f"the {split} copy")
 
     monkeypatch.setattr(sources, "load", renamed)
-    run = diffvit.train(parse(SETTINGS), out=tmp_path / "run")
+    run = diffvit.train(SETTINGS, out=tmp_path / "run")
     assert run.result["data"] == "the train copy, tested on the test copy"
 
 

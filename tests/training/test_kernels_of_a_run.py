@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from diffvit.config import Config, parse
 from diffvit.errors import ConfigError, Interrupted
 from diffvit.kernels import library
 from diffvit.training.loop import train
 from diffvit.training.progress import Progress
+from tests.training.small import small
 
 
 class Told(Progress):
@@ -33,15 +34,7 @@ class Told(Progress):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def config(**changes: Any) -> Config:
-    model = {"image_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
-    shapes = {"train": 48, "test": 16, "size": 16}
-    return parse(
-        {
-            **{"data": "shapes", "shapes": shapes, "validation_size": 0, "epochs": 1, "batch_size": 16, "threads": 1},
-            **{"precision": "bf16", "device": "cpu", "model": {**model, **changes.pop("model", {})}, **changes},
-        }
-    )
+config = partial(small, {"precision": "bf16", "model": {"patch_size": 4, "embed_dim": 32, "depth": 2}})
 
 
 @pytest.mark.native

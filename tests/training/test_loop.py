@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,35 +14,26 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import diffvit
-from diffvit.config import config_hash, parse
-from diffvit.data import sources
+from diffvit.config import config_hash
+from diffvit.data import cifar10, shapes, sources
 from diffvit.errors import ConfigError, EnvironmentFault, InputError, Interrupted, NonFiniteError, RunBusyError
+from diffvit.files import cache_folder
 from diffvit.training.loop import Trainer, train
 from diffvit.training.progress import Progress
 from diffvit.training.run_dir import RunDir
 from diffvit.training.task import Task
+from tests.training.small import small
 
 TIMING = ("seconds", "images_per_second", "train_seconds", "data_seconds", "compile_seconds")
 
 
-def config(**changes):
-    """Everything on, as small as it gets: 3 steps an epoch, the last with fewer images."""
-    values = {
-        "data": "shapes",
-        "shapes": {"train": 50, "test": 20, "size": 16},
-        "validation_size": 10,
-        "epochs": 3,
-        "batch_size": 16,
-        "ema": 0.9,
-        "threads": 1,
-        "precision": "fp32",
-        "label_smoothing": 0.1,
-        "model": {"image_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "drop_path": 0.2},
-        "augment": {"flip": True, "crop": 2, "mixup": 0.2, "cutmix": 1.0, "erasing": 0.3, "policy": "randaugment"},
-        "optimizer": {"name": "muon", "grad_clip": 1.0},
-    }
-    values["model"] |= changes.pop("model", {})
-    return parse({**values, **changes})
+EVERYTHING = {  # on, as small as it gets: 3 steps an epoch, the last with fewer images
+    **{"shapes": {"train": 50}, "validation_size": 10, "epochs": 3, "ema": 0.9, "label_smoothing": 0.1},
+    "model": {"depth": 2, "drop_path": 0.2},
+    "augment": {"flip": True, "crop": 2, "mixup": 0.2, "cutmix": 1.0, "erasing": 0.3, "policy": "randaugment"},
+    "optimizer": {"name": "muon", "grad_clip": 1.0},
+}
+config = partial(small, EVERYTHING)
 
 
 class Recorder(Progress):
@@ -98,16 +91,8 @@ def everything(run):
 
 
 def test_what_a_run_leaves(finished):
-    assert sorted(path.name for path in finished.path.iterdir()) == [
-        ".lock",
-        "checkpoints",
-        "config.yaml",
-        "environment.json",
-        "evaluation.json",
-        "metrics.jsonl",
-        "model.safetensors",
-        "result.json",
-    ]
+    made = {"config.yaml", "environment.json", "evaluation.json", "metrics.jsonl", "model.safetensors", "result.json"}
+    assert {path.name for path in finished.path.iterdir()} == made | {".lock", "checkpoints"}
     assert finished.config == config()
     rows = finished.metrics
     assert [row["epoch"] for row in rows] == [1, 2, 3]
@@ -122,11 +107,7 @@ def test_what_a_run_leaves(finished):
 def test_the_record_of_what_it_ran_on(finished):
     facts = finished.environment
     assert (facts["threads"], facts["processes"], facts["precision"], facts["device"]) == (1, 1, "fp32", "cpu")
-    assert {key: facts["data"][key] for key in ("train", "validation", "test")} == {
-        "train": 40,
-        "validation": 10,
-        "test": 20,
-    }
+    assert [facts["data"][key] for key in ("train", "validation", "test")] == [40, 10, 20]
     assert len(facts["classes"]) == 10
     assert len(facts["mean"]) == len(facts["std"]) == 3
     assert facts["torch"] == torch.__version__
@@ -144,15 +125,6 @@ def test_the_result(finished):
     assert result["images_per_second"] == pytest.approx(120 / result["train_seconds"])
 
 
-def test_evaluating_the_run_repeats_its_figures(finished, tmp_path):
-    run = RunDir(shutil.copytree(finished.path, tmp_path / "run"))  # evaluating writes into the folder
-    written = json.loads((run.path / "evaluation.json").read_text())
-    again = diffvit.evaluate(run)
-    assert without_timing({**again, "run": written["run"]}) == without_timing(written)
-    assert again["accuracy"] == run.result["test_accuracy"]
-    assert again["loss"] == run.result["test_loss"]
-
-
 def test_the_model_is_the_average_where_there_is_one(finished):
     newest = max(finished.checkpoints.iterdir())
     saved, average = load_file(finished.path / "model.safetensors"), load_file(newest / "ema.safetensors")
@@ -168,27 +140,16 @@ def test_the_same_config_gives_the_same_bits_and_another_seed_does_not(finished,
     assert everything(other)["rows"] != everything(finished)["rows"]
 
 
-@pytest.mark.parametrize("at", [2, 3, 9])
-def test_a_run_stopped_by_a_signal_goes_on_bit_for_bit(finished, tmp_path, at):
-    number = signal.SIGTERM if at % 2 else signal.SIGINT
-    progress = Recorder(at, lambda: os.kill(os.getpid(), number))
-    with pytest.raises(Interrupted, match=rf"after step {at} of 9.*--resume {tmp_path}/run") as caught:
-        train(config(), out=tmp_path / "run", progress=progress)
-    assert caught.value.exit_code == 128 + number
-    assert progress.closed
-    assert progress.steps[-1]["step"] == at
-    progress = Recorder()
-    run = train(config(), out=tmp_path / "run", resume=True, progress=progress)
-    assert any(f"after step {at}" in line for line in progress.lines)
-    assert everything(run) == everything(finished)
-
-
-def test_stopping_at_every_step(finished, tmp_path):
-    out, resume = tmp_path / "run", False
+def test_a_run_stopped_by_signals_at_every_step_goes_on_bit_for_bit(finished, tmp_path):
+    out = tmp_path / "run"
     for at in range(1, 10):
-        with pytest.raises(Interrupted):
-            train(config(), out=out, resume=resume, progress=Recorder(at, lambda: os.kill(os.getpid(), 15)))
-        resume = True
+        number = signal.SIGTERM if at % 2 else signal.SIGINT
+        progress = Recorder(at, partial(os.kill, os.getpid(), number))
+        with pytest.raises(Interrupted, match=rf"after step {at} of 9.*--resume {out}") as caught:
+            train(config(), out=out, resume=at > 1, progress=progress)
+        assert (caught.value.exit_code, progress.closed) == (128 + number, True)
+        assert progress.steps[-1]["step"] == at
+        assert at == 1 or any(f"after step {at - 1}" in line for line in progress.lines)
     assert everything(train(config(), out=out, resume=True)) == everything(finished)
 
 
@@ -212,13 +173,6 @@ class Crash(BaseException):
 
 def crash():
     raise Crash
-
-
-def test_a_crash_goes_on_from_the_last_checkpoint(finished, tmp_path):
-    with pytest.raises(Crash):
-        train(config(), out=tmp_path / "run", progress=Recorder(5, crash))
-    run = train(config(), out=tmp_path / "run", resume=True)
-    assert everything(run) == everything(finished)
 
 
 def test_rows_later_than_the_checkpoint_are_written_again(finished, tmp_path):
@@ -274,18 +228,12 @@ def interrupted(tmp_path):
 def test_a_resume_with_anything_else_is_refused_in_one_line(tmp_path):
     out = interrupted(tmp_path)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
-    other = config(epochs=4, threads=2, precision="bf16", shapes={"train": 50, "test": 20, "size": 16, "seed": 1})
+    other = config(epochs=4, threads=2, precision="bf16", shapes={"seed": 1})
     with pytest.raises(ConfigError) as caught:
         train(other, out=out, resume=True)
     line = str(caught.value)
-    for difference in (
-        "epochs 3 vs 4",
-        "threads 1 vs 2",
-        "precision fp32 vs bf16",
-        "shapes.seed 0 vs 1",
-        "fingerprint",
-    ):
-        assert difference in line
+    for found in ("epochs 3 vs 4", "threads 1 vs 2", "precision fp32 vs bf16", "shapes.seed 0 vs 1", "fingerprint"):
+        assert found in line
     assert "\n" not in line
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
 
@@ -315,16 +263,6 @@ def test_a_resume_keeps_the_recorded_channel_statistics(tmp_path):
     run = train(config(), out=out, resume=True)
     assert run.environment["mean"] == recorded
     assert json.loads((run.path / "evaluation.json").read_text())["accuracy"] == diffvit.evaluate(run)["accuracy"]
-
-
-def test_folders_that_cannot_be_trained_into(finished, tmp_path):
-    with pytest.raises(InputError, match=r"already holds a run.*--resume"):
-        train(config(), out=finished.path)
-    with pytest.raises(InputError, match="no such run folder"):
-        train(config(), out=tmp_path / "none", resume=True)
-    assert not (tmp_path / "none").exists()
-    with RunDir(tmp_path / "busy").lock(), pytest.raises(RunBusyError):
-        train(config(), out=tmp_path / "busy")
 
 
 def test_a_run_that_is_going_on_is_busy(tmp_path):
@@ -361,28 +299,19 @@ def test_a_full_disk_damages_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "kind", "why"),
     [
-        torch.OutOfMemoryError("CUDA out of memory"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
-        MemoryError(),
+        (torch.OutOfMemoryError("CUDA out of memory"), EnvironmentFault, "memory: is used up.*--accumulate"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), EnvironmentFault, "memory: is used up"),
+        (MemoryError(), EnvironmentFault, "memory: is used up"),
+        (RuntimeError("something else"), RuntimeError, "something else"),
     ],
-    ids=lambda error: type(error).__name__,
 )
-def test_no_memory_is_one_clear_line(tmp_path, error):
+def test_no_memory_is_one_clear_line_and_other_faults_stay_what_they_are(tmp_path, error, kind, why):
     def fail():
         raise error
 
-    with pytest.raises(EnvironmentFault, match=r"memory: is used up.*--accumulate") as caught:
-        train(config(), out=tmp_path / "run", progress=Recorder(1, fail))
-    assert caught.value.exit_code == 4
-
-
-def test_other_faults_stay_what_they_are(tmp_path):
-    def fail():
-        raise RuntimeError("something else")
-
-    with pytest.raises(RuntimeError, match="something else"):
+    with pytest.raises(kind, match=why):
         train(config(), out=tmp_path / "run", progress=Recorder(1, fail))
 
 
@@ -421,11 +350,19 @@ def test_data_that_fell_back_is_the_very_first_line(tmp_path, monkeypatch):
     assert run.result["data"].startswith("shapes")
 
 
-def test_a_model_with_other_classes_than_the_data(tmp_path):
-    with pytest.raises(ConfigError, match=r"7 vs 10 classes.*--model.num-classes 10"):
-        train(config(model={"num_classes": 7}), out=tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"1 vs 3 channels.*--model.in-chans 3"):
-        train(config(model={"in_chans": 1}), out=tmp_path / "run2")
+def test_auto_finds_cifar10_in_the_cache_where_the_folder_that_is_named_has_none(tmp_path, monkeypatch):
+    """Also when the run is evaluated; cifar10 in its place would look into that folder alone."""
+    tiny = {split: shapes.generate(split, 20, size=32) for split in ("train", "test")}
+    there = cifar10.Container("binary", cache_folder())
+    monkeypatch.setattr(cifar10, "find", lambda place: there if place == there.path else None)
+    monkeypatch.setattr(cifar10, "load", lambda _, split: replace(tiny[split], name="CIFAR-10"))
+    (tmp_path / "empty").mkdir()
+    given = {"data": "auto", "data_dir": str(tmp_path / "empty"), "validation_size": 0, "epochs": 1}
+    run = train(config(**given), out=tmp_path / "run")
+    assert run.result["data"] == "CIFAR-10"
+    assert diffvit.evaluate(run)["accuracy"] == run.result["test_accuracy"]
+    with pytest.raises(InputError, match=r"holds no CIFAR-10"):
+        train(config(**given | {"data": "cifar10"}), out=tmp_path / "strict")
 
 
 def photos(root, *, train=("a", "b"), test=("a", "b"), name="test"):
@@ -503,14 +440,14 @@ def stop(*_, **__):
 
 
 REFUSED = {
-    "no such data": (InputError, {"data": "cifar10", "data_dir": "/nowhere"}),
-    "data without a place": (InputError, {"data": "folder"}),
-    "too much kept apart": (InputError, {"validation_size": 50}),
-    "classes": (ConfigError, {"model": {"num_classes": 7}}),
-    "channels": (ConfigError, {"model": {"in_chans": 1}}),
-    "memory": (EnvironmentFault, {}),
-    "device": (EnvironmentFault, {"device": "cuda"}),
-    "Ctrl-C": (KeyboardInterrupt, {}),
+    "no such data": (InputError, {"data": "cifar10", "data_dir": "/nowhere"}, "no such data folder"),
+    "data without a place": (InputError, {"data": "folder"}, "--data-dir"),
+    "too much kept apart": (InputError, {"validation_size": 50}, "leaves nothing to train on"),
+    "classes": (ConfigError, {"model": {"num_classes": 7}}, "7 vs 10 classes.*--model.num-classes 10"),
+    "channels": (ConfigError, {"model": {"in_chans": 1}}, "1 vs 3 channels.*--model.in-chans 3"),
+    "memory": (EnvironmentFault, {}, "is used up"),
+    "device": (EnvironmentFault, {"device": "cuda"}, "no CUDA device"),
+    "Ctrl-C": (KeyboardInterrupt, {}, None),
 }
 
 
@@ -521,13 +458,13 @@ def test_a_refused_start_leaves_nothing(tmp_path, monkeypatch, case, where):
     (tmp_path / "begun" / "checkpoints").mkdir(parents=True)  # as a process that was killed leaves it
     (tmp_path / "begun" / ".lock").touch()
     before = set(contents(tmp_path))
-    kind, changes = REFUSED[case]
+    kind, changes, why = REFUSED[case]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     if case == "memory":
         monkeypatch.setattr(Trainer, "__init__", lambda *_: (_ for _ in ()).throw(MemoryError()))
     if case == "Ctrl-C":
         monkeypatch.setattr(sources, "load", stop)
-    with pytest.raises(kind):
+    with pytest.raises(kind, match=why):
         train(config(**changes), out=tmp_path / where)
     assert set(contents(tmp_path)) == before
 
@@ -555,19 +492,6 @@ def test_a_refused_start_leaves_what_was_there(finished, tmp_path):
             train(config(), out=tmp_path / "busy")
         assert contents(tmp_path) == before
     train(config(), out=run.path, resume=True)
-
-
-def test_the_thread_count_is_given_back(tmp_path):
-    before, seen = torch.get_num_threads(), []
-
-    def look(_):
-        seen.append(torch.get_num_threads())
-        raise Crash
-
-    with pytest.raises(Crash):
-        train(config(threads=2), out=tmp_path / "run", on_ready=look)
-    assert seen == [2]
-    assert torch.get_num_threads() == before
 
 
 def test_the_default_folder(tmp_path, monkeypatch):

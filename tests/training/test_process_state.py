@@ -8,6 +8,7 @@ import os
 import signal
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +18,19 @@ import torch
 from PIL import Image
 
 import diffvit
-from diffvit.config import Config, parse
 from diffvit.errors import NonFiniteError
 from diffvit.training import memory
 from diffvit.training.evaluate import predict
+from tests.training.small import small
 
 LIGHTNING = logging.getLogger("lightning_fabric")
 
 
-def config(**changes: Any) -> Config:
-    return parse(
-        {
-            "data": "shapes",
-            "shapes": {"train": 40, "test": 20, "size": 16},
-            "validation_size": 10,
-            "epochs": 1,
-            "batch_size": 15,
-            "threads": 1,
-            "precision": "fp32",
-            "model": {"image_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "drop_path": 0.2},
-            "augment": {"flip": True, "crop": 2, "mixup": 0.2, "policy": "randaugment"},
-            **changes,
-        }
-    )
+CHANGES = {
+    **{"validation_size": 10, "batch_size": 15, "model": {"drop_path": 0.2}},
+    "augment": {"flip": True, "crop": 2, "mixup": 0.2, "policy": "randaugment"},
+}
+config = partial(small, CHANGES)
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +90,7 @@ def test_training_changes_nothing_of_the_process(
         return model
 
     def fail(_: object) -> None:
+        assert torch.get_num_threads() == 1  # as the config says
         raise OSError("of the caller's own")
 
     monkeypatch.setattr(torch, "compile", compile_nothing)

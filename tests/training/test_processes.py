@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffvit.config import parse, to_yaml
+from diffvit.config import to_yaml
 from diffvit.errors import DiffvitError, InputError
 from diffvit.training.loop import train
 from diffvit.training.processes import by_the_first, largest, launch
+from tests.training.small import small
 
 SCRIPT = """
 import json, sys
@@ -57,14 +58,12 @@ if fabric.global_rank == 0:
 
 
 def test_a_clip_contrasts_the_whole_batch_however_many_processes_share_it(tmp_path: Path):
-    settings = {
-        **{"objective": "contrastive", "data": "shapes", "shapes": {"train": 11, "test": 20, "size": 16}},
-        **{"validation_size": 0, "epochs": 1, "batch_size": 5, "threads": 1, "precision": "fp32", "joint_dim": 12},
-        "model": {"image_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2},
-        "text": {"embed_dim": 16, "depth": 1, "num_heads": 2, "context_length": 12},
+    settings = small(
+        **{"objective": "contrastive", "shapes": {"train": 11}, "batch_size": 5, "joint_dim": 12},
+        text={"embed_dim": 16, "depth": 1, "num_heads": 2, "context_length": 12},
         **{"augment": {"flip": True, "cutmix": 1.0}, "optimizer": {"lr": 1e-5}},
-    }
-    (tmp_path / "clip.yaml").write_text(to_yaml(parse(settings)))  # steps of 5, 5 and 1 images
+    )
+    (tmp_path / "clip.yaml").write_text(to_yaml(settings))  # steps of 5, 5 and 1 images
     for processes, name in ((1, "one"), (2, "many")):
         together([str(tmp_path / "clip.yaml"), str(tmp_path / name)], processes, CONTRAST)
     one, many = (torch.load(tmp_path / name) for name in ("one", "many"))
@@ -77,21 +76,11 @@ def test_a_clip_contrasts_the_whole_batch_however_many_processes_share_it(tmp_pa
 
 
 def config():
-    return parse(
-        {
-            "data": "shapes",
-            "shapes": {"train": 51, "test": 20, "size": 16},
-            "validation_size": 10,
-            "epochs": 2,
-            "batch_size": 20,  # the last step of an epoch has one image: none for the second process
-            "accumulate": 2,
-            "ema": 0.9,
-            "threads": 1,
-            "precision": "fp32",
-            "model": {"image_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2},
-            "augment": {"flip": True, "crop": 2, "cutmix": 1.0},
-            "optimizer": {"name": "muon", "grad_clip": 1.0},
-        }
+    """The last step of an epoch has one image: none for the second process."""
+    return small(
+        **{"shapes": {"train": 51}, "validation_size": 10, "epochs": 2, "batch_size": 20, "accumulate": 2, "ema": 0.9},
+        **{"model": {"depth": 2}, "augment": {"flip": True, "crop": 2, "cutmix": 1.0}},
+        optimizer={"name": "muon", "grad_clip": 1.0},
     )
 
 

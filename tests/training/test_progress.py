@@ -9,7 +9,7 @@ import threading
 import pytest
 from rich.console import Console
 
-from diffvit.training.progress import PlainProgress, Progress, RichProgress, StopRequest, make_progress
+from diffvit.training.progress import ConsoleProgress, Progress, StopRequest, make_progress
 
 STEP = {"step": 5, "epoch": 1, "loss": 2.25, "accuracy": 0.125, "images_per_second": 431.2}
 ROW = {
@@ -35,10 +35,15 @@ def play(progress):
     progress.close()
 
 
-def test_plain_lines():
-    stream = io.StringIO()
-    play(PlainProgress(stream, interval=0.0))
-    assert stream.getvalue().splitlines() == [
+def console(width=None):
+    """A terminal where a width is given."""
+    return Console(file=io.StringIO(), force_terminal=width is not None, width=width, color_system=None)
+
+
+def test_off_a_terminal_come_lines():
+    shown = console()
+    play(ConsoleProgress(shown, interval=0.0))
+    assert shown.file.getvalue().splitlines() == [
         "data: something [with brackets]",
         "a title",
         "epoch 1/2 step 5/20 loss 2.250 accuracy 12.5% 431 images/s",
@@ -46,44 +51,31 @@ def test_plain_lines():
         "epoch 2/2 step 15/20 loss 2.250 accuracy 12.5% 431 images/s",
         "epoch 2/2 loss 2.000 accuracy 25.0% 400 images/s | 12 s",
     ]
+    play(ConsoleProgress(seldom := console(), interval=3600.0))
+    assert "step" not in seldom.file.getvalue()
+    clip = ConsoleProgress(without := console(), interval=0.0)
+    clip.step({**STEP, "accuracy": None})  # an objective without accuracy
+    clip.epoch({**ROW, "train_accuracy": None})
+    assert "loss 2.250 431 images/s" in without.file.getvalue()
 
 
-def test_plain_lines_within_an_epoch_keep_their_distance():
-    stream = io.StringIO()
-    play(PlainProgress(stream, interval=3600.0))
-    assert "step" not in stream.getvalue()
-
-
-def test_the_live_display_shows_figures_and_leaves_the_epochs():
-    stream = io.StringIO()
-    play(RichProgress(Console(file=stream, force_terminal=True, width=140, color_system=None)))
-    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue())
-    for shown in ("data: something [with brackets]", "a title", "validation loss 1.500", "left", "20/20"):
-        assert shown in text
+@pytest.mark.parametrize("width", [140, 20])
+def test_on_a_terminal_a_bar_shows_figures_and_leaves_the_epochs(width):
+    shown = console(width)
+    play(ConsoleProgress(shown))
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.file.getvalue())
+    for part in ("data: something [with brackets]", "a title", "validation loss 1.500", "epoch 2/2 loss"):
+        assert part in text
     assert text.count("epoch 1/2 loss 2.000") == 1
-
-
-def test_a_narrow_terminal_does_not_break_it():
-    stream = io.StringIO()
-    play(RichProgress(Console(file=stream, force_terminal=True, width=20, color_system=None)))
-    assert "epoch 2/2" in stream.getvalue()
-
-
-def test_an_objective_without_accuracy():
-    stream = io.StringIO()
-    progress = PlainProgress(stream, interval=0.0)
-    progress.step({**STEP, "accuracy": None})
-    progress.epoch({**ROW, "train_accuracy": None})
-    assert "loss 2.250 431 images/s" in stream.getvalue()
+    if width == 140:
+        assert "left" in text
+        assert "20/20" in text
 
 
 def test_quiet_shows_nothing(capsys):
     play(Progress())
     play(make_progress(quiet=True))
     assert capsys.readouterr() == ("", "")
-
-
-def test_off_a_terminal_come_plain_lines(capsys):
     play(make_progress())
     assert capsys.readouterr().out.startswith("data: something [with brackets]\na title\n")
 
@@ -98,18 +90,13 @@ def test_the_first_signal_is_only_remembered(number):
     assert signal.getsignal(number) is former
 
 
-def test_a_launchers_sigterm_after_ctrl_c_changes_nothing():
+def test_after_the_first_signal_a_launchers_sigterm_changes_nothing_and_ctrl_c_acts_at_once():
+    former = signal.getsignal(signal.SIGINT)
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.signal == signal.SIGINT
-
-
-def test_a_second_ctrl_c_acts_at_once():
-    former = signal.getsignal(signal.SIGINT)
-    with StopRequest():
-        os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is former

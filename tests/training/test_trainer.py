@@ -2,6 +2,7 @@
 
 import math
 import time
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,20 +12,12 @@ from torch import nn
 
 from diffvit.config import parse
 from diffvit.data import shapes
+from diffvit.data.batches import epoch_order
 from diffvit.training.loop import NonFiniteStep, Trainer, compile_limits, compiled
 from diffvit.training.task import Classification, TrainingData, build_model
+from tests.training.small import small
 
-
-def config(**changes):
-    values = {
-        "data": "shapes",
-        "batch_size": 8,
-        "epochs": 2,
-        "model": {"image_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2},
-        "optimizer": {"name": "muon"},
-    }
-    values["model"] |= changes.pop("model", {})
-    return parse({**values, **changes})
+config = partial(small, {"batch_size": 8, "epochs": 2, "model": {"depth": 2}, "optimizer": {"name": "muon"}})
 
 
 def trainer(config, objective=None, images=30, std=0.25):
@@ -70,20 +63,16 @@ def test_the_loss_is_the_mean_over_the_images():
     watching = Watching()
     trained = trainer(config(optimizer={"name": "adamw", "lr": 0.0}), watching)
     for _ in trained.steps():
-        pass
+        running = trained.running()
     row = trained.finish_epoch()
+    assert (running["step"], running["epoch"]) == (4, 1)
+    assert (running["loss"], running["accuracy"]) == (row["train_loss"], row["train_accuracy"])
     images = torch.cat(watching.batches)
     assert len(images) == 30
-    labels = trained.batches.labels[_order(trained)]
+    labels = trained.batches.labels[epoch_order(trained.config.seed, 0, trained.images)]
     logits = trained.model(images)
     assert row["train_loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
     assert row["train_accuracy"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
-
-
-def _order(trained):
-    from diffvit.data.batches import epoch_order
-
-    return epoch_order(trained.config.seed, 0, trained.images)
 
 
 @pytest.mark.parametrize("parts", [2, 4, 8])
@@ -215,24 +204,6 @@ def test_stochastic_depth_depends_on_seed_and_step_and_not_on_the_generator():
     assert loss_of_a_step(0, 0) != plain.position.sums["loss"]
 
 
-def test_running_figures():
-    trained = trainer(config())
-    for _ in trained.steps():
-        running = trained.running()
-    assert running["step"] == 4
-    assert running["epoch"] == 1
-    row = trained.finish_epoch()
-    assert running["loss"] == row["train_loss"]
-    assert running["accuracy"] == row["train_accuracy"]
-
-
-def test_the_average_is_what_is_evaluated():
-    assert trainer(config()).evaluated is not None
-    plain, averaged = trainer(config()), trainer(config(ema=0.9))
-    assert plain.evaluated is plain.model
-    assert averaged.evaluated is not averaged.model
-
-
 def test_time_spent_waiting_for_the_figures_is_training_time(monkeypatch):
     trained = trainer(config())
     trained._read_every = 32  # as on an accelerator
@@ -287,8 +258,7 @@ def test_many_kinds_of_models_in_one_process_are_all_compiled(monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("device", "accumulate", "mode"),
-    [("cpu", 1, None), ("cuda", 1, "reduce-overhead"), ("cuda", 2, None)],
+    ("device", "accumulate", "mode"), [("cpu", 1, None), ("cuda", 1, "reduce-overhead"), ("cuda", 2, None)]
 )
 def test_graphs_are_for_one_pass_a_step_on_a_gpu(
     device: str, accumulate: int, mode: str | None, monkeypatch: pytest.MonkeyPatch

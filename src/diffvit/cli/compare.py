@@ -34,23 +34,22 @@ def compare(
 
 def figures(rows: list[dict[str, Any]]) -> list[list[str]]:
     """A line per figure, a column per run."""
-
-    def count(value: Any) -> str:
-        return show.NONE if value is None else f"{value:,.0f}"
-
     shown = {
-        "attention": ("attention", str),
-        "data": ("data", str),
-        "epochs": ("epochs", str),
-        "seed": ("seed", str),
-        "test accuracy": ("test_accuracy", show.percent),
-        "validation accuracy": ("val_accuracy", show.percent),
-        "top-5": ("test_top5", show.percent),
-        "test loss": ("test_loss", lambda value: show.NONE if value is None else f"{value:.4f}"),
-        "parameters": ("parameters", count),
-        "FLOPs per image": ("flops_per_image", count),
-        "images/s in training": ("images_per_second", count),
-        "training seconds": ("train_seconds", count),
+        "attention": ("attention", "{}"),
+        "data": ("data", "{}"),
+        "epochs": ("epochs", "{}"),
+        "seed": ("seed", "{}"),
+        "test accuracy": ("test_accuracy", "{:.2%}"),
+        "validation accuracy": ("val_accuracy", "{:.2%}"),
+        **({"top-5": ("test_top5", "{:.2%}")} if any(row.get("test_top5") for row in rows) else {}),
+        "test loss": ("test_loss", "{:.4f}"),
+        "parameters": ("parameters", "{:,.0f}"),
+        "FLOPs per image": ("flops_per_image", "{:,.0f}"),
+        "images/s in training": ("images_per_second", "{:,.0f}"),
+        "training seconds": ("train_seconds", "{:,.0f}"),
     }
-    shown = {name: each for name, each in shown.items() if name != "top-5" or any(row.get(each[0]) for row in rows)}
-    return [[name, *(form(row.get(key)) for row in rows)] for name, (key, form) in shown.items()]
+
+    def cell(value: Any, form: str) -> str:
+        return show.NONE if value is None else form.format(value)
+
+    return [[name, *(cell(row.get(key), form) for row in rows)] for name, (key, form) in shown.items()]

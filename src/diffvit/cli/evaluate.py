@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -34,14 +33,15 @@ def evaluate(
 
     keep_freed_memory()
     found = score(run, split=split, data=data, data_dir=data_dir, **where)
-    per_class = found["per_class_accuracy"]
+    per_class, exact = found["per_class_accuracy"], {}
+    if "accuracy_exact" in found:  # of the images that are the data set's own pixels, where some are not
+        exact["exact images"] = f"{show.percent(found['accuracy_exact'])} ({found['images_exact']:,} images)"
     show.pairs(
         {
             "model": run,
             "images": f"{found['images']:,} ({found['data']}, {split})",
             **({"note": found["data_note"]} if "data_note" in found else {}),
-            "accuracy": show.percent(found["accuracy"]),
-            **_exact(found),
+            **{"accuracy": show.percent(found["accuracy"]), **exact},
             **({} if found["top5"] is None else {"top-5": show.percent(found["top5"])}),
             "calibration error": show.percent(found["calibration_error"]),
             "loss": f"{found['loss']:.4f}",
@@ -56,13 +56,6 @@ def evaluate(
     )
     if output.json:
         show.as_json({key: value for key, value in found.items() if key not in ("labels", "predictions")})
-
-
-def _exact(found: Mapping[str, Any]) -> dict[str, str]:
-    """The line for the images that are the data set's own pixels, where some are not."""
-    if "accuracy_exact" not in found:
-        return {}
-    return {"exact images": f"{show.percent(found['accuracy_exact'])} ({found['images_exact']:,} images)"}
 
 
 def predict(

@@ -15,6 +15,7 @@ from diffvit.cli.options import COMMAND, OUTPUT, DataDir, Output
 from diffvit.config import resolve
 from diffvit.errors import ConfigError, DiffvitError, EnvironmentFault, Interrupted
 from diffvit.experiments.study import (
+    GRACE_SECONDS,
     REPORTS,
     RUNS,
     STUDIES,
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 app = App(name="study", help_format="plaintext")
 _CONDITIONS = ("data", "precision", "device", "kernels")  # as a cell's rows are told apart
-_GRACE_SECONDS = 60.0
 _SIGNALLED = 128
 
 Name = Annotated[str, Parameter(name="NAME", help="One of diffvit study list, or a YAML file of your own.")]
@@ -46,13 +46,9 @@ DeviceFlag = Annotated[Device | None, Parameter(group=COMMAND, show_default="aut
 
 @Parameter(name="*", group=COMMAND)
 @dataclass(frozen=True)
-class Selection:
-    """Which cells of a study, and where everything lies."""
+class Places:
+    """Where everything lies."""
 
-    tier: TierName = "short"
-    """How much: smoke (seconds), short (minutes to hours of a CPU), full (a GPU)."""
-    seeds: Annotated[int | None, Parameter(show_default="the study's own")] = None
-    """How many seeds."""
     storage: Annotated[str | None, Parameter(show_default="an SQLite file in --runs")] = None
     """Where a search keeps its trials: a file, or across machines a database (postgresql+psycopg://user@host/name)."""
     runs: Path = RUNS
@@ -60,45 +56,45 @@ class Selection:
     reports: Path = REPORTS
     """Folder with the committed reports, whose rows are not run again."""
 
+    def trials(self, study: Study, tier: TierName) -> str:
+        """The storage of a search."""
+        return self.storage or str(self.runs / tier / f"{study.name}.db")
+
+
+@Parameter(name="*", group=COMMAND)
+@dataclass(frozen=True)
+class Selection:
+    """Which cells of a study."""
+
+    tier: TierName = "short"
+    """How much: smoke (seconds), short (minutes to hours of a CPU), full (a GPU)."""
+    seeds: Annotated[int | None, Parameter(show_default="the study's own")] = None
+    """How many seeds."""
+
     def cells(self, study: Study) -> tuple[Cell, ...]:
         """Every cell of a study with arms."""
         return cells_of(study, self.tier, seeds=self.seeds)
 
-    def place(self, study: Study) -> str:
-        """The storage of a search."""
-        return self.storage or str(self.runs / self.tier / f"{study.name}.db")
 
-    def report_command(self, name: str) -> str:
-        """The command that reports these cells."""
-        given = {"--tier": (self.tier, "short"), "--runs": (self.runs, RUNS), "--reports": (self.reports, REPORTS)}
-        told = [part for flag, (value, usual) in given.items() if value != usual for part in (flag, str(value))]
-        return shlex.join(["diffvit", "study", "report", name, *told])
-
-    def arguments(self, name: str, study: Study) -> list[str]:
-        """The same on a worker's command line."""
-        found = [name, "--tier", self.tier, "--runs", str(self.runs), "--reports", str(self.reports)]
-        found += ["--storage", self.place(study)] if study.search else []
-        return found + (["--seeds", str(self.seeds)] if self.seeds else [])
-
-
-SELECTION = Selection()
+SELECTION, PLACES = Selection(), Places()
 
 
 @app.command(name="list")
 def list_studies(*, output: Output = OUTPUT) -> None:
     """What studies there are, their arms, and how long they take."""
-    from diffvit.experiments.progress import known_rate, measured, seconds_of
+    from diffvit.experiments.progress import measured, rate_of, seconds_of
     from diffvit.experiments.search import unpruned
     from diffvit.reporting.tables import duration
 
     rows, found, known = [], [], measured(REPORTS)
+    rates = {tier: rate_of(known, "cuda" if tier == "full" else "cpu") for tier in TIERS}
     for study in STUDIES.values():
         arms = list(study.search.settings if study.search else study.arms)
         times: dict[str, float | None] = {}
         columns = []
         for tier in TIERS:
             cells = unpruned(study, tier) if study.search else cells_of(study, tier)
-            times[tier] = seconds = seconds_of(cells, known_rate(cells, known, "cuda" if tier == "full" else "cpu"))
+            times[tier] = seconds = seconds_of(cells, rates[tier])
             columns.append(f"{len(cells)} runs, {'not measured' if seconds is None else duration(seconds)}")
         found.append({"study": study.name, "question": study.question, "arms": arms, "seconds": times})
         seeds = 1 if study.search else seeds_of(study, "short")
@@ -112,7 +108,7 @@ def list_studies(*, output: Output = OUTPUT) -> None:
 
 
 @app.command(name="show")
-def show_study(name: Name, /, *, what: Selection = SELECTION, output: Output = OUTPUT) -> None:
+def show_study(name: Name, /, *, what: Selection = SELECTION, places: Places = PLACES, output: Output = OUTPUT) -> None:
     """A study's arms, and how it stands."""
     from diffvit.experiments.results import records_of
 
@@ -128,7 +124,7 @@ def show_study(name: Name, /, *, what: Selection = SELECTION, output: Output = O
         line = f"{cells} trials; those done are in the report: diffvit study report {study.name}"
     else:
         cells = what.cells(study)
-        records = records_of(cells, what.runs, what.reports, study.score)
+        records = records_of(cells, places.runs, places.reports, study.score)
         apart = differing({cell.name: cell.config for cell in cells})
         found = {"study": study.name, "tier": what.tier, "trials": len(cells), "done": len(records)}
         columns = ["cell", *next(iter(apart.values())), "test accuracy"]
@@ -155,35 +151,25 @@ def _accuracies(records: Sequence[RunRecord]) -> str:
 
 
 def _work_of(
-    study: Study, what: Selection, where: Mapping[str, Any], grace: float = _GRACE_SECONDS
-) -> list[Runner] | list[Search]:
-    """What is to do on this machine: the cells without committed rows, or the search of each attention."""
-    from diffvit.experiments.runner import SCORES, Runner, committed, folder_of, located
+    study: Study, what: Selection, places: Places, where: Mapping[str, Any], grace: float = GRACE_SECONDS
+) -> Runner | Search:
+    """What is to do on this machine: the cells without committed rows, or the search."""
+    from diffvit.experiments.runner import SCORES, Runner, committed, conditions_of, folder_of
 
     SCORES.setdefault("attention-maps", _map_scores)
     if not study.search:
         cells = what.cells(study)
-        on = located(cells, where)
-        known = committed(cells, on, what.reports)
-        folders = {cell.name: folder_of(cell, on[cell.name], what.runs) for cell in cells}
-        left = [cell for cell in cells if cell.name not in known]
-        return [Runner(left, folders, where, study.score, show.line)]
+        on = {cell.name: conditions_of(cell.config.model_copy(update=dict(where))) for cell in cells}
+        known = committed(cells, on, places.reports)
+        folders = {cell.name: folder_of(cell, on[cell.name], places.runs) for cell in cells}
+        return Runner([cell for cell in cells if cell.name not in known], folders, where, study.score, show.line)
 
     from diffvit.experiments.search import Search, open_study, unpruned
 
-    on = located(unpruned(study, what.tier)[:1], where).values()
-    return [
-        Search(
-            study,
-            what.tier,
-            attention,
-            open_study(what.place(study), study, what.tier, attention, list(on), grace),
-            what.runs,
-            where,
-            show.line,
-        )
-        for attention in study.attentions
-    ]
+    tag = conditions_of(unpruned(study, what.tier)[0].config.model_copy(update=dict(where))).tag
+    storage = places.trials(study, what.tier)
+    tried = {each: open_study(storage, study, what.tier, each, tag, grace) for each in study.attentions}
+    return Search(study, what.tier, tried, places.runs, where, show.line, grace)
 
 
 def _map_scores(run: RunDir) -> Mapping[str, Any]:
@@ -198,6 +184,7 @@ def work(
     /,
     *,
     what: Selection = SELECTION,
+    places: Places = PLACES,
     cell: Annotated[
         str | None, Parameter(group=COMMAND, show_default="all", help="Run this cell, or say that another does.")
     ] = None,
@@ -206,7 +193,7 @@ def work(
     threads: Annotated[int, Parameter(group=COMMAND, help="CPU threads; 0 is all usable cores.")] = 0,
     lease: Annotated[
         float, Parameter(group=COMMAND, help="Of a search: seconds without a heartbeat until a worker is lost.")
-    ] = _GRACE_SECONDS,
+    ] = GRACE_SECONDS,
 ) -> None:
     """One worker, until nothing is left. ``run`` starts them; across machines they may be started by hand."""
     from dataclasses import replace
@@ -217,11 +204,11 @@ def work(
     keep_freed_memory()
     where: dict[str, Any] = {"threads": threads, "data_dir": data_dir}
     where |= {} if device is None else {"device": device}
-    for each in _work_of(find_study(name), what, where, lease):
-        if cell is None or not isinstance(each, Runner):
-            each.work()
-        else:
-            replace(each, cells=[one for one in each.cells if one.name == cell]).work(wait=False)
+    todo = _work_of(find_study(name), what, places, where, lease)
+    if cell is None or not isinstance(todo, Runner):
+        todo.work()
+    else:
+        replace(todo, cells=[one for one in todo.cells if one.name == cell]).work(wait=False)
 
 
 @app.command
@@ -230,6 +217,7 @@ def run(
     /,
     *,
     what: Selection = SELECTION,
+    places: Places = PLACES,
     workers: Annotated[int, Parameter(group=COMMAND, help="Processes, or jobs at a time.")] = 1,
     launcher: Annotated[
         Literal["local", "slurm"], Parameter(group=COMMAND, help="This machine, or Slurm through submitit.")
@@ -246,41 +234,31 @@ def run(
     from diffvit.experiments.launch import run_here, submit, worker_command
     from diffvit.experiments.progress import StudyProgress
     from diffvit.experiments.runner import Runner
-    from diffvit.experiments.search import joined
     from diffvit.training.environment import usable_cores
 
     study = find_study(name)
-    if what.storage and not study.search:
+    if places.storage and not study.search:
         show.warn([f"--storage is for a search; the state of {study.name} is in its run folders"])
     device = resolve(None, {} if device is None else {"device": device}).device
-    found = _work_of(study, what, {"device": device, "data_dir": data_dir})
-    runners = [each for each in found if isinstance(each, Runner)]
-    again = [cell for each in runners for cell in each.forget_errors()]
-    if again and not quiet:
-        show.line(f"given up before, tried again: {', '.join(again)}")
-    cells = [cell for each in runners for cell in each.cells]
-    progress = StudyProgress(
-        study,
-        what.tier,
-        cells,
-        runners[0].folders if runners else {},
-        len(what.cells(study)) - len(cells) if runners else 0,
-        lambda: joined([each.state() for each in found]),
-        what.reports,
-        show.line,
-        quiet=quiet,
-    )
-    command = [*what.arguments(name, study), "--device", device]
-    command += ["--data-dir", str(data_dir)] if data_dir else []
-    logs, codes = what.runs / what.tier / f"{study.name}.logs", []
+    todo = _work_of(study, what, places, {"device": device, "data_dir": data_dir})
+    cells, committed = (), 0
+    if isinstance(todo, Runner):
+        cells, committed = todo.cells, len(what.cells(study)) - len(todo.cells)
+        if (again := todo.forget_errors()) and not quiet:
+            show.line(f"given up before, tried again: {', '.join(again)}")
+    progress = StudyProgress(study, what.tier, cells, committed, todo.state, places.reports, quiet)
+    command = [name, "--tier", what.tier, "--runs", str(places.runs), "--reports", str(places.reports)]
+    command += ["--storage", places.trials(study, what.tier)] if study.search else []
+    command += ["--seeds", str(what.seeds)] if what.seeds else []
+    command += ["--device", device, *(["--data-dir", str(data_dir)] if data_dir else [])]
+    logs, codes = places.runs / what.tier / f"{study.name}.logs", []
     progress.begin(device)
     try:
         if launcher == "slurm":
-            waiting = joined([each.state() for each in found]).waiting
-            own = [["--cell", cell] for cell in waiting] if runners else [[]] * workers
+            own = [[]] * workers if study.search else [["--cell", cell] for cell in todo.state().waiting]
             commands = [worker_command([*command, *each]) for each in own]
             gpus = 1 if what.tier == "full" else 0
-            jobs = submit(commands, what.runs / "slurm", at_once=workers, gpus=gpus) if commands else []
+            jobs = submit(commands, places.runs / "slurm", at_once=workers, gpus=gpus) if commands else []
             ids = ", ".join(job.job_id for job in jobs)
             show.line(f"submitted {len(jobs)} jobs ({ids}); how they stand: diffvit study show {name}")
         else:
@@ -289,7 +267,9 @@ def run(
         state = progress.end()
     finally:
         progress.close()
-    show.line(f"next  {what.report_command(name)}")
+    given = {"--tier": (what.tier, "short"), "--runs": (places.runs, RUNS), "--reports": (places.reports, REPORTS)}
+    options = [part for flag, (value, usual) in given.items() if value != usual for part in (flag, str(value))]
+    show.line(f"next  {shlex.join(['diffvit', 'study', 'report', name, *options])}")
     if output.json:
         told = {"failed": state.failed, "waiting": state.waiting, "running": state.running}
         show.as_json({"study": study.name, "tier": what.tier, "done": len(state.done), **told})
@@ -321,37 +301,32 @@ def report(
         TierName | None,
         Parameter(group=COMMAND, show_default="the largest that is complete", help="Which tier's runs."),
     ] = None,
-    storage: Annotated[
-        str | None, Parameter(group=COMMAND, show_default="an SQLite file in --runs", help="Of a search's trials.")
-    ] = None,
-    runs: Annotated[Path, Parameter(group=COMMAND, help="Folder with the run folders.")] = RUNS,
-    reports: Annotated[Path, Parameter(group=COMMAND, help="Folder with the reports.")] = REPORTS,
+    places: Places = PLACES,
     output: Output = OUTPUT,
 ) -> None:
     """Write reports/NAME from the finished runs and the rows that are there: tables, intervals, plots, the best."""
     from diffvit.experiments import report as made
-    from diffvit.experiments import search
+    from diffvit.experiments.search import rows_of, studies_in
 
-    study = find_study(name)
+    study, given = find_study(name), tier or "short"
+    found: dict[str, Any] = {"study": study.name, "tier": given}
     if study.search:
-        what, folder = Selection(tier or "short", storage=storage, runs=runs), reports / study.name
-        if storage or Path(what.place(study)).is_file() or not (folder / search.TRIALS_FILE).is_file():
-            tried = {each: search.studies_in(what.place(study), study, what.tier, each) for each in study.attentions}
-            path = search.write_report(study, search.rows_of(study, what.tier, tried), folder)
+        storage, folder = places.trials(study, given), places.reports / study.name
+        if places.storage or Path(storage).is_file() or not (folder / made.TRIALS_FILE).is_file():
+            tried = {each: studies_in(storage, study, given, each) for each in study.attentions}
+            path = made.write_search(study, rows_of(study, given, tried), folder)
         else:  # from the committed trials
-            path = search.update(study, folder)
-        found: dict[str, Any] = {"study": study.name, "tier": what.tier, "report": path}
+            path = made.update_search(study, folder)
     elif not study.report:
-        path = made.write_rows(study, runs, reports, tier=tier or "short")
-        found = {"study": study.name, "tier": tier or "short", "report": path}
+        path = made.write_rows(study, places.runs, places.reports, tier=given)
     else:
-        results = made.gathered(study, runs, reports, tier=tier)
-        path, table = made.write_report(results, reports), made.table(results)
+        results = made.gathered(study, places.runs, places.reports, tier=tier)
+        path, table = made.write_report(results, places.reports), made.table(results)
         show.line(f"{study.name}, tier {results.tier}: {study.question}")
         show.table(table.columns, table.rows)
         for line in made.answers(results):
             show.line(line.replace("**", ""))
-        found = {"study": study.name, "tier": results.tier, "report": path, "missing": list(results.missing)}
+        found |= {"tier": results.tier, "missing": list(results.missing)}
     show.line(f"report  {path}")
     if output.json:
-        show.as_json(found)
+        show.as_json({**found, "report": path})

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from cyclopts import Parameter
 
 from diffvit.cli import show
-from diffvit.cli.demo import free_folder
 from diffvit.cli.options import COMMAND, OUTPUT, Output, flags_of
 from diffvit.config import WHEREABOUTS, Config, differences, resolve
 from diffvit.errors import ConfigError
@@ -80,12 +80,16 @@ def resumed(run: Path, out: Path | None, file: Path | None, flags: Mapping[str, 
     asked = resolve(file or run / "config.yaml", flags, kind=kind)
     # The precision is judged as resolved, by the training itself.
     if found := differences(begun, asked, ignore=WHEREABOUTS | {"precision"}):
-        what = ", ".join(found)
+        why = f"the run began with other settings (began with vs asked for: {', '.join(found)})"
         hint = "Nothing was changed; give these settings to a new run (--out), or leave them out."
-        raise ConfigError(
-            f"--resume {run}", f"the run began with other settings (began with vs asked for: {what})", hint
-        )
+        raise ConfigError(f"--resume {run}", why, hint)
     return asked
+
+
+def free_folder(folder: Path) -> Path:
+    """``folder``, or ``folder-2``, ``folder-3``, ... where that is taken."""
+    others = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
+    return next(each for each in chain([folder], others) if not each.exists())
 
 
 def default_folder(config: Config, kind: str = "") -> Path:
@@ -101,10 +105,8 @@ def default_folder(config: Config, kind: str = "") -> Path:
 
 def summary(run: RunDir, report: Path) -> None:
     """What came out, where it lies, and what to try next."""
-    result = run.result
-    accuracy = show.percent(result["test_accuracy"])
-    if result["val_accuracy"] is not None:
-        accuracy += f" (validation {show.percent(result['val_accuracy'])})"
+    test, validation = run.result["test_accuracy"], run.result["val_accuracy"]
+    accuracy = show.percent(test) + ("" if validation is None else f" (validation {show.percent(validation)})")
     show.pairs({"test accuracy": accuracy, "run folder": run.path, "report": report, "next": next_command(run)})
 
 
@@ -112,9 +114,9 @@ def next_command(run: RunDir) -> str:
     """Compare with the finished twin beside this run, or train that twin."""
     mine = run.config.model.attention
     twin = "differential" if mine == "softmax" else "softmax"
-    name = run.path.name
-    other = run.path.with_name(name.replace(mine, twin) if mine in name else f"{name}-{twin}")
+    name = run.path.name.replace(mine, twin) if mine in run.path.name else f"{run.path.name}-{twin}"
+    other = run.path.with_name(name)
     if (other / "result.json").is_file():
         return shlex.join(["diffvit", "compare", str(run.path), str(other)])
-    file = str(run.path / "config.yaml")
-    return shlex.join(["diffvit", "train", file, "--model.attention", twin, "--out", str(other)])
+    command = ["diffvit", "train", str(run.path / "config.yaml"), "--model.attention", twin, "--out", str(other)]
+    return shlex.join(command)

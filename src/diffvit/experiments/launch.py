@@ -26,16 +26,10 @@ def worker_command(arguments: Sequence[str]) -> list[str]:
 def run_here(
     command: Sequence[str], count: int, logs: Path, show: Callable[[], object], *, every: float = 1.0
 ) -> list[int]:
-    """Run workers as processes of this machine, each started again when it is killed; their exit codes.
+    """Run ``count`` workers as processes of this machine, each started again when it is killed; their exit codes.
 
     SIGINT and SIGTERM are passed on: workers save their state first. When this returns or raises, no worker is left.
-
-    Args:
-        command: of one worker.
-        count: how many.
-        logs: folder for their output, a file each.
-        show: called now and then while they run.
-        every: seconds between.
+    Their output goes to a file each in ``logs``; ``show`` is called ``every`` so many seconds while they run.
     """
 
     def start(place: int) -> subprocess.Popen[bytes]:
@@ -102,14 +96,9 @@ def submit(
 ) -> list[Any]:
     """Submit a job array with a job for each of these workers' commands; submitit's jobs.
 
-    A job has 8 CPUs, 32 GB and four hours; one that is not done by then is queued again and goes on where it stopped.
-
-    Args:
-        commands: of the workers.
-        folder: for submitit's logs and scripts, seen by all machines.
-        at_once: jobs that run together.
-        gpus: per job.
-        cluster: ``slurm``, or ``local``, which is submitit's own stand-in for one.
+    A job has 8 CPUs, ``gpus`` GPUs, 32 GB and four hours; one that is not done by then is queued again and goes on
+    where it stopped. ``at_once`` of them run together; ``folder``, for submitit's logs and scripts, is seen by all
+    machines; ``cluster`` is ``slurm``, or ``local``, which is submitit's own stand-in for one.
 
     Raises:
         EnvironmentFault: submitit is missing, or there is no Slurm.
@@ -124,13 +113,7 @@ def submit(
     except RuntimeError as error:
         hint = "Start workers here with --launcher local."
         raise EnvironmentFault("--launcher slurm", " ".join(str(error).split()), hint) from None
-    executor.update_parameters(
-        name="diffvit-study",
-        timeout_min=240,
-        cpus_per_task=8,
-        gpus_per_node=gpus,
-        mem_gb=32,
-        slurm_signal_delay_s=120,
-        slurm_array_parallelism=at_once,
-    )
+    machine = {"timeout_min": 240, "cpus_per_task": 8, "gpus_per_node": gpus, "mem_gb": 32}
+    array = {"slurm_signal_delay_s": 120, "slurm_array_parallelism": at_once}
+    executor.update_parameters(name="diffvit-study", **machine, **array)
     return executor.map_array(Job(), [list(command) for command in commands])

@@ -1,4 +1,4 @@
-"""A study's report: rows, tables, plots and Markdown, the same bytes from the rows alone."""
+"""The reports of studies and searches, from rows: tables, plots, the best configuration, and what may be said."""
 
 from __future__ import annotations
 
@@ -14,54 +14,49 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from diffvit.config import to_yaml
 from diffvit.errors import ConfigError, InputError
 from diffvit.experiments import plots
-from diffvit.experiments.results import (
-    Line,
-    Results,
-    beside,
-    difference,
-    over_all_arms,
-    records_of,
-    results_of,
-)
+from diffvit.experiments.results import Line, Results, beside, difference, over_all_arms, records_of, results_of
 from diffvit.experiments.runner import numbers_in, scores_of
-from diffvit.experiments.study import TIERS, Study, TierName, cells_of, differing
+from diffvit.experiments.search import CONDITIONS, cell_of, space_of
+from diffvit.experiments.study import TIERS, Study, TierName, cells_of, differing, recipe_of
 from diffvit.files import Row, disk_faults, read_csv, write_csv
 from diffvit.files import replace as write_atomically
 from diffvit.registry import label_of
 from diffvit.reporting import markdown, stats
 from diffvit.reporting.arms import points, span
 from diffvit.reporting.generated import brought_up_to_date
-from diffvit.reporting.rows import ROWS_FILE, RunRecord, content_hash, read, write
+from diffvit.reporting.rows import ROWS_FILE, RunRecord, read, write
 from diffvit.reporting.stats import Interval
 from diffvit.reporting.style import stamp_of
 from diffvit.reporting.tables import NONE, Table, big, duration, percent, threads
 
+Plots = dict[str, tuple[str, Callable[[], bytes]]]  # by file name, the stamp of each and what draws it as PNG
 REPORT, BEST, _COSTS = "report.md", "best.yaml", "cost.png"
-PLOTS = {
-    "accuracy.png": "Test accuracy of every arm and seed",
-    "curves.png": "Training loss and accuracy against the epoch, bands over seeds",
-    _COSTS: "Test accuracy against the cost of training",
+_PLOTS: Mapping[str, tuple[str, Callable[..., bytes]]] = {
+    "accuracy.png": ("Test accuracy of every arm and seed", plots.accuracies),
+    "curves.png": ("Training loss and accuracy against the epoch, bands over seeds", plots.curves),
+    _COSTS: ("Test accuracy against the cost of training", plots.costs),
 }
-_DRAWN: Mapping[str, Callable[..., bytes]] = {
-    "accuracy.png": plots.accuracies,
-    "curves.png": plots.curves,
-    _COSTS: plots.costs,
-}
+TRIALS_FILE, SEARCH_PLOT, _BEST_OF = "trials.csv", "dials.png", "best-{}.yaml"
+_SHOWN = 5  # trials of each attention in the table
 
 
 def gathered(study: Study, runs: Path, reports: Path, *, tier: str | None = None) -> Results:
     """What is known of a study, from finished runs and committed rows.
 
-    Args:
-        study: which.
-        runs: where the run folders lie; there may be none.
-        reports: where committed rows lie.
-        tier: which; by default the largest whose every arm has a row, else the one with the most rows.
+    By default of the largest tier whose every arm has a row, else of the one with the most rows.
 
     Raises:
         InputError: nothing is known, or a run or rows.csv is damaged.
     """
-    found = [each for name in TIERS if tier in (None, name) and (each := _of_tier(study, name, runs, reports))]
+    found: list[Results] = []
+    for name in (name for name in TIERS if tier in (None, name)):
+        of_tier = []
+        # Rows of before studies kept images for validation stand beside the others, or alone where there are none.
+        for validation in (True, False):
+            cells = cells_of(study, name, validation=validation)
+            if records := records_of(cells, runs, reports, study.score):
+                of_tier.append(results_of(study, name, cells, records))
+        found += [beside(of_tier)] if of_tier else []
     if not found:
         raise _nothing_known(study)
     whole = [each for each in found if not each.missing]
@@ -73,18 +68,8 @@ def _nothing_known(study: Study) -> InputError:
     return InputError(f"study {study.name}", "has no finished run and no committed row", hint)
 
 
-def _of_tier(study: Study, tier: TierName, runs: Path, reports: Path) -> Results | None:
-    """With rows of before studies kept images for validation beside them, or alone where there are no others."""
-    found = []
-    for validation in (True, False):
-        cells = cells_of(study, tier, validation=validation)
-        if records := records_of(cells, runs, reports, study.score):
-            found.append(results_of(study, tier, cells, records))
-    return beside(found) if found else None
-
-
 def write_report(results: Results, reports: Path) -> Path:
-    """Write rows.csv, epochs.csv, report.md, best.yaml and the plots; the path of report.md.
+    """Write rows.csv, epochs.csv, the score's tables, report.md, best.yaml and the plots; the path of report.md.
 
     What is as it should be is not touched: a plot that was made from these very rows stays, byte for byte. Rows of the
     study's other tiers stay too.
@@ -93,19 +78,23 @@ def write_report(results: Results, reports: Path) -> Path:
         EnvironmentFault: the disk refuses.
     """
     folder = reports / results.study.name
-    records = [record for each in (results, *results.others) for record in each.records]
-    lines = [line for each in (results, *results.others) for line in each.lines]
-    write_tables(folder, results.study.score, [(line.arm, each) for line in lines for each in line.records.values()])
+    every = (results, *results.others)
+    records = [record for each in every for record in each.records]
+    by_arm = [(line.arm, record) for each in every for line in each.lines for record in line.records]
+    write_tables(folder, results.study.score, by_arm)
     # Last the committed rows of other tiers, and of cells that the study no longer has.
     known = {record.key for record in records}
     stamp = write(folder, [*records, *(record for record in read(folder) if record.key not in known)])
-    why = "is not made from the rows beside it"
-    brought_up_to_date({folder / name: (text.encode(), why) for name, text in texts_of(results).items()}, check=False)
-    for name, (wished, draw) in plots_of(results, stamp).items():
-        if stamp_of(folder / name) != wished:
+    return _brought_up_to_date(folder, texts_of(results), plots_of(results, stamp))
+
+
+def _brought_up_to_date(folder: Path, texts: Mapping[str, str], drawn: Plots) -> Path:
+    """Write the texts and plots that are not as they should be; the path of report.md."""
+    brought_up_to_date({folder / name: (text.encode(), "") for name, text in texts.items()}, check=False)
+    for name, (stamp, draw) in drawn.items():
+        if stamp_of(folder / name) != stamp:
             with disk_faults(folder / name):
                 write_atomically(folder / name, draw())
-    assert stamp == content_hash(folder)
     return folder / REPORT
 
 
@@ -135,18 +124,14 @@ def write_rows(study: Study, runs: Path, reports: Path, *, tier: TierName = "sho
 def write_tables(folder: Path, score: str, records: Sequence[tuple[str, RunRecord]]) -> None:
     """Put the tables of a score into ``TABLE.csv``, with the arm, config hash and seed before each row.
 
-    Rows that are there stay, but for those of the same config and seed.
-
-    Args:
-        folder: of the report.
-        score: the study's.
-        records: arm and record of finished runs; committed ones, which have no run folder, are passed over.
+    Rows that are there stay, but for those of the same config and seed. Given are the arm and record of finished runs;
+    committed ones, which have no run folder, are passed over.
     """
     tables: dict[str, list[Row]] = {}
     for arm, record in records:
         scores = (scores_of(record.folder, score) if record.folder else None) or {}
         key = {"arm": arm, "config_hash": record.key[0], "seed": record.key[1]}
-        for name in (name for name in scores if name not in numbers_in(scores)):
+        for name in scores.keys() - numbers_in(scores).keys():
             tables.setdefault(name, []).extend(key | row for row in scores[name])
     for name, rows in tables.items():
         path, replaced = folder / f"{name}.csv", {(row["config_hash"], row["seed"]) for row in rows}
@@ -161,51 +146,44 @@ def texts_of(results: Results) -> dict[str, str]:
     return {REPORT: report(results), BEST: to_yaml(results.best().config)}
 
 
-def plots_of(results: Results, rows: str) -> dict[str, tuple[str, Callable[[], bytes]]]:
-    """The stamp of each plot and what draws it as PNG, by file name.
+def plots_of(results: Results, rows: str) -> Plots:
+    """The plots of a study's report.
 
     A stamp says what a plot was made from: ``rows``, the digest of the rows; costs from the operations counted, too.
     """
     told = " ".join([rows, *(f"{line.flops:.0f}" for line in results.lines)])
-    stamps = dict.fromkeys(_DRAWN, rows) | {_COSTS: hashlib.sha256(told.encode()).hexdigest()}
-    return {name: (stamps[name], partial(draw, results, stamp=stamps[name])) for name, draw in _DRAWN.items()}
+    stamps = dict.fromkeys(_PLOTS, rows) | {_COSTS: hashlib.sha256(told.encode()).hexdigest()}
+    return {name: (stamps[name], partial(draw, results, stamp=stamps[name])) for name, (_, draw) in _PLOTS.items()}
 
 
 def report(results: Results) -> str:
     """The whole report as Markdown."""
-    return template("report.md.j2").render(results=results, tier=TIERS[results.tier], plots=PLOTS) + "\n"
+    drawn = {name: alt for name, (alt, _) in _PLOTS.items()}
+    return _template("report.md.j2").render(results=results, tier=TIERS[results.tier], plots=drawn) + "\n"
 
 
 def answers(results: Results) -> list[str]:
     """What the rows allow to say, a paragraph each, as Markdown."""
-    return _paragraphs(template("answers.md.j2").module.answers(results))
+    return paragraphs(_template("answers.md.j2").module.answers(results))
 
 
-def template(name: str) -> Any:
+def _template(name: str) -> Any:
     """A Jinja2 template beside this file, with the functions that these reports are made with."""
     loader = PackageLoader("diffvit.experiments", ".")
     environment = Environment(loader=loader, undefined=StrictUndefined, autoescape=False, lstrip_blocks=True)
-    environment.globals |= {
-        "accuracy": accuracy,
-        "arms": arms,
-        "attentions_compared": _attentions_compared,
-        "circumstances": _circumstances,
-        "data_lines": _data_lines,
-        "every_pair": _every_pair,
-        "fit_gaps": _fit_gaps,
-        "markdown_table": markdown.table,
-        "paragraphs": _paragraphs,
-        "percent": percent,
-        "points": points,
-        "rankings": _rankings,
-        "score_table": _score_table,
-        "span": span,
-        "table": table,
-    }
+    numbers = (accuracy, attentions_compared, every_pair, fit_gaps, percent, points, rankings, span)
+    tables = (arms, circumstances, data_lines, paragraphs, score_table, table)
+    environment.globals |= {each.__name__: each for each in (*numbers, *tables)} | {"markdown_table": markdown.table}
     return environment.get_template(name)
 
 
-def _paragraphs(text: str) -> list[str]:
+def data_lines(results: Results) -> list[str]:
+    """The names of the data of the rows, each with the sentence that belongs to it."""
+    return markdown.data_lines(each.row for each in results.records)
+
+
+def paragraphs(text: str) -> list[str]:
+    """The paragraphs of a text, without empty ones."""
     return [part for part in text.split("\n\n") if part.strip()]
 
 
@@ -247,64 +225,45 @@ def accuracy(line: Line) -> str:
     return percent(line.mean) + (f" ± {100 * spread:.2f}" if spread is not None else "")
 
 
-def _score_table(results: Results) -> Table | None:
+def score_table(results: Results) -> Table | None:
     """The numbers of a score that is not the test accuracy; None where it is."""
     names = list(dict.fromkeys(name for line in results.lines for name in line.scores))
-    rows = []
-    for line in results.lines:
-        spreads = {name: stats.std(values) for name, values in line.scores.items()}
-        cells = {
-            name: f"{stats.mean(values):.4g}" + ("" if spreads[name] is None else f" ± {spreads[name]:.2g}")
-            for name, values in line.scores.items()
-        }
-        rows.append([line.label, *(cells.get(name, NONE) for name in names)])
+
+    def cell(values: list[float]) -> str:
+        spread = stats.std(values)
+        return f"{stats.mean(values):.4g}" + ("" if spread is None else f" ± {spread:.2g}")
+
+    rows = [
+        [line.label, *(cell(line.scores[name]) if name in line.scores else NONE for name in names)]
+        for line in results.lines
+    ]
     return Table(["", *names], rows) if names else None
 
 
-def _data_lines(results: Results) -> list[str]:
-    return markdown.data_lines(each.row for each in results.records)
-
-
-def _rankings(results: Results) -> list[dict[str, Any]]:
-    """The best arm of each attention, and which others it surely beats; no ``seeds`` where no winner may be named."""
+def rankings(results: Results) -> list[dict[str, Any]]:
+    """The best arm of each attention, and its lead over each other arm; no ``seeds`` where no winner may be named."""
     found = []
     for attention in (each for each in results.study.attentions if results.of(each)):
         lines = results.of(attention)
         best, ranked = results.best(lines), results.ranking(lines)
         gaps = [
-            (line, ranked.between(lines.index(best), lines.index(line)))
-            for line in lines
+            (line, ranked.between(lines.index(best), place))
+            for place, line in enumerate(lines)
             if ranked and line is not best
         ]
-        found.append(
-            {
-                "name": label_of(attention),
-                "best": best,
-                "seeds": len(ranked.seeds) if ranked else 0,
-                "beaten": [(line, gap) for line, gap in gaps if gap.low > 0],
-                "undecided": [(line, gap) for line, gap in gaps if gap.low <= 0],
-            }
-        )
+        seeds = len(ranked.seeds) if ranked else 0
+        found.append({"name": label_of(attention), "best": best, "seeds": seeds, "gaps": gaps})
     return found
 
 
-def _attentions_compared(results: Results) -> list[dict[str, Any]]:
-    """Each further attention minus the first, over all arms."""
+def attentions_compared(results: Results) -> list[tuple[str, str, Interval]]:
+    """The names of each further attention and of the first, and their difference over all arms."""
     first, *others = results.study.attentions or ("",)
-    found = [(each, over_all_arms(results, each, first)) for each in others]
-    return [
-        {
-            "one": label_of(each),
-            "two": label_of(first),
-            "interval": interval,
-            "of_several": len(others) > 1,
-        }
-        for each, interval in found
-        if interval is not None
-    ]
+    found = [(label_of(each), label_of(first), over_all_arms(results, each, first)) for each in others]
+    return [(one, two, interval) for one, two, interval in found if interval is not None]
 
 
-def _every_pair(results: Results) -> tuple[int, list[tuple[Line, Line, Interval]]]:
+def every_pair(results: Results) -> tuple[int, list[tuple[Line, Line, Interval]]]:
     """All pairs of arms where these are of one attention each; with seeds, or 0 where no winner may be named."""
     if results.study.attentions:
         return 0, []
@@ -317,18 +276,102 @@ def _every_pair(results: Results) -> tuple[int, list[tuple[Line, Line, Interval]
     return len(ranked.seeds) if ranked else 0, pairs
 
 
-def _fit_gaps(results: Results) -> list[tuple[float, Line]]:
+def fit_gaps(results: Results) -> list[tuple[float, Line]]:
     """Training minus test accuracy of each line, the largest first, where the study asks for it."""
     known = [(line.last_training_accuracy, line) for line in results.lines if results.study.fit]
     return sorted(((seen - line.mean, line) for seen, line in known if seen is not None), key=lambda each: -each[0])
 
 
-def _circumstances(results: Results) -> str:
+def circumstances(results: Results) -> str:
     """Hardware, versions and data, each kind once."""
     found = []
-    for record in results.records:
-        row = record.row
+    for row in (record.row for record in results.records):
         parts = [row["hardware"], row["device"], threads(row), row["precision"], f"torch {row['torch']}"]
         parts += [f"diffvit {row['diffvit']}", f"python {row['python']}", f"{row['train_images']:,} training images"]
         found.append(", ".join(str(part) for part in parts if part))
     return "; ".join(dict.fromkeys(found)) + "."
+
+
+def write_search(study: Study, rows: Sequence[Row], folder: Path) -> Path:
+    """Write trials.csv, report.md, the best of each attention as YAML, and the plot; the path of report.md.
+
+    Raises:
+        InputError: nothing was tried yet.
+        EnvironmentFault: the disk refuses.
+    """
+    if not rows:
+        hint = f"Run it first: diffvit study run {study.name}"
+        raise InputError(f"study {study.name}", "has tried nothing yet", hint)
+    with disk_faults(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_csv(folder / TRIALS_FILE, rows)
+    return update_search(study, folder)
+
+
+def update_search(study: Study, folder: Path) -> Path:
+    """Bring all but trials.csv up to date with it; the path of report.md.
+
+    Raises:
+        InputError: trials.csv is missing or damaged.
+    """
+    return _brought_up_to_date(folder, search_texts(study, read_csv(folder / TRIALS_FILE)), search_plots(study, folder))
+
+
+def search_texts(study: Study, rows: Sequence[Row]) -> dict[str, str]:
+    """The report of a search's trials and the best of each attention as YAML, by file name."""
+    ranked = comparable(rows)
+    tier, settings, best = ranked[0]["tier"], list(space_of(study).settings), best_of(ranked)
+    complete = sorted((row for row in ranked if row["state"] == "complete"), key=lambda row: -row["val_accuracy"])
+    tables = {}
+    for attention in study.attentions:
+        if any(row["attention"] == attention for row in ranked):
+            shown = [row for row in complete if row["attention"] == attention][:_SHOWN]
+            cells = [
+                [row["trial"], percent(row["val_accuracy"]), *(short(row[name]) for name in settings)] for row in shown
+            ]
+            tables[label_of(attention)] = Table(["Trial", "Validation accuracy", *settings], cells)
+    text = _template("search.md.j2").render(
+        study=study,
+        tier=tier,
+        rows=ranked,
+        epochs=recipe_of(study, tier).epochs,
+        complete=len(complete),
+        conditions=", ".join(str(ranked[0][name]) for name in CONDITIONS if ranked[0].get(name)),
+        apart=len(rows) - len(ranked),
+        tables=tables,
+        best=[_BEST_OF.format(attention) for attention in best],
+    )
+    texts = {REPORT: f"{text}\n"}
+    for attention, row in best.items():
+        cell = cell_of(study, tier, attention, row["trial"], {name: row[name] for name in settings})
+        texts[_BEST_OF.format(attention)] = to_yaml(cell.config)
+    return texts
+
+
+def search_plots(study: Study, folder: Path) -> Plots:
+    """The plot of a search's report; its stamp is the digest of trials.csv."""
+    file = folder / TRIALS_FILE
+    stamp = hashlib.sha256(file.read_bytes()).hexdigest()
+    return {SEARCH_PLOT: (stamp, lambda: plots.dials(study, comparable(read_csv(file)), stamp=stamp))}
+
+
+def comparable(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the data, precision and device that most trials were computed on; trials of others are not ranked."""
+    together: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        together.setdefault(tuple(row.get(name) for name in CONDITIONS), []).append(row)
+    return max(together.values(), key=len)
+
+
+def best_of(rows: Sequence[Row]) -> dict[str, Row]:
+    """For each attention the complete trial with the highest validation accuracy, the first of equals."""
+    best: dict[str, Row] = {}
+    for row in (row for row in rows if row["state"] == "complete"):
+        if row["val_accuracy"] > best.setdefault(row["attention"], row)["val_accuracy"]:
+            best[row["attention"]] = row
+    return best
+
+
+def short(value: Any) -> str:
+    """A setting's value in a table."""
+    return f"{value:.3g}" if isinstance(value, float) else f"{value}"

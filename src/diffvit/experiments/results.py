@@ -12,7 +12,7 @@ from diffvit.experiments.runner import TEST_ACCURACY, numbers_in, scores_of, ste
 from diffvit.experiments.study import REPORTS, RUNS, Cell, Study, TierName, training_flops
 from diffvit.registry import label_of
 from diffvit.reporting import stats
-from diffvit.reporting.arms import Ranking, ranking, shared_seeds
+from diffvit.reporting.arms import Arm, Ranking, ranking, shared_seeds
 from diffvit.reporting.rows import CONDITIONS, RunRecord, read, read_run
 from diffvit.training.run_dir import RunDir
 
@@ -22,21 +22,16 @@ SCORE = "score."  # before the names of a score's numbers in rows.csv
 def records_of(
     cells: Sequence[Cell], runs: Path = RUNS, reports: Path = REPORTS, score: str = TEST_ACCURACY
 ) -> dict[str, list[RunRecord]]:
-    """Finished runs and committed rows of each cell, under any conditions, by the cell's name.
+    """Finished runs and committed rows of each cell of a study, under any conditions, by the cell's name.
 
-    Args:
-        cells: of one study.
-        runs: where the run folders lie.
-        reports: where committed rows lie.
-        score: the study's; runs without its numbers are not finished.
+    Runs without the numbers of the study's ``score`` are not finished.
 
     Raises:
         InputError: a damaged run or rows.csv.
     """
     known: dict[tuple[Any, ...], dict[tuple[Any, ...], RunRecord]] = {}
-    for study in dict.fromkeys(cell.study for cell in cells):
-        for record in read(reports / study):
-            known.setdefault(record.key[:2], {})[record.key] = record
+    for record in read(reports / cells[0].study):
+        known.setdefault(record.key[:2], {})[record.key] = record
     found: dict[str, list[RunRecord]] = {}
     for cell in cells:
         records, stem = dict(known.get(cell.key, {})), stem_of(cell)
@@ -48,39 +43,25 @@ def records_of(
                 continue
             record = read_run(RunDir(folder))
             # A row that is committed keeps its name.
-            row = record.row | {"run": f"{cell.name}{tag}"}
-            if record.key in records:
-                row["run"] = records[record.key].row["run"]
-            if score != TEST_ACCURACY:
-                row |= {f"{SCORE}{name}": value for name, value in numbers_in(scores).items()}
-            records[record.key] = replace(record, row=row)
+            name = records[record.key].row["run"] if record.key in records else f"{cell.name}{tag}"
+            numbers = numbers_in(scores) if score != TEST_ACCURACY else {}
+            own = {"run": name} | {f"{SCORE}{number}": value for number, value in numbers.items()}
+            records[record.key] = replace(record, row=record.row | own)
         if records:
             found[cell.name] = list(records.values())
     return found
 
 
 @dataclass(frozen=True)
-class Line:
-    """One arm with one attention.
+class Line(Arm):
+    """One arm of a study with one attention; ``label`` is for tables, ``arm`` the study's name of it.
 
-    Args:
-        label: for tables.
-        arm: as the study calls it.
-        attention: of its model.
-        config: of its first seed.
-        records: by seed.
+    ``config`` is that of its first seed, ``attention`` that of its model.
     """
 
-    label: str
     arm: str
     attention: str
     config: Config
-    records: Mapping[int, RunRecord]
-
-    @property
-    def accuracies(self) -> dict[int, float]:
-        """Test accuracy by seed."""
-        return {seed: float(record.row["test_accuracy"]) for seed, record in self.records.items()}
 
     @property
     def mean(self) -> float:
@@ -90,8 +71,8 @@ class Line:
     @property
     def validation(self) -> float | None:
         """Mean validation accuracy; None where images were not kept for it."""
-        found = [record.row["val_accuracy"] for record in self.records.values()]
-        return None if any(value is None for value in found) else stats.mean([float(value) for value in found])
+        kept = all(record.row["val_accuracy"] is not None for record in self.records)
+        return self.mean_of("val_accuracy") if kept else None
 
     @property
     def flops(self) -> float:
@@ -99,45 +80,35 @@ class Line:
         return training_flops(self.config)
 
     def mean_of(self, column: str) -> float:
-        """Of a figure of the rows."""
-        return stats.mean([float(record.row[column]) for record in self.records.values()])
+        """Mean over the seeds of a figure of the rows."""
+        return stats.mean([float(record.row[column]) for record in self.records])
 
     @property
     def scores(self) -> dict[str, list[float]]:
         """Numbers of the study's score over the seeds, by name; empty where it is the test accuracy."""
-        names = dict.fromkeys(name for record in self.records.values() for name in record.row if name.startswith(SCORE))
+        names = dict.fromkeys(name for record in self.records for name in record.row if name.startswith(SCORE))
+        found = {name: [record.row.get(name) for record in self.records] for name in names}
         return {
-            name.removeprefix(SCORE): [float(record.row[name]) for record in self.records.values()]
-            for name in names
-            if all(record.row.get(name) is not None for record in self.records.values())
+            name.removeprefix(SCORE): list(map(float, values)) for name, values in found.items() if None not in values
         }
 
     @property
     def last_training_accuracy(self) -> float | None:
         """Of the last epoch, on augmented images as they were trained on; None where no epochs are known."""
-        found = [record.epochs[-1]["train_accuracy"] for record in self.records.values() if record.epochs]
+        found = [record.epochs[-1]["train_accuracy"] for record in self.records if record.epochs]
         return stats.mean(found) if found else None
 
 
 @dataclass(frozen=True)
 class Results:
-    """A study's rows of the same data, precision and hardware.
-
-    Args:
-        study: which.
-        tier: how much.
-        lines: in the study's order, those with rows.
-        missing: names of cells without a row.
-        records: all of them in the cells' order.
-        others: rows of the same tier on other data, precision or hardware, which are never ranked with these.
-    """
+    """A study's rows of the same data, precision and hardware."""
 
     study: Study
     tier: TierName
-    lines: tuple[Line, ...]
-    missing: tuple[str, ...]
-    records: tuple[RunRecord, ...]
-    others: tuple[Results, ...] = ()
+    lines: tuple[Line, ...]  # in the study's order, those with rows
+    missing: tuple[str, ...]  # names of cells without a row
+    records: tuple[RunRecord, ...]  # all of them in the cells' order
+    others: tuple[Results, ...] = ()  # on other data, precision or hardware: never ranked with these
 
     @property
     def seeds(self) -> int:
@@ -155,11 +126,11 @@ class Results:
         return "test" if any(line.validation is None for line in self.lines) else "validation"
 
     @property
-    def conditions(self) -> dict[str, str]:
+    def conditions(self) -> list[str]:
         """Data, precision, device, hardware and training images of the rows, in words."""
         row = self.records[0].row
-        told = {name: str(row[name]) for name in CONDITIONS if name != "fingerprint"}
-        return told | {"train_images": f"{row['train_images']:,} training images"}
+        told = [str(row[name]) for name in CONDITIONS if name != "fingerprint"]
+        return [*told, f"{row['train_images']:,} training images"]
 
     def best(self, lines: Sequence[Line] | None = None) -> Line:
         """The line with the highest mean accuracy on the images of :attr:`chosen_on`; of all lines by default."""
@@ -172,9 +143,7 @@ class Results:
 
     def ranking(self, lines: Sequence[Line]) -> Ranking | None:
         """All pairs of these lines together; None where no winner may be named."""
-        if not self.may_rank:
-            return None
-        found = ranking([list(line.records.values()) for line in lines])
+        found = ranking([line.records for line in lines]) if self.may_rank else None
         return found if found and len(found.seeds) >= stats.MIN_SEEDS else None
 
 
@@ -183,11 +152,7 @@ def results_of(
 ) -> Results:
     """The rows of a study by line, those of the data, precision and hardware with most rows; the others beside them.
 
-    Args:
-        study: which.
-        tier: how much.
-        cells: all of its cells at this tier.
-        records: by the cells' names, at least one; see :func:`records_of`.
+    ``cells`` are all of its cells at this tier, ``records`` at least one row of :func:`records_of` these.
     """
     together: dict[tuple[object, ...], dict[str, RunRecord]] = {}
     for cell in cells:
@@ -199,10 +164,8 @@ def results_of(
 def beside(found: Sequence[Results]) -> Results:
     """The results with fewest cells missing, of these the first, with the others beside them."""
     first = min(found, key=lambda each: len(each.missing))
-    rest = [one for one in found if one is not first]
-    return replace(
-        first, others=(*first.others, *(each for one in rest for each in (replace(one, others=()), *one.others)))
-    )
+    rest = [each for one in found if one is not first for each in (replace(one, others=()), *one.others)]
+    return replace(first, others=(*first.others, *rest))
 
 
 def _results(study: Study, tier: TierName, cells: Sequence[Cell], records: Mapping[str, RunRecord]) -> Results:
@@ -211,28 +174,18 @@ def _results(study: Study, tier: TierName, cells: Sequence[Cell], records: Mappi
     for cell in finished:
         groups.setdefault((cell.arm, cell.config.model.attention), []).append(cell)
     ordered = sorted(groups, key=lambda key: list(study.arms).index(key[0]))  # stable: attentions as they come
-    lines = [
-        Line(
-            _label(arm, attention, study),
-            arm,
-            attention,
-            groups[arm, attention][0].config,
-            {cell.config.seed: records[cell.name] for cell in groups[arm, attention]},
-        )
-        for arm, attention in ordered
-    ]
+    lines = []
+    for arm, attention in ordered:
+        mine = groups[arm, attention]
+        label = f"{arm}, {label_of(attention)}" if study.attentions else arm
+        lines.append(Line(label, [records[cell.name] for cell in mine], arm, attention, mine[0].config))
     missing = tuple(cell.name for cell in cells if cell.name not in records)
     return Results(study, tier, tuple(lines), missing, tuple(records[cell.name] for cell in finished))
 
 
-def _label(arm: str, attention: str, study: Study) -> str:
-    """An arm in a table: with its attention where the study runs several."""
-    return f"{arm}, {label_of(attention)}" if study.attentions else arm
-
-
 def difference(one: Line, two: Line) -> stats.Interval | None:
     """The first minus the second, paired by seed, for this one comparison; None with fewer than two seeds in common."""
-    found = ranking([list(one.records.values()), list(two.records.values())])
+    found = ranking([one.records, two.records])
     return found.between(0, 1) if found else None
 
 
@@ -249,9 +202,7 @@ def over_all_arms(results: Results, one: str, two: str) -> stats.Interval | None
     A seed is a unit: its arms start from the same weights where they can, and are no independent draws.
     """
     pairs = compared_arms(results, one, two)
-    if not pairs:
-        return None
-    seeds = shared_seeds([list(line.records.values()) for pair in pairs for line in pair])
+    seeds = shared_seeds([line.records for pair in pairs for line in pair]) if pairs else []
     if len(seeds) < 2:
         return None
     ours, theirs = ([stats.mean([pair[side].accuracies[seed] for pair in pairs]) for seed in seeds] for side in (0, 1))

@@ -11,9 +11,10 @@ import hashlib
 import json
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +55,7 @@ def register_score(name: str, score: Score) -> None:
 
 @dataclass(frozen=True)
 class Conditions:
-    """Data, precision, device and kernels that a cell is run with.
-
-    Args:
-        data: name of the images; not a part of :attr:`tag`.
-        fingerprint: of the training images.
-        precision: fp32 or bf16.
-        device: cpu or cuda.
-        kernels: native or torch.
-    """
+    """Data (its name and the training images' fingerprint), precision, device and kernels that a cell is run with."""
 
     data: str
     fingerprint: str
@@ -73,13 +66,8 @@ class Conditions:
     @property
     def tag(self) -> str:
         """Eight hex digits for names of folders and rows."""
-        return tag_of([self])
-
-
-def tag_of(conditions: Iterable[Conditions]) -> str:
-    """Eight hex digits of the SHA-256 of one or more conditions."""
-    told = sorted({f"{each.fingerprint} {each.precision} {each.device} {each.kernels}" for each in conditions})
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:8]
+        told = f"{self.fingerprint} {self.precision} {self.device} {self.kernels}"
+        return hashlib.sha256(told.encode()).hexdigest()[:8]
 
 
 def conditions_of(config: Config) -> Conditions:
@@ -93,34 +81,20 @@ def conditions_of(config: Config) -> Conditions:
 
     device = environment.resolve_device(config.device)
     precision = environment.resolve_precision(config.precision, device)
-    asked = {name: to_dict(config)[name] for name in ("data", "shapes")}
+    sizes = {name: getattr(config.model, name) for name in ("image_size", "num_classes", "in_chans")}
     place = place_of(config.data, config.data_dir)
-    asked |= {"data_dir": str(place.absolute()) if place else None}
-    asked |= {"model": {name: getattr(config.model, name) for name in ("image_size", "num_classes", "in_chans")}}
-    data, fingerprint = _images(json.dumps(asked))
-    return Conditions(data, fingerprint, precision, device, environment.kernels(device, precision))
+    images = {"data": config.data, "data_dir": place and place.absolute(), "shapes": to_dict(config.shapes)}
+    name, fingerprint = _images(parse({**images, "model": sizes}))
+    return Conditions(name, fingerprint, precision, device, environment.kernels(device, precision))
 
 
 @cache
-def _images(asked: str) -> tuple[str, str]:
-    """Name and fingerprint of the training images of these settings, which are JSON."""
-    from diffvit.data import sources
-    from diffvit.training.task import load_split
+def _images(config: Config) -> tuple[str, str]:
+    """Name and fingerprint of the training images."""
+    from diffvit.training.task import load_split, source_of
 
-    config = parse(json.loads(asked))
-    source = sources.resolve_auto(config.data_dir) if config.data == "auto" else config.data
-    images = load_split(config, source, "train")
+    images = load_split(config, source_of(config), "train")
     return images.name, images.fingerprint
-
-
-def located(cells: Iterable[Cell], where: Mapping[str, Any]) -> dict[str, Conditions]:
-    """Conditions of each cell on this machine, by the cell's name.
-
-    Args:
-        cells: of a study.
-        where: settings laid over each cell's config, such as ``data_dir`` and ``device``.
-    """
-    return {cell.name: conditions_of(cell.config.model_copy(update=dict(where))) for cell in cells}
 
 
 def stem_of(cell: Cell) -> str:
@@ -137,43 +111,31 @@ def folder_of(cell: Cell, conditions: Conditions, runs: Path = RUNS) -> Path:
 def committed(
     cells: Sequence[Cell], conditions: Mapping[str, Conditions], reports: Path = REPORTS
 ) -> dict[str, RunRecord]:
-    """Committed rows (``reports/STUDY/rows.csv``) of cells, by the cell's name: these are not run again.
+    """Committed rows (``reports/STUDY/rows.csv``) of a study's cells, by the cell's name: these are not run again.
 
-    Args:
-        cells: of a study.
-        conditions: of each cell by name; a row of others is passed over.
-        reports: where committed rows lie.
+    A row of other conditions than the cell's, which are given by its name, is passed over.
 
     Raises:
         InputError: a damaged rows.csv.
     """
+    known = {record.key: record for record in read(reports / cells[0].study)}
     found: dict[str, RunRecord] = {}
-    for study in dict.fromkeys(cell.study for cell in cells):
-        known = {record.key: record for record in read(reports / study)}
-        for cell in (each for each in cells if each.study == study):
-            on = conditions[cell.name]
-            record = known.get((*cell.key, on.fingerprint, on.precision, on.device, on.kernels))
-            found |= {cell.name: record} if record else {}
+    for cell in cells:
+        on = conditions[cell.name]
+        key = (*cell.key, on.fingerprint, on.precision, on.device, on.kernels)
+        found |= {cell.name: known[key]} if key in known else {}
     return found
 
 
-@dataclass(frozen=True)
+@dataclass
 class State:
-    """What has become of the cells of a study, read from their run folders.
+    """What has become of the cells of a study, by the cell's name."""
 
-    Args:
-        done: the first number of the score by the cell's name, or the test accuracy where it has tables alone.
-        running: which process holds the run folder's lock.
-        failed: the last error of those given up after :data:`ATTEMPTS` of them.
-        waiting: names of all others.
-        exit_code: the largest of those given up; 0 where none was.
-    """
-
-    done: dict[str, float]
-    running: dict[str, str]
-    failed: dict[str, str]
-    waiting: list[str]
-    exit_code: int = 0
+    done: dict[str, float] = field(default_factory=dict)  # first number of the score, test accuracy where it has none
+    running: dict[str, str] = field(default_factory=dict)  # the process that holds the run folder's lock
+    failed: dict[str, str] = field(default_factory=dict)  # last error of those given up after ATTEMPTS of them
+    waiting: list[str] = field(default_factory=list)  # names of all others
+    exit_code: int = 0  # the largest of those given up
 
 
 def scores_of(folder: Path, score: str) -> Mapping[str, Any] | None:
@@ -193,25 +155,17 @@ def numbers_in(scores: Mapping[str, Any]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Runner:
-    """Runs cells, as one worker of any number.
+    """Runs cells, as one worker of any number."""
 
-    Args:
-        cells: in the order in which they are wanted.
-        folders: the run folder of each by name; see :func:`folder_of`.
-        where: settings that say where and how, not what: ``data_dir``, ``device``, ``threads``.
-        score: what is measured of a finished run, a name in :data:`SCORES`.
-        tell: told in a line what happens.
-    """
-
-    cells: Sequence[Cell]
-    folders: Mapping[str, Path]
-    where: Mapping[str, Any] = field(default_factory=dict)
-    score: str = TEST_ACCURACY
-    tell: Tell = lambda _: None
+    cells: Sequence[Cell]  # in the order in which they are wanted
+    folders: Mapping[str, Path]  # of their runs, by the cells' names; see :func:`folder_of`
+    where: Mapping[str, Any] = field(default_factory=dict)  # settings of where and how: data_dir, device, threads
+    score: str = TEST_ACCURACY  # what is measured of a finished run, a name in :data:`SCORES`
+    tell: Tell = lambda _: None  # told in a line what happens
 
     def state(self) -> State:
         """What has become of the cells."""
-        state, codes = State({}, {}, {}, []), [0]
+        state = State()
         for cell in self.cells:
             folder = self.folders[cell.name]
             if (scores := scores_of(folder, self.score)) is not None:
@@ -221,17 +175,15 @@ class Runner:
                 state.running[cell.name] = f"process {process}"
             elif len(errors := self._errors(cell)) >= ATTEMPTS:
                 state.failed[cell.name] = errors[-1]["why"]
-                codes.append(errors[-1]["exit_code"])
+                state.exit_code = max(state.exit_code, errors[-1]["exit_code"])
             else:
                 state.waiting.append(cell.name)
-        return replace(state, exit_code=max(codes))
+        return state
 
     def work(self, *, wait: bool = True, pause: float = _PAUSE) -> int:
         """Run cells until each is done or given up; returns how many this worker completed.
 
-        Args:
-            wait: for cells that others hold, too.
-            pause: seconds between looks where all that is left is held by others.
+        Looks again after ``pause`` seconds where all that is left is held by others.
 
         Raises:
             ConfigError: there is no such score.
@@ -267,18 +219,20 @@ class Runner:
             raise
         except RunBusyError as error:
             self.tell(f"{cell.name}: waits ({error.why})")
-        except DiffvitError as error:
-            self.tell(f"{cell.name}: failed ({error})")
-            self._add_error(cell, str(error), error.exit_code)
+            return False
         except Exception as error:
-            why = f"{type(error).__name__}: {error}"
-            self.tell(f"{cell.name}: failed ({why})\n{traceback.format_exc()}")
-            self._add_error(cell, why, 1)
-        else:
-            told = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-            self.tell(f"{cell.name}: {told or 'done'}")
-            return True
-        return False
+            known = isinstance(error, DiffvitError)
+            why, code = (str(error), error.exit_code) if known else (f"{type(error).__name__}: {error}", 1)
+            self.tell(f"{cell.name}: failed ({why})" + ("" if known else f"\n{traceback.format_exc()}"))
+            file = self._errors_file(cell)
+            with disk_faults(file):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with file.open("a") as lines:
+                    lines.write(json.dumps({"why": why, "exit_code": code}) + "\n")
+            return False
+        told = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        self.tell(f"{cell.name}: {told or 'done'}")
+        return True
 
     def train(self, cell: Cell, progress: Progress | None = None) -> RunDir:
         """Train a cell, or go on from its last checkpoint, or return what is there.
@@ -294,12 +248,16 @@ class Runner:
         if run.finished:
             return run
         if began := _beginning(folder):
+            # With the number of threads the run began with: another would change the last bits, and is refused.
+            threads = run.environment.get("threads") if (folder / "environment.json").is_file() else None
+            resumed = config.model_copy(update={"threads": threads} if threads else {})
             try:
-                return train(_with_threads_of(run, config), out=folder, resume=True, progress=progress)
+                return train(resumed, out=folder, resume=True, progress=progress)
             except ConfigError as error:  # begun by another version: its first part cannot be continued bit for bit
                 with run.lock():  # others may have come to the same
                     if _beginning(folder) == began and not run.finished:
-                        aside = folder.rename(_free_name(folder))
+                        names = (folder.with_name(f"{folder.name}.stale-{number}") for number in count(1))
+                        aside = folder.rename(next(name for name in names if not name.exists()))
                         self.tell(f"{cell.name}: begins anew, what was there is now {aside} ({error.why})")
             except InputError:
                 if _beginning(folder):
@@ -326,10 +284,11 @@ class Runner:
 
     def forget_errors(self) -> list[str]:
         """Give the cells that were given up as many attempts again; which these are."""
-        given_up = self.state().failed
-        for cell in (each for each in self.cells if each.name in given_up):
+        failed = self.state().failed
+        given_up = [cell for cell in self.cells if cell.name in failed]
+        for cell in given_up:
             self._errors_file(cell).unlink(missing_ok=True)
-        return list(given_up)
+        return [cell.name for cell in given_up]
 
     def _errors_file(self, cell: Cell) -> Path:
         """Beside the run folder: a start that is refused leaves no folder."""
@@ -340,28 +299,8 @@ class Runner:
         file = self._errors_file(cell)
         return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
-    def _add_error(self, cell: Cell, why: str, exit_code: int) -> None:
-        file = self._errors_file(cell)
-        with disk_faults(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with file.open("a") as lines:
-                lines.write(json.dumps({"why": why, "exit_code": exit_code}) + "\n")
-
 
 def _beginning(folder: Path) -> list[bytes]:
     """What tells one beginning of a run from another; empty where there is no run."""
     files = (folder / name for name in ("config.yaml", "environment.json"))
     return [file.read_bytes() for file in files if file.is_file()]
-
-
-def _with_threads_of(run: RunDir, config: Config) -> Config:
-    """With the number of threads the run began with: another would change the last bits, and is refused."""
-    threads = run.environment.get("threads", 0) if (run.path / "environment.json").is_file() else 0
-    return config.model_copy(update={"threads": threads} if threads else {})
-
-
-def _free_name(folder: Path) -> Path:
-    number = 1
-    while (name := folder.with_name(f"{folder.name}.stale-{number}")).exists():
-        number += 1
-    return name

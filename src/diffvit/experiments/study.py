@@ -21,6 +21,7 @@ Settings = dict[str, Any]
 BOTH = ("softmax", "differential")
 RUNS, REPORTS = Path("runs/studies"), Path("reports")
 EXPLORATORY_SEEDS = 2
+GRACE_SECONDS = 60.0  # of a search: without a heartbeat until a worker is taken for lost
 _FOLDER = Path(__file__).parent
 _BUILT_IN = (  # in order of worth; each is a YAML file beside this one
     *("vit-vs-diffvit", "patch-size", "position", "augmentation"),
@@ -150,19 +151,12 @@ TIERS: dict[TierName, Tier] = {name: Tier.model_validate(_TIERS[name]) for name 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training of a study: an arm, an attention and a seed.
+    """One training of a study: an arm, an attention and a seed."""
 
-    Args:
-        study: its name.
-        tier: how much.
-        arm: as the study calls it.
-        config: of the run, with its attention and seed.
-    """
-
-    study: str
+    study: str  # its name
     tier: TierName
-    arm: str
-    config: Config
+    arm: str  # as the study calls it
+    config: Config  # of the run, with its attention and seed
 
     @property
     def name(self) -> str:
@@ -190,11 +184,8 @@ def recipe_of(study: Study, tier: TierName, *layers: Mapping[str, Any]) -> Confi
 def cells_of(study: Study, tier: TierName, *, seeds: int | None = None, validation: bool = True) -> tuple[Cell, ...]:
     """Every cell of a study with arms; all arms of one seed before the next seed.
 
-    Args:
-        study: which.
-        tier: one of :data:`TIERS`.
-        seeds: how many instead of the study's own.
-        validation: False for the cells as they were before studies kept images for validation.
+    ``seeds`` is how many instead of the study's own; ``validation`` is False for the cells as they were before studies
+    kept images for validation.
 
     Raises:
         ConfigError: no such tier, no seed, or an arm that the tier's recipe does not allow.

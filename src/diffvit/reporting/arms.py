@@ -72,23 +72,15 @@ def _arm_labels(records: Sequence[RunRecord]) -> list[str]:
         labels = [kind + detail for kind, detail in zip(kinds, details, strict=True)]
         if len(set(labels)) == len(labels):
             return labels
-    return _unique([str(record.row["run"]) for record in records])
+    runs = [str(record.row["run"]) for record in records]
+    repeats = [runs[: place + 1].count(run) for place, run in enumerate(runs)]
+    return [run if number == 1 else f"{run} ({number})" for run, number in zip(runs, repeats, strict=True)]
 
 
 def _kind(row: Row) -> str:
     """What a row's model is called."""
     name = label_of(row["attention"])
     return f"CLIP ({name})" if row.get("objective") == "contrastive" else name
-
-
-def _unique(labels: Sequence[str]) -> list[str]:
-    """Labels told apart by a number where two are equal."""
-    seen: dict[str, int] = {}
-    unique = []
-    for label in labels:
-        seen[label] = seen.get(label, 0) + 1
-        unique.append(label if seen[label] == 1 else f"{label} ({seen[label]})")
-    return unique
 
 
 def differences(records: Sequence[RunRecord]) -> dict[str, list[object]]:
@@ -104,13 +96,9 @@ def differences(records: Sequence[RunRecord]) -> dict[str, list[object]]:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Arms compared over the seeds that they share.
+    """Arms compared over the seeds that they share, and ``by_image`` also test image by test image.
 
-    Args:
-        seeds: which.
-        intervals: by the places of two arms, the first smaller; see
-            :func:`diffvit.reporting.stats.simultaneous_differences`.
-        by_image: whether all of them are paired by test image as well.
+    ``intervals`` are those of :func:`diffvit.reporting.stats.simultaneous_differences`.
     """
 
     seeds: list[int]
@@ -123,11 +111,7 @@ class Ranking:
 
 
 def shared_seeds(groups: Sequence[Sequence[RunRecord]]) -> list[int]:
-    """Seeds with a test accuracy in every arm, computed with the same kernels.
-
-    Args:
-        groups: the runs of each arm, one for each seed.
-    """
+    """Seeds with a test accuracy in every arm (the runs of each, one for each seed), computed with the same kernels."""
     runs = [
         {(int(each.row["seed"]), each.row.get("kernels")) for each in records if each.row["test_accuracy"] is not None}
         for records in groups
@@ -147,34 +131,27 @@ def ranking(groups: Sequence[Sequence[RunRecord]]) -> Ranking | None:
     seeds = shared_seeds(groups) if len(groups) > 1 else []
     if len(seeds) < 2:
         return None
-    images = {record.row.get("test_images") for records in groups for record in records}
-    known = [int(count) for count in images if count]
-    tables = [{int(record.row["seed"]): record.row["test_accuracy"] for record in records} for records in groups]
-    arms_ = [[float(table[seed]) for seed in seeds] for table in tables]
-    correct = [_correct(records, seeds) for records in groups]
-    if len({each.fingerprint for records in groups for record in records if (each := record.correct)}) > 1:
-        correct = [None] * len(groups)  # of other test images
-    intervals = stats.simultaneous_differences(arms_, min(known, default=None), correct=correct)
+    counts = [int(count) for records in groups for record in records if (count := record.row.get("test_images"))]
+    by_seed = [{int(record.row["seed"]): record for record in records} for records in groups]
+    accuracies = [[float(arm[seed].row["test_accuracy"]) for seed in seeds] for arm in by_seed]
+    # Which test images each seed of an arm classified correctly, (seeds, images), where all of its runs say so.
+    correct: list[stats.Correct | None] = [None] * len(groups)
+    if len({each.fingerprint for records in groups for record in records if (each := record.correct)}) == 1:
+        known = [[each.images for seed in seeds if (each := arm[seed].correct)] for arm in by_seed]
+        correct = [np.stack(found) if len(found) == len(seeds) else None for found in known]
+    intervals = stats.simultaneous_differences(accuracies, min(counts, default=None), correct=correct)
     return Ranking(seeds, intervals, all(each is not None for each in correct))
-
-
-def _correct(records: Sequence[RunRecord], seeds: Sequence[int]) -> stats.Correct | None:
-    """Which test images each seed of an arm classified correctly, (seeds, images); None where some run does not say."""
-    by_seed = {int(record.row["seed"]): record.correct for record in records}
-    found = [each.images for seed in seeds if (each := by_seed[seed])]
-    return np.stack(found) if len(found) == len(seeds) else None
 
 
 def why_apart(records: Sequence[RunRecord]) -> str | None:
     """The reason why these runs must not be ranked together: other data, precision, device or hardware; else None."""
-    named = (("data", "data"), ("precision", "precision"), ("device", "devices"), ("hardware", "hardware"))
-    for column, word in named:
+    never = "are shown and never ranked together."
+    for column, word in (("data", "data"), ("precision", "precision"), ("device", "devices"), ("hardware", "hardware")):
         found = sorted({str(record.row.get(column)) for record in records})
         if len(found) > 1:
-            return f"Runs of different {word} ({'; '.join(found)}) are shown and never ranked together."
+            return f"Runs of different {word} ({'; '.join(found)}) {never}"
     if len({record.row["fingerprint"] for record in records}) > 1:
-        name = records[0].row["data"]
-        return f"Runs on data of the same name ({name}) but with other images are shown and never ranked together."
+        return f"Runs on data of the same name ({records[0].row['data']}) but with other images {never}"
     return None
 
 
@@ -192,7 +169,10 @@ def _comparable(grouped: Sequence[Arm]) -> list[str]:
     pairs = list(itertools.combinations(grouped, 2))
     if len(grouped) > 4:
         pairs = [(grouped[0], other) for other in grouped[1:]]
-    family = _family(grouped)
+    family: list[Arm] = []  # ranked together: in their order, each arm that leaves enough seeds common to all
+    for arm in grouped:
+        if len(shared_seeds([each.records for each in (*family, arm)])) >= stats.MIN_SEEDS:
+            family.append(arm)
     ranked = ranking([arm.records for arm in family])
     said = []
     for first, second in pairs:
@@ -207,15 +187,6 @@ def _comparable(grouped: Sequence[Arm]) -> list[str]:
     return said
 
 
-def _family(grouped: Sequence[Arm]) -> list[Arm]:
-    """The arms that are ranked together: in their order, each that leaves three or more seeds common to all."""
-    family: list[Arm] = []
-    for arm in grouped:
-        if len(shared_seeds([each.records for each in (*family, arm)])) >= stats.MIN_SEEDS:
-            family.append(arm)
-    return family
-
-
 def _unranked(first: Arm, second: Arm) -> str:
     """Too few shared seeds for a winner: the gap over those there are."""
     seeds = shared_seeds([first.records, second.records])
@@ -223,9 +194,17 @@ def _unranked(first: Arm, second: Arm) -> str:
     gap = stats.mean(over[0]) - stats.mean(over[1])
     count = {0: "no shared seed, so not paired", 1: "one seed"}.get(len(seeds), f"{len(seeds)} shared seeds")
     text = f"{first.label} minus {second.label}: {points(gap)} of test accuracy; {count}: no winner is named."
-    if len(seeds) == 1:
-        return f"{text} {_over_images(first, second, seeds[0])}".strip()
-    return text
+    if len(seeds) != 1:
+        return text
+    # The two trained models on the same images, where it is known which each classified correctly.
+    one, two = (each.correct for arm in (first, second) for each in arm.records if int(each.row["seed"]) == seeds[0])
+    if not one or not two or one.fingerprint != two.fingerprint:
+        return text
+    interval = stats.paired_images(one.images, two.images)
+    return (
+        f"{text} Over the same {one.count:,} test images the 95% paired interval is {span(interval)}: it covers the "
+        "choice of images for these two trained models, not the luck of training."
+    )
 
 
 def _ranked(first: Arm, second: Arm, interval: stats.Interval, over: str) -> str:
@@ -240,19 +219,6 @@ def _ranked(first: Arm, second: Arm, interval: stats.Interval, over: str) -> str
     return (
         f"{winner.label} beats {loser.label} by {points(interval.estimate).lstrip('+')} of test accuracy "
         f"({what} {span(interval)})."
-    )
-
-
-def _over_images(first: Arm, second: Arm, seed: int) -> str:
-    """The two trained models on the same images, where it is known which each classified correctly."""
-    runs = [next(record for record in arm.records if int(record.row["seed"]) == seed) for arm in (first, second)]
-    one, two = (run.correct for run in runs)
-    if not one or not two or one.fingerprint != two.fingerprint:
-        return ""
-    interval = stats.paired_images(one.images, two.images)
-    return (
-        f"Over the same {one.count:,} test images the 95% paired interval is {span(interval)}: it covers the choice "
-        "of images for these two trained models, not the luck of training."
     )
 
 

@@ -45,12 +45,9 @@ _NOT_AN_ARM = {"seed", "epochs", "precision", "device", "threads", "data_dir", "
 
 @dataclass(frozen=True)
 class Correct:
-    """Which test images a run classified correctly.
+    """Which of ``count`` test images a run classified correctly; ``fingerprint`` is theirs, in the order of loading.
 
-    Args:
-        fingerprint: of the test images, in the order of loading.
-        count: how many they are.
-        packed: a bit for each, the first one the most significant of the first byte.
+    ``packed`` has a bit for each, the first one the most significant of the first byte.
     """
 
     fingerprint: str
@@ -70,23 +67,14 @@ class Correct:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run as the reports see it.
+    """One run as the reports see it."""
 
-    Args:
-        row: the columns of :data:`RESULT_COLUMNS`, then the arm's settings with dotted names.
-        epochs: one dict per epoch, as in metrics.jsonl.
-        evaluation: figures per class and per image (evaluation.json); None where the run has none.
-        classes: class names, in the order of the labels; empty where unknown.
-        folder: the run folder; None for a committed row.
-        correct: the test images that it got right; None where that is not known.
-    """
-
-    row: Row
-    epochs: list[Row]
-    evaluation: Row | None = None
-    classes: list[str] = field(default_factory=list)
-    folder: Path | None = None
-    correct: Correct | None = None
+    row: Row  # the columns of RESULT_COLUMNS, then the arm's settings with dotted names
+    epochs: list[Row]  # one dict per epoch, as in metrics.jsonl
+    evaluation: Row | None = None  # figures per class and per image (evaluation.json), where the run has any
+    classes: list[str] = field(default_factory=list)  # names in the order of the labels; empty where unknown
+    folder: Path | None = None  # of the run; None for a committed row
+    correct: Correct | None = None  # the test images that it got right, where that is known
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -171,11 +159,10 @@ def _read_evaluation(folder: Path) -> Row | None:
 
 def epoch_rows(record: RunRecord) -> list[Row]:
     """The epochs with the run's key columns in front and one column per layer's lambda (``lambda_0``, ...)."""
-    key = _key_columns(record)
     rows = []
     for epoch in record.epochs:
         lambdas = {f"lambda_{layer}": value for layer, value in enumerate(epoch.get("lambda") or [])}
-        rows.append(key | {name: value for name, value in epoch.items() if name != "lambda"} | lambdas)
+        rows.append(_key_columns(record) | {name: epoch[name] for name in epoch if name != "lambda"} | lambdas)
     return rows
 
 
@@ -213,24 +200,32 @@ def read(folder: Path) -> list[RunRecord]:
     """
     if not (folder / ROWS_FILE).is_file():
         return []
-    rows = read_csv(folder / ROWS_FILE)
-    epochs = read_csv(folder / EPOCHS_FILE) if (folder / EPOCHS_FILE).is_file() else []
-    rows = [_with_younger_columns(row) for row in rows]
+    rows, epochs, predictions = (
+        read_csv(folder / name) if (folder / name).is_file() else []
+        for name in (ROWS_FILE, EPOCHS_FILE, PREDICTIONS_FILE)
+    )
+    # Rows of diffvit 0.1.0 lack the younger columns.
+    rows = [
+        {name: row.get(name) for name in RESULT_COLUMNS if name in row or name in _YOUNGER_COLUMNS} | row
+        for row in rows
+    ]
     missing = [name for name in RESULT_COLUMNS if rows and name not in rows[0]]
     if missing:
         raise InputError(str(folder / ROWS_FILE), f"lacks the column {missing[0]}", "Generate it again from its runs.")
-    known = read_csv(folder / PREDICTIONS_FILE) if (folder / PREDICTIONS_FILE).is_file() else []
-    correct = {tuple(each.get(name) for name in _KEY_COLUMNS): each for each in known}
+    bits = {_key_of(each): each for each in predictions}
+    own: dict[tuple[Any, ...], list[Row]] = {}
+    for epoch in epochs:
+        own.setdefault(_key_of(epoch), []).append(_unfold(epoch))
     records = []
     for row in rows:
-        bits = correct.get(tuple(row[name] for name in _KEY_COLUMNS))
-        records.append(RunRecord(row, [], correct=_decoded(bits, row, folder / PREDICTIONS_FILE) if bits else None))
-    owners = {tuple(record.row[name] for name in _KEY_COLUMNS): record.epochs for record in records}
-    for epoch in epochs:
-        owner = owners.get(tuple(epoch.get(name) for name in _KEY_COLUMNS))
-        if owner is not None:
-            owner.append(_unfold(epoch))
+        key = _key_of(row)
+        correct = _decoded(bits[key], row, folder / PREDICTIONS_FILE) if key in bits else None
+        records.append(RunRecord(row, own.get(key, []), correct=correct))
     return records
+
+
+def _key_of(row: Row) -> tuple[Any, ...]:
+    return tuple(row.get(name) for name in _KEY_COLUMNS)
 
 
 def _decoded(bits: Row, row: Row, path: Path) -> Correct:
@@ -245,11 +240,6 @@ def _decoded(bits: Row, row: Row, path: Path) -> Correct:
     return correct
 
 
-def _with_younger_columns(row: Row) -> Row:
-    first = {name: row.get(name) for name in RESULT_COLUMNS if name in row or name in _YOUNGER_COLUMNS}
-    return first | row
-
-
 def _unfold(epoch: Row) -> Row:
     """An epoch as in metrics.jsonl: without the key columns, the lambdas as a list again."""
     layers = [name for name in epoch if name.startswith("lambda_") and epoch[name] is not None]
@@ -261,11 +251,11 @@ def merge(committed: Iterable[RunRecord], new: Iterable[RunRecord]) -> list[RunR
     """Committed records, each replaced by a new one of the same :attr:`RunRecord.key`; further new ones follow."""
     merged = {record.key: record for record in committed}
     extra: list[RunRecord] = []
-    replaced: set[tuple[Any, ...]] = set()
+    left = set(merged)  # rows that no new record has replaced
     for record in new:
-        if record.key in merged and record.key not in replaced:
+        if record.key in left:
             merged[record.key] = record
-            replaced.add(record.key)
+            left.remove(record.key)
         else:
             extra.append(record)
     return [*merged.values(), *extra]

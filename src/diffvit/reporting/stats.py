@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from statistics import fmean as mean
+from statistics import stdev
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,17 +41,9 @@ class Interval:
         return self.low > 0 or self.high < 0
 
 
-def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean."""
-    return math.fsum(values) / len(values)
-
-
 def std(values: Sequence[float]) -> float | None:
     """Sample standard deviation (n - 1); None for fewer than two values."""
-    if len(values) < 2:
-        return None
-    centre = mean(values)
-    return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1))
+    return stdev(values) if len(values) > 1 else None
 
 
 def wilson(correct: int, count: int, confidence: float = CONFIDENCE) -> Interval:
@@ -110,14 +104,9 @@ def simultaneous_differences(
         raise ValueError(f"needs two or more arms of two or more shared seeds (found {[len(arm) for arm in arms]})")
     means = [mean(arm) for arm in arms]
     by_seed = [mean(values) for values in zip(*arms, strict=True)]
-    grand = mean(means)
-    residuals = [
-        value - centre - of_seed + grand
-        for arm, centre in zip(arms, means, strict=True)
-        for value, of_seed in zip(arm, by_seed, strict=True)
-    ]
+    residuals = np.array(arms) - np.array(means)[:, None] - by_seed + mean(means)
     degrees = (len(arms) - 1) * (seeds - 1)
-    error = math.sqrt(2 * math.fsum(each * each for each in residuals) / degrees / seeds)
+    error = math.sqrt(2 * math.fsum((residuals**2).ravel()) / degrees / seeds)
     training = _critical_difference(confidence, len(arms), degrees) * error
     critical = _critical_difference(confidence, len(arms), math.inf)
     known = correct or [None] * len(arms)

@@ -23,7 +23,6 @@ from diffvit.files import flush, to_json
 KEPT = 2
 _FORMAT = 1
 _PREFIX, _TEMPORARY = "step-", ".writing-"
-_SMALL = 16 * 2**20  # no manifest or progress file of ours comes near
 
 
 @dataclass(frozen=True)
@@ -57,12 +56,11 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], p
     try:
         temporary.mkdir(parents=True)
         files = {}
-        for name, content in _contents(tensors, progress):
-            (temporary / name).write_bytes(content)
-            flush(temporary / name)
-            files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        (temporary / "manifest.json").write_bytes(to_json({"format": _FORMAT, "step": step, "files": files}))
-        flush(temporary / "manifest.json")
+        for name, group in tensors.items():
+            plain = {key: tensor.detach().cpu().contiguous() for key, tensor in group.items()}
+            files[f"{name}.safetensors"] = _write(temporary / f"{name}.safetensors", safetensors.torch.save(plain))
+        files["progress.json"] = _write(temporary / "progress.json", to_json(progress))
+        _write(temporary / "manifest.json", to_json({"format": _FORMAT, "step": step, "files": files}))
         flush(temporary)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -71,15 +69,19 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], p
         shutil.rmtree(final)
     temporary.replace(final)
     flush(folder)
-    _prune(folder, step)
+    # Drop what is older than the newest two up to this one, and what a kill left half written.
+    known = _steps(folder)
+    old = sorted(each for each in known if each <= step)[:-KEPT]
+    for path in [*(known[each] for each in old), *folder.glob(f"{_TEMPORARY}*")]:
+        shutil.rmtree(path, ignore_errors=True)
     return final
 
 
-def _contents(tensors: Mapping[str, Mapping[str, Tensor]], progress: Mapping[str, Any]) -> Any:
-    for name, group in tensors.items():
-        plain = {key: tensor.detach().cpu().contiguous() for key, tensor in group.items()}
-        yield f"{name}.safetensors", safetensors.torch.save(plain)
-    yield "progress.json", to_json(progress)
+def _write(file: Path, content: bytes) -> dict[str, Any]:
+    """Write a file and wait until it is on the disk; its entry in the manifest."""
+    file.write_bytes(content)
+    flush(file)
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
@@ -104,7 +106,7 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
 
 
 def _verified_progress(path: Path, step: int) -> dict[str, Any]:
-    manifest = json.loads(_read_small(path / "manifest.json"))
+    manifest = json.loads((path / "manifest.json").read_bytes())
     if manifest["format"] != _FORMAT or manifest["step"] != step:
         raise ValueError(f"its manifest is of another kind (format {manifest['format']}, step {manifest['step']})")
     for name, entry in manifest["files"].items():
@@ -118,22 +120,9 @@ def _verified_progress(path: Path, step: int) -> dict[str, Any]:
                 raise ValueError(f"{name} does not have the SHA-256 of its manifest")
     if "progress.json" not in manifest["files"]:
         raise ValueError("progress.json is missing")
-    return json.loads(_read_small(path / "progress.json"))
-
-
-def _read_small(file: Path) -> bytes:
-    if file.stat().st_size > _SMALL:
-        raise ValueError(f"{file.name} is too large ({file.stat().st_size} vs at most {_SMALL} bytes)")
-    return file.read_bytes()
+    return json.loads((path / "progress.json").read_bytes())
 
 
 def _steps(folder: Path) -> dict[int, Path]:
     paths = folder.glob(f"{_PREFIX}*") if folder.is_dir() else ()
     return {int(path.name.removeprefix(_PREFIX)): path for path in paths if path.name[len(_PREFIX) :].isdecimal()}
-
-
-def _prune(folder: Path, step: int) -> None:
-    """Drop what is older than the newest two up to ``step``, and what a kill left half written."""
-    old = sorted(known for known in _steps(folder) if known <= step)[:-KEPT]
-    for path in [*(_steps(folder)[known] for known in old), *folder.glob(f"{_TEMPORARY}*")]:
-        shutil.rmtree(path, ignore_errors=True)

@@ -76,17 +76,15 @@ def commit() -> str | None:
     root = Path(diffvit.__file__).parents[2]
     if not (root / ".git").exists():
         return None
+
+    def git(*command: str) -> str:
+        return subprocess.check_output(["git", "-C", root, *command], text=True, timeout=10, stderr=subprocess.DEVNULL)
+
     try:
-        head = subprocess.run(
-            ["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
-        )
-        changes = subprocess.run(
-            ["git", "-C", root, "status", "--porcelain", "--untracked-files=no", "--", "src"],
-            capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "src").strip()
+        return git("rev-parse", "HEAD").strip() + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
-    return head.stdout.strip() + ("+" if changes.stdout.strip() else "")
 
 
 def describe(*, device: str, precision: str, threads: int, processes: int, accelerate: str = "auto") -> dict[str, Any]:
@@ -109,14 +107,9 @@ def describe(*, device: str, precision: str, threads: int, processes: int, accel
 def refuse_differences(run: Path, settings: Sequence[str], then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Let a run go on only where its bits come out the same.
 
-    Args:
-        run: its folder.
-        settings: what differs between the two configs, in words.
-        then: environment.json as the run began.
-        now: the same of this process.
-
     Raises:
-        ConfigError: listing everything that differs.
+        ConfigError: listing what differs between the configs (``settings``), and between environment.json as the run
+            in this folder began (``then``) and that of this process.
     """
     found = list(settings)
     before = {"kernels": "torch", **then}  # which runs did not record before there were others

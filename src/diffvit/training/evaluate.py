@@ -17,7 +17,7 @@ from diffvit.files import disk_faults, replace, to_json
 from diffvit.kernels import accelerate
 from diffvit.training.environment import hardware, resolve_device, resolve_precision
 from diffvit.training.load import load_with_meta
-from diffvit.training.run_dir import RunDir
+from diffvit.training.run_dir import RunDir, config_faults
 from diffvit.training.score import described, flops_per_image, logits_of, score
 
 SPLITS = ("test", "validation", "train")
@@ -44,8 +44,7 @@ def evaluate(
         data_dir: where the data lies; by default where the run had it, for CIFAR-10 else where it is always looked
             for (:func:`diffvit.data.sources.load`).
         device: ``auto``, ``cpu`` or ``cuda``.
-        precision: ``fp32``, ``bf16``, or ``auto``: what the run itself was scored with, else what this machine is
-            good at.
+        precision: ``fp32``, ``bf16``, or ``auto``: see :func:`precision_of`.
 
     Returns:
         The figures of :func:`score` with ``run``, ``split``, ``data``, ``fingerprint``, ``classes``, ``parameters``,
@@ -62,23 +61,16 @@ def evaluate(
     model, meta = load_with_meta(run, device=device)
     accelerate(model)
     config = config_of(run, meta)
-    precision = precision_of(meta, precision, device)
+    where = {"precision": precision_of(meta, precision, device), "device": device}
     images = images_of(run, model.settings["image_size"], meta, config, (split, data, data_dir))
-    figures = score(
-        model,
-        images,
-        mean=meta["mean"],
-        std=meta["std"],
-        batch_size=max(500, config.batch_size if config else 0),
-        precision=precision,
-        device=device,
-    )
+    size = max(500, config.batch_size if config else 0)
+    figures = score(model, images, mean=meta["mean"], std=meta["std"], batch_size=size, **where)
     facts = {
         "run": str(run.path if isinstance(run, RunDir) else run),
         "split": split,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "flops_per_image": flops_per_image(model),
-        **{"device": device, "hardware": hardware(device), "precision": precision},
+        **{"device": device, "hardware": hardware(device), "precision": where["precision"]},
     }
     figures = {**facts, **described(images, figures)}
     folder = Path(facts["run"])
@@ -91,16 +83,13 @@ def evaluate(
 
 def config_of(run: object, meta: Mapping[str, Any]) -> Config | None:
     """The run's config from its model's metadata; None where it has none; InputError where it is damaged."""
-    try:
+    with config_faults():
         return None if meta["config"] is None else parse(meta["config"], str(run))
-    except ConfigError as error:
-        raise InputError(error.what, error.why, error.hint) from None
 
 
 def precision_of(meta: Mapping[str, Any], asked: str, device: str) -> str:
     """What was asked for; for ``auto`` what the run recorded, so that its figures can be repeated anywhere."""
-    recorded = meta.get("precision")
-    path = Path(meta["file"]).parent
+    recorded, path = meta.get("precision"), Path(meta["file"]).parent
     if recorded is None and (path / "environment.json").is_file():
         recorded = RunDir(path).environment.get("precision")
     return resolve_precision(recorded if asked == "auto" and recorded in ("fp32", "bf16") else asked, device)
@@ -117,7 +106,8 @@ def images_of(
     split, data, data_dir = wanted
     source = data or (config.data if config else "auto")
     if source == "auto" and data is None:
-        known = {"CIFAR-10": "cifar10", "shapes": "shapes" if config else ""}
+        # A run of data auto may have found CIFAR-10 elsewhere than in the folder that it names: cifar10 would not.
+        known = {"CIFAR-10": "auto" if config else "cifar10", "shapes": "shapes" if config else ""}
         source = next((name for start, name in known.items() if str(meta["data"]).startswith(start)), "")
     if not source:
         raise ConfigError(str(run), f"does not say where its data ({meta['data']}) comes from", "Give --data.")
@@ -136,21 +126,16 @@ def images_of(
         image_size=image_size,
         shapes=to_dict(config.shapes) if config else None,
     )
-    if sorted(images.classes) == sorted(meta["classes"]):
-        images = _in_order(images, meta["classes"])
-    else:
+    if sorted(images.classes) != sorted(meta["classes"]):
         why = f"has other classes than the model ({_few(images.classes)} vs {_few(meta['classes'])})"
         raise InputError(images.name, why, "Take the data the model was trained on.")
+    # Labels counted in the model's order of the classes.
+    place = torch.tensor([meta["classes"].index(name) for name in images.classes])
+    images = dataclasses.replace(images, labels=place[images.labels], classes=list(meta["classes"]))
     if split == "test":
         return images
     ours, held = sources.validation_split(images.labels, size)
     return images.select(held if split == "validation" else ours)
-
-
-def _in_order(images: Images, classes: Sequence[str]) -> Images:
-    """The images with their labels counted in this order of the same classes."""
-    place = torch.tensor([classes.index(name) for name in images.classes])
-    return dataclasses.replace(images, labels=place[images.labels], classes=list(classes))
 
 
 def _few(names: Sequence[str]) -> str:
@@ -180,10 +165,8 @@ def predict(
     pixels = [torch.from_numpy(resize(decode(Path(path), name=str(path)), size)) for path in paths]
     if not pixels:
         return []
-    precision = precision_of(meta, precision, device)
-    logits = logits_of(
-        model, torch.stack(pixels), mean=meta["mean"], std=meta["std"], precision=precision, device=device
-    )
+    where = {"precision": precision_of(meta, precision, device), "device": device}
+    logits = logits_of(model, torch.stack(pixels), mean=meta["mean"], std=meta["std"], **where)
     likeliest = logits.softmax(1).topk(min(max(top, 1), logits.shape[1]), dim=1)
     return [
         {"image": str(path), "top": [[meta["classes"][index], float(value)] for value, index in zip(*row, strict=True)]}

@@ -67,7 +67,9 @@ def load_with_meta(
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=True)
     if str(device) == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device).eval(), {**meta, "config": _config_beside(path) or meta.get("config"), "file": path}
+    beside = path.name == MODEL_FILE and (path.parent / "config.yaml").is_file()
+    own = RunDir(path.parent).settings if beside else meta.get("config")
+    return model.to(device).eval(), {**meta, "config": own, "file": path}
 
 
 def locate(reference: RunDir | Path | str) -> Path:
@@ -137,12 +139,10 @@ def _metadata(path: Path, header: Mapping[str, Any]) -> tuple[dict[str, Any], di
         key = ".".join(str(part) for part in first["loc"]) or "its settings"
         why = f"describes an impossible model: {key}: {first['msg'].removeprefix('Value error, ')}"
         raise InputError(str(path), why) from None
-    channels, classes = config.in_chans, config.num_classes
-    sizes = {"classes": classes, "mean": channels, "std": channels}
-    for key, expected in sizes.items():
+    for key, expected in (("classes", config.num_classes), ("mean", config.in_chans), ("std", config.in_chans)):
         found = meta.get(key)
-        if not isinstance(found, list) or len(found) != expected:
-            count = len(found) if isinstance(found, list) else "none"
+        count = len(found) if isinstance(found, list) else "none"
+        if count != expected:
             raise InputError(str(path), f"its metadata {key} does not fit its model ({count} vs {expected})")
     numbers = meta["mean"] + meta["std"]
     if not all(isinstance(x, int | float) and math.isfinite(x) for x in numbers) or min(meta["std"]) <= 0:
@@ -156,9 +156,8 @@ def _check_shapes(path: Path, header: Mapping[str, Any], settings: Mapping[str, 
     # Counting blocks first keeps a file that claims a million of them from building a million.
     blocks = {name.split(".")[1] for name in found if name.startswith("blocks.") and name.count(".") > 1}
     if len(blocks) != settings["depth"]:
-        raise InputError(
-            str(path), f"its weights do not fit its settings ({len(blocks)} blocks vs {settings['depth']})"
-        )
+        why = f"its weights do not fit its settings ({len(blocks)} blocks vs {settings['depth']})"
+        raise InputError(str(path), why)
     try:
         with torch.device("meta"):
             expected = {name: tuple(tensor.shape) for name, tensor in _build(settings).state_dict().items()}
@@ -174,13 +173,6 @@ def _build(settings: Mapping[str, Any]) -> VisionTransformer:
         model = VisionTransformer(**{**settings, "init": "trunc-normal"})
     model.settings["init"] = settings["init"]
     return model
-
-
-def _config_beside(path: Path) -> dict[str, Any] | None:
-    """The run's own config.yaml where the weights lie in a run folder."""
-    if path.name != MODEL_FILE or not (path.parent / "config.yaml").is_file():
-        return None
-    return RunDir(path.parent).settings
 
 
 def own_modules(model: Any) -> dict[str, str]:
@@ -206,10 +198,9 @@ def qualified_name(thing: object) -> str:
 
 def _signature(module: nn.Module) -> tuple[object, ...]:
     """What a module computes depends on, but for its tensors and the modules in it."""
-    attributes = vars(module)
-    plain = {name: value for name, value in attributes.items() if isinstance(value, bool | int | float | str)}
+    plain = {name: value for name, value in vars(module).items() if isinstance(value, bool | int | float | str)}
     hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
-    return type(module), attributes.keys(), plain, hooks
+    return type(module), vars(module).keys(), plain, hooks
 
 
 def save_model(run: RunDir, model: Any, facts: Mapping[str, Any]) -> str:

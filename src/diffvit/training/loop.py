@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -117,15 +118,13 @@ def _process_settings(threads: int, device: str, compiles: bool) -> Iterator[Non
         torch.set_num_threads(former)
 
 
-@contextmanager
-def compile_limits() -> Iterator[None]:
+def compile_limits() -> AbstractContextManager[None]:
     """Compile many models in one process, as a study's worker does; one that cannot be compiled is an error.
 
     Beyond torch's usual limit a model would go on uncompiled. torch's limits are put back afterwards.
     """
     settings: Any = torch._dynamo.config
-    with settings.patch(recompile_limit=_COMPILATIONS, fail_on_recompile_limit_hit=True):
-        yield
+    return settings.patch(recompile_limit=_COMPILATIONS, fail_on_recompile_limit_hit=True)
 
 
 @contextmanager
@@ -145,8 +144,7 @@ def _memory_faults(out: Path, config: Config) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        text = str(error)
-        if isinstance(error, RuntimeError) and "out of memory" not in text and "allocate memory" not in text:
+        if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
             raise
         kept = f"Checkpoints in {out} are kept. " if (out / "config.yaml").is_file() else ""
         instead = "" if isinstance(config, ClipConfig) else " or a larger --accumulate"  # which would split its batch
@@ -234,9 +232,8 @@ def _run(
 
 def _data_facts(data: TrainingData, test: Images) -> dict[str, Any]:
     """What environment.json says of the data; the test set's count comes when it is scored."""
-    name = data.train.name
-    if test.name != name:  # each split has the name of its own content
-        name += f", tested on {test.name}"
+    # Each split has the name of its own content.
+    name = data.train.name + ("" if test.name == data.train.name else f", tested on {test.name}")
     counts = {"train": len(data.train), "validation": len(data.validation or ()), "test": None}
     return {
         "data": {"name": name, "fingerprint": data.fingerprint, **counts},
@@ -251,9 +248,8 @@ def _checkpoint_to_resume(
 ) -> Checkpoint | None:
     """What a run that stopped goes on from, once it is checked that it can; ``facts`` takes over what it recorded."""
     before = folder.environment
-    then, now = ({key: each.get(key) for key in ("task", "own_modules")} for each in (before, facts))
-    if "task" in before and then != now:
-        why = f"was begun with another task or model ({_named(then)} vs {_named(now)})"
+    if "task" in before and (then := _named(before)) != (now := _named(facts)):
+        why = f"was begun with another task or model ({then} vs {now})"
         raise InputError(str(folder.path), why, "Nothing was changed; go on with diffvit.train(..., task=).")
     # The precision is compared as resolved, with the environment.
     settings = differences(folder.config, config, ignore=WHEREABOUTS | {"precision"})
@@ -266,15 +262,14 @@ def _checkpoint_to_resume(
 
 def _named(facts: Mapping[str, Any]) -> str:
     """A task, and the modules of its model that are not diffvit's own."""
-    modules = [f"{name or 'the model'} {kind}" for name, kind in (facts["own_modules"] or {}).items()]
+    modules = [f"{name or 'the model'} {kind}" for name, kind in (facts.get("own_modules") or {}).items()]
     return ", ".join([str(facts["task"]), *modules])
 
 
 def _title(task: Task, trainer: Trainer, folder: RunDir, facts: Mapping[str, Any]) -> str:
-    count = sum(parameter.numel() for parameter in trainer.parameters)
+    model = f"{task.title(trainer.config)} of {sum(each.numel() for each in trainer.parameters):,} parameters"
     where = f"{facts['device']}, {facts['precision']}, threads: {facts['threads']}"
     where += f", processes: {facts['processes']}" if facts["processes"] > 1 else ""
-    model = f"{task.title(trainer.config)} of {count:,} parameters"
     return f"{model}, {trainer.config.epochs} epochs ({where}) into {folder.path}"
 
 
@@ -294,11 +289,9 @@ def _steps_of_epoch(trainer: Trainer, folder: RunDir, progress: Progress, stop: 
         if trainer.saved is not None:
             kept = f"The checkpoint after step {trainer.saved} and all rows of finished epochs are kept."
         rates = "--optimizer.lr" + (" or --optimizer.muon-lr" if "muon" in trainer.optimizers else "")
-        raise NonFiniteError(
-            f"{folder.path}, step {trainer.position.step + 1}",
-            f"training is no longer finite ({error}); it stopped, and nothing that came of it was saved",
-            f"{kept} Start another run with a lower {rates}, or with --optimizer.grad-clip 1.",
-        ) from None
+        hint = f"{kept} Start another run with a lower {rates}, or with --optimizer.grad-clip 1."
+        why = f"training is no longer finite ({error}); it stopped, and nothing that came of it was saved"
+        raise NonFiniteError(f"{folder.path}, step {trainer.position.step + 1}", why, hint) from None
 
 
 def _stop_if_asked(trainer: Trainer, folder: RunDir, stop: StopRequest) -> None:
@@ -318,43 +311,33 @@ def _result(
 ) -> dict[str, Any]:
     """The content of result.json, from what is known of the run, its epochs' rows and the test set's figures."""
     seconds = sum(row["seconds"] for row in rows)
+    known = {"test_accuracy_exact": figures["accuracy_exact"]} if "accuracy_exact" in figures else {}
+    known |= {name: figures[name] for name in _OTHER_FIGURES if name in figures}
     return {
         "test_accuracy": figures["accuracy"],
         "val_accuracy": rows[-1]["val_accuracy"],
         "test_loss": figures["loss"],
         "test_top5": figures["top5"],
-        **({"test_accuracy_exact": figures["accuracy_exact"]} if "accuracy_exact" in figures else {}),
-        **{name: figures[name] for name in _OTHER_FIGURES if name in figures},
-        "parameters": facts["parameters"],
-        "flops_per_image": facts["flops_per_image"],
+        **known,
+        **{name: facts[name] for name in ("parameters", "flops_per_image")},
         "train_seconds": seconds,
-        "data_seconds": facts["data_seconds"],
-        "compile_seconds": facts["compile_seconds"],
+        **{name: facts[name] for name in ("data_seconds", "compile_seconds")},
         "images_per_second": rows[-1]["images_seen"] / seconds,
-        "epochs": config.epochs,
-        "seed": config.seed,
-        "data": facts["data"]["name"],
-        "device": facts["device"],
-        "precision": facts["precision"],
-        "attention": config.model.attention,
-        "config_hash": config_hash(config),
-        "model_sha256": facts["model_sha256"],
+        **{"epochs": config.epochs, "seed": config.seed, "data": facts["data"]["name"]},
+        **{"device": facts["device"], "precision": facts["precision"], "attention": config.model.attention},
+        **{"config_hash": config_hash(config), "model_sha256": facts["model_sha256"]},
     }
 
 
 @dataclass
 class Position:
-    """Where a run stands, in plain values.
+    """Where a run stands, in plain values."""
 
-    ``step`` optimiser steps done in the run, ``epoch`` epochs done, ``in_epoch`` steps done in the present epoch,
-    ``sums`` of the metrics over those, ``seconds`` of training spent on those.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    in_epoch: int = 0
-    seconds: float = 0.0
-    sums: dict[str, float] = field(default_factory=dict)
+    step: int = 0  # optimiser steps done in the run
+    epoch: int = 0  # epochs done
+    in_epoch: int = 0  # steps done in the present epoch
+    seconds: float = 0.0  # of training spent on those
+    sums: dict[str, float] = field(default_factory=dict)  # of the metrics over those
 
 
 class NonFiniteStep(ArithmeticError):
@@ -496,21 +479,17 @@ class Trainer:
     def running(self) -> dict[str, Any]:
         """Figures of the present epoch so far, for the progress display."""
         self._timed_read()
-        position = self.position
-        seen = max(1, min(position.in_epoch * self.config.batch_size, self.images))
-        return {
-            "step": position.step,
-            "epoch": position.epoch + 1,
-            "loss": position.sums["loss"] / seen,
-            "accuracy": position.sums["correct"] / seen if "correct" in position.sums else None,
-            "images_per_second": seen / position.seconds if position.seconds else 0.0,
-        }
+        at, sums = self.position, self.position.sums
+        seen = max(1, min(at.in_epoch * self.config.batch_size, self.images))
+        accuracy = sums["correct"] / seen if "correct" in sums else None
+        rate = seen / at.seconds if at.seconds else 0.0
+        figures = {"loss": sums["loss"] / seen, "accuracy": accuracy, "images_per_second": rate}
+        return {"step": at.step, "epoch": at.epoch + 1, **figures}
 
     def finish_epoch(self) -> dict[str, Any]:
         """Close the epoch; returns its training columns for metrics.jsonl."""
-        position = self.position
+        position, sums, seconds = self.position, self.position.sums, self.position.seconds
         position.epoch, position.in_epoch = position.epoch + 1, 0
-        sums, seconds = position.sums, position.seconds
         position.sums, position.seconds = {}, 0.0
         return {
             "epoch": position.epoch,

@@ -34,15 +34,9 @@ def launch(device: str, precision: str) -> Fabric:
         fabric.launch()
     finally:
         logger.setLevel(level)
-    if world > 1:
-        atexit.register(_leave)
+    if world > 1:  # the group's threads, left running, now and then abort the process as it ends
+        atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
     return fabric
-
-
-def _leave() -> None:
-    """End the group's threads while the interpreter still stands; left running, they now and then abort the process."""
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def world_size() -> int:
@@ -69,13 +63,12 @@ def by_the_first(fabric: Fabric, action: Callable[[], Outcome]) -> Outcome | Non
             outcome = action()
         except DiffvitError as error:
             fault = error
-    told = fabric.broadcast((fault.exit_code, fault.what, fault.why, fault.hint) if fault else None)
+    told = fabric.broadcast((fault.what, fault.why, fault.hint, fault.exit_code) if fault else None)
+    if fault is None and told:
+        fault = DiffvitError(*told[:3])
+        fault.exit_code = told[3]
     if fault:
         raise fault
-    if told:
-        error = DiffvitError(*told[1:])
-        error.exit_code = told[0]
-        raise error
     return outcome
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 import time
 from collections.abc import Mapping
 from types import FrameType, TracebackType
-from typing import IO, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -16,15 +15,13 @@ from rich.progress import Progress as RichBars
 
 
 class Progress:
-    """Where the loop reports; this one shows nothing. ``step`` comes at most ten times a second."""
+    """Where the loop reports; this one shows nothing."""
 
     def start(self, total_steps: int, epochs: int, title: str) -> None:
         """Training begins (or goes on)."""
 
     def step(self, values: Mapping[str, Any]) -> None:
-        """``step`` (done in the run), ``epoch`` (1-based), ``loss`` and ``accuracy`` (of the epoch so far),
-        ``images_per_second``.
-        """
+        """At most ten times a second: ``step``, 1-based ``epoch``, its ``loss`` and ``accuracy``, images_per_second."""
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """An epoch is done; ``row`` is its row of metrics.jsonl."""
@@ -37,91 +34,66 @@ class Progress:
 
 
 def make_progress(quiet: bool = False) -> Progress:
-    """A live display where standard output is a terminal, else plain lines; nothing when quiet."""
-    if quiet:
-        return Progress()
-    return RichProgress() if sys.stdout.isatty() else PlainProgress()
+    """Shows training on standard output; nothing when quiet."""
+    return Progress() if quiet else ConsoleProgress()
 
 
-class PlainProgress(Progress):
-    """Lines: one per epoch, and one every ``interval`` seconds within an epoch."""
+class ConsoleProgress(Progress):
+    """On a terminal a bar with loss, accuracy, images/s and time left, finished epochs above it; else lines.
 
-    def __init__(self, stream: IO[str] | None = None, interval: float = 30.0) -> None:
-        self._stream, self._interval = stream, interval
-        self._total, self._epochs, self._last = 0, 0, time.monotonic()
+    Args:
+        console: where to; standard output if not given.
+        interval: seconds between lines within an epoch, where there is no terminal.
+    """
+
+    def __init__(self, console: Console | None = None, interval: float = 30.0) -> None:
+        self._console = console or Console(soft_wrap=True)
+        self._interval, self._last = interval, time.monotonic()
+        self._total, self._epochs = 0, 0
+        self._bars: RichBars | None = None
 
     def start(self, total_steps: int, epochs: int, title: str) -> None:
         """See :class:`Progress`."""
         self._total, self._epochs, self._last = total_steps, epochs, time.monotonic()
         self.message(title)
+        if self._console.is_terminal:
+            self._bars = RichBars(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"), TextColumn("left"), TimeRemainingColumn(),
+                console=self._console, refresh_per_second=10, transient=True,
+            )  # fmt: skip
+            self._task = self._bars.add_task("steps", total=total_steps, figures="")
+            self._bars.start()
 
     def step(self, values: Mapping[str, Any]) -> None:
         """See :class:`Progress`."""
-        if time.monotonic() - self._last >= self._interval:
+        epoch, step, figures = f"epoch {values['epoch']}/{self._epochs}", values["step"], _figures(values)
+        if self._bars:
+            self._bars.update(self._task, completed=step, description=epoch, figures=figures)
+        elif time.monotonic() - self._last >= self._interval:
             self._last = time.monotonic()
-            self.message(
-                f"epoch {values['epoch']}/{self._epochs} step {values['step']}/{self._total} {_figures(values)}"
-            )
+            self.message(f"{epoch} step {step}/{self._total} {figures}")
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """See :class:`Progress`."""
         self._last = time.monotonic()
-        self.message(epoch_line(row, self._epochs))
-
-    def message(self, text: str) -> None:
-        """See :class:`Progress`."""
-        print(text, file=self._stream or sys.stdout, flush=True)
-
-
-class RichProgress(Progress):
-    """A bar with loss, accuracy, images/s and time left; finished epochs scroll above it."""
-
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console()
-        self._bars: RichBars | None = None
-        self._epochs = 0
-
-    def start(self, total_steps: int, epochs: int, title: str) -> None:
-        """See :class:`Progress`."""
-        self._epochs = epochs
-        self.message(title)
-        self._bars = RichBars(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
-            TextColumn("left"), TimeRemainingColumn(), console=self._console, refresh_per_second=10, transient=True,
-        )  # fmt: skip
-        self._task = self._bars.add_task("steps", total=total_steps, figures="")
-        self._bars.start()
-
-    def step(self, values: Mapping[str, Any]) -> None:
-        """See :class:`Progress`."""
-        if self._bars:
-            description = f"epoch {values['epoch']}/{self._epochs}"
-            self._bars.update(self._task, completed=values["step"], description=description, figures=_figures(values))
-
-    def epoch(self, row: Mapping[str, Any]) -> None:
-        """See :class:`Progress`."""
         if self._bars:
             self._bars.update(self._task, completed=row["step"])
-        self.message(epoch_line(row, self._epochs))
+        figures = _figures({**row, "loss": row["train_loss"], "accuracy": row["train_accuracy"]})
+        validation = ""
+        if row["val_accuracy"] is not None:
+            validation = f" | validation loss {row['val_loss']:.3f} accuracy {row['val_accuracy']:.1%}"
+        self.message(f"epoch {row['epoch']}/{self._epochs} {figures} | {row['seconds']:.0f} s{validation}")
 
     def message(self, text: str) -> None:
         """See :class:`Progress`."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def close(self) -> None:
         """See :class:`Progress`."""
         if self._bars:
             self._bars.stop()
             self._bars = None
-
-
-def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
-    """One line about a finished epoch."""
-    validation = ""
-    if row["val_accuracy"] is not None:
-        validation = f" | validation loss {row['val_loss']:.3f} accuracy {row['val_accuracy']:.1%}"
-    figures = _figures({**row, "loss": row["train_loss"], "accuracy": row["train_accuracy"]})
-    return f"epoch {row['epoch']}/{epochs} {figures} | {row['seconds']:.0f} s{validation}"
 
 
 def _figures(values: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ import fcntl
 import json
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,22 @@ _ATTEMPTS = 100  # to lock, while other starts come and are refused
 _BEGINNING = {_LOCK, "checkpoints", ".config.yaml.tmp"}
 
 
+@contextlib.contextmanager
+def config_faults() -> Iterator[None]:
+    """A config of a run that cannot be read is a damaged file, not wrong usage.
+
+    Raises:
+        InputError: instead of the :class:`ConfigError` raised inside.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        raise InputError(error.what, error.why, error.hint) from None
+
+
 def _holder(handle: int) -> str:
     """Number of the process that a lock file names."""
     return os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
-
-
-def _remove_empty(folder: Path, made: Sequence[Path]) -> None:
-    if folder in made:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
 
 
 class RunDir:
@@ -90,25 +97,17 @@ class RunDir:
             InputError: it is damaged; an empty one is, for a run writes down every setting.
         """
         file = self.path / "config.yaml"
-        try:
+        with config_faults():
             values = read_yaml(file)
-        except ConfigError as error:
-            raise InputError(error.what, error.why, error.hint) from None
         if not values:
             raise InputError(str(file), "is empty: it is damaged", "Restore it, or train again into another folder.")
         return values
 
     @cached_property
     def config(self) -> Config:
-        """The resolved config.
-
-        Raises:
-            InputError: config.yaml is damaged.
-        """
-        try:
+        """The resolved config; InputError where config.yaml is damaged."""
+        with config_faults():
             return parse(self.settings, str(self.path / "config.yaml"))
-        except ConfigError as error:
-            raise InputError(error.what, error.why, error.hint) from None
 
     @property
     def resume_command(self) -> str:
@@ -183,16 +182,18 @@ class RunDir:
             try:
                 yield
             except BaseException:
-                if not (self.path / "config.yaml").exists():
-                    _remove_empty(self.checkpoints, made)
+                if self.checkpoints in made and not (self.path / "config.yaml").exists():
+                    with contextlib.suppress(OSError):
+                        self.checkpoints.rmdir()
                 if file in made:
                     file.unlink(missing_ok=True)  # while it is held
                 raise
             finally:
                 os.close(handle)
         finally:
-            for place in places:  # a folder with a run in it, or with another's lock, is not empty
-                _remove_empty(place, made)
+            for place in (place for place in places if place in made):
+                with contextlib.suppress(OSError):  # a folder with a run in it, or with another's lock, is not empty
+                    place.rmdir()
 
     @property
     def locked_by(self) -> str | None:
@@ -216,30 +217,21 @@ class RunDir:
         locked, and another process may lock a new file: then this one begins again.
         """
         for _ in range(_ATTEMPTS):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as closing:
                 self.path.mkdir(parents=True, exist_ok=True)
                 handle = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-                if self._holds(handle):
+                closing.callback(os.close, handle)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    why = f"another process is training here (process {_holder(handle)})"
+                    raise RunBusyError(str(self.path), why, "Wait for it to end, or give another --out.") from None
+                if os.path.samestat(os.fstat(handle), (self.path / _LOCK).stat()):
+                    os.truncate(handle, 0)
+                    os.pwrite(handle, str(os.getpid()).encode(), 0)
+                    closing.pop_all()
                     return handle
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-
-    def _holds(self, handle: int) -> bool:
-        """Lock what was opened, and whether it is still the folder's lock file; closed where it is not."""
-        current = False
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            current = os.path.samestat(os.fstat(handle), (self.path / _LOCK).stat())
-            if current:
-                os.truncate(handle, 0)
-                os.pwrite(handle, str(os.getpid()).encode(), 0)
-        except BlockingIOError:
-            holder = _holder(handle)
-            hint = "Wait for it to end, or give another --out."
-            raise RunBusyError(str(self.path), f"another process is training here (process {holder})", hint) from None
-        finally:
-            if not current:
-                os.close(handle)
-        return current
 
     def begin(self, config: Config, environment: Mapping[str, Any]) -> None:
         """Write config.yaml, which makes the folder a run, and environment.json."""
@@ -273,7 +265,7 @@ class RunDir:
         if len(lines) < count:
             why = f"has lost rows ({len(lines)} epochs vs {count} in the checkpoint)"
             raise InputError(str(self._metrics_file), why, "The checkpoints are intact, but the record is not.")
-        if b"".join(lines[:count]) != b"".join(self._metric_lines()):
+        if lines[:count] != self._metric_lines():
             self._write(self._metrics_file.name, b"".join(lines[:count]))
 
     @property

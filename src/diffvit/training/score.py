@@ -84,10 +84,8 @@ def score(
         fraction, 15 equal bins of confidence; arXiv 1706.04599, eq. 3), ``images_per_second`` (forward passes with
         normalisation), ``labels`` and ``predictions`` (class index per image, in order), ``images`` (their number).
     """
-    start = time.perf_counter()
-    logits = logits_of(
-        model, images.pixels, mean=mean, std=std, batch_size=batch_size, precision=precision, device=device
-    )
+    start, where = time.perf_counter(), {"precision": precision, "device": device}
+    logits = logits_of(model, images.pixels, mean=mean, std=std, batch_size=batch_size, **where)
     seconds = time.perf_counter() - start
     return {**metrics_of(logits, images.labels), "images_per_second": len(images.labels) / seconds}
 
@@ -138,12 +136,8 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = CALIBRATION_BI
 def calibration_gap(confidence: Tensor, correct: Tensor, bins: int = CALIBRATION_BINS) -> float:
     """Expected calibration error, a fraction: |accuracy - confidence| over equal bins of confidence, weighted by count.
 
+    ``confidence`` is the probability of the predicted class (n,), 0 to 1, ``correct`` whether it is the true one (n,).
     Source: Guo et al. 2017 (arXiv 1706.04599), equation 3; bins are (0, 1/b], (1/b, 2/b], ...
-
-    Args:
-        confidence: probability of the predicted class (n,), 0 to 1.
-        correct: whether it is the true one (n,).
-        bins: how many.
     """
     confidence, correct = confidence.double().cpu(), correct.double().cpu()
     index = (confidence * bins).ceil().long().clamp(1, bins) - 1

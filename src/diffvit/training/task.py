@@ -26,15 +26,10 @@ _WHITENED_ON = 4096  # images
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The data of a run.
+    """The data of a run: ``source`` is :func:`source_of` its config, ``validation`` the images kept apart, if any.
 
-    Args:
-        source: where it comes from, ``auto`` resolved.
-        train: the images trained on.
-        validation: those kept apart, if any.
-        mean: of each channel of the images trained on, in 0 .. 1.
-        std: likewise.
-        fingerprint: of the whole training set, before any was kept apart.
+    ``mean`` and ``std`` are those of each channel of the images trained on, in 0 .. 1; ``fingerprint`` is that of the
+    whole training set, before any was kept apart.
     """
 
     source: str
@@ -59,18 +54,24 @@ class TrainingData:
         )
 
 
+def source_of(config: Config) -> str:
+    """The config's data source; for ``auto`` it is ``shapes`` where there is no CIFAR-10.
+
+    Where there is one it stays ``auto``: ``cifar10`` would look into the folder that is named and nowhere else.
+    """
+    fell_back = config.data == "auto" and sources.resolve_auto(config.data_dir) == "shapes"
+    return "shapes" if fell_back else config.data
+
+
 def load_data(config: Config, say: Callable[[str], None]) -> TrainingData:
     """The training data of a config; ``say`` gets the run's first lines.
 
     Raises:
         ConfigError, InputError: see :func:`load_split`.
     """
-    source = config.data
-    if source == "auto":
-        # A download is not announced here: that data fell back has to be the first line.
-        source = sources.resolve_auto(config.data_dir)
-        if source == "shapes":
-            say("CIFAR-10 was not found: training on the built-in shapes data instead (data: auto)")
+    source = source_of(config)  # announces no download: that data fell back has to be the first line
+    if source != config.data:
+        say("CIFAR-10 was not found: training on the built-in shapes data instead (data: auto)")
     whole = load_split(config, source, "train", say)
     train, validation = whole, None
     if config.validation_size:
@@ -90,21 +91,13 @@ def load_split(config: Config, source: str, split: str, say: Callable[[str], Non
         ConfigError: the model does not fit the data.
         InputError: the data is missing or damaged.
     """
-    images = sources.load(
-        source,
-        split,
-        data_dir=config.data_dir,
-        image_size=config.model.image_size,
-        shapes=to_dict(config.shapes),
-        announce=say,
-    )
-    for key, noun, wanted, found in (
-        ("num_classes", "classes", config.model.num_classes, len(images.classes)),
-        ("in_chans", "channels", config.model.in_chans, images.pixels.shape[1]),
-    ):
-        if found != wanted:
-            why = f"does not fit {images.name} ({wanted} vs {found} {noun})"
-            raise ConfigError(f"model.{key}", why, f"Give --model.{key.replace('_', '-')} {found}.")
+    where = {"data_dir": config.data_dir, "image_size": config.model.image_size}
+    images = sources.load(source, split, **where, shapes=to_dict(config.shapes), announce=say)
+    found = {"num_classes": (len(images.classes), "classes"), "in_chans": (images.pixels.shape[1], "channels")}
+    for key, (count, noun) in found.items():
+        if count != (wanted := getattr(config.model, key)):
+            why = f"does not fit {images.name} ({wanted} vs {count} {noun})"
+            raise ConfigError(f"model.{key}", why, f"Give --model.{key.replace('_', '-')} {count}.")
     return images
 
 
@@ -126,18 +119,13 @@ def fresh_model(config: Config, data: TrainingData) -> VisionTransformer:
 class Classification:
     """Cross-entropy against soft targets, nats, in float32; counts hits of each image's own class as ``correct``."""
 
-    def loss(self, model: nn.Module, batch: Batch, total: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, model: nn.Module, batch: Batch, total: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:  # noqa: ARG002
         """The sum (0-dim, float32) of the samples' losses, and sums of what else is worth recording (0-dim).
 
-        The loop divides by the images of the whole step, over all processes and micro-batches.
-
-        Args:
-            model: in training.
-            batch: this process's samples.
-            total: samples of the whole step, of which each process has its part by ``tensor_split``; None for those
-                of the batch. A process without one has a copy of the first, which does not count.
+        The loop divides by the images of the whole step, over all processes and micro-batches. ``total`` is their
+        number, of which each process has its part by ``tensor_split`` as ``batch``; None for those of the batch. A
+        process without one has a copy of the first, which does not count.
         """
-        del total
         logits = model(batch.images).float()
         summed = F.cross_entropy(logits, batch.targets, reduction="sum")
         return summed, {"correct": (logits.detach().argmax(1) == batch.labels).sum()}
@@ -158,24 +146,16 @@ class Task:
         """The part that sees images, whose operations are counted."""
         return model
 
-    def objective(self, config: Config, data: TrainingData) -> Any:
+    def objective(self, config: Config, data: TrainingData) -> Any:  # noqa: ARG002
         """What its steps minimise: an object with a ``loss`` as :meth:`Classification.loss`."""
-        del config, data
         return Classification()
 
     def score(
         self, model: Any, images: Images, config: Config, data: TrainingData, precision: str, device: torch.device
     ) -> dict[str, Any]:
         """How good it is: :func:`diffvit.training.score.score`'s figures."""
-        return score(
-            model,
-            images,
-            mean=data.mean,
-            std=data.std,
-            batch_size=max(500, config.batch_size),
-            precision=precision,
-            device=device,
-        )
+        where = {"precision": precision, "device": device}
+        return score(model, images, mean=data.mean, std=data.std, batch_size=max(500, config.batch_size), **where)
 
     def last_score(
         self, model: Any, images: Images, config: Config, data: TrainingData, precision: str, device: torch.device

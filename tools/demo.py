@@ -5,16 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from diffvit.cli.train import free_folder
+from diffvit.config import resolve
+from diffvit.data.sources import resolve_auto
 from diffvit.errors import DiffvitError
-
-
-def free_folder(folder: Path) -> Path:
-    """``folder``, or ``folder-2``, ``folder-3``, ... where that is taken."""
-    number, free = 1, folder
-    while free.exists():
-        number += 1
-        free = folder.with_name(f"{folder.name}-{number}")
-    return free
+from diffvit.reporting.render import compare
+from diffvit.training.loop import train
+from diffvit.training.memory import keep_freed_memory
+from diffvit.training.progress import make_progress
 
 
 def demo(recipes: Path, out: Path) -> Path:
@@ -24,19 +22,10 @@ def demo(recipes: Path, out: Path) -> Path:
         recipes: folder with ``demo_cifar10.yaml`` and ``demo_shapes.yaml``.
         out: folder that gets both run folders and the report.
     """
-    from diffvit.config import resolve
-    from diffvit.data.sources import resolve_auto
-    from diffvit.reporting.render import compare
-    from diffvit.training.loop import train
-    from diffvit.training.memory import keep_freed_memory
-    from diffvit.training.progress import make_progress
-
     keep_freed_memory()
     source = resolve_auto(None)
     if source == "shapes":
-        print(
-            "CIFAR-10 was not found here and could not be fetched: training on the built-in shapes instead.", flush=True
-        )
+        print("CIFAR-10 was not found and could not be fetched: training on the built-in shapes instead.", flush=True)
     runs = []
     for name, attention in (("vit", "softmax"), ("diffvit", "differential")):
         config = resolve(recipes / f"demo_{source}.yaml", {"model": {"attention": attention}})
