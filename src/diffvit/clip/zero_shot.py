@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Float32
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffvit.clip.encode import FeatureCache, Progress, digest, fingerprint
