@@ -45,7 +45,7 @@ def small_model(seed: int = 0, **more: Any) -> Any:
 def small_clip(model: nn.Module | None = None) -> Clip:
     preprocessing = of_clip({}, 64, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
     model = (model or small_model()).requires_grad_(False)
-    return Clip(model, preprocessing, open_clip.SimpleTokenizer(), NAME, None, "a test", torch.float32)
+    return Clip(model, preprocessing, "a test", open_clip.SimpleTokenizer(), NAME, None)
 
 
 def register(folder: Path, patch: Any) -> None:

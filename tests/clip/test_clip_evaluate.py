@@ -1,10 +1,9 @@
-"""Two models beside each other: differences, intervals, superclasses, shifts, galleries; ``diffvit clip compare``."""
+"""Probabilities and figures against float64 loops; two models beside each other, up to ``diffvit clip compare``."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,25 +11,184 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from scipy.stats import binomtest
+from small_clip import small_clip
 from torch import Tensor
 
 from diffvit.cli.main import run
+from diffvit.clip import evaluate as subject
+from diffvit.clip import zero_shot
 from diffvit.clip.encode import Encoder
-from diffvit.clip.evaluate import Model, gallery, predict, under_shifts
+from diffvit.clip.evaluate import (
+    Model,
+    Predictions,
+    decided,
+    gallery,
+    paired,
+    predict,
+    predictions_of,
+    summary,
+    supervised_probabilities,
+    under_shifts,
+)
 from diffvit.clip.hub import imagenet_wordnet_ids
 from diffvit.clip.labelled import Labelled, superclasses
-from diffvit.clip.predictions import Predictions, decided, paired, predictions_of
+from diffvit.clip.load import Clip
 from diffvit.clip.preprocess import Preprocessing
 from diffvit.clip.shifts import shifts
+from diffvit.clip.templates import Templates, twins
+from diffvit.clip.zero_shot import Classifier, zero_shot_probabilities
 from diffvit.data.cifar10 import CLASSES
-from diffvit.errors import InputError
+from diffvit.errors import ConfigError, InputError
+from diffvit.reporting.stats import wilson
+from diffvit.training.score import metrics_of
 
 Captured = pytest.CaptureFixture[str]
 UNREADABLE = 7
 SIDE = 8
 LOOK = Preprocessing(SIDE, SIDE, "bilinear", False, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+@pytest.fixture(scope="module")
+def clip() -> Clip:
+    return small_clip()
+
+
+def softmax(row: list[float]) -> list[float]:
+    highest = max(row)
+    raised = [math.exp(value - highest) for value in row]
+    return [value / sum(raised) for value in raised]
+
+
+def unit(count: int, width: int, seed: int) -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.randn(count, width, generator=torch.Generator().manual_seed(seed)))
+
+
+def classifier_of(weights: torch.Tensor, labels: tuple[str, ...]) -> Classifier:
+    return Classifier(weights, labels, Templates("one", ("{}",)), "", 0, twins(labels))
+
+
+def test_zero_shot_probabilities_are_a_loops(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zero_shot, "_ROWS_AT_ONCE", 3)
+    rows, weights = unit(8, 32, 0), unit(5, 32, 1)
+    weights[3] = weights[1]
+    rows[4] = torch.nan
+    found = zero_shot_probabilities(clip, classifier_of(weights, ("a", "b", "c", "b", "d")), rows)
+    scale = math.exp(float(clip.model.logit_scale))  # pyright: ignore
+    for place, row in enumerate(rows.double().tolist()):
+        if place == 4:
+            assert bool(found[4].isnan().all())
+            continue
+        cosines = [sum(x * y for x, y in zip(row, each, strict=True)) for each in weights.double().tolist()]
+        expected = softmax([scale * cosine for cosine in cosines])
+        assert found[place].tolist() == pytest.approx(expected, abs=1e-6)
+    assert torch.equal(found[:4, 1], found[:4, 3])
+    with pytest.raises(ConfigError, match=r"classifier: was made with another model \(31 vs 32 features\)"):
+        zero_shot_probabilities(clip, classifier_of(weights[:, 1:], ("a", "b", "c", "b", "d")), rows)
+
+
+def test_supervised_probabilities_are_a_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subject, "_PIECE", 3)
+    logits = 5 * torch.randn(7, 1000, generator=torch.Generator().manual_seed(0))
+    logits[2] = torch.nan
+    groups = [[3, 999, 17], [0], [500, 4]]
+    found = supervised_probabilities(logits, groups)
+    for place, row in enumerate(logits.double().tolist()):
+        if place == 2:
+            assert bool(found[2].isnan().all())
+            continue
+        chances = softmax([row[member] for group in groups for member in group])
+        expected = [sum(chances[:3]), chances[3], sum(chances[4:])]
+        assert found[place].tolist() == pytest.approx(expected, abs=1e-6)
+    for wrong in ([[1], [1, 2]], [[1, 1]], [[1], []]):
+        with pytest.raises(ValueError, match="groups must not"):
+            supervised_probabilities(logits, wrong)
+
+
+def naive(row: list[float], label: int) -> tuple[list[int], int]:
+    order = sorted(range(len(row)), key=lambda place: (-row[place], place))
+    return order[:5], order.index(label)
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.data())
+def test_answers_are_a_loops_also_with_ties(data: st.DataObject) -> None:
+    count, classes = data.draw(st.integers(0, 12)), data.draw(st.integers(1, 9))
+    levels = st.sampled_from([0.0, 1e-30, 0.1, 0.25, 0.5])  # few, so that many are equal
+    table = data.draw(st.lists(st.lists(levels, min_size=classes, max_size=classes), min_size=count, max_size=count))
+    labels = data.draw(st.lists(st.integers(0, classes - 1), min_size=count, max_size=count))
+    readable = data.draw(st.lists(st.booleans(), min_size=count, max_size=count))
+    chances = torch.tensor(table).reshape(count, classes)
+    chances[~torch.tensor(readable, dtype=torch.bool)] = torch.nan
+    before = chances.clone()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subject, "_PIECE", 4)
+        found = predictions_of(
+            chances, torch.tensor(labels, dtype=torch.int64), torch.tensor(readable, dtype=torch.bool)
+        )
+    assert torch.equal(chances.nan_to_num(9), before.nan_to_num(9))
+    assert found.top.shape == found.probabilities.shape == (count, min(5, classes))
+    for place, (row, label) in enumerate(zip(chances.tolist(), labels, strict=True)):
+        if not readable[place]:
+            assert found.top[place].tolist() == [-1] * min(5, classes)
+            assert found.rank[place] == classes
+            assert math.isnan(found.truth[place])
+            continue
+        top, rank = naive(row, label)
+        assert (found.top[place].tolist(), int(found.rank[place])) == (top, rank)
+        assert found.probabilities[place].tolist() == [row[each] for each in top]
+        assert float(found.truth[place]) == row[label]
+    figures = summary(found, [str(number) for number in range(classes)])
+    seen = [naive(row, label)[1] for row, label, good in zip(table, labels, readable, strict=True) if good]
+    assert (figures["images"], figures["unreadable"]) == (len(seen), count - len(seen))
+    assert figures["accuracy"] == (seen.count(0) / len(seen) if seen else None)
+    assert figures["top5"] == (sum(rank < 5 for rank in seen) / len(seen) if seen and classes > 5 else None)
+    assert sum(row["images"] for row in figures["per_class"]) == len(seen)
+
+
+def calibration(confidences: list[float], right: list[bool]) -> float:
+    """Bin by bin, in float64."""
+    total = 0.0
+    for place in range(15):
+        inside = [n for n, value in enumerate(confidences) if place / 15 < value <= (place + 1) / 15]
+        if inside:
+            accuracy = sum(right[n] for n in inside) / len(inside)
+            total += abs(accuracy - sum(confidences[n] for n in inside) / len(inside)) * len(inside)
+    return total / len(confidences)
+
+
+def test_the_figures_of_a_set() -> None:
+    draw = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(400, 8, generator=draw)
+    labels = torch.where(torch.rand(400, generator=draw) < 0.5, logits.argmax(1), torch.randint(0, 7, (400,)))
+    readable = torch.rand(400, generator=draw) < 0.9
+    found = predictions_of(logits.softmax(1), labels, readable)
+    figures = summary(found, list("abcdefgh"))
+    assert list(figures) == [
+        *("images", "accuracy", "low", "high", "unreadable", "top5", "mean_confidence", "calibration_error"),
+        "per_class",
+    ]
+    rows, names = logits[readable].double().softmax(1).numpy(), labels[readable].numpy()
+    right = [bool(row.argmax() == name) for row, name in zip(rows, names, strict=True)]
+    interval = wilson(sum(right), len(right))
+    assert (figures["accuracy"], figures["low"], figures["high"]) == (interval.estimate, interval.low, interval.high)
+    assert figures["mean_confidence"] == pytest.approx(rows.max(axis=1).mean(), abs=1e-6)
+    assert figures["calibration_error"] == pytest.approx(calibration(rows.max(axis=1).tolist(), right), abs=1e-6)
+    theirs = metrics_of(logits[readable], labels[readable])
+    assert figures["calibration_error"] == pytest.approx(theirs["calibration_error"], abs=1e-6)
+    assert [row["accuracy"] for row in figures["per_class"]] == theirs["per_class_accuracy"]
+    mine = [hit for hit, name in zip(right, names, strict=True) if name == 2]
+    third = figures["per_class"][2]
+    assert (third["class"], third["images"], third["accuracy"]) == ("c", len(mine), np.mean(mine))
+    assert third["low"] < third["accuracy"] < third["high"]
+
+
+def test_a_class_without_pictures_has_no_accuracy() -> None:
+    found = summary(predictions_of(torch.eye(2)[[0]], torch.tensor([0]), torch.tensor([True])), ["a", "b"])
+    assert found["per_class"][1] == {"class": "b", "images": 0, "accuracy": None, "low": None, "high": None}
 
 
 def made_predictions(seed: int, count: int = 90) -> Predictions:
@@ -99,16 +257,6 @@ def test_a_model_beside_itself_differs_in_nothing() -> None:
     assert paired([made_predictions(0), made_predictions(1)], [5])["difference"] is None
 
 
-def test_a_few_pictures_do_not_decide_what_a_shift_does() -> None:
-    sides = [looking_at(2, sign=1), looking_at(2, sign=-1)]
-    labelled = made_labelled(["dark", "bright"], 2)
-    found = under_shifts(sides, labelled.spread(1, [0]), shifts(["inversion", "grey"]))
-    for kind in found["kinds"]:
-        assert kind["low"] <= 0 <= kind["high"]
-        assert kind["low"] < kind["high"]
-        assert not kind["decided"]
-
-
 def made_labelled(classes: Sequence[str], each: int, ids: Sequence[str] | None = None) -> Labelled:
     """Pictures of one grey level each, dark ones first in every class; the second of them cannot be read."""
     count = len(classes) * each
@@ -167,12 +315,16 @@ def test_under_inversion_two_opposite_models_change_places() -> None:
     assert cells["grey", 5]["difference"] == before["difference"]  # pictures of one grey level
     inversion, grey = found["kinds"]
     assert grey["low"] < grey["change"] == 0 < grey["high"]
-    assert not grey["decided"]
     mean = (cells["inversion", 4]["difference"] + whole["difference"]) / 2
     assert inversion["difference"] == pytest.approx(mean)
     assert inversion["change"] == pytest.approx(mean - before["difference"])
     assert inversion["low"] <= inversion["change"] <= inversion["high"]
     assert inversion["low"] < inversion["high"]
+    alone = under_shifts(sides, labelled.spread(1, [0]), shifts(["inversion", "grey"]))
+    for kind in [grey, *alone["kinds"]]:  # one picture decides nothing
+        assert kind["low"] <= 0 <= kind["high"]
+        assert kind["low"] < kind["high"]
+        assert not kind["decided"]
 
 
 def test_pictures_are_spread_over_classes_and_all_are_taken_where_there_are_few() -> None:
@@ -267,41 +419,3 @@ def test_the_command_writes_a_page_and_names_what_it_could_not_read(pictures: Pa
     assert "<td>vehicle</td>" in page
     assert run(command) == 3
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["computed"] == [0, 0]
-
-
-class Evil:
-    def __reduce__(self) -> Any:
-        return os.mkdir, ("evil-was-here",)
-
-
-@pytest.mark.parametrize(
-    ("change", "code", "said"),
-    [
-        (["--supervised", "tv-v3"], 2, "resnet50: no weights 'tv-v3'"),
-        (["--supervised", "cifar10-clip"], 3, "is a CLIP, not a classifier"),
-        (["--model", "cifar10-vit"], 3, "is not a CLIP: it has no text tower"),
-        (["--templates", "openai"], 2, "--templates: no such templates"),
-        (["--limit", "0"], 2, "--limit: must be at least 1 (found 0)"),
-        (["--shifts", "edges,gray"], 2, "shifts: no such kind: 'gray'"),
-        (["--supervised", "tv-v2", "--supervised-weights", "evil.pt"], 3, "evil.pt: holds Python objects other"),
-        (["--supervised", "tv-v2", "--supervised-weights", "other.pt"], 3, "does not hold the weights of ResNet-50"),
-        (["--model", "RN50", "--weights", "evil.pt"], 3, "evil.pt: holds Python objects other"),
-        (["--model", "RN50", "--weights", "other.pt"], 3, "does not hold the weights of RN50"),
-        (["--shift-pictures", "0"], 2, "--shift-pictures: must be at least 1 (found 0)"),
-    ],
-)
-def test_what_is_wrong_is_one_line(pictures: Path, capsys: Captured, change: list[str], code: int, said: str) -> None:
-    torch.save({"w": Evil()}, "evil.pt")
-    torch.save({"w": torch.zeros(3)}, "other.pt")
-    if any(part.startswith("tv-") for part in change):
-        shutil.rmtree(pictures / "zebra")  # beside CIFAR-10's classes, which ImageNet's ResNet-50 is asked for
-    options = {"--model": "cifar10-clip", "--supervised": "cifar10-clip-twin"} | dict(
-        zip(change[::2], change[1::2], strict=True)
-    )
-    assert run(["clip", "compare", "set", *(part for pair in options.items() for part in pair)]) == code
-    err = capsys.readouterr().err
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert said in err
-    assert not Path("clip-compare").exists()
-    assert not Path("evil-was-here").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -200,39 +201,56 @@ def test_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: Captured) 
     assert show.percent(None) == "-"
 
 
-WRONG: dict[str, tuple[list[str], int, str]] = {
-    "nothing to look at": ([], 2, "WHERE: needs a value."),
-    "no such folder": (["gone"], 3, "gone: no such folder."),
-    "no classes": (["flat"], 3, "flat: has no folders of classes."),
-    "too few names": (
+class Evil:
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("evil-was-here",)
+
+
+RESNET = ["dogs", "--supervised", "tv-v2", "--supervised-weights"]
+WRONG: list[tuple[list[str], int, str]] = [
+    ([], 2, "WHERE: needs a value."),
+    (["gone"], 3, "gone: no such folder."),
+    (
         ["set", "--labels-file", "two.txt"],
         2,
-        "--labels-file: must name every class of folder set, in the folders' order (2 vs 3).",
+        "--labels-file: must name every class of folder set, in the folders' order",
     ),
-    "an empty file of names": (["set", "--labels-file", "none.txt"], 3, "none.txt: has no label in it."),
-    "no limit": (["set", "--limit", "0"], 2, "--limit: must be at least 1 (found 0)."),
-    "a split of a folder": (["set", "--split", "train"], 2, "--split: is for cifar10"),
-    "no such templates": (["set", "--templates", "openai"], 2, "--templates: no such templates"),
-    "weights of no model": (["set", "--supervised-weights", "w.pt"], 2, "--supervised-weights: needs --supervised."),
-    "labels that do not meet": (["set", "--supervised", "tv-v2"], 2, "folder set: shares one class with ImageNet"),
-    "no such resnet": (["dogs", "--supervised", "tv-v3"], 2, "resnet50: no weights 'tv-v3' (have tv-v1, tv-v2"),
-    "another architecture": (["set", "--model", "RN50"], 3, "w.pt: does not hold the weights of RN50"),
-    "out is a file": (["set", "--out", "two.txt"], 4, "two.txt: is no folder"),
-    "nothing readable": (["bad", "--templates", "single"], 3, "bad/a/x.png: cannot be decoded as an image ("),
-    "no data folder": (["cifar10", "--data-dir", "gone"], 3, "gone: no such data folder."),
-}
+    (["set", "--labels-file", "none.txt"], 3, "none.txt: has no label in it."),
+    (["set", "--limit", "0"], 2, "--limit: must be at least 1 (found 0)."),
+    (["set", "--split", "train"], 2, "--split: is for cifar10"),
+    (["set", "--templates", "openai"], 2, "--templates: no such templates"),
+    (["set", "--supervised-weights", "w.pt"], 2, "--supervised-weights: needs --supervised."),
+    (["set", "--supervised", "tv-v2"], 2, "folder set: shares one class with ImageNet"),
+    (["set", "--supervised", "cifar10-clip"], 3, "is a CLIP, not a classifier"),
+    (["dogs", "--supervised", "tv-v3"], 2, "resnet50: no weights 'tv-v3' (have tv-v1, tv-v2"),
+    ([*RESNET, "evil.pt"], 3, "evil.pt: holds Python objects other"),
+    ([*RESNET, "other.pt"], 3, "does not hold the weights of ResNet-50"),
+    (["set", "--model", "RN50"], 3, "w.pt: does not hold the weights of RN50"),
+    (["set", "--out", "two.txt"], 4, "two.txt: is no folder"),
+    (["bad", "--templates", "single"], 3, "bad/a/x.png: cannot be decoded as an image ("),
+    (["cifar10", "--data-dir", "gone"], 3, "gone: no such data folder."),
+    (["set", "--compare", "--shifts", "edges,gray"], 2, "shift: no shift 'gray' (have edges, grey"),
+    (["set", "--compare", "--shift-pictures", "0"], 2, "--shift-pictures: must be at least 1 (found 0)"),
+    # Options that would have no effect
+    (["somewhere", "--shifts", "grey"], 2, "--shifts"),
+    (["somewhere", "--shift-pictures", "3"], 2, "--shift-pictures"),
+    (["somewhere", "--budget", "5"], 2, "--budget"),
+    (["somewhere", "--compare", "--v1-weights", "w.pt"], 2, "--v1-weights"),
+    (["somewhere", "--published", "--compare"], 2, "--compare"),
+    (["somewhere", "--published", "--supervised", "tv-v1"], 2, "--supervised"),
+]
 
 
-@pytest.mark.parametrize("case", WRONG)
-def test_what_is_wrong_is_one_line_and_its_code(case: str, capsys: Captured) -> None:
+@pytest.mark.parametrize(("more", "code", "why"), WRONG)
+def test_what_is_wrong_is_one_line_and_its_code(more: list[str], code: int, why: str, capsys: Captured) -> None:
     class_folders(Path("set"), {"cat": 1, "tench": 1, "zebra crossing": 1})
     class_folders(Path("dogs"), {"cat": 1, "dog": 1})
-    class_folders(Path("flat"), {".": 1})
     Path("bad/a").mkdir(parents=True)
     Path("bad/a/x.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     Path("two.txt").write_text("x\ny\n")
     Path("none.txt").write_text("\n")
-    more, code, why = WRONG[case]
+    torch.save({"w": Evil()}, "evil.pt")
+    torch.save({"w": torch.zeros(3)}, "other.pt")
     command = [*BASE, *more]
     for flag in ("--model", "--templates"):
         if flag in more:  # the case's own replaces the usual one
@@ -241,21 +259,8 @@ def test_what_is_wrong_is_one_line_and_its_code(case: str, capsys: Captured) -> 
     assert run(command) == code
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith(f"error: {why}")
+    assert err.startswith("error: ")
+    assert why in err
     assert err.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("flags", "named"),
-    [
-        (["--shifts", "grey"], "--shifts"),
-        (["--shift-pictures", "3"], "--shift-pictures"),
-        (["--budget", "5"], "--budget"),
-        (["--compare", "--v1-weights", "w.pt"], "--v1-weights"),
-        (["--published", "--compare"], "--compare"),
-        (["--published", "--supervised", "tv-v1"], "--supervised"),
-    ],
-)
-def test_options_that_would_have_no_effect_are_refused(flags: list[str], named: str, capsys: Captured) -> None:
-    assert run([*BASE, "somewhere", *flags]) == 2
-    assert named in capsys.readouterr().err
+    assert not Path("clip-compare").exists()
+    assert not Path("evil-was-here").exists()

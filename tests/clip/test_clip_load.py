@@ -14,11 +14,14 @@ import torch
 from small_clip import NAME, broken, openai_archive, openai_state, publish, random_everywhere, register, small_model
 
 from diffvit.clip import hub
-from diffvit.clip.cache import text_fingerprint
 from diffvit.clip.hub import tokenizer_of
 from diffvit.clip.load import load_clip, load_resnet50
+from diffvit.clip.zero_shot import text_fingerprint
 from diffvit.errors import ConfigError, EnvironmentFault, InputError
+from diffvit.hub.files import read_weights
 
+State = dict[str, Any]
+JIT_LOAD = torch.jit.load
 NOTES = {"input_resolution": 224, "context_length": 77, "vocab_size": 49408}
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
@@ -183,29 +186,13 @@ def test_unknown_names(name: str, tag: str | None, why: str) -> None:
         load_clip(name, tag)
 
 
-def test_tokens_are_open_clips() -> None:
-    tokenizer = tokenizer_of("RN50")
-    words = [
-        "cat",
-        "Ünïcødé",
-        "日本語",
-        "🐈‍⬛",
-        "it's",
-        "<b>&amp;",
-        "don't",
-        "a\tb",
-        "1234",
-        "x" * 90,
-        "—",
-        "<end_of_text>",
-    ]
-    texts = [f"{words[i % 12]} {words[i // 12 % 12]} {i}" for i in range(196)] + ["", " ", "word " * 500, "🐈" * 300]
-    assert len(texts) == 200
-    found = tokenizer(texts)
+def test_tokens_are_open_clips_and_cut_with_the_end_last() -> None:
+    texts = ["", "Ünïcödé 日本語", "<b>&amp; it's", "a\tb <end_of_text>", "word " * 500, "🐈" * 300]
+    found = tokenizer_of("RN50")(texts)
     assert torch.equal(found, open_clip.tokenize(texts))
     start, end = 49406, 49407
-    assert found[196].tolist() == [start, end, *[0] * 75]
-    for long in found[198:]:
+    assert found[0].tolist() == [start, end, *[0] * 75]
+    for long in found[4:]:
         assert (long[-1], len(long)) == (end, 77)
         assert (long[:-1] != end).all()
 
@@ -232,3 +219,67 @@ def test_a_resnet50_by_a_wrong_name_or_from_clips_weights(tmp_path: Path) -> Non
     torch.save(small_model().state_dict(), tmp_path / "w.pt")
     with pytest.raises(InputError, match=r"does not hold the weights of ResNet-50: it lacks bn1.bias and \d+ more"):
         load_resnet50(file=tmp_path / "w.pt")
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register(tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.jit, "load", broken(torch.jit.load))
+
+
+def refused(path: Path, why: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_clip(NAME, "openai", path)
+    assert why in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 3
+
+
+FAULTS: list[tuple[State, str]] = [
+    ({"ln_final.weight": torch.full((32,), torch.nan)}, "ln_final.weight holds NaN or infinite values"),
+    (
+        {"visual.layer1.0.conv1.weight": None, "visual.layer1.0.conv2.weight": None},
+        "does not hold the weights of RN-small: it lacks visual.layer1.0.conv1.weight and 1 more",
+    ),
+    ({"visual.layer5.0.conv1.weight": torch.ones(2)}, "it has the unexpected visual.layer5.0.conv1.weight."),
+    ({"positional_embedding": torch.zeros(76, 32)}, "positional_embedding has the wrong size (76x32 vs 77x32)"),
+    ({"logit_scale": torch.ones(3)}, "logit_scale has the wrong size (3 vs scalar)"),
+    ({"ln_final.bias": "abc"}, "ln_final.bias is not a tensor (found a str)"),
+]
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(("change", "why"), FAULTS)
+def test_weights_that_do_not_fit_name_the_key(change: State, why: str) -> None:
+    state = {name: each for name, each in {**openai_state(small_model()), **change}.items() if each is not None}
+    torch.save(state, "w.pt")
+    refused(Path("w.pt"), why)
+
+
+@pytest.mark.usefixtures("small")
+def test_archives_that_openai_did_not_publish(monkeypatch: pytest.MonkeyPatch) -> None:
+    openai_archive(small_model(), Path("w.pt"))
+    refused(Path("w.pt"), "is a TorchScript archive, which is a program, and none that OpenAI published (SHA-256 ")
+    with pytest.raises(InputError, match=r"w\.pt: is a TorchScript archive, which is a program: refused"):
+        read_weights(Path("w.pt"))
+    publish(Path("w.pt"), monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.jit, "load", JIT_LOAD)
+        assert load_clip(NAME, "openai", Path("w.pt")).name == NAME
+    content = Path("w.pt").read_bytes()
+    Path("w.pt").write_bytes(content[:-2000])
+    refused(Path("w.pt"), "is cut short or damaged")
+    Path("w.pt").write_bytes(content[:2000] + bytes([content[2000] ^ 1]) + content[2001:])
+    refused(Path("w.pt"), "none that OpenAI published")
+
+
+def test_openais_published_archives_are_known_by_the_hash_in_their_address() -> None:
+    """RN50's, as OpenAI's own package names it."""
+    urls = [
+        open_clip.get_pretrained_cfg(name, tag)["url"] for name, tag in open_clip.list_pretrained() if tag == "openai"
+    ]
+    known = {url.split("/")[-2] for url in urls if url.startswith("https://openaipublic.")}
+    assert "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762" in known
+    assert len(known) == 9
+    assert all(len(each) == 64 for each in known)

@@ -149,11 +149,6 @@ def test_classes_that_are_called_as_splits_are(tmp_path: Path) -> None:
     assert open_labelled(class_folders(tmp_path / "bus", {"train": 1, "test": 1})).classes == ("test", "train")
 
 
-def test_a_split_is_cifar10s() -> None:
-    with pytest.raises(ConfigError, match="--split: is for cifar10"):
-        open_labelled("somewhere", split="train")
-
-
 def a_set(*classes: str) -> Labelled:
     return Labelled("a set", classes, None, (), (), (), lambda _: np.zeros((3, 1, 1), np.uint8))
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffvit.clip.shifts import KINDS, Shift, shifts
-from diffvit.errors import ConfigError
 
 LUMA = (0.299, 0.587, 0.114)
 
@@ -175,11 +174,3 @@ def test_which_are_made_and_their_words() -> None:
         "JPEG quality 6",
         "Gaussian blur, deviation 7.5% of the shorter side",
     ]
-
-
-def test_what_there_is_not() -> None:
-    with pytest.raises(ConfigError, match=r"shifts: no such kind: 'blurr' \(have edges, .*\)\. Did you mean 'blur'\?$"):
-        shifts(["blurr"])
-    for severity in (0, 6, -1):
-        with pytest.raises(ConfigError, match=rf"shifts: no such severity \({severity} vs 1 to 5\)"):
-            shifts(severities=[severity])

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import open_clip
 import pytest
 
 from diffvit.clip.templates import (
-    IMAGENET_TWINS,
     MAX_LABELS,
     Templates,
     imagenet_names,
@@ -31,7 +29,7 @@ def test_the_published_templates_and_names() -> None:
         assert found.prompts("sea lion") == [template("sea lion") for template in theirs]
     names = imagenet_names()
     assert len(names) == 1000
-    assert twins(names) == IMAGENET_TWINS
+    assert twins(names) == ((657, 744), (836, 837))
     assert (names[657], names[836]) == ("missile", "sunglasses")
     assert load_labels("imagenet-1k") == names
 
@@ -66,45 +64,38 @@ def test_files_of_templates_and_labels(tmp_path: Path) -> None:
 
 
 LABELS: list[tuple[str, str]] = [
-    ("", "--labels: has no label in it"),
-    (" , ,", "--labels: has no label in it"),
-    ("cat,,dog", "--labels: has an empty label (place 2 of 3)"),
-    ("cat,dog,cat", "--labels: names 'cat' twice (places 1 and 3)."),
-    (",".join(map(str, range(1_000_001))), "--labels: has too many labels (1,000,001 vs at most 100,000)."),
-    ("x" * 2001, "--labels: is too long (place 1: 2,001 vs at most 2,000 characters)."),
-    ("cat,d\0g", "--labels: holds a NUL byte (place 2)."),
-    ("cat,d\udc80g", "--labels: holds bytes that are not text (place 2)."),
+    ("", "has no label in it"),
+    (" , ,", "has no label in it"),
+    ("cat,,dog", "has an empty label (place 2 of 3)"),
+    ("cat,dog,cat", "names 'cat' twice (places 1 and 3)."),
+    (",".join(map(str, range(1_000_001))), "has too many labels (1,000,001 vs at most 100,000)."),
+    ("x" * 2001, "is too long (place 1: 2,001 vs at most 2,000 characters)."),
+    ("cat,d\0g", "holds a NUL byte (place 2)."),
+    ("cat,d\udc80g", "holds bytes that are not text (place 2)."),
+]
+LABEL_FILES: list[tuple[bytes | None, str]] = [
+    (b"\n \n", "has no label in it"),
+    ("\n".join(map(str, range(1_000_001))).encode(), "has too many labels (1,000,001 vs"),
+    (b"a\nb\nb\na", "names 'a' twice (places 1 and 4) and 1 more twice"),
+    (b"a\nb\0c\n", "holds a NUL byte (line 2)"),
+    (b"a\nb\n\xff\xfe\n", "is not UTF-8 text (line 3)"),
+    (b"a" * (2**26 + 1), "is too large (over 64 MiB)"),
+    (None, "cannot be read (No such file or directory)"),
 ]
 
 
-@pytest.mark.parametrize(("text", "why"), LABELS, ids=range(len(LABELS)))
-def test_label_lists_that_are_wrong(text: str, why: str) -> None:
+@pytest.mark.parametrize("case", range(len(LABELS) + len(LABEL_FILES)))
+def test_labels_that_are_wrong(case: int, tmp_path: Path) -> None:
+    given, why = [*LABELS, *LABEL_FILES][case]
+    file = tmp_path / "l.txt"
+    if isinstance(given, bytes):
+        file.write_bytes(given)
     with pytest.raises(DiffvitError) as caught:
-        load_labels(text)
-    assert str(caught.value).startswith(why)
-    assert caught.value.exit_code == 2
-
-
-LABEL_FILES: list[tuple[Callable[[Path], object], str]] = [
-    (lambda path: path.write_text(""), "has no label in it"),
-    (lambda path: path.write_text("\n \n"), "has no label in it"),
-    (lambda path: path.write_text("\n".join(map(str, range(1_000_001)))), "has too many labels (1,000,001 vs"),
-    (lambda path: path.write_text("a\nb\nb\na"), "names 'a' twice (places 1 and 4) and 1 more twice"),
-    (lambda path: path.write_bytes(b"a\nb\0c\n"), "holds a NUL byte (line 2)"),
-    (lambda path: path.write_bytes(b"a\nb\n\xff\xfe\n"), "is not UTF-8 text (line 3)"),
-    (lambda path: path.write_bytes(b"a" * (2**26 + 1)), "is too large (over 64 MiB)"),
-    (lambda path: path.mkdir(), "cannot be read (Is a directory)"),
-    (lambda path: None, "cannot be read (No such file or directory)"),
-]
-
-
-@pytest.mark.parametrize(("make", "why"), LABEL_FILES)
-def test_label_files_that_are_wrong(make: Callable[[Path], object], why: str, tmp_path: Path) -> None:
-    make(tmp_path / "l.txt")
-    with pytest.raises(InputError) as caught:
-        load_labels(file=tmp_path / "l.txt")
-    assert str(caught.value).startswith(f"{tmp_path / 'l.txt'}: {why}")
+        load_labels(given) if isinstance(given, str) else load_labels(file=file)
+    what, code = ("--labels", 2) if isinstance(given, str) else (str(file), 3)
+    assert str(caught.value).startswith(f"{what}: {why}")
     assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == code
 
 
 def test_both_or_none_of_the_label_options() -> None:

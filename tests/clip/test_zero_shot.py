@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,13 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from small_clip import small_clip, small_model
+from small_clip import CONFIG, random_everywhere, small_clip, small_model
 
 from diffvit.clip import zero_shot
+from diffvit.clip.hub import causal_tower, text_features
 from diffvit.clip.load import Clip
-from diffvit.clip.small.load import load_small
 from diffvit.clip.templates import Templates
-from diffvit.clip.zero_shot import Classifier, classify, zero_shot_classifier
+from diffvit.clip.zero_shot import classify, zero_shot_classifier
 from diffvit.errors import ConfigError, InputError
 
 LABELS = [f"thing number {number} with {'very ' * (number % 5)}long name" for number in range(10)]
@@ -190,12 +191,6 @@ def test_probabilities_are_a_softmax_of_scaled_cosines(clip: Clip) -> None:
     assert classify(clip, classifier, images[:0]).shape == (0, 10)
 
 
-def test_a_classifier_of_another_model_is_refused(clip: Clip) -> None:
-    other = Classifier(torch.ones(2, 16), ("a", "b"), TEMPLATES, "", 0, ())
-    with pytest.raises(ConfigError, match=r"was made with another model \(16 vs 32 features\)"):
-        classify(clip, other, torch.zeros(1, 3, 64, 64))
-
-
 LONG = " ".join(["word"] * 80)
 
 
@@ -222,19 +217,76 @@ def test_labels_that_are_cut_are_named(clip: Clip) -> None:
     assert zero_shot_classifier(clip, ["cat", longer], one, use_cache=False).cut == (longer,)
 
 
-def test_words_that_no_caption_held_are_named_and_alone_refused() -> None:
-    small, single = load_small("cifar10-clip"), Templates("single", ("a photo of a {}.",))
-    found = zero_shot_classifier(small, ["cat", "a Toaster", "green zeppelin"], single, use_cache=False)
-    assert found.unknown == ("Toaster", "zeppelin")
-    assert zero_shot_classifier(small, ["cat", "an airplane"], single, use_cache=False).unknown == ()
-    for labels in (["toaster", "a zeppelin"], ["toaster"], ["\N{TOP HAT}", "toaster"]):
-        with pytest.raises(ConfigError, match="no word"):
-            zero_shot_classifier(small, labels, single, use_cache=False)
-
-
 def test_an_article_before_a_label_changes_nothing(clip: Clip) -> None:
     plain, with_articles = (
         zero_shot_classifier(clip, labels, TEMPLATES, use_cache=False).weights
         for labels in (["toaster", "apple", "sun"], ["a toaster", "An apple", "the  sun"])
     )
     torch.testing.assert_close(plain, with_articles)
+
+
+# Text features without the padding
+
+TEXTS = [
+    "",
+    "a photo of a cat",
+    "word " * 500,
+    "x",
+    "a photo of a very small Ünïcödé thing, with commas",
+    "an <end_of_text> in the middle",
+    *[f"number {number} of {'many ' * (number % 9)}" for number in range(60)],
+]
+
+
+def custom(text: dict[str, Any]) -> Any:
+    config = copy.deepcopy(CONFIG)
+    config["text_cfg"] |= text
+    torch.manual_seed(0)
+    return random_everywhere(open_clip.CustomTextCLIP(**config))
+
+
+MODELS = {
+    "openai": small_model,
+    "custom": lambda: custom({}),
+    "end of text by its number": lambda: custom({"pool_type": "eos", "eos_id": 49407}),
+    "with a bias": lambda: custom({"proj_bias": True}),
+    "without projection": lambda: custom({"proj_type": "none"}),
+}
+WHOLE = {
+    "not causal": lambda: custom({"no_causal_mask": True}),
+    "pooled at the last": lambda: custom({"pool_type": "last"}),
+    "pooled at a class token": lambda: custom({"embed_cls": True, "pool_type": "argmax"}),
+}
+
+
+@pytest.mark.parametrize("name", [*MODELS, *WHOLE])
+def test_features_are_encode_texts(name: str) -> None:
+    model = {**MODELS, **WHOLE}[name]()
+    assert (causal_tower(model) is None) == (name in WHOLE)
+    tokens = open_clip.tokenize(TEXTS)
+    with torch.no_grad():
+        expected = model.encode_text(tokens)
+    found = text_features(model, tokens)
+    assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+    assert (found - expected).abs().max() / expected.abs().max() < 1e-6
+    unit = torch.nn.functional.normalize
+    assert (unit(found, dim=-1) - unit(expected, dim=-1)).abs().max() < 1e-6
+
+
+def test_in_double_precision_nothing_is_left_of_the_difference() -> None:
+    model = small_model().double()
+    model.attn_mask = model.attn_mask.double()
+    tokens = open_clip.tokenize(TEXTS)
+    with torch.no_grad():
+        assert (text_features(model, tokens) - model.encode_text(tokens)).abs().max() < 1e-13
+
+
+def test_a_batch_is_as_long_as_its_longest_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = small_model(), []
+    model.token_embedding.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
+    monkeypatch.setattr("diffvit.clip.hub._TOKENS_AT_ONCE", 100)
+    text_features(model, open_clip.tokenize(TEXTS))
+    assert seen[0][1] < 10
+    assert seen[-1] == (1, 77)
+    assert sum(count for count, _ in seen) == len(TEXTS)
+    assert all(count * length <= 100 for count, length in seen)

@@ -1,49 +1,29 @@
-"""``diffvit clip``: ``classify`` here, the others in modules of their own."""
+"""``diffvit clip``: ``classify`` and ``precision`` here, the others in modules of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
 from diffvit.cli import show
-from diffvit.cli.clip_options import CLIP, ClipChoice, Lines, summed
-from diffvit.cli.options import COMMAND, OUTPUT, Output
-from diffvit.errors import ConfigError, InputError
-
-if TYPE_CHECKING:
-    from diffvit.clip.classify import Named
-    from diffvit.clip.load import Clip
-    from diffvit.clip.zero_shot import Classifier
+from diffvit.cli.clip_options import CLIP, ClipChoice, Lines, summed, write_files
+from diffvit.cli.options import COMMAND, OUTPUT, DataDir, Output, numbers_of, refuse_folder
+from diffvit.config import resolve
+from diffvit.errors import ConfigError
+from diffvit.settings import Device
 
 app = App(name="clip", help_format="plaintext")
-
-app.command(
-    "diffvit.cli.clip_precision:precision", name="precision", help="Measure the image encoder in several precisions."
-)
-app.command(
-    "diffvit.cli.clip_train:train",
-    name="train",
-    help="Train a small CLIP of our own: images against captions.",
-    usage="Usage: diffvit clip train [CONFIG.yaml] [OPTIONS]",
-)
-app.command(
-    "diffvit.cli.clip_evaluate:evaluate",
-    name="evaluate",
-    help="Accuracy on labelled pictures: a folder, ImageNet's layout, CIFAR-10.",
-)
-app.command(
-    "diffvit.cli.clip_evaluate:compare",
-    name="compare",
-    help="CLIP beside a supervised model, by category, as one page.",
-)
-app.command(
-    "diffvit.cli.clip_evaluate:published",
-    name="published",
-    help="Every figure that needs published weights, in one go.",
-)
+for _name, _module, _help in (
+    ("train", "clip_train", "Train a small CLIP of our own: images against captions."),
+    ("evaluate", "clip_evaluate", "Accuracy on labelled pictures: a folder, ImageNet's layout, CIFAR-10."),
+    ("compare", "clip_evaluate", "CLIP beside a supervised model, by category, as one page."),
+    ("published", "clip_evaluate", "Every figure that needs published weights, in one go."),
+):
+    _usage = "Usage: diffvit clip train [CONFIG.yaml] [OPTIONS]" if _name == "train" else None
+    app.command(f"diffvit.cli.{_module}:{_name}", name=_name, help=_help, usage=_usage)
 
 
 @app.command(usage="Usage: diffvit clip classify IMAGE... --labels A,B,... [OPTIONS]")
@@ -67,22 +47,50 @@ def classify(
     if top < 1:
         raise ConfigError("--top", f"must be at least 1 (found {top})")
 
-    from diffvit.clip.classify import name_pictures, read_pictures
+    from diffvit.clip.classify import figures, name_pictures, read_pictures
     from diffvit.clip.templates import load_labels, load_templates
     from diffvit.clip.zero_shot import zero_shot_classifier
+    from diffvit.files import to_json
 
     given, prompts = load_labels(labels, labels_file), load_templates(templates)
     clip = choice.load()
     pictures, faults = read_pictures(images, clip.preprocessing)
     if not pictures:
         raise summed(faults)
-    classifier = zero_shot_classifier(clip, given, prompts, progress=Lines("labels"))
-    show.warn(classifier.warnings)
-    named = name_pictures(clip, classifier, pictures, top)
-    result = _result(clip, classifier, named, faults)
-    _tell(clip, classifier, named)
+    made = zero_shot_classifier(clip, given, prompts, progress=Lines("labels"))
+    show.warn(made.warnings)
+    named = name_pictures(clip, made, pictures, top)
+    dtype, words = str(clip.dtype).removeprefix("torch."), clip.preprocessing.words
+    result: dict[str, Any] = {
+        **{"model": clip.name, "pretrained": clip.pretrained, "weights": clip.source},
+        **{"dtype": dtype, "device": str(clip.device), "preprocessing": words},
+        "templates": {"name": prompts.name, "count": len(prompts.texts)},
+        **{"labels": len(given), "labels_computed": made.computed},
+        "same_names": [list(group) for group in made.twins],
+        **{"unknown_words": list(made.unknown), "cut_labels": list(made.cut)},
+        "images": [{"image": str(each.path), "top": [list(pair) for pair in each.top]} for each in named],
+        "failed": [{"image": fault.what, "error": str(fault)} for fault in faults],
+    }
+    count = sum(parameter.numel() for parameter in clip.model.parameters())
+    show.pairs(
+        {
+            "model": f"{clip.name}, {count / 1e6:.1f}M parameters, {dtype} on {clip.device}",
+            "weights": f"{clip.pretrained or 'of unknown training'}, from {clip.source}",
+            "preprocessing": words,
+            "templates": f"{prompts.name} ({len(prompts.texts)}), as in: {prompts.texts[0]}",
+            "labels": f"{len(given):,} ({made.computed:,} computed now, the others cached)",
+        }
+    )
+    for group in made.twins:
+        show.line(f"note: classes {' and '.join(map(str, group))} have the same name, {given[group[0]]}")
+    for each in named:
+        rows = [[label, show.percent(chance)] for label, chance in each.top]
+        show.table(["label", "probability"], rows, title=str(each.path))
     if out is not None:
-        result["files"] = _write(out, named, result)
+        title = f"{clip.name} ({clip.pretrained or 'own weights'}), zero-shot"
+        note = f"{len(given):,} labels, templates {prompts.name}; {words}"
+        files = {**figures(named, title=title, note=note), "classify.json": to_json(result)}
+        result["files"] = write_files(out, files, "The answers are above.")
         show.line(f"files  {', '.join(str(file) for file in result['files'])}")
     if output.json:
         show.as_json(result)
@@ -90,62 +98,55 @@ def classify(
         raise summed(faults, "The other images are above.")
 
 
-def _tell(clip: Clip, classifier: Classifier, named: Sequence[Named]) -> None:
-    count = sum(parameter.numel() for parameter in clip.model.parameters())
-    prompts = classifier.templates
-    show.pairs(
-        {
-            "model": f"{clip.name}, {count / 1e6:.1f}M parameters, {_dtype(clip)} on {clip.device}",
-            "weights": f"{clip.pretrained or 'of unknown training'}, from {clip.source}",
-            "preprocessing": clip.preprocessing.words,
-            "templates": f"{prompts.name} ({len(prompts.texts)}), as in: {prompts.texts[0]}",
-            "labels": f"{len(classifier.labels):,} ({classifier.computed:,} computed now, the others cached)",
-        }
+@app.command
+def precision(
+    *,
+    batch_sizes: Annotated[str, Parameter(group=COMMAND, help="Images per pass, with commas.")] = "1,8,32",
+    budget: Annotated[float, Parameter(group=COMMAND, help="Seconds for everything together.")] = 240.0,
+    images: Annotated[int, Parameter(group=COMMAND, help="Images the drift is measured on.")] = 32,
+    data_dir: DataDir = None,
+    weights: Annotated[Path | None, Parameter(group=COMMAND, help="CLIP RN50 weights; random without.")] = None,
+    device: Annotated[Device | None, Parameter(group=COMMAND, show_default="auto", help="Where to run.")] = None,
+    threads: Annotated[
+        int | None, Parameter(group=COMMAND, show_default="0", help="CPU threads; 0 is all usable cores.")
+    ] = None,
+    out: Annotated[Path, Parameter(group=COMMAND, help="Folder for precision.json, the plot and report.md.")] = Path(
+        "reports/clip-precision"
+    ),
+    quiet: Annotated[bool, Parameter(group=COMMAND, negative="", show_default=False, help="Show no progress.")] = False,
+    output: Output = OUTPUT,
+) -> None:
+    """CLIP's image encoder in several precisions: speed, memory, drift of the embeddings.
+
+    Strict FP32, TF32 (CUDA), FP16, BF16 and autocast, each in two memory formats. A precision counts only where it was
+    observed in the products of the pass.
+    """
+    sizes = numbers_of("--batch-sizes", batch_sizes)
+    refuse_folder(out)
+    given = {name: value for name, value in (("device", device), ("threads", threads)) if value is not None}
+    config = resolve(None, given)
+
+    from diffvit.clip import precision as measured
+    from diffvit.clip.load import load_clip
+    from diffvit.clip.precision_report import drift_table, speed_tables, write
+    from diffvit.training.environment import resolve_device
+
+    plan = measured.Plan(sizes, budget, images)
+    result = measured.run(
+        plan,
+        data_dir=data_dir,
+        clip=load_clip("RN50", "openai", weights).model if weights else None,
+        weights=weights.name if weights else "",
+        device=resolve_device(config.device),
+        threads=config.threads,
+        tell=lambda line: None if quiet else print(line, file=sys.stderr, flush=True),
     )
-    for group in classifier.twins:
-        show.line(f"note: classes {' and '.join(map(str, group))} have the same name, {classifier.labels[group[0]]}")
-    for each in named:
-        rows = [[label, show.percent(chance)] for label, chance in each.top]
-        show.table(["label", "probability"], rows, title=str(each.picture.path))
-
-
-def _result(clip: Clip, classifier: Classifier, named: Sequence[Named], faults: Sequence[InputError]) -> dict[str, Any]:
-    return {
-        "model": clip.name,
-        "pretrained": clip.pretrained,
-        "weights": clip.source,
-        "dtype": _dtype(clip),
-        "device": str(clip.device),
-        "preprocessing": clip.preprocessing.words,
-        "templates": {"name": classifier.templates.name, "count": len(classifier.templates.texts)},
-        "labels": len(classifier.labels),
-        "labels_computed": classifier.computed,
-        "same_names": [list(group) for group in classifier.twins],
-        **{"unknown_words": list(classifier.unknown), "cut_labels": list(classifier.cut)},
-        "images": [each.values() for each in named],
-        "failed": [{"image": fault.what, "error": str(fault)} for fault in faults],
-    }
-
-
-def _write(out: Path, named: Sequence[Named], result: dict[str, Any]) -> list[Path]:
-    """Figures of a few images each, and the result."""
-    from diffvit.clip.classify import PER_FIGURE, draw_named
-    from diffvit.files import disk_faults, replace, to_json
-    from diffvit.reporting.style import to_png
-
-    title = f"{result['model']} ({result['pretrained'] or 'own weights'}), zero-shot"
-    note = f"{result['labels']:,} labels, templates {result['templates']['name']}; {result['preprocessing']}"
-    files: list[Path] = []
-    with disk_faults(out, "The answers are above."):
-        out.mkdir(parents=True, exist_ok=True)
-        for first in range(0, len(named), PER_FIGURE):
-            name = "classify.png" if len(named) <= PER_FIGURE else f"classify-{first // PER_FIGURE + 1:02}.png"
-            made = draw_named(named[first : first + PER_FIGURE], title=title, note=note)
-            replace(out / name, to_png(made))
-            files.append(out / name)
-        replace(out / "classify.json", to_json(result))
-    return [*files, out / "classify.json"]
-
-
-def _dtype(clip: Clip) -> str:
-    return str(clip.dtype).removeprefix("torch.")
+    if all(row["reason"] for row in result["rows"]):
+        why = f"{budget:g} seconds were too short to time a single pass"
+        raise ConfigError("--budget", why, "Nothing was written; give more, or smaller --batch-sizes.")
+    for found in (*speed_tables(result), drift_table(result)):
+        show.table(found.columns, found.rows)
+    report = write(result, out)
+    show.line(f"report  {report}")
+    if output.json:
+        show.as_json({**result, "report": report})

@@ -2,358 +2,251 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from diffvit.cli import show
-from diffvit.cli.clip_options import (
-    CLIP,
-    PICTURES,
-    SHIFTS,
-    SUPERVISED,
-    ClipChoice,
-    Lines,
-    PicturesChoice,
-    ShiftsChoice,
-    SupervisedChoice,
-    summed,
-)
-from diffvit.cli.options import COMMAND, OUTPUT, DataDir, Output, refuse_folder
+from diffvit.cli.clip_options import CLIP, ClipChoice, Lines, summed, write_files
+from diffvit.cli.options import COMMAND, OUTPUT, Output, refuse_folder
 from diffvit.errors import ConfigError, EnvironmentFault, InputError
-from diffvit.settings import Device
 
 if TYPE_CHECKING:
-    from diffvit.clip.evaluate import Evaluation
     from diffvit.clip.labelled import Labelled
-    from diffvit.clip.load import Clip, Supervised
+    from diffvit.clip.load import Supervised
 
+RESNET50 = "tv-v2"  # beside CLIP in a comparison where no other model is named
 ALL = 20  # rows of a table; of more, so many of both ends together
 TEMPLATES = ("openai-80", "openai-7", "single")  # of a comparison; the first makes it
 Result = Mapping[str, Any]
 Where = Annotated[str, Parameter(name="WHERE", help="cifar10, or a folder with a folder per class.")]
-TemplateSets = Annotated[
-    list[str] | None,
-    Parameter(
-        group=COMMAND,
-        negative="",
-        show_default=False,
-        help="openai-80, openai-7, single, or a file with {} in each line; a comparison takes several.",
-    ),
-]
+_Switch = Parameter(negative="", show_default=False)
 
 
 @Parameter(name="*", group=COMMAND)
 @dataclass(frozen=True)
-class PublishedChoice:
-    """What else is done with published weights."""
+class Options:
+    """What is evaluated, on which pictures."""
 
+    compare: Annotated[bool, _Switch] = False
+    """Compare both models by category, as one page."""
+    published: Annotated[bool, _Switch] = False
+    """Do all that needs published weights; WHERE is ImageNet."""
+    supervised: str | None = None
+    """Evaluate this model on the same pictures: tv-v1, tv-v2 or timm's name of a ResNet-50, or a ViT of ours."""
+    supervised_weights: Path | None = None
+    """The ResNet-50's weights from a file."""
+    templates: Annotated[tuple[str, ...], _Switch] = ()
+    """openai-80, openai-7, single, or a file with {} in each line; a comparison takes several."""
+    labels_file: Path | None = None
+    """Names for the classes, one per line in the folders' order."""
+    limit: int | None = None
+    """At most so many pictures of each class, spread over it."""
+    split: Literal["test", "train"] = "test"
+    """Which images of cifar10."""
+    data_dir: Path | None = None
+    """Where CIFAR-10 lies; by default what DIFFVIT_DATA says."""
+    shifts: str = "all"
+    """Of a comparison: all, none, or some of edges,grey,blur,jpeg,noise,inversion."""
+    shift_pictures: int = 500
+    """To how many pictures, spread over the classes; 5 severities of each."""
     v1_weights: Path | None = None
     """With --published: torchvision's ResNet-50, IMAGENET1K_V1, from a file."""
     v2_weights: Path | None = None
     """The same of IMAGENET1K_V2."""
     budget: float = 240.0
     """With --published: seconds for the precisions."""
+    out: Path | None = None
+    """Folder for the files; by default a comparison's is clip-compare, with --published reports/clip-published."""
+
+    def check(self) -> None:
+        """Refuse options that would have no effect.
+
+        Raises:
+            ConfigError: naming them.
+        """
+        given = {name for name, value in vars(self).items() if value != vars(USUAL)[name]}
+        if self.published and given & {"compare", "labels_file", "supervised", "supervised_weights"}:
+            hint = "Leave out --compare, --labels-file, --supervised and --supervised-weights."
+            raise ConfigError("--published", "compares with both ResNet-50s by itself", hint)
+        if given & {"v1_weights", "v2_weights", "budget"} and not self.published:
+            raise ConfigError("--v1-weights, --v2-weights, --budget", "are for --published alone", "Leave them out.")
+        if given & {"shifts", "shift_pictures"} and not (self.compare or self.published):
+            raise ConfigError("--shifts, --shift-pictures", "are for a comparison alone", "Add --compare.")
+        if self.supervised_weights and not (self.supervised or self.compare):
+            raise ConfigError("--supervised-weights", "needs --supervised", "Say what they are: tv-v1 or tv-v2.")
+        if self.shift_pictures < 1:
+            raise ConfigError("--shift-pictures", f"must be at least 1 (found {self.shift_pictures})")
+
+    def pictures(self, where: str) -> Labelled:
+        """The pictures."""
+        from diffvit.clip.labelled import open_labelled
+
+        labelled = open_labelled(where, split=self.split, data_dir=self.data_dir)
+        return labelled if self.limit is None else labelled.at_most(self.limit)
 
 
-PUBLISHED = PublishedChoice()
+USUAL = Options()
 
 
-def evaluate(
-    where: Where,
-    /,
-    *,
-    compare: Annotated[
-        bool, Parameter(group=COMMAND, negative="", help="Compare both models by category, as one page.")
-    ] = False,
-    published: Annotated[
-        bool, Parameter(group=COMMAND, negative="", help="Do all that needs published weights; WHERE is ImageNet.")
-    ] = False,
-    templates: TemplateSets = None,
-    labels_file: Annotated[
-        Path | None, Parameter(group=COMMAND, help="Names for the classes, one per line in the folders' order.")
-    ] = None,
-    out: Annotated[
-        Path | None,
-        Parameter(group=COMMAND, help="Folder for the files; a comparison's is clip-compare by default."),
-    ] = None,
-    choice: ClipChoice = CLIP,
-    beside: SupervisedChoice = SUPERVISED,
-    pictures: PicturesChoice = PICTURES,
-    shifts: ShiftsChoice = SHIFTS,
-    files: PublishedChoice = PUBLISHED,
-    output: Output = OUTPUT,
-) -> None:
+def evaluate(where: Where, /, *, options: Options = USUAL, choice: ClipChoice = CLIP, output: Output = OUTPUT) -> None:
     """Accuracy on labelled pictures: CLIP zero-shot and, if asked, a supervised model on the same.
 
     Folders named by WordNet ids, as in ImageNet's validation layout, get its names. What was computed for a picture is
     kept in the user's cache: an interrupted call goes on, a repeated one reads.
     """
-    if published and (compare or labels_file or beside != SUPERVISED):
-        hint = "Leave out --compare, --labels-file, --supervised and --supervised-weights."
-        raise ConfigError("--published", "compares with both ResNet-50s by itself", hint)
-    if files != PUBLISHED and not published:
-        raise ConfigError("--v1-weights, --v2-weights, --budget", "are for --published alone", "Leave them out.")
-    if shifts != SHIFTS and not (compare or published):
-        raise ConfigError("--shifts, --shift-pictures", "are for a comparison alone", "Add --compare.")
-    if published:
-        _published(where, choice, pictures, shifts, files, templates, out or PUBLISHED_FOLDER, output)
-        return
-    if not compare:
-        beside.check()
-    out = out or (Path("clip-compare") if compare else None)
-    if out is not None:
-        refuse_folder(out)
-
-    from diffvit.clip.evaluate import evaluate as run
-    from diffvit.clip.labelled import imagenet_groups
-    from diffvit.clip.templates import load_labels, load_templates
-
-    changes = shifts.made() if compare else ()
-    prompts = [load_templates(name) for name in templates or (TEMPLATES if compare else TEMPLATES[:1])]
-    names = None if labels_file is None else load_labels(None, labels_file)
-    labelled = pictures.open(where)
-    if names is not None:
-        labelled.renamed(names)  # refused before weights are read or fetched
-    name = beside.name(compare=compare)
-    if name and not beside.own(name):
-        imagenet_groups(labelled)
-    other = beside.load(name, choice.place)
-    found = run(
-        choice.load(),
-        labelled,
-        prompts,
-        supervised=other,
-        names=names,
-        compare=compare,
-        shifts=changes,
-        shift_images=shifts.shift_pictures,
-        watch=Lines,
-    )
-    result = found.result
-    if result["unreadable"] == result["images"]:
-        raise summed(found.faults)
-    show.warn(found.warnings)
-    if compare:
-        from diffvit.clip.compare_page import write
-
-        _tell_comparison(result)
-        assert out is not None
-        repeat = _repeat(where, choice, beside, pictures, shifts, templates, out)
-        result["files"] = write(out, found, changes, repeat)
-        show.line(f"report  {result['files'][0]}")
-    else:
-        _tell(result)
-        if out is not None:
-            result["files"] = _write(out, result)
-            show.line(f"files  {', '.join(str(file) for file in result['files'])}")
+    options.check()
+    result, faults = (_published if options.published else _evaluated)(where, options, choice)
     if output.json:
         show.as_json(result)
-    if found.faults:
-        raise summed(found.faults, "Everything else is above.")
+    if faults:
+        raise summed(faults, "Everything else is above.")
 
 
-def compare(
-    where: Where,
-    /,
-    *,
-    templates: TemplateSets = None,
-    out: Annotated[Path, Parameter(group=COMMAND, help="Folder for the report.")] = Path("clip-compare"),
-    choice: ClipChoice = CLIP,
-    beside: SupervisedChoice = SUPERVISED,
-    pictures: PicturesChoice = PICTURES,
-    shifts: ShiftsChoice = SHIFTS,
-    output: Output = OUTPUT,
-) -> None:
+def compare(where: Where, /, *, options: Options = USUAL, choice: ClipChoice = CLIP, output: Output = OUTPUT) -> None:
     """CLIP beside a supervised model on the same pictures: by category, with intervals and galleries, as one page.
 
     The same as ``diffvit clip evaluate WHERE --compare``.
     """
-    evaluate(
-        where,
-        compare=True,
-        templates=templates,
-        out=out,
-        choice=choice,
-        beside=beside,
-        pictures=pictures,
-        shifts=shifts,
-        output=output,
-    )
+    evaluate(where, options=replace(options, compare=True), choice=choice, output=output)
 
 
-PUBLISHED_FOLDER = Path("reports/clip-published")
-
-
-def published(
-    imagenet: Annotated[str, Parameter(name="IMAGENET", help="Its validation pictures, a folder per WordNet id.")],
-    /,
-    *,
-    weights: Annotated[Path | None, Parameter(group=COMMAND, help="OpenAI's RN50 from a file.")] = None,
-    files: PublishedChoice = PUBLISHED,
-    limit: Annotated[int | None, Parameter(group=COMMAND, help="At most so many pictures of each class.")] = None,
-    shift_pictures: Annotated[
-        int, Parameter(group=COMMAND, help="To how many pictures of ImageNet the changes are done.")
-    ] = SHIFTS.shift_pictures,
-    templates: TemplateSets = None,
-    data_dir: DataDir = None,
-    device: Annotated[Device | None, Parameter(group=COMMAND, show_default="auto", help="Where to run.")] = None,
-    out: Annotated[Path, Parameter(group=COMMAND, help="Folder for the reports.")] = PUBLISHED_FOLDER,
-    output: Output = OUTPUT,
-) -> None:
+def published(where: Where, /, *, options: Options = USUAL, choice: ClipChoice = CLIP, output: Output = OUTPUT) -> None:
     """Every figure that needs published weights: CLIP's RN50 beside both ResNet-50s on ImageNet and on CIFAR-10.
 
     A page for each comparison, and CLIP's image encoder in several precisions. What was computed for a picture is kept
     in the user's cache: an interrupted call goes on. Where CIFAR-10 is not at hand it is left out, and said. The same
-    as ``diffvit clip evaluate IMAGENET --published``.
+    as ``diffvit clip evaluate WHERE --published``.
     """
-    choice, shifts = ClipChoice(weights=weights, device=device), ShiftsChoice(shift_pictures=shift_pictures)
-    pictures = PicturesChoice(limit=limit, data_dir=data_dir)
-    _published(imagenet, choice, pictures, shifts, files, templates, out, output)
+    evaluate(where, options=replace(options, published=True), choice=choice, output=output)
 
 
-def _published(
-    imagenet: str,
-    choice: ClipChoice,
-    pictures: PicturesChoice,
-    shifts: ShiftsChoice,
-    files: PublishedChoice,
-    templates: Sequence[str] | None,
-    out: Path,
-    output: Output,
-) -> None:
-    refuse_folder(out)
-    shifts.made()  # refused before anything is read
+def _evaluated(where: str, options: Options, choice: ClipChoice) -> tuple[dict[str, Any], list[InputError]]:
+    """Evaluate or compare, tell it and write the files; the result, and the pictures that could not be read."""
+    out = options.out or (Path("clip-compare") if options.compare else None)
+    if out is not None:
+        refuse_folder(out)
 
-    from diffvit.clip.compare_page import write
+    from diffvit.clip.compare_page import comparison_files
     from diffvit.clip.evaluate import evaluate as run
-    from diffvit.clip.load import load_resnet50
-    from diffvit.clip.templates import load_templates
+    from diffvit.clip.render import render
+    from diffvit.clip.shifts import KINDS, shifts
+    from diffvit.clip.templates import load_labels, load_templates
 
-    labelled = pictures.open(imagenet)
-    if labelled.wordnet_ids is None:
-        why = "is not ImageNet's layout: its folders are not all named by WordNet ids of ImageNet-1k"
-        raise InputError(imagenet, why, "Give its validation set with a folder per class, as n01440764.")
-    clip = choice.load()
-    prompts = [load_templates(name) for name in templates or TEMPLATES]
-
-    def compared(of: Labelled, where: str, version: str, folder: Path, done: ShiftsChoice) -> Evaluation:
-        other: Supervised = load_resnet50(
-            version, files.v1_weights if version == "tv-v1" else files.v2_weights, device=str(clip.device)
-        )
-        how: Any = {"shifts": done.made(), "shift_images": done.shift_pictures, "watch": Lines}
-        found = run(clip, of, prompts, supervised=other, compare=True, **how)
-        _tell_comparison(found.result)
-        write(
-            folder,
-            found,
-            done.made(),
-            f"diffvit clip compare {where} --model RN50 --supervised {version} --out {folder}",
-        )
-        show.line()
-        return found
-
-    faults: dict[str, InputError] = {}
-    for version in ("tv-v2", "tv-v1"):
-        found = compared(labelled, imagenet, version, out / f"imagenet-{version}", shifts)
-        faults |= {fault.what: fault for fault in found.faults}
-    try:
-        small = pictures.open("cifar10")
-    except EnvironmentFault as fault:
-        show.line(f"note: without CIFAR-10: {fault}")
+    kinds = {"all": KINDS, "none": ()}.get(options.shifts, [kind.strip() for kind in options.shifts.split(",")])
+    changes = shifts(kinds) if options.compare else ()
+    usual = TEMPLATES if options.compare else TEMPLATES[:1]
+    prompts = [load_templates(name) for name in options.templates or usual]
+    names = None if options.labels_file is None else load_labels(None, options.labels_file)
+    labelled = options.pictures(where)
+    if names is not None:
+        labelled.renamed(names)  # refused before weights are read or fetched
+    supervised = _supervised(options, labelled, choice.place)
+    how: Any = {"compare": options.compare, "shifts": changes, "shift_images": options.shift_pictures}
+    found = run(choice.load(), labelled, prompts, supervised=supervised, names=names, watch=Lines, **how)
+    result = found.result
+    if result["unreadable"] == result["images"]:
+        raise summed(found.faults)
+    show.warn(found.warnings)
+    if options.compare:
+        _tell_comparison(result)
+        files = comparison_files(found, changes, _repeat(where, options, choice))
     else:
-        compared(small, "cifar10", "tv-v2", out / "cifar10-tv-v2", replace(shifts, shifts="none"))
-    _precisions(clip, Path(imagenet), files.budget, out / "precision")
-    show.line(f"reports  {out}; take them into the page with: make docs")
-    if output.json:
-        show.as_json({"out": out, "failed": [str(fault) for fault in faults.values()]})
-    if faults:
-        raise summed(list(faults.values()), "Everything else is above.")
+        show.line(render("evaluate.txt", **result))
+        _class_table(result["models"], result["classes"])
+        files = _files(result)
+    if out is not None:
+        result["files"] = written = write_files(out, files, "The figures are above.")
+        show.line(f"report  {written[0]}" if options.compare else f"files  {', '.join(map(str, written))}")
+    return result, found.faults
 
 
-def _precisions(clip: Clip, pictures: Path, budget: float, out: Path) -> None:
-    """The image encoder in several precisions, with these weights, on these pictures."""
-    from diffvit.clip.precision import Plan, run
+def _supervised(options: Options, labelled: Labelled, device: str) -> Supervised | None:
+    """The model beside CLIP; a comparison has a ResNet-50 by default."""
+    from diffvit.clip.labelled import imagenet_groups
+    from diffvit.clip.load import load_resnet50, load_vit
+    from diffvit.clip.small.load import is_own
+    from diffvit.kernels import accelerate
+
+    name = options.supervised or (RESNET50 if options.compare else None)
+    if name is None:
+        return None
+    if options.supervised_weights or not is_own(name):
+        imagenet_groups(labelled)  # refused before weights are read or fetched
+        return load_resnet50(name, options.supervised_weights, device=device)
+    supervised = load_vit(name, device=device)
+    accelerate(supervised.model)
+    return supervised
+
+
+def _repeat(where: str, options: Options, choice: ClipChoice) -> str:
+    """The command that repeats a comparison, without the options that are as usual."""
+    command = ["diffvit", "clip", "compare", where, "--model", choice.model]
+    command += ["--supervised", options.supervised or RESNET50]
+    for name, value in {**vars(choice), **vars(options)}.items():
+        usual = vars(CLIP).get(name, vars(USUAL).get(name))
+        if value != usual and name not in ("model", "device", "compare", "supervised"):
+            for each in value if isinstance(value, tuple) else (value,):
+                command += [f"--{name.replace('_', '-')}", str(each)]
+    return shlex.join(command)
+
+
+def _published(where: str, options: Options, choice: ClipChoice) -> tuple[dict[str, Any], list[InputError]]:
+    """Three comparisons, and the image encoder in several precisions."""
+    out = options.out or Path("reports/clip-published")
+    refuse_folder(out)
+
+    from diffvit.clip.precision import Plan
+    from diffvit.clip.precision import run as precisions
     from diffvit.clip.precision_report import drift_table, write
 
-    result = run(
-        Plan(budget=budget),
-        data_dir=pictures,
+    if options.pictures(where).wordnet_ids is None:
+        why = "is not ImageNet's layout: its folders are not all named by WordNet ids of ImageNet-1k"
+        raise InputError(where, why, "Give its validation set with a folder per class, as n01440764.")
+    same = {name: getattr(options, name) for name in ("templates", "limit", "data_dir", "shift_pictures")}
+    faults: dict[str, InputError] = {}
+    for data, version, file in (
+        ("imagenet", "tv-v2", options.v2_weights),
+        ("imagenet", "tv-v1", options.v1_weights),
+        ("cifar10", "tv-v2", options.v2_weights),
+    ):
+        place, shifts = (where, options.shifts) if data == "imagenet" else (data, "none")
+        beside: Any = {"supervised": version, "supervised_weights": file, "shifts": shifts}
+        asked = Options(compare=True, out=out / f"{data}-{version}", **beside, **same)
+        try:
+            faults |= {fault.what: fault for fault in _evaluated(place, asked, choice)[1]}
+        except EnvironmentFault as fault:
+            if data == "imagenet":
+                raise
+            show.line(f"note: without CIFAR-10: {fault}")
+        show.line()
+    clip = choice.load()
+    result = precisions(
+        Plan(budget=options.budget),
+        data_dir=Path(where),
         clip=clip.model,
         weights=Path(clip.source).name,
         device=clip.device.type,
         tell=lambda line: print(line, file=sys.stderr, flush=True),
     )
-    found = drift_table(result)
-    show.table(found.columns, found.rows)
-    show.line(f"report  {write(result, out)}")
+    drifts = drift_table(result)
+    show.table(drifts.columns, drifts.rows)
+    show.line(f"report  {write(result, out / 'precision')}")
+    show.line(f"reports  {out}; take them into the page with: make docs")
+    return {"out": out, "failed": [str(fault) for fault in faults.values()]}, list(faults.values())
 
 
-def _repeat(
-    where: str,
-    choice: ClipChoice,
-    beside: SupervisedChoice,
-    pictures: PicturesChoice,
-    shifts: ShiftsChoice,
-    templates: Sequence[str] | None,
-    out: Path,
-) -> str:
-    """The command that repeats a comparison, without the options that are as usual."""
-    given = {
-        **{"--model": (choice.model, ""), "--pretrained": (choice.pretrained, CLIP.pretrained)},
-        **{"--weights": (choice.weights, None), "--supervised": (beside.supervised or "tv-v2", "")},
-        **{"--supervised-weights": (beside.supervised_weights, None), "--split": (pictures.split, "test")},
-        **{"--limit": (pictures.limit, None), "--shifts": (shifts.shifts, SHIFTS.shifts)},
-        "--shift-pictures": (shifts.shift_pictures, SHIFTS.shift_pictures),
-    }
-    command = ["diffvit", "clip", "compare", where]
-    command += [part for flag, (value, usual) in given.items() if value != usual for part in (flag, str(value))]
-    command += [part for name in templates or [] for part in ("--templates", name)]
-    return shlex.join([*command, "--out", str(out)])
+# What is said
 
 
-def _tell(result: Result) -> None:
-    used, classes = result["templates"], result["classes"]
-    unreadable = f", {result['unreadable']:,} unreadable" if result["unreadable"] else ""
-    show.pairs(
-        {
-            "data": f"{result['data']}, {result['images']:,} pictures{unreadable}, {len(classes):,} classes",
-            "templates": f"{used['name']} ({used['count']}), as in: {used['first']}",
-            "labels": f"{len(classes):,} ({result['labels_computed']:,} computed now, the others cached)",
-        }
-    )
-    if result["left_out"]:
-        names = ", ".join(result["left_out"][:10]) + (", ..." if len(result["left_out"]) > 10 else "")
-        why = "ImageNet has no class for it, and no model is asked"
-        show.line(f"note: left out: {names} ({len(result['left_out']):,}): {why}")
-    for group in result["same_names"]:
-        show.line(f"note: classes {' and '.join(map(str, group))} have the same name, {classes[group[0]]}")
-    for model in result["models"]:
-        show.line()
-        speed = f", {model['images_per_second']:.1f} images/s" if model["images_per_second"] else ""
-        among = f"{show.percent(model['low'])} to {show.percent(model['high'])}"
-        size = f"{model['parameters'] / 1e6:.1f}M parameters"
-        show.pairs(
-            {
-                "model": f"{model['model']}, {size}, {model['dtype']} on {model['device']}",
-                "weights": model["weights"],
-                "preprocessing": model["preprocessing"],
-                "pictures": f"{model['images']:,} ({model['computed']:,} computed now, the others cached{speed})",
-                "accuracy": f"{show.percent(model['accuracy'])} (95% interval {among})",
-                **({} if model["top5"] is None else {"top-5": show.percent(model["top5"])}),
-                "calibration error": show.percent(model["calibration_error"]),
-                "mean confidence": show.percent(model["mean_confidence"]),
-            }
-        )
-    show.line()
-    _class_table(result["models"], classes)
+def _ends(rows: Sequence[Any]) -> list[Any]:
+    """All rows; of many, those at both ends."""
+    return list(rows) if len(rows) <= ALL else [*rows[: ALL // 2], *rows[-ALL // 2 :]]
 
 
 def _class_table(models: Sequence[Result], classes: Sequence[str]) -> None:
@@ -363,36 +256,29 @@ def _class_table(models: Sequence[Result], classes: Sequence[str]) -> None:
     first = models[0]["per_class"]
     chosen, title = [place for place in reading_order(classes) if first[place]["images"]], "each class"
     if len(classes) > ALL:
-        order = sorted(chosen, key=lambda place: first[place]["accuracy"])
-        chosen = order if len(order) <= ALL else [*order[: ALL // 2], *order[-ALL // 2 :]]
+        chosen = _ends(sorted(chosen, key=lambda place: first[place]["accuracy"]))
         title = f"the worst and the best of {len(classes):,} classes, by {models[0]['model']}"
+    show.line(title)  # the table's own title would be folded to its width
     rows = []
     for place in chosen:
         of = [model["per_class"][place] for model in models]
         cells = [f"{show.percent(m['accuracy'])} ({show.percent(m['low'])} to {show.percent(m['high'])})" for m in of]
         rows.append([classes[place], f"{first[place]['images']:,}", *cells])
-    show.line(title)  # the table's own title would be folded to its width
     show.table(["class", "pictures", *(model["model"] for model in models)], rows)
 
 
-def _write(out: Path, result: Result) -> list[Path]:
+def _files(result: Result) -> dict[str, bytes]:
     """The result, and a line per model and class."""
-    from diffvit.files import disk_faults, replace, to_json
+    from diffvit.files import to_csv, to_json
 
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["model", "class", "wordnet_id", "images", "accuracy", "low", "high"])
     ids = result["wordnet_ids"] or [""] * len(result["classes"])
-    for model in result["models"]:
-        for wordnet_id, row in zip(ids, model["per_class"], strict=True):
-            figures = [row[name] for name in ("images", "accuracy", "low", "high")]
-            writer.writerow([model["model"], row["class"], wordnet_id, *figures])
-    files = {"evaluate.json": to_json(dict(result)), "per_class.csv": table.getvalue().encode()}
-    with disk_faults(out, "The figures are above."):
-        out.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            replace(out / name, content)
-    return [out / name for name in files]
+    figures = ("images", "accuracy", "low", "high")
+    rows = [
+        {"model": model["model"], "class": row["class"], "wordnet_id": id, **{name: row[name] for name in figures}}
+        for model in result["models"]
+        for id, row in zip(ids, model["per_class"], strict=True)
+    ]
+    return {"evaluate.json": to_json(dict(result)), "per_class.csv": to_csv(rows)}
 
 
 def _tell_comparison(result: Result) -> None:
@@ -415,17 +301,16 @@ def _tell_comparison(result: Result) -> None:
         if not rows:
             show.line(f"note: no superclasses: {result['no_superclasses']}")
             continue
-        shown = list(rows) if len(rows) <= ALL else [*rows[: ALL // 2], *rows[-ALL // 2 :]]
         columns = [title, "pictures", "first", "second", "difference", "95% interval", "decided"]
-        show.table(columns, [[row[key], *_difference(row)] for row in shown])
+        cells = [
+            [
+                *(row[key], f"{row['images']:,}", show.percent(row["first"]), show.percent(row["second"])),
+                *(f"{100 * row['difference']:+.1f}", f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"),
+                "yes" if row["decided"] else "no",
+            ]
+            for row in _ends(rows)
+        ]
+        show.table(columns, cells)
         show.line(decided_note(rows))
     for line in shift_statements(result["shifts"], one["model"], two["model"]) if result["shifts"] else ():
         show.line(line)
-
-
-def _difference(row: Result) -> list[str]:
-    return [
-        *(f"{row['images']:,}", show.percent(row["first"]), show.percent(row["second"])),
-        *(f"{100 * row['difference']:+.1f}", f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"),
-        "yes" if row["decided"] else "no",
-    ]

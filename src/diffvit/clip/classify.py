@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,85 +16,71 @@ from diffvit.clip.preprocess import Preprocessing
 from diffvit.clip.zero_shot import Classifier, classify
 from diffvit.data.images import decode
 from diffvit.errors import InputError
-from diffvit.reporting.style import LIGHT, Theme, figure
+from diffvit.reporting.style import LIGHT, figure, plain, to_png
 
 PER_FIGURE = 8
 _LETTERS = 30  # of a label or a file's name in the figure
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An image file and the square of it that the model sees."""
+class Named:
+    """An image file, the square of it that the model sees, and its likeliest labels with probabilities, best first."""
 
     path: Path
     square: UInt8[np.ndarray, "3 s s"]
-
-
-@dataclass(frozen=True)
-class Named:
-    """A picture and its likeliest labels with their probabilities, best first."""
-
-    picture: Picture
     top: list[tuple[str, float]]
 
-    def values(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return {"image": str(self.picture.path), "top": [list(pair) for pair in self.top]}
 
-
-def read_pictures(paths: Sequence[Path], preprocessing: Preprocessing) -> tuple[list[Picture], list[InputError]]:
-    """The pictures that can be read, and a fault for each that cannot."""
-    pictures: list[Picture] = []
-    faults: list[InputError] = []
+def read_pictures(
+    paths: Sequence[Path], preprocessing: Preprocessing
+) -> tuple[list[tuple[Path, UInt8[np.ndarray, "3 s s"]]], list[InputError]]:
+    """The squares of the pictures that can be read, and a fault for each that cannot."""
+    pictures, faults = [], []
     for path in paths:
         try:
-            pictures.append(Picture(path, preprocessing.square(decode(path, name=str(path)))))
+            pictures.append((path, preprocessing.square(decode(path, name=str(path)))))
         except InputError as fault:
             faults.append(fault)
     return pictures, faults
 
 
-def name_pictures(clip: Clip, classifier: Classifier, pictures: Sequence[Picture], top: int = 5) -> list[Named]:
-    """The likeliest labels of each picture.
-
-    Args:
-        clip: the model.
-        classifier: made with it.
-        pictures: squared by its preprocessing.
-        top: how many labels; all where there are fewer.
-    """
+def name_pictures(
+    clip: Clip, classifier: Classifier, pictures: Sequence[tuple[Path, UInt8[np.ndarray, "3 s s"]]], top: int
+) -> list[Named]:
+    """The likeliest labels of each picture of :func:`read_pictures`: ``top`` of them, or all where there are fewer."""
     named: list[Named] = []
     for first in range(0, len(pictures), 32):
         part = pictures[first : first + 32]
-        squares = torch.from_numpy(np.stack([picture.square for picture in part]))
+        squares = torch.from_numpy(np.stack([square for _, square in part]))
         chances = classify(clip, classifier, clip.preprocessing.normalised(squares))
         values, places = chances.sort(dim=1, descending=True, stable=True)
-        for picture, row, where in zip(part, values[:, :top].tolist(), places[:, :top].tolist(), strict=True):
+        for (path, square), row, where in zip(part, values[:, :top].tolist(), places[:, :top].tolist(), strict=True):
             labels = [classifier.labels[place] for place in where]
-            named.append(Named(picture, list(zip(labels, row, strict=True))))
+            named.append(Named(path, square, list(zip(labels, row, strict=True))))
     return named
 
 
-def draw_named(named: Sequence[Named], *, title: str, note: str, theme: Theme = LIGHT) -> Figure:
-    """Each picture as the model sees it, with a bar per label.
+def figures(named: Sequence[Named], *, title: str, note: str) -> dict[str, bytes]:
+    """``classify.png``, or several with :data:`PER_FIGURE` pictures each; see :func:`draw_named`."""
+    parts = [named[first : first + PER_FIGURE] for first in range(0, len(named), PER_FIGURE)]
+    names = ["classify.png"] if len(parts) == 1 else [f"classify-{place:02}.png" for place in range(1, len(parts) + 1)]
+    return {name: to_png(draw_named(part, title=title, note=note)) for name, part in zip(names, parts, strict=True)}
 
-    Args:
-        named: at most :data:`PER_FIGURE`.
-        title: what model it is.
-        note: the small line under it.
-        theme: colours.
-    """
+
+def draw_named(named: Sequence[Named], *, title: str, note: str) -> Figure:
+    """Each picture (at most :data:`PER_FIGURE`) as the model sees it, with a bar per label, a title and a note."""
+    theme = LIGHT
     columns = 1 if len(named) == 1 else 2
     lines = -(-len(named) // columns)
     made = figure(theme, 6.4 * columns, 0.9 + 2.3 * lines)
-    made.suptitle(_plain(title), x=0.01, ha="left", color=theme.ink, fontsize=13)
-    made.supxlabel(_plain(note), x=0.01, ha="left", color=theme.ink, fontsize=8.5)
+    made.suptitle(plain(title), x=0.01, ha="left", color=theme.ink, fontsize=13)
+    made.supxlabel(plain(note), x=0.01, ha="left", color=theme.ink, fontsize=8.5)
     grid = made.add_gridspec(lines, 2 * columns, width_ratios=[1, 1.5] * columns)
     for place, each in enumerate(named):
         line, column = divmod(place, columns)
         image = made.add_subplot(grid[line, 2 * column])
-        image.imshow(each.picture.square.transpose(1, 2, 0))
-        image.set_title(_short(each.picture.path.name), color=theme.ink, fontsize=9.5, loc="left")
+        image.imshow(each.square.transpose(1, 2, 0))
+        image.set_title(_short(each.path.name), color=theme.ink, fontsize=9.5, loc="left")
         image.set_axis_off()
         bars = made.add_subplot(grid[line, 2 * column + 1])
         bars.set_facecolor(theme.paper)
@@ -114,9 +99,4 @@ def draw_named(named: Sequence[Named], *, title: str, note: str, theme: Theme = 
 
 
 def _short(text: str) -> str:
-    return _plain(text if len(text) <= _LETTERS else f"{text[: _LETTERS - 1]}…")
-
-
-def _plain(text: str) -> str:
-    """Dollar signs as letters: in pairs they would start a formula."""
-    return text.replace("$", r"\$")
+    return plain(text if len(text) <= _LETTERS else f"{text[: _LETTERS - 1]}…")

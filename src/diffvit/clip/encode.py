@@ -1,15 +1,16 @@
-"""Image features of labelled images: each image is encoded once per model, and its features are kept in the cache."""
+"""Image features of labelled images, and the cache that keeps features in parts, each checked by its SHA-256."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,19 @@ import numpy as np
 import PIL
 import torch
 from jaxtyping import Float32, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffvit.clip.cache import FeatureCache, digest, fingerprint
 from diffvit.clip.labelled import Labelled
 from diffvit.clip.load import Clip, Supervised
-from diffvit.clip.precision_engine import float32_products
+from diffvit.clip.precision import float32_products
 from diffvit.clip.preprocess import Preprocessing
-from diffvit.clip.zero_shot import Progress
+from diffvit.clip.shifts import Shift
 from diffvit.errors import InputError
+from diffvit.files import cache_folder, replacing
 
+Progress = Callable[[int, int], None]
+_SUM = 32  # bytes of a SHA-256
 _VERSION = 2  # of what is computed here; a change invalidates the cache
 _PART = 256  # images
 _READERS = 4  # threads that decode and resize
@@ -79,27 +82,10 @@ def image_encoder(of: Clip | Supervised) -> Encoder:
 
 
 @dataclass(frozen=True)
-class Change:
-    """Something done to every image before a model's own preprocessing.
-
-    Args:
-        name: all that it depends on, in words; a part of the cache's key.
-        apply: the image and :func:`image_number` of it, to the changed image.
-    """
-
-    name: str
-    apply: Callable[[UInt8[np.ndarray, "3 h w"], int], UInt8[np.ndarray, "3 h2 w2"]]
-
-
-@dataclass(frozen=True)
 class Encoded:
-    """Features of all images.
+    """Features of all images: ``rows`` on the CPU, NaN for those that could not be read, whose ``faults`` are in order.
 
-    Args:
-        rows: on the CPU; NaN for an image that could not be read.
-        faults: of the images that could not be read, in their order.
-        computed: how many rows the model computed just now; the others came from the cache.
-        seconds: that this took, with reading and preprocessing.
+    ``computed`` rows were computed just now, in so many ``seconds`` with reading and preprocessing; others were cached.
     """
 
     rows: Float32[Tensor, "n width"]
@@ -118,7 +104,7 @@ def encode_all(
     encoder: Encoder,
     labelled: Labelled,
     *,
-    change: Change | None = None,
+    shift: Shift | None = None,
     cache_dir: Path | None = None,
     use_cache: bool = True,
     progress: Progress | None = None,
@@ -133,7 +119,7 @@ def encode_all(
     Args:
         encoder: what to compute.
         labelled: the images; their labels do not matter.
-        change: what is done to them first.
+        shift: done to each image before the model's own preprocessing.
         cache_dir: where the parts lie; by default the user's cache folder.
         use_cache: False to read and write none.
         progress: called with (images done, images in all), first before any is computed.
@@ -145,46 +131,45 @@ def encode_all(
     total, faults, computed = len(labelled), dict[int, InputError](), 0
     spans = [range(first, min(first + _PART, total)) for first in range(0, total, _PART)]
 
-    def square(place: int) -> UInt8[np.ndarray, "3 s s"] | InputError:
-        """An image as the model sees it before it is normalised, or why it cannot be had."""
+    def square(place: int) -> UInt8[np.ndarray, "3 s s"] | None:
+        """An image as the model sees it before it is normalised; None, and a fault, where it cannot be had."""
         try:
             pixels = labelled.read(place)
         except InputError as fault:
-            return fault
-        if change:
-            pixels = change.apply(pixels, image_number(labelled.places[place]))
+            faults[place] = fault
+            return None
+        if shift:
+            pixels = shift.apply(pixels, image_number(labelled.places[place]))
         return encoder.preprocessing.square(pixels)
 
     def compute(index: int, done: int) -> Float32[Tensor, "rows width"]:
         nonlocal computed
         span = spans[index]
         rows = torch.full((len(span), encoder.width), torch.nan)
-        for batch, squares in _batches(square, span, batch_size):
-            if progress:
-                progress(done, total)
-            good = [place for place, each in zip(batch, squares, strict=True) if not isinstance(each, InputError)]
-            faults.update({n: each for n, each in zip(batch, squares, strict=True) if isinstance(each, InputError)})
-            if good:
-                stack = np.stack([each for each in squares if not isinstance(each, InputError)])
-                found = encoder.encode(torch.from_numpy(stack))
-                if not bool(found.isfinite().all()):
-                    raise InputError(encoder.name, "gives features that are not finite", "Take other weights.")
-                rows[[place - span[0] for place in good]] = found
-            done, computed = done + len(batch), computed + len(good)
+        pool = ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1))
+        try:
+            waiting = [pool.submit(square, place) for place in span]  # read while others are encoded
+            for first in range(0, len(span), batch_size):
+                if progress:
+                    progress(done + first, total)
+                squares = [future.result() for future in waiting[first : first + batch_size]]
+                good = {place: each for place, each in enumerate(squares, first) if each is not None}
+                if good:
+                    found = encoder.encode(torch.from_numpy(np.stack(list(good.values()))))
+                    if not bool(found.isfinite().all()):
+                        raise InputError(encoder.name, "gives features that are not finite", "Take other weights.")
+                    rows[list(good)] = found
+                computed += len(good)
+        finally:
+            pool.shutdown(cancel_futures=True)
         return rows
 
     def accept(index: int, rows: Float32[Tensor, "rows width"]) -> bool:
         """Images that could not be read are tried again: a permission may have changed, which no stamp tells."""
-        if rows.shape[1] != encoder.width:
-            return False
-        again = {spans[index][place]: place for place in rows.isnan().any(dim=1).nonzero()[:, 0].tolist()}
-        found = {place: square(place) for place in again}
-        unreadable = {place: each for place, each in found.items() if isinstance(each, InputError)}
-        if len(unreadable) == len(found):
-            faults.update(unreadable)
-        return len(unreadable) == len(found)
+        unread = [spans[index][place] for place in rows.isnan().any(dim=1).nonzero()[:, 0].tolist()]
+        return rows.shape[1] == encoder.width and all(square(place) is None for place in unread)
 
-    key = digest([encoder.key, change.name if change else None, batch_size])
+    key = digest([encoder.key, shift.title if shift else None, batch_size])
     cache = FeatureCache(key, f"what {encoder.name} computed", cache_dir, use_cache)
     parts = [(len(s), digest([(labelled.places[n], labelled.stamps[n]) for n in s])) for s in spans]
     start = time.perf_counter()
@@ -196,18 +181,96 @@ def encode_all(
     return Encoded(rows, [faults[place] for place in sorted(faults)], computed, seconds)
 
 
-def _batches(
-    square: Callable[[int], Any], span: range, size: int
-) -> Iterator[tuple[range, list[np.ndarray | InputError]]]:
-    """The images of a span in batches; the next batch is read while one is encoded."""
-    cut = [span[first : first + size] for first in range(0, len(span), size)]
-    waiting: deque[list[Future[Any]]] = deque()
-    pool = ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1))
-    try:
-        for place in range(len(cut) + 1):
-            if place < len(cut):
-                waiting.append([pool.submit(square, image) for image in cut[place]])
-            if place:
-                yield cut[place - 1], [future.result() for future in waiting.popleft()]
-    finally:
-        pool.shutdown(cancel_futures=True)
+# The cache
+
+
+def digest(what: Any) -> str:
+    """SHA-256 (hex) of something that JSON can hold."""
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+
+
+def fingerprint(model: nn.Module, wanted: Callable[[str], bool] = lambda _: True) -> str:
+    """SHA-256 (hex) of a model's modules (settings, names) and tensors (dtypes, values) whose names are wanted."""
+    found = hashlib.sha256()
+    for name, module in model.named_modules():
+        if wanted(name):
+            said = module.extra_repr() or type(module).__name__
+            found.update(f"{name} {type(module).__name__} {said} {getattr(module, 'num_heads', '')}\n".encode())
+    for name, tensor in model.state_dict().items():
+        if wanted(name):
+            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """The parts of one set of features: a classifier's rows, or what an encoder makes of images.
+
+    Args:
+        key: hash of all that every row depends on; it goes into each part's checksum.
+        name: what a warning calls the features.
+        folder: where caches lie; by default the user's cache folder.
+        use: False to read and write nothing.
+    """
+
+    key: str
+    name: str
+    folder: Path | None = None
+    use: bool = True
+
+    def rows(
+        self,
+        parts: Sequence[tuple[int, str]],
+        compute: Callable[[int, int], Float32[Tensor, "rows dim"]],
+        accept: Callable[[int, Float32[Tensor, "rows dim"]], bool] = lambda *_: True,
+    ) -> list[Float32[Tensor, "rows dim"]]:
+        """The features part by part; parts that are not in the cache are computed and written as they are done.
+
+        Args:
+            parts: for each its number of rows, and the hash of what it alone depends on (or empty).
+            compute: from a part's index and the number of rows that are done to its rows.
+            accept: whether the rows read for a part are to be used.
+        """
+        found: dict[int, Tensor] = {}
+        for index, (count, identity) in enumerate(parts if self.use else ()):
+            rows = self._load(index, count, identity)
+            if rows is not None and accept(index, rows):
+                found[index] = rows
+        done, saving = sum(map(len, found.values())), self.use
+        for index, (count, identity) in enumerate(parts):
+            if index not in found:
+                found[index] = compute(index, done)
+                done += count
+                saving = saving and self._saved(index, found[index], identity)
+        return [found[index] for index in range(len(parts))]
+
+    def _path(self, index: int, identity: str) -> Path:
+        """Parts of one index and different identities lie beside each other."""
+        name = f"{index:06}-{identity[:32]}.rows" if identity else f"{index:06}.rows"
+        return (self.folder or cache_folder()) / "clip" / self.key[:32] / name
+
+    def _load(self, index: int, rows: int, identity: str) -> Tensor | None:
+        try:
+            content = self._path(index, identity).read_bytes()
+        except OSError:
+            return None
+        body = content[_SUM:]
+        if content[:_SUM] != self._sum(index, rows, identity, body) or not body or len(body) % (4 * rows):
+            return None
+        return torch.from_numpy(np.frombuffer(body, dtype="<f4").astype(np.float32).reshape(rows, -1))
+
+    def _saved(self, index: int, rows: Tensor, identity: str) -> bool:
+        """Whether a part could be written; if not, a warning says so. Several processes may write the same part."""
+        body = rows.contiguous().numpy().astype("<f4").tobytes()
+        path = self._path(index, identity)
+        try:
+            with replacing(path) as temporary:
+                temporary.write_bytes(self._sum(index, len(rows), identity, body) + body)
+        except OSError as error:
+            warnings.warn(f"{path.parent}: {self.name} is not cached ({error.strerror or error})", stacklevel=4)
+            return False
+        return True
+
+    def _sum(self, index: int, rows: int, identity: str, body: bytes) -> bytes:
+        return hashlib.sha256(f"{self.key} {index} {rows}{identity and f' {identity}'}\n".encode() + body).digest()

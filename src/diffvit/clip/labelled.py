@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -33,8 +33,7 @@ class Labelled:
 
     Args:
         name: for people: "folder val", "CIFAR-10 (JPEG) test".
-        classes: for people and for prompts. ImageNet's OpenAI names where folders are named by WordNet ids (two pairs
-            of them are the same), else the folders' names with spaces for "_".
+        classes: for people and for prompts; see :func:`open_labelled`.
         wordnet_ids: of the classes, where every folder is named by a WordNet id of ImageNet-1k.
         labels: per image, its place in ``classes``.
         places: per image, its path in the folder, or as "test/00042".
@@ -93,49 +92,65 @@ class Labelled:
         members: list[list[int]] = [[] for _ in self.classes]
         for number, label in enumerate(self.labels):
             members[label].append(number)
-        chosen: list[int] = []
-        for mine in members:
-            count = min(per_class, len(mine))
-            chosen.extend(mine[place * len(mine) // count] for place in range(count))
-        return self._picked(sorted(chosen))
+        return self._picked(sorted(number for mine in members for number in _spread(mine, per_class)))
 
     def spread(self, count: int, among: Sequence[int]) -> Labelled:
         """So many of these images, spread evenly over the classes; all of them where there are no more."""
-        order = sorted(among, key=lambda number: (self.labels[number], number))
-        count = min(count, len(order))
-        return self._picked(sorted(order[place * len(order) // count] for place in range(count)))
+        return self._picked(sorted(_spread(sorted(among, key=lambda n: (self.labels[n], n)), count)))
 
     def _picked(self, numbers: Sequence[int]) -> Labelled:
         read = self.read
-        return replace(
-            self,
-            labels=tuple(self.labels[number] for number in numbers),
-            places=tuple(self.places[number] for number in numbers),
-            stamps=tuple(self.stamps[number] for number in numbers),
-            read=lambda place: read(numbers[place]),
-        )
+        picked = {name: tuple(vars(self)[name][n] for n in numbers) for name in ("labels", "places", "stamps")}
+        return replace(self, **picked, read=lambda place: read(numbers[place]))
+
+
+def _spread(numbers: Sequence[int], count: int) -> list[int]:
+    """So many of these at even distances, the first among them; all where there are no more."""
+    count = min(count, len(numbers))
+    return [numbers[place * len(numbers) // count] for place in range(count)]
 
 
 def open_labelled(where: str | Path, *, split: str = "test", data_dir: Path | None = None) -> Labelled:
     """Labelled images, none of them read yet (those of CIFAR-10 are small, and are).
 
     Args:
-        where: ``cifar10``, or a folder with a folder per class. Files may lie deeper; hidden ones and those whose
-            suffix says that they are no images are left out. Folders named by WordNet ids of ImageNet-1k get its names.
+        where: ``cifar10``, or a folder with a folder per class, whose files may lie deeper; hidden ones and those whose
+            suffix says that they are no images are left out. Folders named by WordNet ids of ImageNet-1k get OpenAI's
+            names for them (two pairs are the same), others are called as they are, with spaces for "_".
         split: of CIFAR-10: test or train.
         data_dir: where CIFAR-10 lies; by default what DIFFVIT_DATA says.
 
     Raises:
         ConfigError: a split of what has none.
-        InputError: no such folder, no classes in it, an empty one, two that would have the same name, or splits in
-            place of classes.
+        InputError: not a folder of classes with images, or two classes of the same name.
         EnvironmentFault: CIFAR-10 cannot be fetched, or WordNet ids are met and timm or open_clip is missing.
     """
     if str(where) == CIFAR10:
         return _cifar10(split, data_dir)
     if split != "test":
         raise ConfigError("--split", f"is for {CIFAR10}; a folder is taken as it is", "Name the split's own folder.")
-    return _folder(Path(where))
+    root = Path(where)
+    folders = _class_folders(root)
+    classes, ids = _names(root, folders)
+    labels: list[int] = []
+    files: list[Path] = []
+    for label, folder in enumerate(folders):
+        mine = sorted(image_files(root / folder))
+        if not mine:
+            raise InputError(str(root / folder), "holds no images", "Put some there, or take the folder away.")
+        files.extend(mine)
+        labels.extend([label] * len(mine))
+    # The folder itself is a part of each stamp: two folders may hold files of the same names, sizes and times.
+    home = root.resolve()
+    return Labelled(
+        f"folder {home.name}",
+        classes,
+        ids,
+        tuple(labels),
+        tuple(file.relative_to(root).as_posix() for file in files),
+        tuple(f"{_state(file)} {home}" for file in files),
+        lambda number: decode(files[number], name=str(files[number])),
+    )
 
 
 def _cifar10(split: str, data_dir: Path | None) -> Labelled:
@@ -152,33 +167,9 @@ def _cifar10(split: str, data_dir: Path | None) -> Labelled:
     )
 
 
-def _folder(root: Path) -> Labelled:
-    folders = _class_folders(root)
-    classes, ids = _names(root, folders)
-    labels: list[int] = []
-    files: list[Path] = []
-    for label, folder in enumerate(folders):
-        mine = sorted(image_files(root / folder))
-        if not mine:
-            raise InputError(str(root / folder), "holds no images", "Put some there, or take the folder away.")
-        files.extend(mine)
-        labels.extend([label] * len(mine))
-    # The folder itself is a part of each stamp: two folders may hold files of the same names, sizes and times.
-    home = str(root.resolve())
-    return Labelled(
-        f"folder {root.resolve().name}",
-        classes,
-        ids,
-        tuple(labels),
-        tuple(file.relative_to(root).as_posix() for file in files),
-        tuple(f"{_state(file)} {home}" for file in files),
-        lambda number: decode(files[number], name=str(files[number])),
-    )
-
-
 def _class_folders(root: Path) -> list[str]:
-    if "\0" in str(root) or not root.is_dir():
-        found = "is not a folder" if "\0" not in str(root) and root.exists() else "no such folder"
+    if not root.is_dir():
+        found = "is not a folder" if root.exists() else "no such folder"
         raise InputError(str(root), found, f"Give {CIFAR10}, or a folder with a folder per class.")
     folders = class_folders(root)
     if not folders:
@@ -242,20 +233,19 @@ def imagenet_groups(labelled: Labelled) -> tuple[list[int], list[list[int]]]:
     """
     groups = _places(labelled)
     places = [place for place, group in enumerate(groups) if group]
-    found = [groups[place] for place in places]
     if not places or (len(places) == 1 and len(groups) > 1):
         names = ", ".join(labelled.classes[:5]) + (", ..." if len(labelled.classes) > 5 else "")
         why = f"shares {'one class' if places else 'no class'} with ImageNet (found {names})"
         allowed = "Allowed are folders named by WordNet ids (n01440764), CIFAR-10's classes, or ImageNet's own names."
         raise ConfigError(labelled.name, why, allowed)
-    taken: dict[int, int] = {}
-    for place, group in zip(places, found, strict=True):
+    taken: dict[int, str] = {}
+    for name, group in zip(labelled.classes, groups, strict=True):
         for one in group:
             if one in taken:
-                pair = f"{labelled.classes[taken[one]]} and {labelled.classes[place]}"
-                raise ConfigError(labelled.name, f"has two classes for one of ImageNet's ({pair})", "Rename one.")
-            taken[one] = place
-    return places, found
+                why = f"has two classes for one of ImageNet's ({taken[one]} and {name})"
+                raise ConfigError(labelled.name, why, "Rename one.")
+            taken[one] = name
+    return places, [groups[place] for place in places]
 
 
 def _places(labelled: Labelled) -> list[list[int]]:
@@ -271,8 +261,7 @@ def _places(labelled: Labelled) -> list[list[int]]:
     return [found if len(found := named.get(name.casefold(), [])) == 1 else [] for name in labelled.classes]
 
 
-@dataclass(frozen=True)
-class Superclass:
+class Superclass(NamedTuple):
     """Some of the classes under one noun of WordNet: its ``id``, its ``name``, and their places, ascending."""
 
     id: str
@@ -289,9 +278,11 @@ def superclasses(labelled: Labelled) -> tuple[Superclass, ...]:
     ids, kind = labelled.wordnet_ids, "imagenet"
     synsets = {name: entry["synset"] for name, entry in _committed("cifar10_imagenet.json").items()}
     if ids is None and set(labelled.classes) <= synsets.keys():
-        ids, kind = [synsets[name] for name in labelled.classes], "cifar10"
+        ids, kind = tuple(synsets[name] for name in labelled.classes), "cifar10"
+    if ids is None:
+        return ()
     found = []
-    for group in _committed("superclasses.json")[kind] if ids else ():
-        if members := tuple(place for place, id in enumerate(ids or ()) if id in group["members"]):
-            found.append(Superclass(group["id"], group["name"], members))
-    return tuple(sorted(found, key=lambda group: group.members[0]))
+    for group in _committed("superclasses.json")[kind]:
+        members = tuple(place for place, id in enumerate(ids) if id in group["members"])
+        found.append(Superclass(group["id"], group["name"], members))
+    return tuple(sorted((group for group in found if group.members), key=lambda group: group.members[0]))

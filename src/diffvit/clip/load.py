@@ -21,7 +21,7 @@ from diffvit.clip.hub import (
     timm_skeleton,
     tokenizer_of,
 )
-from diffvit.clip.preprocess import Preprocessing, of_clip, of_timm
+from diffvit.clip.preprocess import Preprocessing, of_clip, of_ours, of_timm
 from diffvit.errors import ConfigError, InputError, did_you_mean
 from diffvit.hub.files import check_finite, check_weights, read_weights
 from diffvit.hub.libraries import quietly, timm_library
@@ -39,59 +39,49 @@ _VERSIONS = {
 
 
 @dataclass(frozen=True)
-class Clip:
-    """A CLIP model with its preprocessing and tokenizer.
-
-    Args:
-        model: open_clip's, in evaluation mode, without gradients: ``encode_image``, ``encode_text``, ``logit_scale``.
-        preprocessing: what its images must go through.
-        tokenizer: texts to int64 (texts, context), cut with the end-of-text token last; takes ``context_length``.
-        name: open_clip's name of the architecture.
-        pretrained: the tag of the weights, or None for weights of unknown training.
-        source: where the weights came from.
-        dtype: of the weights in memory.
-    """
+class Loaded:
+    """A model in evaluation mode, without gradients, what its images must go through, and its weights' source."""
 
     model: nn.Module
     preprocessing: Preprocessing
-    tokenizer: Callable[..., Tensor]
-    name: str
-    pretrained: str | None
     source: str
-    dtype: torch.dtype
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights in memory."""
+        return next(self.model.parameters()).dtype
 
 
 @dataclass(frozen=True)
-class Supervised:
-    """A classifier that was trained with labels: a ResNet-50 of timm's, or a ViT of ours.
+class Clip(Loaded):
+    """A CLIP model of open_clip's, or a small one of ours: ``encode_image``, ``encode_text``, ``logit_scale``.
 
     Args:
-        model: in evaluation mode, without gradients: images to logits.
-        preprocessing: what its images must go through.
-        title: model and weights, for people.
-        version: the weights' published version, or what it was loaded by.
-        source: where the weights came from.
-        dtype: of the weights in memory.
-        classes: of its logits; None for ImageNet's 1000 in their order.
+        tokenizer: texts to int64 (texts, context), cut with the end-of-text token last; takes ``context_length``.
+        name: open_clip's name of the architecture.
+        pretrained: the tag of the weights, or None for weights of unknown training.
     """
 
-    model: nn.Module
-    preprocessing: Preprocessing
+    tokenizer: Callable[..., Tensor]
+    name: str
+    pretrained: str | None
+
+
+@dataclass(frozen=True)
+class Supervised(Loaded):
+    """A classifier that was trained with labels, images to logits: a ResNet-50 of timm's, or a ViT of ours.
+
+    ``title`` is for people, ``version`` the weights' published one; ``classes`` are None for ImageNet's 1000.
+    """
+
     title: str
     version: str
-    source: str
-    dtype: torch.dtype
     classes: tuple[str, ...] | None = None
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.model.parameters()).device
 
 
 def load_clip(
@@ -129,16 +119,11 @@ def load_clip(
     model = clip_skeleton(name, quick_gelu=quick)
     if quick:
         assert_quick_gelu(model)
-    fill(
-        str(path),
-        name,
-        model,
-        arranged(model, {key: each for key, each in tensors.items() if key not in _OPENAI_NOTES}),
-    )
+    trained = {key: each for key, each in tensors.items() if key not in _OPENAI_NOTES}
+    fill(str(path), name, model, arranged(model, trained))
     default = library.OPENAI_DATASET_MEAN, library.OPENAI_DATASET_STD
     preprocessing = of_clip(settings, getattr(model.visual, "image_size", 224), *default)
-    model = model.to(device_named(device)).requires_grad_(False).eval()
-    return Clip(model, preprocessing, tokenizer, name, pretrained, source, torch.float32)
+    return Clip(ready(model, device), preprocessing, source, tokenizer, name, pretrained)
 
 
 def _is_torchscript(path: Path) -> bool:
@@ -157,14 +142,10 @@ def _openai_archive(path: Path) -> dict[str, Tensor]:
         InputError: any other archive.
     """
     library = open_clip_library()
-    published = {
-        library.get_pretrained_cfg(name, tag).get("url", "").split("/")[-2:-1][0]
-        for name, tag in library.list_pretrained()
-        if tag == "openai"
-    }
+    tagged = [library.get_pretrained_cfg(name, tag) for name, tag in library.list_pretrained() if tag == "openai"]
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found not in published:
+    if not any(f"/{found}/" in config.get("url", "") for config in tagged):
         why = f"is a TorchScript archive, which is a program, and none that OpenAI published (SHA-256 {found[:12]}...)"
         raise InputError(str(path), why, "Give the published archive, or a state dict as .pt or .safetensors.")
     with quietly():
@@ -178,8 +159,7 @@ def load_resnet50(
     """A ResNet-50 supervised with ImageNet's labels, in float32 and evaluation mode.
 
     Args:
-        weights: ``tv-v1`` or ``tv-v2`` (torchvision's, arXiv 1512.03385 and its later recipe), or a name of timm's
-            that begins with ``resnet50.``.
+        weights: ``tv-v1`` or ``tv-v2`` (torchvision's), or a name of timm's that begins with ``resnet50.``.
         file: these weights in a file instead of the network: torchvision's ``.pth``, timm's, or safetensors.
         device: where the weights go; ``"auto"`` takes CUDA where there is one.
 
@@ -200,9 +180,8 @@ def load_resnet50(
     else:
         tensors, source = read_weights(file, counters=True).tensors, str(file)
     fill(source, "ResNet-50", model, tensors)
-    model = model.to(device_named(device)).requires_grad_(False).eval()
     version = _VERSIONS.get(name, f"timm {name}")
-    return Supervised(model, of_timm(config), f"ResNet-50 ({version})", version, source, torch.float32)
+    return Supervised(ready(model, device), of_timm(config), source, f"ResNet-50 ({version})", version)
 
 
 def load_vit(reference: str, *, device: str = "auto") -> Supervised:
@@ -212,12 +191,9 @@ def load_vit(reference: str, *, device: str = "auto") -> Supervised:
         InputError: no such model, or damaged.
     """
     model, meta = load_with_meta(reference, device=device)
-    size = model.settings["image_size"]
-    preprocessing = Preprocessing(size, size, "bilinear", False, tuple(meta["mean"]), tuple(meta["std"]))
-    model, dtype = model.requires_grad_(False), next(model.parameters()).dtype
-    return Supervised(
-        model, preprocessing, f"ViT {reference}", reference, reference, dtype, classes=tuple(meta["classes"])
-    )
+    preprocessing = of_ours(model.settings["image_size"], meta)
+    model = model.requires_grad_(False)
+    return Supervised(model, preprocessing, reference, f"ViT {reference}", reference, tuple(meta["classes"]))
 
 
 def fill(source: str, name: str, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -249,11 +225,11 @@ def assert_quick_gelu(model: nn.Module) -> None:
             raise InputError(name, "has GELU where the weights were trained with QuickGELU")
 
 
-def device_named(device: torch.device | str) -> torch.device | str:
-    """``"auto"`` as CUDA where there is one."""
+def ready(model: nn.Module, device: torch.device | str) -> nn.Module:
+    """A model in evaluation mode, without gradients, on a device; ``"auto"`` takes CUDA where there is one."""
     if str(device) == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device).requires_grad_(False).eval()
 
 
 def _check_names(name: str, pretrained: str | None, weights: Path | None) -> None:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.benchmark import timer
 
 from diffvit.clip.hub import open_clip_library, rn50_image_encoder
-from diffvit.clip.precision_engine import REFERENCE, Engine, engines_of
 from diffvit.clip.preprocess import Preprocessing
 from diffvit.data import cifar10, shapes, sources
+from diffvit.data.folder import image_files
 from diffvit.data.images import decode
 from diffvit.errors import ConfigError, InputError
 from diffvit.files import cache_folder
@@ -27,25 +32,20 @@ CLASSES, LOGIT_SCALE = 10, 100.0  # the scale that CLIP's training ends at (arXi
 CLIP_IMAGES = Preprocessing(
     224, 224, "bicubic", False, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 )
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp"}
-_DRIFT_SHARE = 0.25  # of the time that is left after the first batch size
-_FIRST_SHARE = 0.4  # of the time: first passes of the smallest batch
-_WARM_UP = 5.0  # seconds: a first pass that takes less is repeated, for a better estimate of its time
-
-Result = dict[str, Any]
-Clock = Callable[[], float]
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+MANTISSA = {"float32": 23, "tf32": 10, "float16": 10, "bfloat16": 7}  # bits after the point
+_PRODUCTS = ("convolution", "mm", "addmm", "bmm", "baddbmm", "linear")
+_BACKENDS: Any = torch.backends
+_CUDA_SWITCHES: tuple[Any, ...] = (_BACKENDS.cuda.matmul, _BACKENDS.cudnn.conv)
+_CPU_SWITCHES: tuple[Any, ...] = (_BACKENDS.mkldnn.matmul, _BACKENDS.mkldnn.conv)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured.
+    """How much is measured: the drift on so many ``images``, and each cell (mode, memory format, batch size).
 
-    Args:
-        batch_sizes: images per pass.
-        budget: seconds for everything together; what does not fit is left out, with the reason in its row.
-        images: test images for the drift.
-        most: timed passes of a cell (mode, memory format, batch size) at most.
-        least: timed passes that must fit into the budget, else the cell is left out.
+    A cell is timed ``least`` to ``most`` times. What does not fit into the ``budget``, seconds for everything together,
+    is left out, with the reason in its row.
 
     Raises:
         ConfigError: a number that measures nothing.
@@ -67,21 +67,6 @@ class Plan:
             raise ConfigError("--images", f"must be from 2 to 10000 (found {self.images})")
 
 
-class Encoder(NamedTuple):
-    """An image encoder in evaluation mode, float32, on the CPU; ``weights`` says where its weights come from."""
-
-    visual: nn.Module
-    weights: str
-    trained: bool
-
-
-class SampleImages(NamedTuple):
-    """Normalised images, float32 (n, 3, 224, 224), and what to call them."""
-
-    pixels: Tensor
-    name: str
-
-
 def run(
     plan: Plan,
     *,
@@ -91,7 +76,7 @@ def run(
     device: str = "cpu",
     threads: int = 0,
     tell: Callable[[str], object] = lambda _: None,
-) -> Result:
+) -> dict[str, Any]:
     """Measure every mode, batch size and memory format within the plan's budget.
 
     Args:
@@ -113,178 +98,346 @@ def run(
     """
     start = timer()
     environment = {**facts(device, prepare(threads)), "open_clip": open_clip_library().__version__}
-    images = sample_images(data_dir, plan.images)
-    if clip is None:
-        encoder = Encoder(random_rn50(images.pixels[:8]), "random (seed 0)", False)
-    else:
-        visual: Any = copy.deepcopy(clip.visual)
-        encoder = Encoder(visual.float().cpu().eval().requires_grad_(False), weights, True)
-    tell(f"{encoder.weights} weights, {len(images.pixels)} images: {images.name}")
-    found = measure(encoder, images, plan, device, start=start, tell=tell)
-    return {**found, "environment": environment, "seconds": timer() - start}
-
-
-def measure(
-    encoder: Encoder,
-    images: SampleImages,
-    plan: Plan,
-    device: str,
-    *,
-    start: float | None = None,
-    clock: Clock = timer,
-    tell: Callable[[str], object] = lambda _: None,
-) -> Result:
-    """The figures of :func:`run` for this encoder and these images; the budget began at ``start``, by ``clock``."""
-    end = (clock() if start is None else start) + plan.budget
-    engines = {engine.name: engine for engine in engines_of(encoder.visual, device)}
-    sizes, rows, drift, between = sorted(set(plan.batch_sizes)), [], None, None
-    per_image: dict[str, float] = {}
-    for place, size in enumerate(sizes):
-        left = max(0.0, end - clock())
-        until = clock() + left * (1 - (_DRIFT_SHARE if drift is None else 0)) / (len(sizes) - place)
-        first = until if per_image else clock() + _FIRST_SHARE * left
-        tell(f"batch {size}: {until - clock():.0f} s")
-        batch = images.pixels[torch.arange(size) % len(images.pixels)].contiguous()
-        found, expected = _batch_rows(engines, batch, per_image, plan, (first, until), clock)
-        rows += found
-        per_image |= {name: seconds / size for name, seconds in expected.items()}
-        per_image |= {row["name"]: row["latency"]["median"] / size for row in found if not row["reason"]}
-        if drift is None and REFERENCE in per_image:
-            tell("drift")
-            until = clock() + _DRIFT_SHARE * max(0.0, end - clock())
-            drift, between = _drift_rows(engines, images.pixels, per_image, until, clock)
+    images, name = sample_images(data_dir, plan.images)
+    visual: Any = random_rn50(images[:8]) if clip is None else copy.deepcopy(clip.visual)
+    visual = visual.float().cpu().eval().requires_grad_(False)
+    weights = weights if clip else "random (seed 0)"
+    tell(f"{weights} weights, {len(images)} images: {name}")
+    count = sum(each.numel() for each in visual.parameters())
     return {
         "benchmark": "precision",
-        "settings": {**asdict(plan), "batch_sizes": sizes, "classes": CLASSES, "logit_scale": LOGIT_SCALE},
-        "encoder": {
-            **{"weights": encoder.weights, "trained": encoder.trained},
-            "parameters": sum(each.numel() for each in encoder.visual.parameters()),
-        },
-        "pictures": {"name": images.name, "count": len(images.pixels), "size": images.pixels.shape[-1]},
-        **{"rows": rows, "drift": drift or [], "between": between},
+        "settings": {**asdict(plan), "classes": CLASSES, "logit_scale": LOGIT_SCALE},
+        "encoder": {"weights": weights, "trained": clip is not None, "parameters": count},
+        "pictures": {"name": name, "count": len(images), "size": images.shape[-1]},
+        **measure(visual, images, plan, device, end=start + plan.budget, tell=tell),
+        "environment": environment,
+        "seconds": timer() - start,
     }
+
+
+# Modes
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A precision to run the encoder in: its name, and what is asked of its products (a key of :data:`MANTISSA`).
+
+    With ``autocast`` the weights stay float32 and autocast casts; else the weights are converted.
+    """
+
+    name: str
+    asked: str
+    autocast: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the tensors in its products."""
+        return torch.float32 if self.asked == "tf32" else getattr(torch, self.asked)
+
+    @property
+    def weights(self) -> torch.dtype:
+        """Of the weights."""
+        return torch.float32 if self.autocast else self.dtype
+
+
+STRICT, TF32 = Mode("FP32 strict", "float32"), Mode("TF32", "tf32")
+MODES = (
+    *(STRICT, TF32, Mode("FP16", "float16"), Mode("BF16", "bfloat16")),
+    *(Mode("autocast FP16", "float16", True), Mode("autocast BF16", "bfloat16", True)),
+)
+REFERENCE = f"{STRICT.name}, contiguous"
+
+
+@contextmanager
+def float32_products(kind: str) -> Iterator[None]:
+    """Compute products of float32 tensors in full (``ieee``) or in ``tf32``; settings are restored afterwards.
+
+    TF32 exists on CUDA alone: oneDNN's switches are set to full precision in both cases.
+    """
+    before = [(switch, switch.fp32_precision) for switch in (*_CUDA_SWITCHES, *_CPU_SWITCHES)]
+    try:
+        for switch, _ in before:
+            switch.fp32_precision = kind if switch in _CUDA_SWITCHES else "ieee"
+        yield
+    finally:
+        for switch, was in before:
+            switch.fp32_precision = was
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The encoder in one mode and memory format."""
+
+    mode: Mode
+    layout: str
+    device: str
+    model: nn.Module
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The columns of a row that say what it is of; ``name`` tells engines apart."""
+        mode = self.mode
+        return {
+            **{"name": f"{mode.name}, {self.layout}", "mode": mode.name, "layout": self.layout},
+            **{"asked": mode.asked, "autocast": mode.autocast},
+        }
+
+    @contextmanager
+    def _settings(self) -> Iterator[None]:
+        kind = "tf32" if self.mode.asked == "tf32" else "ieee"
+        with torch.no_grad(), float32_products(kind), torch.autocast(self.device, self.mode.dtype, self.mode.autocast):
+            yield
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Images on the device in this memory format, float32: what a timed pass starts from."""
+        return images.to(self.device).contiguous(memory_format=FORMATS[self.layout])
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Embeddings (n, dim) of prepared images."""
+        with self._settings():
+            return self.model(images.to(self.mode.weights))
+
+    def observe(self, images: Tensor) -> dict[str, Any]:
+        """What one pass does; such a pass is never timed.
+
+        Returns:
+            ``asked``, ``observed`` (see :func:`observed_name`), ``substituted`` (they differ), ``products`` (count per
+            dtype), ``kept_bits`` (per dtype, of :func:`kept_bits`), ``weight_bytes`` and ``activation_bytes``: on a CPU
+            the peak of live tensors, on CUDA ``max_memory_allocated`` above what was allocated before.
+        """
+        weights = {tensor.data_ptr(): tensor for tensor in [*self.model.parameters(), *self.model.buffers()]}
+        observer = Observer([*weights.values(), images])
+        with observer:
+            self(images)
+        peak = observer.peak
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            self(images)
+            peak = torch.cuda.max_memory_allocated() - before
+        with self._settings(), torch.autocast(self.device, enabled=False):  # autocast would cast the probe's operands
+            bits = {dtype: kept_bits(getattr(torch, dtype), self.device) for dtype in observer.products}
+        observed = observed_name(observer.products, bits)
+        return {
+            **{"asked": self.mode.asked, "observed": observed, "substituted": observed != self.mode.asked},
+            **{"products": dict(observer.products), "kept_bits": bits, "activation_bytes": peak},
+            "weight_bytes": sum(tensor.numel() * tensor.element_size() for tensor in weights.values()),
+        }
+
+
+def engines_of(visual: nn.Module, device: str) -> dict[str, Engine]:
+    """Every mode in every memory format, by name; modes with float32 weights share them. TF32 is CUDA's alone.
+
+    Weights are converted by open_clip's ``convert_weights_to_lp``: convolutions, linear layers and projections, not
+    norms nor the positions of the attention pool.
+    """
+    models: dict[tuple[torch.dtype, str], nn.Module] = {}
+    found = []
+    for mode in (mode for mode in MODES if device == "cuda" or mode is not TF32):
+        for layout, memory_format in FORMATS.items():
+            key = mode.weights, layout
+            if key not in models:
+                made: Any = copy.deepcopy(visual)
+                if mode.weights != torch.float32:
+                    open_clip_library().model.convert_weights_to_lp(made, mode.weights)
+                models[key] = made.to(device).to(memory_format=memory_format)
+            found.append(Engine(mode, layout, device, models[key]))
+    return {engine.facts["name"]: engine for engine in found}
+
+
+# What a pass does
+
+
+class Observer(TorchDispatchMode):
+    """Records the operators of a forward pass, below autocast and autograd; ``known`` tensors do not count.
+
+    Attributes:
+        products: number of convolutions and matrix products by the dtype of their output: ``{"float16": 59}``.
+        peak: most bytes at a time of tensors that the pass itself made: activations, and weights that autocast cast.
+    """
+
+    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.products: Counter[str] = Counter()
+        self.peak = 0
+        self._known = {tensor.untyped_storage()._cdata for tensor in known}
+        self._live: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run an operator and record its output."""
+        del types
+        out = func(*args, **(kwargs or {}))
+        made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        name = func.overloadpacket.__name__.strip("_")
+        if made and (name.endswith(_PRODUCTS) or name.startswith("scaled_dot_product")):
+            self.products[str(made[0].dtype).removeprefix("torch.")] += 1
+        # A weak reference keeps the number of a storage from being given out again, so the dead go first.
+        self._live = {key: held for key, held in self._live.items() if not held[0].expired()}
+        for tensor in made:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._known:
+                self._live.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
+        self.peak = max(self.peak, sum(size for _, size in self._live.values()))
+        return out
+
+
+def observed_name(products: Iterable[str], bits: Mapping[str, Mapping[str, int]]) -> str:
+    """Name of the precision observed: by the products' dtypes (:class:`Observer`) and each one's :func:`kept_bits`.
+
+    Returns:
+        ``float32``, ``tf32``, ``float16`` or ``bfloat16``; several joined with ``+``; ``none`` without products.
+        float32 tensors whose products keep 10 bits are ``tf32``; other lost bits read like ``float16 of 7 bits``.
+    """
+    names = set()
+    for dtype in products:
+        full = MANTISSA.get(dtype, 0)
+        for kept in set(bits.get(dtype, {}).values()) or {full}:
+            tf32 = dtype == "float32" and kept == MANTISSA["tf32"]
+            names.add(dtype if kept >= full else "tf32" if tf32 else f"{dtype} of {kept} bits")
+    return "+".join(sorted(names)) or "none"
+
+
+@torch.no_grad()
+def kept_bits(dtype: torch.dtype, device: str) -> dict[str, int]:
+    """Bits after the point that survive a product with one: of a convolution and of a matrix product.
+
+    23 in float32, 10 in TF32 and float16, 7 in bfloat16, whatever dtype the tensors have: this shows an engine that
+    rounds its operands to fewer bits.
+    """
+    size = 256 if device == "cuda" else 64  # large enough for the kernels that a network's layers take
+    one = torch.eye(size, device=device).to(dtype)
+    found = {"convolution": 0, "matrix product": 0}
+    for bits in range(1, 24):
+        value = 1 + 2.0**-bits
+        rows = torch.full((size, size), value, device=device).to(dtype)
+        results = {
+            "convolution": F.conv2d(rows.T.reshape(1, size, 8, size // 8).contiguous(), one[:, :, None, None]),
+            "matrix product": F.linear(rows, one),
+        }
+        for name, result in results.items():
+            if found[name] == bits - 1 and bool((result.float() == value).all()):
+                found[name] = bits
+    return found
 
 
 # Time
 
 
-def _batch_rows(
-    engines: Mapping[str, Engine],
-    batch: Tensor,
-    per_image: Mapping[str, float],
+def measure(
+    visual: nn.Module,
+    images: Tensor,
     plan: Plan,
-    ends: tuple[float, float],
-    clock: Clock,
-) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """The rows of a batch size, and seconds per pass of the cells that ran at all.
+    device: str,
+    *,
+    end: float,
+    tell: Callable[[str], object] = lambda _: None,
+) -> dict[str, Any]:
+    """``rows``, ``drift`` and ``between`` of :func:`run`, measured until ``end`` (of ``torch.utils.benchmark.timer``).
 
-    Args:
-        engines: by name.
-        batch: normalised images.
-        per_image: seconds, of smaller batches; empty for the first size.
-        plan: how many passes.
-        ends: when the last first pass may begin, and when all must be done, by ``clock``.
-        clock: synchronises the device.
+    Each batch size has an equal share of the time that is left, and so has the drift, which follows the first.
+    """
+    engines = engines_of(visual, device)
+    sizes, rows, drift, between = sorted(set(plan.batch_sizes)), [], [], None
+    per_image: dict[str, float] = {}
+    for place, size in enumerate(sizes):
+        share = (end - timer()) / (len(sizes) - place + (between is None))
+        tell(f"batch {size}: {share:.0f} s")
+        batch = images[torch.arange(size) % len(images)].contiguous()
+        found, cost = _batch_rows(engines, batch, per_image, plan, timer() + share)
+        rows += found
+        per_image |= {name: seconds / size for name, seconds in cost.items()}
+        if between is None and REFERENCE in cost:
+            tell("drift")
+            drift, between = _drift_rows(engines, images, per_image, timer() + (end - timer()) / (len(sizes) - place))
+    return {"rows": rows, "drift": drift, "between": between}
+
+
+def _batch_rows(
+    engines: Mapping[str, Engine], batch: Tensor, per_image: Mapping[str, float], plan: Plan, until: float
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """The rows of a batch size, and seconds per pass of the cells that ran.
+
+    A cell's first pass is observed, another gives an estimate; half of the time is for these. The others are timed in
+    rounds, in which each cell and the reference have a pass side by side. ``per_image`` has seconds at smaller batches;
+    where it is empty, float32 comes first and is timed before the others are tried: some CPUs are slow at them.
     """
     rows = {name: {**engine.facts, "batch_size": len(batch), "reason": ""} for name, engine in engines.items()}
     known = {name: seconds * len(batch) for name, seconds in per_image.items()}
+    groups = [affordable({name: (plan.least + 2) * each for name, each in known.items()}, until - timer())]
+    if not known:
+        full = [name for name, engine in engines.items() if engine.mode is STRICT]
+        groups = [full, [name for name in engines if name not in full]]
     inputs: dict[str, Tensor] = {}
-    expected: dict[str, float] = {}
-    chosen = admitted(known, ends[0] - clock(), plan.least + 1) if known else list(engines)
-    # The reference comes first, then the quick ones; float16 last where nothing is known: some CPUs are slow at it.
-    slow = {name: known.get(name, float(engine.mode.asked == "float16")) for name, engine in engines.items()}
-    for name in sorted(engines, key=lambda name: (name != REFERENCE, slow[name])):
-        needed = known.get(name, 0.0) + (plan.least * sum(expected.values()) if known else 0.0)
-        if name not in chosen or ends[0] - clock() <= needed:
-            rows[name]["reason"] = _too_long(known.get(name))
-            continue
-        inputs[name] = engines[name].prepare(batch)
-        start = clock()
-        rows[name] |= engines[name].observe(inputs[name])
-        expected[name] = clock() - start
-        if expected[name] < _WARM_UP:
-            start = clock()
-            engines[name](inputs[name])
-            expected[name] = min(expected[name], clock() - start)
-    timed = admitted(expected, ends[1] - clock(), plan.least)
-    steps = {name: lambda name=name: engines[name](inputs[name]) for name in timed}
-    seconds = rounds(steps, expected, ends[1], plan, clock=clock)
-    strict = seconds.get(REFERENCE, [])
-    for name in expected:
-        if taken := seconds.get(name):
-            ratios = [over / under for over, under in zip(strict, taken, strict=False)]
-            rows[name] |= {
+    cost: dict[str, float] = {}
+    seconds: dict[str, dict[int, float]] = {name: {} for name in engines}  # by the round's number
+
+    def rounds(names: list[str], turns: range, share: float = math.inf) -> None:
+        limits = {name: sum(seconds[name].values()) + share for name in names}
+        for turn in turns:
+            active = [name for name in names if sum(seconds[name].values()) + cost[name] <= limits[name]]
+            for name in order(active, turn):
+                if timer() + cost[name] <= until:
+                    cost[name] = seconds[name][turn] = _seconds(engines[name], inputs[name])
+
+    half, turns = (timer() + until) / 2, 0
+    for group in groups:
+        for name in group:
+            if (start := timer()) < half:
+                inputs[name] = engines[name].prepare(batch)
+                rows[name] |= engines[name].observe(inputs[name])
+                cost[name] = timer() - start
+                if timer() < half:
+                    cost[name] = _seconds(engines[name], inputs[name])
+        if ran := [name for name in group if name in cost]:
+            least = {name: plan.least * cost[name] for name in (REFERENCE, *ran) if name in cost}
+            rounds(affordable(least, until - timer()), range(turns, turns + plan.least))
+            turns += plan.least
+    timed = [name for name in engines if seconds[name]]
+    rounds(timed, range(turns, turns + plan.most - plan.least), (until - timer()) / max(1, len(timed)))
+    strict = seconds[REFERENCE]
+    for name, row in rows.items():
+        if taken := list(seconds[name].values()):
+            ratios = [strict[turn] / under for turn, under in seconds[name].items() if turn in strict]
+            row |= {
                 **{"seconds": taken, "latency": spread(taken)._asdict()},
                 "images_per_second": spread([len(batch) / each for each in taken])._asdict(),
                 "speed_ratio": spread(ratios)._asdict() if ratios else None,
             }
         else:
-            rows[name]["reason"] = _too_long(expected[name])
-    return list(rows.values()), expected
+            about = cost.get(name, known.get(name))
+            row["reason"] = "its first pass found no time"
+            if about is not None:
+                row["reason"] = f"a pass takes about {about:.3g} s, the time was too short"
+    return list(rows.values()), cost
 
 
-def admitted(expected: Mapping[str, float], seconds: float, least: int) -> list[str]:
-    """The cells of which ``least`` passes each fit into these seconds: the reference first, then the quick ones."""
-    chosen, needed = set(), 0.0
-    for name in sorted(expected, key=lambda name: (name != REFERENCE, expected[name])):
-        needed += least * expected[name]
-        if needed > seconds:
+def _seconds(engine: Engine, images: Tensor) -> float:
+    start = timer()
+    engine(images)
+    return timer() - start
+
+
+def affordable(cost: Mapping[str, float], seconds: float) -> list[str]:
+    """The cells that fit into these seconds one after the other: the reference first, then the cheapest."""
+    chosen = []
+    for name in sorted(cost, key=lambda name: (name != REFERENCE, cost[name])):
+        seconds -= cost[name]
+        if seconds < 0:
             break
-        chosen.add(name)
-    return [name for name in expected if name in chosen]
-
-
-def rounds(
-    steps: Mapping[str, Callable[[], object]],
-    expected: Mapping[str, float],
-    end: float,
-    plan: Plan,
-    *,
-    clock: Clock = timer,
-) -> dict[str, list[float]]:
-    """Seconds per step, measured in rounds: each cell once per round, in an order that rotates and reverses.
-
-    Each cell may spend what its ``plan.least`` steps need and an equal share of the rest. No step starts that would,
-    by the cell's last time, end after ``end``. Round i of any two cells happened side by side.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    last = {name: expected[name] for name in steps}
-    spare = max(0.0, end - clock() - plan.least * sum(last.values())) / max(1, len(steps))
-    allowed = {name: plan.least * last[name] + spare for name in steps}
-    active, turn = list(steps), 0
-    while active:
-        for name in order(active, turn):
-            start = clock()
-            if start + last[name] > end:
-                active.remove(name)
-                continue
-            steps[name]()
-            last[name] = clock() - start
-            seconds[name].append(last[name])
-        active = [
-            name
-            for name in active
-            if len(seconds[name]) < plan.most
-            and (len(seconds[name]) < plan.least or sum(seconds[name]) + last[name] <= allowed[name])
-        ]
-        turn += 1
-    return seconds
-
-
-def _too_long(seconds: float | None) -> str:
-    if seconds is None:
-        return "its first pass found no time"
-    return f"a pass takes about {seconds:.3g} s, the time was too short"
+        chosen.append(name)
+    return chosen
 
 
 # Drift
 
 
 def _drift_rows(
-    engines: Mapping[str, Engine], images: Tensor, per_image: Mapping[str, float], end: float, clock: Clock
+    engines: Mapping[str, Engine], images: Tensor, per_image: Mapping[str, float], until: float
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Drift of each engine against the reference, over as many images as that embeds in a quarter of the time."""
-    count = max(2, min(len(images), int((end - clock()) / 4 / per_image[REFERENCE])))
+    count = max(2, min(len(images), int((until - timer()) / 4 / per_image[REFERENCE])))
 
     def embedded(engine: Engine) -> Tensor:
         return torch.cat([engine(engine.prepare(part)).float().cpu() for part in images[:count].split(8)])
@@ -292,25 +445,21 @@ def _drift_rows(
     reference = embedded(engines[REFERENCE])
     draw = torch.Generator().manual_seed(0)
     classes = F.normalize(torch.randn(CLASSES, reference.shape[1], generator=draw, dtype=torch.float64), dim=1)
-    others = {name: count * per_image[name] for name in engines if name in per_image and name != REFERENCE}
+    others = {name: count * seconds for name, seconds in per_image.items() if name != REFERENCE}
     found = []
-    for name in sorted(admitted(others, end - clock(), 1), key=others.__getitem__):
-        if others[name] <= end - clock():
+    for name in affordable(others, until - timer()):
+        if timer() + others[name] <= until:
             found.append({**engines[name].facts, **drift(embedded(engines[name]), reference, classes)})
     return found, between(reference, classes)
 
 
 def drift(embedded: Tensor, reference: Tensor, classes: Tensor) -> dict[str, Any]:
-    """How far embeddings are from those in strict float32.
-
-    Args:
-        embedded: (n, dim) in any precision.
-        reference: (n, dim), of the same images.
-        classes: (classes, dim), unit vectors, float64.
+    """How far embeddings (n, dim), in any precision, are from the reference of the same images in strict float32.
 
     Returns:
         ``images``, ``cosine_min``, ``cosine_mean`` (embedding against reference), ``logit_difference`` (the largest;
-        logits are 100 times the cosine with a class), ``agreement`` (share of images with the same first class).
+        logits are 100 times the cosine with the ``classes``, float64 unit vectors), ``agreement`` (share of images with
+        the same first class).
     """
     found, right = (F.normalize(each.double().cpu(), dim=1) for each in (embedded, reference))
     # From the distance of the unit vectors: 1 - d^2 / 2 keeps the digits that a product near 1 would lose.
@@ -334,13 +483,16 @@ def between(reference: Tensor, classes: Tensor) -> dict[str, Any]:
 # Images and weights
 
 
-def sample_images(data_dir: Path | None, count: int) -> SampleImages:
-    """Real images where there are any, as CLIP preprocesses them; nothing is downloaded.
+def sample_images(data_dir: Path | None, count: int) -> tuple[Tensor, str]:
+    """Real images where there are any, as CLIP preprocesses them, and what to call them; nothing is downloaded.
 
     Args:
-        data_dir: holds CIFAR-10 (see :func:`diffvit.data.sources.load`), or images in it and in folders below it.
-            Without it: CIFAR-10 where ``DIFFVIT_DATA`` points, else in the user's cache; else the built-in shapes.
+        data_dir: holds CIFAR-10, or images in it and in folders below it. Without it: CIFAR-10 where ``DIFFVIT_DATA``
+            points, else in the user's cache; else the built-in shapes.
         count: images wanted; a folder may have fewer, and they are spread over its subfolders.
+
+    Returns:
+        Normalised, float32 (n, 3, 224, 224), and the name.
 
     Raises:
         InputError: no such folder, no images in it, or a damaged one.
@@ -356,21 +508,17 @@ def sample_images(data_dir: Path | None, count: int) -> SampleImages:
         drawn = shapes.generate("test", count, size=size)
         name, pixels = f"{drawn.name}, drawn at {size} pixels", list(drawn.pixels.numpy())
     else:
-        files = sorted(path for path in data_dir.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+        files = sorted(image_files(data_dir))
         if not files:
             raise InputError(str(data_dir), "holds neither CIFAR-10 nor images", "Leave --data-dir out for shapes.")
         count = min(count, len(files))
         some = [files[place * len(files) // count] for place in range(count)]
         name, pixels = f"folder {data_dir.resolve().name}", [decode(path, name=str(path)) for path in some]
-    return SampleImages(torch.stack([CLIP_IMAGES(each) for each in pixels]), name)
+    return torch.stack([CLIP_IMAGES(each) for each in pixels]), name
 
 
 def random_rn50(images: Tensor, seed: int = 0) -> nn.Module:
-    """OpenAI's RN50 image encoder (38.3 million parameters) with random weights, in evaluation mode.
-
-    Args:
-        images: (n, 3, height, width), normalised, for :func:`calibrated`.
-        seed: of the weights.
+    """OpenAI's RN50 image encoder (38.3 million parameters) with random weights, :func:`calibrated` on these images.
 
     Raises:
         EnvironmentFault: open_clip is missing.
@@ -389,13 +537,10 @@ def calibrated(visual: nn.Module, images: Tensor) -> nn.Module:
     at 0.25, and the statistics of every batch norm come from these images, so that activations have a scale like a
     trained network's and different images different embeddings.
     """
-    norms = {name: module for name, module in visual.named_modules() if isinstance(module, nn.BatchNorm2d)}
-    momenta = [norm.momentum for norm in norms.values()]
-    for name, norm in norms.items():
-        norm.momentum = None  # the plain average over batches: that of this one
-        if name.startswith("layer") and name.endswith("bn3"):
-            nn.init.constant_(norm.weight, 0.25)
+    for name, norm in visual.named_modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = None  # the plain average over batches: that of this one
+            if name.startswith("layer") and name.endswith("bn3"):
+                nn.init.constant_(norm.weight, 0.25)
     visual.train()(images)
-    for norm, momentum in zip(norms.values(), momenta, strict=True):
-        norm.momentum = momentum
     return visual.eval().requires_grad_(False)

@@ -7,20 +7,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from diffvit.clip.precision_engine import FORMATS, MODES
+from diffvit.clip.precision import FORMATS, MODES
+from diffvit.clip.render import render
 from diffvit.errors import InputError
 from diffvit.files import disk_faults, replace, to_json
 from diffvit.measuring import stamp
 from diffvit.reporting import markdown
-from diffvit.reporting.style import LIGHT, Theme, colour, dress, figure, to_png
+from diffvit.reporting.style import LIGHT, dress, figure, to_png
 from diffvit.reporting.tables import NONE, Table
 
 RESULT, REPORT, PLOT = "precision.json", "report.md", "precision.png"
 MIB = 2**20
 _DASH: dict[str, Any] = dict(zip(FORMATS, ("-", (0, (4, 2))), strict=True))
+_SHADES = {mode.name: LIGHT.series[place] for place, mode in enumerate(MODES)}  # the same on every device
 _DIGITS = ((100, "{:,.0f}"), (10, "{:.1f}"), (0.1, "{:.2f}"))
 Result = Mapping[str, Any]
 
@@ -57,16 +58,12 @@ def read(path: Path) -> dict[str, Any]:
 
 def report(result: Result) -> str:
     """The page as Markdown."""
-    templates = Environment(
-        loader=PackageLoader("diffvit.clip", "pages"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    rows = result["rows"]
-    substituted = {row["name"]: row for row in rows if row.get("substituted")}
-    page = templates.get_template("precision.md").render(
+    page = render(
+        "precision.md",
         **result,
-        substituted=substituted.values(),
+        substituted=list({row["name"]: row for row in result["rows"] if row.get("substituted")}.values()),
         speed=[markdown.table(each) for each in speed_tables(result)],
-        left_out=[row for row in rows if row["reason"]],
+        left_out=[row for row in result["rows"] if row["reason"]],
         drift_rows=markdown.table(drift_table(result)),
     )
     return page.rstrip("\n") + "\n"
@@ -76,19 +73,22 @@ def speed_tables(result: Result) -> list[Table]:
     """A table for each batch size."""
     tables = []
     for size in dict.fromkeys(row["batch_size"] for row in result["rows"]):
+        rows = []
+        for row in result["rows"]:
+            if row["batch_size"] != size or row["reason"]:
+                continue
+            milliseconds = {key: 1000 * value for key, value in row["latency"].items()}
+            rows.append(
+                [
+                    *(_label(row), row["observed"], _interval(milliseconds)),
+                    f"{row['images_per_second']['median']:.3g}",
+                    *(_interval(row["speed_ratio"]) if row["speed_ratio"] else NONE, str(len(row["seconds"]))),
+                    *(f"{row[key] / MIB:,.1f}" for key in ("weight_bytes", "activation_bytes")),
+                ]
+            )
         columns = [f"Batch {size}", "Observed", "ms", "images/s", "Speed ratio", "Passes"]
-        rows = [row for row in result["rows"] if row["batch_size"] == size and not row["reason"]]
-        tables.append(Table([*columns, "Weights MiB", "Activations MiB"], [_speed_row(row) for row in rows]))
+        tables.append(Table([*columns, "Weights MiB", "Activations MiB"], rows))
     return tables
-
-
-def _speed_row(row: Result) -> list[str]:
-    milliseconds = {key: 1000 * value for key, value in row["latency"].items()}
-    return [
-        *(_label(row), row["observed"], _interval(milliseconds), f"{row['images_per_second']['median']:.3g}"),
-        *(_interval(row["speed_ratio"]) if row["speed_ratio"] else NONE, str(len(row["seconds"]))),
-        *(f"{row[key] / MIB:,.1f}" for key in ("weight_bytes", "activation_bytes")),
-    ]
 
 
 def _label(row: Result) -> str:
@@ -105,8 +105,8 @@ def _interval(found: Mapping[str, float]) -> str:
 
 def drift_table(result: Result) -> Table:
     """A row for each mode and memory format."""
-    order = list(dict.fromkeys(row["name"] for row in result["rows"]))
     observed = {row["name"]: row for row in result["rows"] if "observed" in row}
+    order = list(dict.fromkeys(row["name"] for row in result["rows"]))
     rows = [
         [
             *(_label({**row, **observed[row["name"]]}), str(row["images"])),
@@ -118,59 +118,52 @@ def drift_table(result: Result) -> Table:
     return Table(["Drift", "Images", "Cosine, worst", "Cosine, mean", "Logit difference", "Agreement"], rows)
 
 
-def plot(result: Result, *, theme: Theme = LIGHT) -> bytes:
+def plot(result: Result) -> bytes:
     """Images per second against batch size, memory of a pass, and drift of the embeddings, as PNG bytes."""
     timed = [row for row in result["rows"] if not row["reason"]]
-    shades = {mode.name: colour(theme, place) for place, mode in enumerate(MODES)}  # the same on every device
     modes = [mode.name for mode in MODES if any(row["mode"] == mode.name for row in timed)]
-    made = figure(theme, 16, 5.6)
+    made = figure(LIGHT, 16, 5.6)
     speed, memory, drift = made.subplots(1, 3, width_ratios=(1.25, 1, 1))
     of = result["environment"]
     made.suptitle(
         f"CLIP RN50 image encoder, {result['encoder']['weights']} weights: {of['hardware']}, "
         f"{of['threads']} thread{'' if of['threads'] == 1 else 's'}, torch {of['torch']}",
-        color=theme.ink,
+        color=LIGHT.ink,
         fontsize=12,
     )
-    _draw_speed(speed, timed, {mode: shades[mode] for mode in modes}, theme)
-    _draw_memory(memory, [row for row in result["rows"] if "activation_bytes" in row], modes, shades, theme)
-    _draw_drift(drift, result["drift"], shades, theme)
-    lines = [(shades[mode], "-", mode) for mode in modes] + [(theme.ink, _DASH[layout], layout) for layout in FORMATS]
+    _draw_speed(speed, timed, modes)
+    _draw_memory(memory, [row for row in result["rows"] if "activation_bytes" in row], modes)
+    _draw_drift(drift, result["drift"])
+    lines = [(_SHADES[mode], "-", mode) for mode in modes] + [(LIGHT.ink, _DASH[layout], layout) for layout in FORMATS]
     handles = [speed.plot([], [], color=shade, ls=dash, lw=2.4, label=label)[0] for shade, dash, label in lines]
     place = {"loc": "outside lower center", "ncols": len(lines)}
-    made.legend(handles=handles, fontsize=11, frameon=False, handlelength=3.2, labelcolor=theme.ink, **place)
+    made.legend(handles=handles, fontsize=11, frameon=False, handlelength=3.2, labelcolor=LIGHT.ink, **place)
     return to_png(made, stamp(result))
 
 
-def _draw_speed(axes: Any, rows: list[Result], shades: Mapping[str, str], theme: Theme) -> None:
+def _draw_speed(axes: Any, rows: list[Result], modes: list[str]) -> None:
     sizes = sorted({row["batch_size"] for row in rows})
-    for place, (mode, shade) in enumerate(shades.items()):
+    for place, mode in enumerate(modes):
         for layout, dash in _DASH.items():
             line = [row for row in rows if (row["mode"], row["layout"]) == (mode, layout)]
             line.sort(key=lambda row: row["batch_size"])
-            aside = 0.05 * (place - (len(shades) - 1) / 2)  # so that intervals do not hide each other
-            across = [sizes.index(row["batch_size"]) + aside for row in line]
+            aside = 0.05 * (place - (len(modes) - 1) / 2)  # so that intervals do not hide each other
             found = [row["images_per_second"] for row in line]
             median = [each["median"] for each in found]
-            whiskers = [
-                [each["median"] - each["low"] for each in found],
-                [each["high"] - each["median"] for each in found],
-            ]
-            style: Any = {"ls": dash, "lw": 2, "marker": "o", "capsize": 3, "elinewidth": 1}
-            axes.errorbar(across, median, yerr=whiskers, color=shade, **style)
-    dress(axes, theme, title="Throughput (more is better)", x="images per pass", y="images per second")
+            low, high = ([abs(each["median"] - each[end]) for each in found] for end in ("low", "high"))
+            style: Any = {"color": _SHADES[mode], "ls": dash, "lw": 2, "marker": "o", "capsize": 3, "elinewidth": 1}
+            across = [sizes.index(row["batch_size"]) + aside for row in line]
+            axes.errorbar(across, median, yerr=[low, high], **style)
+    dress(axes, LIGHT, title="Throughput (more is better)", x="images per pass", y="images per second")
     axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
     axes.set_xlim(-0.3, len(sizes) - 0.7)
     axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    ticks = [factor * 10.0**power for power in range(-3, 6) for factor in (1, 2, 5)]
-    axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_ylim(low, high)
 
 
-def _draw_memory(axes: Any, rows: list[Result], modes: list[str], shades: Mapping[str, str], theme: Theme) -> None:
+def _draw_memory(axes: Any, rows: list[Result], modes: list[str]) -> None:
     """Weights and activations at the largest batch that every mode ran at, in the memory format that needs less."""
     of_size: dict[int, dict[str, Result]] = {}
     for row in sorted(rows, key=lambda row: -row["activation_bytes"]):
@@ -182,31 +175,31 @@ def _draw_memory(axes: Any, rows: list[Result], modes: list[str], shades: Mappin
     size = max(shared)
     for place, mode in enumerate(modes):
         weights, activations = (of_size[size][mode][key] / MIB for key in ("weight_bytes", "activation_bytes"))
-        style: Any = {"color": shades[mode], "height": 0.7}
+        style: Any = {"color": _SHADES[mode], "height": 0.7}
         axes.barh(-place, weights, **style)
         axes.barh(-place, activations, left=weights, alpha=0.45, hatch="//", edgecolor="white", **style)
         text = f" {weights:,.0f} + {activations:,.0f}"
-        axes.text(weights + activations, -place, text, va="center", fontsize=10.5, color=theme.ink)
+        axes.text(weights + activations, -place, text, va="center", fontsize=10.5, color=LIGHT.ink)
     title = f"Memory at {size} image{'' if size == 1 else 's'} per pass"
-    dress(axes, theme, title=title, x="MiB: weights (solid) + activations (hatched)", y="")
+    dress(axes, LIGHT, title=title, x="MiB: weights (solid) + activations (hatched)", y="")
     _name_lines(axes, modes)
     axes.set_xlim(0, 1.35 * axes.get_xlim()[1])
 
 
-def _draw_drift(axes: Any, rows: list[Result], shades: Mapping[str, str], theme: Theme) -> None:
+def _draw_drift(axes: Any, rows: list[Result]) -> None:
     """Mean and worst distance of direction over the images; a mode's two memory formats above each other."""
-    shown = [mode for mode in shades if any(row["mode"] == mode for row in rows)]
+    shown = [mode for mode in _SHADES if any(row["mode"] == mode for row in rows)]
     if not shown:
         axes.set_visible(False)
         return
     for row in rows:
-        shade = shades[row["mode"]]
+        shade = _SHADES[row["mode"]]
         height = -shown.index(row["mode"]) + (0.17 if row["layout"] == "contiguous" else -0.17)
         ends = [max(1 - row[key], 1e-16) for key in ("cosine_mean", "cosine_min")]
         axes.plot(ends, [height, height], color=shade, ls=_DASH[row["layout"]], lw=2)
         axes.plot(ends[0], height, color=shade, marker="o", markersize=7)
         axes.plot(ends[1], height, color=shade, marker="|", markersize=13, markeredgewidth=2.5)
-    dress(axes, theme, title="Drift from strict FP32 (less is better)", x="1 - cosine: mean (dot), worst (bar)", y="")
+    dress(axes, LIGHT, title="Drift from strict FP32 (less is better)", x="1 - cosine: mean (dot), worst (bar)", y="")
     axes.set_xscale("log")
     _name_lines(axes, shown)
 

@@ -28,7 +28,7 @@ class Preprocessing:
         interpolation: ``bicubic`` or ``bilinear``, antialiased (Pillow's).
         squash: bring both sides to ``size`` instead; there is no crop then.
         mean: per channel, of pixels from 0 to 1.
-        std: per channel, of pixels from 0 to 1.
+        std: the same.
     """
 
     size: int
@@ -82,16 +82,10 @@ class Preprocessing:
 
 
 def of_clip(settings: Mapping[str, Any], size: Any, mean: Any, std: Any) -> Preprocessing:
-    """What open_clip does for weights with these settings (empty: as OpenAI's).
-
-    Args:
-        settings: ``mean``, ``std``, ``interpolation`` and ``resize_mode`` of a pretrained tag.
-        size: the image tower's side or sides, pixels.
-        mean: where the settings name none.
-        std: where the settings name none.
+    """What open_clip does for weights with these settings (empty: as OpenAI's); ``mean`` and ``std`` where it has none.
 
     Raises:
-        InputError: a kind of resizing or a shape that is not supported.
+        InputError: a kind of resizing or an image tower's ``size`` that is not supported.
     """
     sides = set(size) if isinstance(size, tuple | list) else {size}
     mode, way = settings.get("resize_mode", "shortest"), settings.get("interpolation", "bicubic")
@@ -107,3 +101,8 @@ def of_timm(config: Mapping[str, Any]) -> Preprocessing:
     size = int(config.get("test_input_size", config["input_size"])[-1])
     resize = int(size / config.get("test_crop_pct", config["crop_pct"]))  # timm rounds down too
     return Preprocessing(size, resize, config["interpolation"], False, tuple(config["mean"]), tuple(config["std"]))
+
+
+def of_ours(size: int, meta: Mapping[str, Any]) -> Preprocessing:
+    """What a model of ours wants: images of this side, with the ``mean`` and ``std`` of the data it was trained on."""
+    return Preprocessing(size, size, "bilinear", False, tuple(meta["mean"]), tuple(meta["std"]))

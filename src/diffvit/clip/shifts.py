@@ -13,18 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32, UInt8
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
-from diffvit.errors import ConfigError, did_you_mean
+from diffvit.errors import check_choice
 
 KINDS = ("edges", "grey", "blur", "jpeg", "noise", "inversion")
 SEVERITIES = (1, 2, 3, 4, 5)
 LARGEST = 256  # pixels of the shorter side
-_SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
-_SPREADS = (0.015, 0.025, 0.04, 0.055, 0.075)  # of the shorter side
-_QUALITIES = (50.0, 30.0, 18.0, 10.0, 6.0)
-_DEVIATIONS = (10.0, 20.0, 35.0, 55.0, 80.0)  # of 255
-_THRESHOLDS = (204.0, 153.0, 102.0, 51.0, 0.0)
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601
 _PENCIL, _GRID = 1 / 128, 1 / 32  # of the shorter side: what is smoothed before lines are drawn; a line's step
 _JPEG_SIDE = 65_488  # whole blocks, below the longest side that libjpeg writes
@@ -36,48 +32,36 @@ _Real = Float32[np.ndarray, "c h w"]
 
 @dataclass(frozen=True)
 class Shift:
-    """One way to change a picture; :func:`shifts` makes them.
-
-    Args:
-        name: one of :data:`KINDS`.
-        severity: 1 (mild) to 5.
-        words: what it does, with its numbers.
-    """
+    """One way to change a picture, named as in :data:`KINDS`, in a severity from 1 (mild) to 5; see :func:`shifts`."""
 
     name: str
     severity: int
     words: str
 
-    def apply(self, pixels: UInt8[np.ndarray, "3 h w"], number: int) -> UInt8[np.ndarray, "3 h2 w2"]:
-        """The picture, changed.
+    @property
+    def title(self) -> str:
+        """All that it does, in words; a part of the cache's key."""
+        return f"{self.name} {self.severity}: {self.words}"
 
-        Args:
-            pixels: RGB, 0 to 255.
-            number: which picture it is: noise depends on it, and on nothing else but the picture's size.
-        """
-        pixels, strength = _reduced(pixels), _STRENGTHS[self.name][0][self.severity - 1]
-        return _noise(pixels, strength, number) if self.name == "noise" else _CHANGES[self.name](pixels, strength)
+    def apply(self, pixels: UInt8[np.ndarray, "3 h w"], number: int) -> UInt8[np.ndarray, "3 h2 w2"]:
+        """The picture (RGB, 0 to 255), changed; noise depends on its size and ``number``, which picture it is."""
+        change, strengths, _ = _CHANGES[self.name]
+        more = (number,) if self.name == "noise" else ()
+        return change(_reduced(pixels), strengths[self.severity - 1], *more)
 
 
 def shifts(kinds: Sequence[str] = KINDS, severities: Sequence[int] = SEVERITIES) -> tuple[Shift, ...]:
     """The shifts of these kinds, each in these severities, in the order given.
 
     Raises:
-        ConfigError: no such kind or severity.
+        ConfigError: no such kind.
     """
+    found = []
     for kind in kinds:
-        if kind not in KINDS:
-            hint = did_you_mean(kind, KINDS).replace(" did", "Did", 1)
-            raise ConfigError("shifts", f"no such kind: {kind!r} (have {', '.join(KINDS)})", hint)
-    for severity in severities:
-        if severity not in SEVERITIES:
-            raise ConfigError("shifts", f"no such severity ({severity!r} vs 1 to 5)")
-    return tuple(Shift(kind, severity, _words(kind, severity)) for kind in kinds for severity in severities)
-
-
-def _words(kind: str, severity: int) -> str:
-    strengths, words = _STRENGTHS[kind]
-    return words(strengths[severity - 1])
+        check_choice("shift", kind, KINDS)
+        _, strengths, words = _CHANGES[kind]
+        found += [Shift(kind, severity, words(strengths[severity - 1])) for severity in severities]
+    return tuple(found)
 
 
 def _reduced(pixels: _Pixels) -> UInt8[np.ndarray, "3 h2 w2"]:
@@ -117,13 +101,11 @@ def _smoothed(values: _Real, spread: float) -> _Real:
     weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / spread) ** 2)
     weights = (weights / weights.sum()).astype(np.float32)
     for axis in (1, 2):
-        length = values.shape[axis]
-        margins = [(0, 0), (radius, radius) if axis == 1 else (0, 0), (radius, radius) if axis == 2 else (0, 0)]
-        padded = np.pad(values, margins, mode="edge")
+        margins = [(radius, radius) if place == axis else (0, 0) for place in range(3)]
+        windows = sliding_window_view(np.pad(values, margins, mode="edge"), len(weights), axis)
         values = np.zeros_like(values)
-        for start, weight in enumerate(weights):
-            window = slice(start, start + length)
-            values += weight * (padded[:, window] if axis == 1 else padded[:, :, window])
+        for place, weight in enumerate(weights):
+            values += weight * windows[..., place]
     return values
 
 
@@ -168,12 +150,17 @@ def _inversion(pixels: _Pixels, threshold: float) -> _Pixels:
     return np.where(pixels >= threshold, 255 - pixels, pixels)
 
 
-_CHANGES = {"edges": _edges, "grey": _grey, "blur": _blur, "jpeg": _jpeg, "inversion": _inversion}
-_STRENGTHS: dict[str, tuple[Sequence[float], Callable[[float], str]]] = {
-    "edges": (_SHARES, lambda share: f"{share:.0%} of the way to dark lines on white"),
-    "grey": (_SHARES, lambda share: f"{share:.0%} of the way to grey"),
-    "blur": (_SPREADS, lambda spread: f"Gaussian blur, deviation {spread:.1%} of the shorter side"),
-    "jpeg": (_QUALITIES, lambda quality: f"JPEG quality {quality:.0f}"),
-    "noise": (_DEVIATIONS, lambda deviation: f"Gaussian noise, deviation {deviation:.0f} of 255"),
-    "inversion": (_THRESHOLDS, lambda low: f"values from {low:.0f} up inverted" if low else "all inverted"),
+_SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
+# Of each kind: what it does, how strongly in each severity, and that in words.
+_CHANGES: dict[str, tuple[Callable[..., _Pixels], Sequence[float], Callable[[float], str]]] = {
+    "edges": (_edges, _SHARES, "{:.0%} of the way to dark lines on white".format),
+    "grey": (_grey, _SHARES, "{:.0%} of the way to grey".format),
+    "blur": (_blur, (0.015, 0.025, 0.04, 0.055, 0.075), "Gaussian blur, deviation {:.1%} of the shorter side".format),
+    "jpeg": (_jpeg, (50.0, 30.0, 18.0, 10.0, 6.0), "JPEG quality {:.0f}".format),
+    "noise": (_noise, (10.0, 20.0, 35.0, 55.0, 80.0), "Gaussian noise, deviation {:.0f} of 255".format),
+    "inversion": (
+        _inversion,
+        (204.0, 153.0, 102.0, 51.0, 0.0),
+        lambda low: f"values from {low:.0f} up inverted" if low else "all inverted",
+    ),
 }

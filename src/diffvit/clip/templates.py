@@ -13,8 +13,6 @@ from diffvit.errors import ConfigError, InputError, did_you_mean
 SINGLE = "a photo of a {}."
 NAMED = ("openai-80", "openai-7", "single")
 IMAGENET = "imagenet-1k"  # stands for the 1000 names wherever labels are given
-# ImageNet's index pairs whose names are the same; they are kept so that accuracies compare with published ones.
-IMAGENET_TWINS = ((657, 744), (836, 837))
 MAX_LABELS = 100_000
 MAX_BYTES = 64 * 2**20  # of a file
 MAX_LENGTH = 2_000  # characters of a text; the tokenizer takes time with the square of a word's length
@@ -24,12 +22,7 @@ _ARTICLE = re.compile(r"^(?:a|an|the)\s+(?=\S)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Templates:
-    """Prompt templates, each with ``{}`` where the label goes.
-
-    Args:
-        name: one of :data:`NAMED`, or the file that they come from.
-        texts: the templates.
-    """
+    """Prompt templates, each with ``{}`` where the label goes; their name is one of :data:`NAMED`, or a file's."""
 
     name: str
     texts: tuple[str, ...]
@@ -46,9 +39,8 @@ class Templates:
 def load_templates(name: str = "openai-80") -> Templates:
     """Templates by name, or from a text file with one per line.
 
-    Args:
-        name: ``openai-80`` (those of the paper's ImageNet results), ``openai-7`` (the subset its notebook found),
-            ``single`` (:data:`SINGLE`), or a path.
+    ``openai-80`` are those of the paper's ImageNet results, ``openai-7`` the subset its notebook found, ``single`` is
+    :data:`SINGLE`.
 
     Raises:
         ConfigError: neither a name nor a file.
@@ -73,7 +65,7 @@ def load_templates(name: str = "openai-80") -> Templates:
 
 
 def imagenet_names() -> tuple[str, ...]:
-    """ImageNet's 1000 class names as OpenAI put them, in the order of the classes; see :data:`IMAGENET_TWINS`."""
+    """ImageNet's 1000 class names as OpenAI put them, in the order of the classes; two pairs are equal."""
     return tuple(open_clip_library().IMAGENET_CLASSNAMES)
 
 
@@ -96,21 +88,19 @@ def load_labels(text: str | None = None, file: Path | None = None) -> tuple[str,
         raise ConfigError("--labels", "give --labels a,b,c or --labels-file FILE, one of them")
     if text == IMAGENET:
         return imagenet_names()
+    what, fault = ("--labels", ConfigError) if file is None else (str(file), InputError)
     if file is not None:
-        return _different(read_lines(file, "label", MAX_LABELS), str(file), InputError)
-    labels = [label.strip() for label in (text or "").split(",")]
-    if not any(labels):
-        raise ConfigError("--labels", "has no label in it", "As in: --labels cat,dog")
-    if len(labels) > MAX_LABELS:
-        raise ConfigError("--labels", f"has too many labels ({len(labels):,} vs at most {MAX_LABELS:,})")
-    if not all(labels):
-        raise ConfigError("--labels", f"has an empty label (place {labels.index('') + 1} of {len(labels)})")
-    for place, label in enumerate(labels, 1):
-        check_text(label, "--labels", f"place {place}", ConfigError)
-    return _different(labels, "--labels", ConfigError)
-
-
-def _different(labels: Sequence[str], what: str, fault: type[ConfigError] | type[InputError]) -> tuple[str, ...]:
+        labels = read_lines(file, "label", MAX_LABELS)
+    else:
+        labels = [label.strip() for label in (text or "").split(",")]
+        if not any(labels):
+            raise ConfigError(what, "has no label in it", "As in: --labels cat,dog")
+        if len(labels) > MAX_LABELS:
+            raise ConfigError(what, f"has too many labels ({len(labels):,} vs at most {MAX_LABELS:,})")
+        if not all(labels):
+            raise ConfigError(what, f"has an empty label (place {labels.index('') + 1} of {len(labels)})")
+        for place, label in enumerate(labels, 1):
+            check_text(label, what, f"place {place}", fault)
     if same := twins(labels):
         first, second = same[0][:2]
         more = f" and {len(same) - 1} more twice" if len(same) > 1 else ""
@@ -119,15 +109,12 @@ def _different(labels: Sequence[str], what: str, fault: type[ConfigError] | type
 
 
 def read_lines(path: Path, what: str, limit: int) -> list[str]:
-    """The lines of a UTF-8 file, without blank ones and without spaces around them.
+    """The lines of a UTF-8 file (a byte order mark is fine), without blank ones and without spaces around them.
 
-    Args:
-        path: the file; a byte order mark is fine.
-        what: what a line is called in errors ("label").
-        limit: how many lines there may be.
+    ``what`` is what a line is called in errors ("label").
 
     Raises:
-        InputError: it cannot be read, is not text, is too large, or has no line or too many.
+        InputError: it cannot be read, is not text, is too large, or has no line or more than ``limit``.
     """
     try:
         with path.open("rb") as file:
@@ -153,11 +140,10 @@ def read_lines(path: Path, what: str, limit: int) -> list[str]:
 
 
 def check_text(text: str, what: str, where: str, fault: type[ConfigError] | type[InputError] = InputError) -> None:
-    """Refuse what no label or template is.
+    """Refuse what no label or template is: NUL bytes, text that cannot be encoded, over :data:`MAX_LENGTH` characters.
 
     Raises:
-        ConfigError, InputError: as ``fault`` says, for NUL bytes, text that cannot be encoded, or over
-            :data:`MAX_LENGTH` characters.
+        ConfigError, InputError: as ``fault`` says.
     """
     if "\0" in text:
         raise fault(what, f"holds a NUL byte ({where})")

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float32
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffvit.clip.cache import FeatureCache, digest, text_fingerprint
-from diffvit.clip.hub import open_clip_library
+from diffvit.clip.encode import FeatureCache, Progress, digest, fingerprint
+from diffvit.clip.hub import open_clip_library, text_features
 from diffvit.clip.load import Clip
 from diffvit.clip.small.model import KnownTokens
 from diffvit.clip.templates import MAX_LABELS, Templates, twins
-from diffvit.clip.text_tower import text_features
 from diffvit.errors import ConfigError, InputError
 
-Progress = Callable[[int, int], None]
 _VERSION = 2  # of what is computed here; a change invalidates every cached part
 _BARE = Templates("bare", ("{}",))
+_ROWS_AT_ONCE = 4_096  # images; beside the probabilities themselves, 1000 classes then take tens of MB
 _PROMPTS_AT_ONCE = 1_600  # of a part: seconds of work on a CPU, and lengths enough to sort
 
 
@@ -75,14 +75,14 @@ def zero_shot_classifier(
     check: bool = True,
     progress: Progress | None = None,
 ) -> Classifier:
-    """The classifier that a CLIP model makes of labels.
+    """The classifier that a CLIP model makes of labels; equal ones are kept (see :attr:`Classifier.twins`).
 
     Of each label, each prompt's text feature is brought to unit length, and so is their mean. Rows are kept in the
     cache in parts as they are done: an interrupted call goes on where it was, and a repeated one computes nothing.
 
     Args:
         clip: the model.
-        labels: what the classes are called; equal ones are kept (see :attr:`Classifier.twins`).
+        labels: what the classes are called.
         templates: what the labels are put into.
         cache_dir: where the parts lie; by default the user's cache folder.
         use_cache: False to read and write none.
@@ -100,7 +100,8 @@ def zero_shot_classifier(
         raise ConfigError("templates", "must have {} where the label goes, at least one of them")
     unknown, cut, context = _unread(clip, labels, templates) if check else ((), (), 0)
     size = max(1, _PROMPTS_AT_ONCE // len(templates.texts))
-    key = _key(clip, labels, templates, size)
+    tokenizer = [clip.name, type(clip.tokenizer).__name__, open_clip_library().__version__]
+    key = digest([_VERSION, text_fingerprint(clip.model), tokenizer, templates.texts, list(labels), size])
     chunks = [labels[first : first + size] for first in range(0, len(labels), size)]
     computed = 0
 
@@ -121,36 +122,49 @@ def zero_shot_classifier(
 def classify(
     clip: Clip, classifier: Classifier, images: Float[Tensor, "n 3 h w"], *, batch_size: int = 32
 ) -> Float32[Tensor, "n labels"]:
-    """The probability of each label for each image: softmax of exp(logit_scale) times the cosine.
-
-    Args:
-        clip: the model that the classifier was made with.
-        classifier: from :func:`zero_shot_classifier`.
-        images: preprocessed as ``clip.preprocessing`` says, on any device.
-        batch_size: images at once.
-
-    Returns:
-        On the CPU.
+    """The probability of each label for each image, preprocessed as ``clip.preprocessing`` says; on the CPU.
 
     Raises:
         ConfigError: the classifier is of a model of another width.
     """
-    model, found = clip.model, []
-    rows = classifier.weights.to(clip.device)
+    model: Any = clip.model
     with torch.no_grad():
-        for part in images.split(batch_size):
-            features = F.normalize(model.encode_image(part.to(clip.device, clip.dtype)).float(), dim=-1)  # pyright: ignore[reportCallIssue]
-            if features.shape[1] != rows.shape[1]:
-                widths = f"{rows.shape[1]} vs {features.shape[1]} features"
-                raise ConfigError("classifier", f"was made with another model ({widths})")
-            found.append((model.logit_scale.exp() * features @ rows.T).softmax(dim=-1).cpu())  # pyright: ignore
-    return torch.cat(found) if found else torch.zeros(0, len(rows))
+        parts = [model.encode_image(part.to(clip.device, clip.dtype)) for part in images.split(batch_size)]
+    rows = [F.normalize(part.float(), dim=-1).cpu() for part in parts]
+    return zero_shot_probabilities(clip, classifier, torch.cat(rows))
+
+
+def zero_shot_probabilities(
+    clip: Clip, classifier: Classifier, rows: Float32[Tensor, "n width"]
+) -> Float32[Tensor, "n labels"]:
+    """The probability of each label: softmax of exp(logit_scale) times the cosine. NaN rows stay NaN.
+
+    ``rows`` are image features of unit length on the CPU. Classes of the same name get the very same probability: that
+    of the first of them, to the bit.
+
+    Raises:
+        ConfigError: the classifier is of a model of another width.
+    """
+    if rows.shape[1] != classifier.weights.shape[1]:
+        widths = f"{classifier.weights.shape[1]} vs {rows.shape[1]} features"
+        raise ConfigError("classifier", f"was made with another model ({widths})")
+    columns = torch.arange(len(classifier.labels))
+    for group in classifier.twins:
+        columns[list(group)] = group[0]
+    scale = clip.model.logit_scale.detach().exp().float().cpu()  # pyright: ignore[reportCallIssue]
+    found = torch.empty(len(rows), len(columns))
+    for first in range(0, len(rows), _ROWS_AT_ONCE):
+        piece = slice(first, first + _ROWS_AT_ONCE)
+        found[piece] = (scale * (rows[piece] @ classifier.weights.T))[:, columns].softmax(dim=1)
+    return found
 
 
 def _unread(clip: Clip, labels: Sequence[str], templates: Templates) -> tuple[tuple[str, ...], tuple[str, ...], int]:
     """Words that a small CLIP does not know, labels that are cut, and the model's context; refuses what cannot work."""
-    unknown = _unknown_words(clip, labels)
-    pad, context = clip.tokenizer([""])[0, -1], clip.tokenizer([""]).shape[1]
+    table = getattr(getattr(clip.model, "text", None), "token_embedding", None)
+    unknown = _unknown_words(clip, labels) if isinstance(table, KnownTokens) else ()
+    blank = clip.tokenizer([""])[0]
+    pad, context = blank[-1], len(blank)
 
     def length(texts: Sequence[str]) -> list[int]:
         return (clip.tokenizer(list(texts)) != pad).sum(1).tolist()
@@ -173,19 +187,20 @@ def _unread(clip: Clip, labels: Sequence[str], templates: Templates) -> tuple[tu
 
 
 def _unknown_words(clip: Clip, labels: Sequence[str]) -> tuple[str, ...]:
-    """Words with a token that a small CLIP has no vector for, in their order; none of another CLIP."""
-    table = getattr(getattr(clip.model, "text", None), "token_embedding", None)
-    if not isinstance(table, KnownTokens):
-        return ()
+    """Words with a token that a small CLIP has no vector for, in their order."""
     words = [re.findall(r"\w+", prompt) or [prompt] for prompt in (_BARE.prompts(label)[0] for label in labels)]
-    unknown: dict[str, bool] = {}
-    for word in dict.fromkeys(word for each in words for word in each):
-        tokens = clip.tokenizer([word])[0]
-        unknown[word] = not bool(torch.isin(tokens[1 : int(tokens.argmax())], table.tokens.cpu()).all())
+    unknown = {word: known_share(clip, word) < 1 for word in dict.fromkeys(word for each in words for word in each)}
     if all(unknown[word] for each in words for word in each):
         hint = "Name what its captions named, or take another CLIP (--model)."
         raise ConfigError("labels", f"hold no word that {clip.name} was trained with ({_some(labels)})", hint)
     return tuple(word for word, new in unknown.items() if new)
+
+
+def known_share(clip: Clip, name: str) -> float:
+    """The share of a name's tokens that the text tower of a small CLIP has a vector for."""
+    text: Any = clip.model.text
+    tokens = clip.tokenizer([name])[0]
+    return float(torch.isin(tokens[1 : int(tokens.argmax())], text.token_embedding.tokens.cpu()).double().mean())
 
 
 def _some(names: Sequence[str]) -> str:
@@ -201,8 +216,6 @@ def _rows(clip: Clip, labels: Sequence[str], templates: Templates) -> Float32[Te
     return F.normalize(means, dim=-1).float()
 
 
-def _key(clip: Clip, labels: Sequence[str], templates: Templates, size: int) -> str:
-    """SHA-256 (hex) of what the rows depend on, and of how they are cut into parts."""
-    tokenizer = [clip.name, type(clip.tokenizer).__name__, open_clip_library().__version__]
-    what = [_VERSION, text_fingerprint(clip.model), tokenizer, templates.texts, list(labels), size]
-    return digest(what)
+def text_fingerprint(model: nn.Module) -> str:
+    """:func:`fingerprint` of what a CLIP's text features depend on."""
+    return fingerprint(model, lambda name: bool(name) and not name.startswith("visual"))

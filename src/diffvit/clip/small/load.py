@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from diffvit import weights
 from diffvit.clip.hub import simple_tokenizer
-from diffvit.clip.load import Clip, fill
-from diffvit.clip.preprocess import Preprocessing
+from diffvit.clip.load import Clip, fill, ready
+from diffvit.clip.preprocess import of_ours
 from diffvit.clip.small.model import SmallClip
 from diffvit.clip_settings import TextConfig
 from diffvit.errors import ConfigError, InputError
@@ -30,11 +30,7 @@ def is_own(name: str) -> bool:
 
 
 def load_small(reference: Path | str, *, device: torch.device | str = "cpu") -> Clip:
-    """A small CLIP in evaluation mode, float32.
-
-    Args:
-        reference: a run folder, its :data:`MODEL_FILE`, or a packaged name.
-        device: where the weights go; ``"auto"`` takes CUDA where there is one.
+    """A small CLIP in evaluation mode, float32: a run folder, its weights file, or a packaged name.
 
     Raises:
         InputError: no such model; not a CLIP of ours; missing, unexpected, misshapen or non-finite weights.
@@ -43,32 +39,18 @@ def load_small(reference: Path | str, *, device: torch.device | str = "cpu") -> 
     path = locate(reference)
     meta = metadata_of(path, read_header(path))
     model = _skeleton(path, meta)
-    fill(
-        str(path),
-        "this CLIP",
-        model,
-        {name: _wide(each) for name, each in read_weights(path, counters=True).tensors.items()},
-    )
-    if str(device) == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    name = path.parent.name if path.name == MODEL_FILE else path.stem
-    return as_clip(model.to(device).requires_grad_(False).eval(), meta, str(reference), name)
+    tensors = read_weights(path, counters=True).tensors
+    wide = {name: each.float() if each.is_floating_point() else each for name, each in tensors.items()}
+    fill(str(path), "this CLIP", model, wide)
+    ready(model, device)
+    return as_clip(model, meta, str(reference), path.parent.name if path.name == MODEL_FILE else path.stem)
 
 
 def as_clip(model: SmallClip, meta: Mapping[str, Any], source: str, name: str = "small CLIP") -> Clip:
-    """A model with its preprocessing and tokenizer.
-
-    Args:
-        model: on any device.
-        meta: ``mean`` and ``std`` per channel, and the name of the ``data`` it was trained on.
-        source: where the weights came from.
-        name: what to call it.
-    """
-    size = model.settings["visual"]["image_size"]
-    mean, std = tuple(meta["mean"]), tuple(meta["std"])
-    preprocessing = Preprocessing(size, size, "bilinear", False, mean, std)
+    """A model with its preprocessing and tokenizer; ``meta`` has the ``mean``, ``std`` and name of its ``data``."""
+    preprocessing = of_ours(model.settings["visual"]["image_size"], meta)
     tokenizer = simple_tokenizer(model.settings["text"]["context_length"])
-    return Clip(model, preprocessing, tokenizer, name, str(meta["data"]), source, torch.float32)
+    return Clip(model, preprocessing, source, tokenizer, name, str(meta["data"]))
 
 
 def _skeleton(path: Path, meta: Mapping[str, Any]) -> SmallClip:
@@ -89,15 +71,7 @@ def _skeleton(path: Path, meta: Mapping[str, Any]) -> SmallClip:
         raise InputError(str(path), "describes an impossible model (its sizes do not go together)")
     try:
         with torch.random.fork_rng(devices=[]):
-            return SmallClip(
-                visual={**visual.model_dump(exclude={"preset"}), "init": "trunc-normal"},
-                text=text.model_dump(),
-                joint_dim=joint,
-                vocabulary=size,
-            )
+            image = {**visual.model_dump(exclude={"preset"}), "init": "trunc-normal"}
+            return SmallClip(visual=image, text=text.model_dump(), joint_dim=joint, vocabulary=size)
     except (ConfigError, RuntimeError) as error:
         raise InputError(str(path), f"describes an impossible model ({' '.join(str(error).split())[:120]})") from None
-
-
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor

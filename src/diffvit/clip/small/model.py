@@ -11,22 +11,17 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffvit.clip.hub import text_transformer
-from diffvit.clip.text_tower import CausalTower, causal_tower
+from diffvit.clip.hub import encode_text, text_transformer
 from diffvit.models.vit import VisionTransformer
 
 _FIRST_SCALE, _LARGEST_SCALE = 1 / 0.07, 100.0  # section 2.5 of the paper
 
 
 class KnownTokens(nn.Module):
-    """Vectors for the tokens of a vocabulary; any other token has the zero vector, which is never trained.
+    """Vectors for the ``tokens`` of a vocabulary; any other token has the zero vector, which is never trained.
 
     open_clip's tokenizer knows 49,408 tokens, which would be most of a small model, and a token that no caption holds
     would keep its random start, and so say something that nobody taught it.
-
-    Args:
-        size: tokens in the vocabulary; ``tokens`` holds them once :meth:`know` was called or a state loaded.
-        width: of a vector.
     """
 
     tokens: Tensor
@@ -81,12 +76,6 @@ class SmallClip(nn.Module):
         self.text.token_embedding = KnownTokens(vocabulary, text["embed_dim"])
         self.logit_scale = nn.Parameter(torch.tensor(math.log(_FIRST_SCALE)))
 
-    @property
-    def _tower(self) -> CausalTower:
-        tower = causal_tower(self)
-        assert tower is not None  # it is causal: built so above
-        return tower
-
     def forward(
         self, images: Float[Tensor, "n chans height width"], tokens: Int64[Tensor, "m cut"]
     ) -> tuple[Float[Tensor, "n dim"], Float[Tensor, "m dim"], Float[Tensor, ""]]:
@@ -105,8 +94,7 @@ class SmallClip(nn.Module):
 
     def encode_text(self, tokens: Int64[Tensor, "n cut"], normalize: bool = False) -> Float[Tensor, "n dim"]:
         """Text features; texts may be cut after the end of the longest, the tower is causal."""
-        tower = self._tower
-        features = tower.encode(tokens, tower.ends(tokens)).float()
+        features = encode_text(self.text, tokens).float()
         return F.normalize(features, dim=-1) if normalize else features
 
     def lambdas(self) -> list[float]:

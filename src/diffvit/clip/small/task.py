@@ -17,7 +17,7 @@ from diffvit.clip.load import Clip
 from diffvit.clip.small.load import as_clip
 from diffvit.clip.small.model import SmallClip
 from diffvit.clip.templates import Templates, load_templates
-from diffvit.clip.zero_shot import zero_shot_classifier
+from diffvit.clip.zero_shot import known_share, zero_shot_classifier
 from diffvit.clip_settings import CaptionsConfig
 from diffvit.config import ClipConfig, Config, to_dict
 from diffvit.data.augment import Batch
@@ -96,7 +96,6 @@ class Captions:
         names: of a class; one that is not here has its own name.
         templates: with ``{}`` where the name goes.
         tokenizer: texts to int64 (texts, context).
-        device: where the tokens go.
 
     Raises:
         ConfigError: names for a class that the data does not have.
@@ -108,7 +107,6 @@ class Captions:
         names: Mapping[str, Sequence[str]],
         templates: Sequence[str],
         tokenizer: Callable[[list[str]], Tensor],
-        device: torch.device | str = "cpu",
     ) -> None:
         if strangers := [name for name in names if name not in classes]:
             have = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
@@ -118,11 +116,10 @@ class Captions:
         self.texts = [prompt for own in self.names for name in own for prompt in sentences.prompts(name)]
         tokens = tokenizer(self.texts)
         longest = int(tokens.argmax(dim=1).max()) + 1  # a text's end is its largest token
-        self.tokens = tokens[:, :longest].contiguous().to(device)
-        counts = torch.tensor([len(own) for own in self.names])
+        self.tokens = tokens[:, :longest].contiguous()
         self._templates = len(sentences.texts)
-        self._counts = counts.to(device)
-        self._firsts = (counts.cumsum(0) - counts).to(device)
+        self._counts = torch.tensor([len(own) for own in self.names])
+        self._firsts = self._counts.cumsum(0) - self._counts
 
     @property
     def vocabulary(self) -> Int64[Tensor, " size"]:
@@ -133,13 +130,16 @@ class Captions:
         self, seed: int, epoch: int, indices: Int64[Tensor, " n"], labels: Int64[Tensor, " n"]
     ) -> Int64[Tensor, "n cut"]:
         """A caption for each sample; it depends on (seed, epoch, index) and the sample's class alone."""
+        if labels.device != self.tokens.device:
+            moved = (each.to(labels.device) for each in (self.tokens, self._counts, self._firsts))
+            self.tokens, self._counts, self._firsts = moved
         words = hash_words(seed, epoch, indices, Stream.CAPTION, 2)
         name = self._firsts[labels] + below(words[:, 0], self._counts[labels])
         return self.tokens[name * self._templates + below(words[:, 1], self._templates)]
 
 
 class Contrastive:
-    """The mean of image-to-text and text-to-image cross-entropy, nats, over the captions of the batch.
+    """The mean of image-to-text and text-to-image cross-entropy, nats, over the captions of the batch, drawn by a seed.
 
     CLIP's loss (arXiv 2103.00020, figure 3) takes the other captions of a batch as wrong answers. With ten classes many
     of them are right ones, so a right answer here is every caption of the image's class, as in arXiv 2204.03610,
@@ -147,10 +147,6 @@ class Contrastive:
 
     Processes that train together contrast the whole step's batch: each has the features of all and computes the losses
     of its own images and captions, as open_clip's ``ClipLoss(local_loss=True, gather_with_grad=True)`` does.
-
-    Args:
-        captions: to draw from.
-        seed: of the draws.
     """
 
     def __init__(self, captions: Captions, seed: int) -> None:
@@ -196,9 +192,7 @@ def answers(
 ) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n n"]]:
     """How much each caption is an answer to each image, and each image to each caption; rows are distributions.
 
-    Args:
-        targets: of each image, a distribution over the classes.
-        labels: the class of each caption.
+    ``targets`` are of the images, distributions over the classes; ``labels`` are the captions' classes.
     """
     fits = targets[:, labels]  # image i holds this much of caption j's class
     counts = torch.bincount(labels, minlength=targets.shape[1])
@@ -222,7 +216,7 @@ def score_clip(
         model: on ``device``.
         images: with labels.
         mean: per channel, 0 to 1.
-        std: per channel, 0 to 1.
+        std: the same.
         captions: the templates to evaluate with, and the names to try.
         device: where to compute.
         names_too: also ``zero_shot_accuracy``, and what :func:`names_tried` gives.
@@ -235,31 +229,20 @@ def score_clip(
         clip = as_clip(model, {"mean": mean, "std": std, "data": images.name}, "this model")
         batches = evaluation_batches(images.pixels, 500, mean, std, device)
         features = torch.cat([model.encode_image(batch, normalize=True).cpu() for batch in batches])
-        rows = zero_shot_classifier(clip, images.classes, templates, use_cache=False, check=False).weights
+        rows = _rows(clip, images.classes, templates)
         figures = metrics_of(model.logit_scale.exp().cpu() * features @ rows.T, images.labels)
         if names_too:
-            tried = names_tried(clip, features, images, captions.names, captions.unseen, templates)
+            tried = names_tried(clip, features, images, captions, templates)
             figures |= {"zero_shot_accuracy": figures["accuracy"], **tried}
     return figures
 
 
 def names_tried(
-    clip: Clip,
-    features: Float[Tensor, "n dim"],
-    images: Images,
-    names: Mapping[str, Sequence[str]],
-    unseen: Mapping[str, Sequence[str]],
-    templates: Templates,
+    clip: Clip, features: Float[Tensor, "n dim"], images: Images, captions: CaptionsConfig, templates: Templates
 ) -> dict[str, Any]:
-    """Every name in its class's place.
+    """Every name in its class's place: the names that were in captions, and the unseen ones, put into the templates.
 
-    Args:
-        clip: the model.
-        features: of the images, of unit length.
-        images: with labels.
-        names: by class, that were in captions.
-        unseen: by class, that were in none.
-        templates: that names are put into.
+    ``features`` are of the images, of unit length.
 
     Returns:
         ``unseen_names_accuracy``: of the classifier whose every class is the mean of its unseen names (None where a
@@ -273,29 +256,20 @@ def names_tried(
     means: list[Tensor] = []
     for place, label in enumerate(classes):
         here = features[images.labels == place]
-        seen, new = tuple(names.get(label, (label,))), tuple(unseen.get(label, ()))
+        seen, new = captions.names.get(label, (label,)), captions.unseen.get(label, ())
         rows = _rows(clip, [*seen, *new], templates)
         for name, row in zip([*seen, *new], rows, strict=True):
             classifier = own.clone()
             classifier[place] = row
             recall = float(((here @ classifier.T).argmax(1) == place).double().mean()) if len(here) else None
-            known = {"known_tokens": _known(clip, name), "recall": recall}
-            tried.append({"class": label, "name": name, "seen": name in seen, **known})
+            known = known_share(clip, name)
+            tried.append({"class": label, "name": name, "seen": name in seen, "known_tokens": known, "recall": recall})
         means.append(F.normalize(rows[len(seen) :].mean(0), dim=0))
     accuracy = None
-    if all(unseen.get(label) for label in classes):
+    if all(captions.unseen.get(label) for label in classes):
         accuracy = float(((features @ torch.stack(means).T).argmax(1) == images.labels).double().mean())
     return {"unseen_names_accuracy": accuracy, "names": tried}
 
 
 def _rows(clip: Clip, labels: Sequence[str], templates: Templates) -> Tensor:
     return zero_shot_classifier(clip, labels, templates, use_cache=False, check=False).weights
-
-
-def _known(clip: Clip, name: str) -> float:
-    """The share of a name's tokens that the text tower has a vector for."""
-    tokens = clip.tokenizer([name])[0]
-    inner = tokens[1 : int(tokens.argmax())].to(clip.device)
-    text: Any = clip.model.text
-    known = torch.isin(inner, text.token_embedding.tokens)
-    return float(known.double().mean())
