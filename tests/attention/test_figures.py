@@ -6,7 +6,6 @@ import io
 from collections.abc import Callable
 
 import numpy as np
-import pytest
 import torch
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -17,7 +16,7 @@ from diffvit.attention.figures import blend, marked
 from diffvit.attention.metrics import mass_mask
 from diffvit.attention.statistics import head_statistics, position_similarity
 from diffvit.models.vit import VisionTransformer
-from diffvit.reporting.style import DARK, LIGHT, to_png, to_svg
+from diffvit.reporting.style import to_png, to_svg
 
 IMAGE = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -119,40 +118,37 @@ def test_a_mask_darkens_what_it_does_not_keep() -> None:
     assert found[:, 8:].float().mean() < 0.3 * IMAGE[:, 8:].float().mean()
 
 
-def every(theme: object) -> dict[str, Callable[[], Figure]]:
+def every() -> dict[str, Callable[[], Figure]]:
     plain, differential = record_of("softmax"), record_of("differential")
     heat, model = plain.to_patches(-1)[0].mean(0), model_of("differential", pos_embed="sincos-2d+rope-2d")
     names = [("heat", heat), ("rollout", rollout(differential)[0])]
     kept = [("mask", mass_mask(heat, 0.6))]
-    styled = {"theme": theme}
     found: dict[str, Callable[[], Figure]] = {
-        "maps": lambda: figures.maps_grid(plain, 0, IMAGE, **styled),
-        "panels": lambda: figures.differential_panels(differential, 0, IMAGE, query=(0, 7), **styled),
-        "overlays": lambda: figures.overlays(IMAGE, names, masks=kept, title="t", **styled),
-        "sheet": lambda: figures.contact_sheet([("a", IMAGE, heat)] * 5, title="t", **styled),
-        "kept": lambda: figures.kept_by_heads(IMAGE, mass_mask(plain.to_patches(-1)[0], 0.6), title="t", **styled),
-        "one": lambda: figures.contact_sheet([("a", IMAGE, heat)], **styled),
-        "heads": lambda: figures.heads_figure(head_statistics(differential), 65, **styled),
-        "plain heads": lambda: figures.heads_figure(head_statistics(plain), 65, **styled),
-        "lambda": lambda: figures.lambda_figure({0: -1.2, 1: 0.5}, **styled),
+        "maps": lambda: figures.maps_grid(plain, 0, IMAGE),
+        "panels": lambda: figures.differential_panels(differential, 0, IMAGE, query=(0, 7)),
+        "overlays": lambda: figures.overlays(IMAGE, names, masks=kept, title="t"),
+        "sheet": lambda: figures.contact_sheet([("a", IMAGE, heat)] * 5, title="t"),
+        "kept": lambda: figures.kept_by_heads(IMAGE, mass_mask(plain.to_patches(-1)[0], 0.6), title="t"),
+        "one": lambda: figures.contact_sheet([("a", IMAGE, heat)]),
+        "heads": lambda: figures.heads_figure(head_statistics(differential), 65),
+        "plain heads": lambda: figures.heads_figure(head_statistics(plain), 65),
+        "lambda": lambda: figures.lambda_figure({0: -1.2, 1: 0.5}),
     }
     for kind, similarity in position_similarity(model).items():
-        found[kind] = lambda similarity=similarity: figures.similarity_figure(similarity, **styled)
+        found[kind] = lambda similarity=similarity: figures.similarity_figure(similarity)
     return found
 
 
-@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
-def test_every_figure_comes_out_in_both_looks(theme: object) -> None:
-    paper = 255 if theme is LIGHT else 0x16
-    for name, draw in every(theme).items():
+def test_every_figure_comes_out() -> None:
+    for name, draw in every().items():
         pixels = picture(draw())
         assert pixels.shape[0] > 200, name
-        assert pixels[0, 0, 0] == paper, name
+        assert pixels[0, 0, 0] == 255, name
         assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20, name
 
 
 def test_files_are_the_same_each_time() -> None:
-    for draw in (every(LIGHT)["heads"], every(LIGHT)["panels"]):
+    for draw in (every()["heads"], every()["panels"]):
         assert to_png(draw()) == to_png(draw())
         found = to_svg(draw())
         assert found == to_svg(draw())
@@ -160,11 +156,11 @@ def test_files_are_the_same_each_time() -> None:
 
 
 def test_head_figures_say_what_they_show() -> None:
-    said = words(every(LIGHT)["heads"]())
+    said = words(every()["heads"]())
     for word in ("Entropy", "ln 65", "nats", "Distance", "patches", "On [CLS] and registers", "Negative", "a head"):
         assert word in said
-    assert "Negative" not in words(every(LIGHT)["plain heads"]())
-    assert "lambda_init" in words(every(LIGHT)["lambda"]())
+    assert "Negative" not in words(every()["plain heads"]())
+    assert "lambda_init" in words(every()["lambda"]())
 
 
 def test_large_grids_show_every_few_patches_and_say_so() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from diffvit.clip.load import Clip
@@ -92,3 +94,22 @@ def broken(function: Callable[..., Any]) -> Callable[..., Any]:
         raise AssertionError(f"{function} was called")
 
     return called
+
+
+def open_clips_probabilities(files: Sequence[Path], labels: list[str], templates: list[Any]) -> Tensor:
+    """Zero-shot by open_clip alone, in float64, with the weights of :func:`openai_state`."""
+    model = small_model()
+    model.load_state_dict({name: tensor.float() for name, tensor in openai_state(model, {}).items()})
+    transform: Any = open_clip.image_transform(64, is_train=False)
+    images = torch.stack([transform(Image.open(file)) for file in files])
+    rows: Any = open_clip.build_zero_shot_classifier(model, open_clip.tokenize, labels, templates)
+    with torch.no_grad():
+        features = model.double().encode_image(images.double(), normalize=True)
+        return (model.logit_scale.exp() * features @ rows.double()).softmax(dim=1)
+
+
+class Evil:
+    """A pickle that makes a folder when it is loaded."""
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("evil-was-here",)

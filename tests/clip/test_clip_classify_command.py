@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import open_clip
 import pytest
 import torch
 from PIL import Image
-from small_clip import NAME, openai_state, register, small_model
+from small_clip import NAME, Evil, open_clips_probabilities, openai_state, register, small_model
 
 from diffvit.cli.main import run
 
@@ -31,18 +29,6 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     Path("bad.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
 
 
-def expected(names: list[str], labels: list[str], templates: list[Any]) -> torch.Tensor:
-    """By open_clip alone."""
-    model = small_model()
-    model.load_state_dict({name: tensor.float() for name, tensor in openai_state(model, {}).items()})
-    transform: Any = open_clip.image_transform(64, is_train=False)
-    images = torch.stack([transform(Image.open(name)) for name in names])
-    rows: Any = open_clip.build_zero_shot_classifier(model, open_clip.tokenize, labels, templates)
-    with torch.no_grad():
-        features = model.encode_image(images, normalize=True)
-        return (model.logit_scale.exp() * features @ rows).softmax(dim=1)
-
-
 def test_the_answers_are_open_clips(capsys: Captured) -> None:
     command = [*BASE, "p0.png", "p1.png", "p2.png", "--labels", "cat,dog, red $5 & $6 car", "--json", "--out", "seen"]
     assert run([*command, "--templates", "openai-7"]) == 0
@@ -56,7 +42,9 @@ def test_the_answers_are_open_clips(capsys: Captured) -> None:
     assert lines[4] == "labels         3 (3 computed now, the others cached)"
     found = json.loads(lines[-1])
     labels = ["cat", "dog", "red $5 & $6 car"]
-    chances = expected(["p0.png", "p1.png", "p2.png"], labels, list(open_clip.SIMPLE_IMAGENET_TEMPLATES))
+    chances = open_clips_probabilities(
+        [Path(f"p{n}.png") for n in range(3)], labels, list(open_clip.SIMPLE_IMAGENET_TEMPLATES)
+    )
     for image, row in zip(found["images"], chances, strict=True):
         top = dict(image["top"])
         assert list(top.values()) == sorted(top.values(), reverse=True)
@@ -106,11 +94,6 @@ def test_words_that_a_small_clip_never_read_are_named(capsys: Captured) -> None:
         out, err = capsys.readouterr()
         assert (out, err.count("\n")) == ("", 1)
         assert labels.replace(",", ", ") in err
-
-
-class Evil:
-    def __reduce__(self) -> Any:
-        return os.mkdir, ("evil-was-here",)
 
 
 FEW = ["p0.png", "--labels", "a"]

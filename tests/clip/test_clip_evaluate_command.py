@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import pytest
 import timm.data
 import torch
 from class_folders import class_folders
 from PIL import Image
-from small_clip import NAME, openai_state, random_everywhere, register, small_model
+from small_clip import NAME, Evil, open_clips_probabilities, openai_state, random_everywhere, register, small_model
 
 from diffvit.cli import show
 from diffvit.cli.clip_options import Lines
@@ -41,15 +39,7 @@ def last(out: str) -> dict[str, Any]:
 
 
 def zero_shot(files: list[Path], names: list[str]) -> torch.Tensor:
-    """Probabilities by open_clip alone, in float64."""
-    model = small_model()
-    model.load_state_dict({name: tensor.float() for name, tensor in openai_state(model, {}).items()})
-    transform: Any = open_clip.image_transform(64, is_train=False)
-    images = torch.stack([transform(Image.open(file)) for file in files])
-    rows: Any = open_clip.build_zero_shot_classifier(model, open_clip.tokenize, names, [lambda c: f"a photo of a {c}."])
-    with torch.no_grad():
-        features = model.double().encode_image(images.double(), normalize=True)
-        return (model.logit_scale.exp() * features @ rows.double()).softmax(dim=1)
+    return open_clips_probabilities(files, names, [lambda c: f"a photo of a {c}."])
 
 
 def counted(chances: torch.Tensor, labels: list[int]) -> tuple[int, int, list[list[bool]]]:
@@ -199,11 +189,6 @@ def test_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: Captured) 
         lines(done, 5)
     assert capsys.readouterr().err == "pictures: 2 of 5 (2 s)\npictures: 4 of 5 (4 s)\n"
     assert show.percent(None) == "-"
-
-
-class Evil:
-    def __reduce__(self) -> Any:
-        return os.mkdir, ("evil-was-here",)
 
 
 RESNET = ["dogs", "--supervised", "tv-v2", "--supervised-weights"]

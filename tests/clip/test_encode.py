@@ -11,16 +11,14 @@ from typing import Any
 import numpy as np
 import open_clip
 import pytest
-import timm.data
 import torch
 from class_folders import class_folders, picture
 from PIL import Image
-from small_clip import random_everywhere, small_clip, small_model
+from small_clip import small_clip, small_model
 
 from diffvit.clip import encode as subject
 from diffvit.clip.encode import Encoded, Encoder, encode_all, image_encoder, image_number
 from diffvit.clip.labelled import Labelled, open_labelled
-from diffvit.clip.load import load_resnet50
 from diffvit.clip.shifts import Shift
 from diffvit.errors import InputError
 
@@ -56,22 +54,6 @@ def test_clips_rows_are_open_clips(encoder: Encoder, pictures: Labelled, tmp_pat
     assert (found.rows.shape, found.rows.dtype, found.computed, found.faults) == ((10, 32), torch.float32, 10, [])
     assert found.seconds > 0
     assert encoder.name == "CLIP RN-small (own weights)"
-
-
-def test_the_resnets_rows_are_timms(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model = random_everywhere(timm.create_model("resnet50.tv2_in1k", pretrained=False))
-    torch.save(model.state_dict(), tmp_path / "r.pth")
-    pictures = open_labelled(class_folders(tmp_path / "set", {"a": 1, "b": 2}, ".jpg"))
-    found = encode_all(image_encoder(load_resnet50("tv-v2", tmp_path / "r.pth")), pictures)
-    config = timm.data.resolve_data_config({}, model=model, use_test_size=True)
-    transform: Any = timm.data.create_transform(**config, is_training=False)
-    images = torch.stack([transform(Image.open(tmp_path / "set" / place)) for place in pictures.places])
-    with torch.no_grad():
-        expected = model(images)
-    assert found.rows.shape == (3, 1000)
-    assert (found.rows - expected).abs().max() < 1e-4 * expected.abs().max()
-    assert (found.rows[0] - found.rows[1]).abs().max() > 1e-3 * expected.abs().max()
 
 
 def test_an_interrupted_call_goes_on_and_a_repeated_one_reads(encoder: Encoder, pictures: Labelled) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor
 from diffvit.attention.capture import Record
 from diffvit.attention.statistics import HeadStatistics
 from diffvit.reporting.plots import lambda_init
-from diffvit.reporting.style import LIGHT, Theme, colour, dress, figure
+from diffvit.reporting.style import LIGHT, colour, dress, figure
 
 SEQUENTIAL, DIVERGING, OVERLAY = "viridis", "RdBu_r", "inferno"
 _PALE = 0.55  # contrast of the image that is left under an overlay
@@ -45,7 +45,6 @@ def maps_grid(
     kind: str = "effective",
     query: tuple[int, int] | None = None,
     title: str = "",
-    theme: Theme = LIGHT,
 ) -> Figure:
     """Every head of every captured layer, as the pooled token or one patch reads the patches.
 
@@ -59,7 +58,6 @@ def maps_grid(
         kind: ``effective``, ``positive`` or ``negative``.
         query: row and column of the query patch; None for what the model pools.
         title: of the figure.
-        theme: colours.
     """
     layers = [record.to_patches(at, kind, query)[index] for at in range(len(record.layers))]
     heads = [f"head {head}" for head in range(layers[0].shape[0])]
@@ -67,7 +65,7 @@ def maps_grid(
     said = f"{_reader(record, query)} reads; each layer has its own scale"
     said += ", white is zero" if signed else ""
     cells = _Cells(layers, heads, signed)
-    return _mosaic(record, cells, image, query=query, titles=(title or "Attention maps", said), theme=theme)
+    return _mosaic(record, cells, image, query=query, titles=(title or "Attention maps", said))
 
 
 def differential_panels(
@@ -77,7 +75,6 @@ def differential_panels(
     *,
     query: tuple[int, int] | None = None,
     title: str = "",
-    theme: Theme = LIGHT,
 ) -> Figure:
     """Each differential head in three: the first map A1, what is subtracted, lambda A2, and what is left.
 
@@ -98,7 +95,7 @@ def differential_panels(
     names = [name for head in heads for name in (f"head {head}: A1", f"{_LAMBDA} A2", f"A1 {_MINUS} {_LAMBDA} A2")]
     said = f"{_reader(record, query)} reads; one scale per layer, white is zero"
     cells = _Cells(layers, names, signed=True, every=3)
-    return _mosaic(record, cells, image, query=query, titles=(title or "Differential attention", said), theme=theme)
+    return _mosaic(record, cells, image, query=query, titles=(title or "Differential attention", said))
 
 
 @dataclass(frozen=True)
@@ -125,7 +122,6 @@ def _mosaic(
     *,
     query: tuple[int, int] | None,
     titles: tuple[str, str],
-    theme: Theme,
 ) -> Figure:
     """The figure: titles, the image at the left, and per layer its name, its maps and its colour bar.
 
@@ -137,9 +133,9 @@ def _mosaic(
     lefts = [1.08 * wide * at + 0.25 * wide * (at // cells.every) * (cells.every > 1) for at in range(len(cells.names))]
     breadth = lefts[-1] + wide
     width, height = max(_LEFT + breadth + _RIGHT, 7.0), _TOP + len(cells.layers) * _LINE + _BOTTOM
-    made = figure(theme, width, height)
+    made = figure(LIGHT, width, height)
     made.set_layout_engine("none")
-    _draw_image(made, image, query, record.grid, titles, theme)
+    _draw_image(made, image, query, record.grid, titles)
     for line, values in enumerate(cells.layers):
         bottom = (height - _TOP - (line + 1) * _LINE + 0.05) / height
         axes = made.add_axes((_LEFT / width, bottom, breadth / width, _CELL / height))
@@ -147,14 +143,14 @@ def _mosaic(
         for value, left in zip(values, lefts, strict=True):
             axes.imshow(scale.to_rgba(value.numpy()), interpolation="nearest", extent=(left, left + wide, _CELL, 0.0))
             if query is not None:
-                axes.add_patch(_outline(query, (left, 0.0), (wide / columns, _CELL / rows), theme))
+                axes.add_patch(_outline(query, (left, 0.0), (wide / columns, _CELL / rows)))
         if line == 0:
             for name, left in zip(cells.names, lefts, strict=True):
-                axes.text(left, -0.06, name, fontsize=10, color=theme.ink, ha="left", va="bottom")
+                axes.text(left, -0.06, name, fontsize=10, color=LIGHT.ink, ha="left", va="bottom")
         axes.set(xlim=(0, breadth), ylim=(_CELL, 0), aspect="auto")
         axes.axis("off")
-        axes.text(-0.12, _CELL / 2, _layer_name(record, line), fontsize=10.5, color=theme.ink, ha="right", va="center")
-        _colour_bar(made, scale, ((_LEFT + breadth + 0.1) / width, bottom, 0.1 / width, _CELL / height), theme)
+        axes.text(-0.12, _CELL / 2, _layer_name(record, line), fontsize=10.5, color=LIGHT.ink, ha="right", va="center")
+        _colour_bar(made, scale, ((_LEFT + breadth + 0.1) / width, bottom, 0.1 / width, _CELL / height))
     return made
 
 
@@ -168,14 +164,14 @@ def _scale(values: Tensor, signed: bool) -> ScalarMappable:
     return ScalarMappable(Normalize(-most if signed else 0.0, most), colormaps[DIVERGING if signed else SEQUENTIAL])
 
 
-def _colour_bar(made: Figure, scale: ScalarMappable, frame: tuple[float, float, float, float], theme: Theme) -> None:
+def _colour_bar(made: Figure, scale: ScalarMappable, frame: tuple[float, float, float, float]) -> None:
     """A little lower than the cells, so that the numbers of two lines stay apart."""
     left, bottom, width, height = frame
     bar = made.colorbar(scale, cax=made.add_axes((left, bottom + 0.1 * height, width, 0.8 * height)))
     low, high = scale.get_clim()
     ticks = [float(low or 0), 0.0, float(high or 0)] if low else [0.0, float(high or 0)]
     bar.set_ticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
-    bar.ax.tick_params(labelsize=9, colors=theme.ink, length=2)
+    bar.ax.tick_params(labelsize=9, colors=LIGHT.ink, length=2)
 
 
 def _draw_image(
@@ -184,7 +180,6 @@ def _draw_image(
     query: tuple[int, int] | None,
     grid: tuple[int, int],
     titles: tuple[str, str],
-    theme: Theme,
 ) -> None:
     """The image at the left, and the titles."""
     width, height = made.get_size_inches()
@@ -194,14 +189,14 @@ def _draw_image(
     axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest", aspect="auto")
     axes.axis("off")
     if query is not None:
-        axes.add_patch(_outline(query, (-0.5, -0.5), (image.shape[2] / grid[1], image.shape[1] / grid[0]), theme))
-    made.text(0.15 / width, 1 - 0.28 / height, titles[0], fontsize=13, color=theme.ink, va="center")
-    made.text(0.15 / width, 1 - 0.54 / height, titles[1], fontsize=10.5, color=theme.ink, va="center")
+        axes.add_patch(_outline(query, (-0.5, -0.5), (image.shape[2] / grid[1], image.shape[1] / grid[0])))
+    made.text(0.15 / width, 1 - 0.28 / height, titles[0], fontsize=13, color=LIGHT.ink, va="center")
+    made.text(0.15 / width, 1 - 0.54 / height, titles[1], fontsize=10.5, color=LIGHT.ink, va="center")
 
 
-def _outline(query: tuple[int, int], origin: tuple[float, float], step: tuple[float, float], theme: Theme) -> Rectangle:
+def _outline(query: tuple[int, int], origin: tuple[float, float], step: tuple[float, float]) -> Rectangle:
     corner = (origin[0] + query[1] * step[0], origin[1] + query[0] * step[1])
-    return Rectangle(corner, *step, fill=False, edgecolor=theme.series[1], linewidth=1.6)
+    return Rectangle(corner, *step, fill=False, edgecolor=LIGHT.series[1], linewidth=1.6)
 
 
 def blend(
@@ -261,7 +256,6 @@ def overlays(
     *,
     masks: Sequence[tuple[str, Bool[Tensor, "rows columns"]]] = (),
     title: str = "",
-    theme: Theme = LIGHT,
 ) -> Figure:
     """The image, each saliency map over it with its colour bar, and what each mask keeps.
 
@@ -270,22 +264,21 @@ def overlays(
         saliency: (name, saliency map).
         masks: (name, patches to keep): the others are darkened.
         title: of the figure.
-        theme: colours.
     """
     count = 1 + len(saliency) + len(masks)
     high = 2.7 * image.shape[1] / image.shape[2]
-    made = figure(theme, 3.1 * count, high + 1.1)
+    made = figure(LIGHT, 3.1 * count, high + 1.1)
     panels: Sequence[Axes] = list(np.atleast_1d(made.subplots(1, count)))
-    _show(panels[0], image, "image", theme)
+    _show(panels[0], image, "image")
     for axes, (name, values) in zip(panels[1:], saliency, strict=False):
         drawn = draw_overlay(axes, image, values)
-        _name(axes, name, theme)
+        axes.set_title(name, fontsize=11, color=LIGHT.ink, loc="left")
         bar = made.colorbar(drawn, ax=axes, fraction=0.046, pad=0.03)
-        bar.ax.tick_params(labelsize=9, colors=theme.ink)
-        bar.set_label("attention per patch", color=theme.ink, fontsize=9.5)
+        bar.ax.tick_params(labelsize=9, colors=LIGHT.ink)
+        bar.set_label("attention per patch", color=LIGHT.ink, fontsize=9.5)
     for axes, (name, mask) in zip(panels[1 + len(saliency) :], masks, strict=True):
-        _show(axes, marked(image, mask), name, theme)
-    made.suptitle(title, x=0.01, ha="left", fontsize=13, color=theme.ink)
+        _show(axes, marked(image, mask), name)
+    made.suptitle(title, x=0.01, ha="left", fontsize=13, color=LIGHT.ink)
     return made
 
 
@@ -294,19 +287,18 @@ def kept_by_heads(
     masks: Bool[Tensor, "heads rows columns"],
     *,
     title: str = "",
-    theme: Theme = LIGHT,
 ) -> Figure:
     """What each head's mask keeps of the image, as DINO shows its heads (arXiv 2104.14294, figure 3)."""
     columns = min(6, len(masks))
     lines = -(-len(masks) // columns)
     high = 2.1 * image.shape[1] / image.shape[2]
-    made = figure(theme, max(2.1 * columns, 4.2), (high + 0.35) * lines + 0.5)
+    made = figure(LIGHT, max(2.1 * columns, 4.2), (high + 0.35) * lines + 0.5)
     panels = np.atleast_1d(made.subplots(lines, columns)).ravel()
     for head, axes in enumerate(panels):
         axes.axis("off")
         if head < len(masks):
-            _show(axes, marked(image, masks[head]), f"head {head}", theme)
-    made.suptitle(title, x=0.01, ha="left", fontsize=13, color=theme.ink)
+            _show(axes, marked(image, masks[head]), f"head {head}")
+    made.suptitle(title, x=0.01, ha="left", fontsize=13, color=LIGHT.ink)
     return made
 
 
@@ -314,12 +306,11 @@ def contact_sheet(
     samples: Sequence[tuple[str, UInt8[Tensor, "3 h w"], Float[Tensor, "rows columns"]]],
     *,
     title: str = "",
-    theme: Theme = LIGHT,
 ) -> Figure:
     """Many images, each beside its saliency map: (caption, image, saliency map)."""
     columns = min(4, len(samples))
     lines = -(-len(samples) // columns)
-    made = figure(theme, 3.4 * columns, 2.05 * lines + 0.6)
+    made = figure(LIGHT, 3.4 * columns, 2.05 * lines + 0.6)
     panels = np.atleast_1d(made.subplots(lines, 2 * columns)).reshape(lines, 2 * columns)
     for place in range(lines * columns):
         pair = panels[place // columns, 2 * (place % columns) : 2 * (place % columns) + 2]
@@ -329,46 +320,39 @@ def contact_sheet(
             caption, image, saliency = samples[place]
             pair[0].imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
             draw_overlay(pair[1], image, saliency)
-            pair[0].set_title(caption, fontsize=10, color=theme.ink, loc="left")
-    made.suptitle(title, x=0.01, ha="left", fontsize=13, color=theme.ink)
+            pair[0].set_title(caption, fontsize=10, color=LIGHT.ink, loc="left")
+    made.suptitle(title, x=0.01, ha="left", fontsize=13, color=LIGHT.ink)
     return made
 
 
-def _show(axes: Axes, image: Tensor, name: str, theme: Theme) -> None:
+def _show(axes: Axes, image: Tensor, name: str) -> None:
     axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
     axes.axis("off")
-    _name(axes, name, theme)
+    axes.set_title(name, fontsize=11, color=LIGHT.ink, loc="left")
 
 
-def _name(axes: Axes, name: str, theme: Theme) -> None:
-    axes.set_title(name, fontsize=11, color=theme.ink, loc="left")
-
-
-def lambda_figure(lambdas: Mapping[int, float], *, title: str = "Lambda by layer", theme: Theme = LIGHT) -> Figure:
+def lambda_figure(lambdas: Mapping[int, float], *, title: str = "Lambda by layer") -> Figure:
     """Each layer's learned lambda (layer, counted from 0, to lambda), beside the constant it started near."""
-    made = figure(theme, 6.4, 3.8)
+    made = figure(LIGHT, 6.4, 3.8)
     axes = made.subplots()
-    axes.bar(list(lambdas), list(lambdas.values()), color=colour(theme, 0), width=0.6, label="learned lambda")
+    axes.bar(list(lambdas), list(lambdas.values()), color=colour(LIGHT, 0), width=0.6, label="learned lambda")
     for layer in lambdas:
-        axes.plot([layer - 0.4, layer + 0.4], [lambda_init(layer)] * 2, color=colour(theme, 1), lw=2.4)
-    axes.plot([], [], color=colour(theme, 1), lw=2.4, label="lambda_init")
-    axes.axhline(0, color=theme.ink, lw=0.8)
-    dress(axes, theme, title=title, x="layer", y="weight of the second map")
+        axes.plot([layer - 0.4, layer + 0.4], [lambda_init(layer)] * 2, color=colour(LIGHT, 1), lw=2.4)
+    axes.plot([], [], color=colour(LIGHT, 1), lw=2.4, label="lambda_init")
+    axes.axhline(0, color=LIGHT.ink, lw=0.8)
+    dress(axes, LIGHT, title=title, x="layer", y="weight of the second map")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend(axes, theme)
+    axes.legend(frameon=False, fontsize=9.5, labelcolor=LIGHT.ink)
     return made
 
 
-def heads_figure(
-    statistics: Sequence[HeadStatistics], tokens: int, *, title: str = "What the heads do", theme: Theme = LIGHT
-) -> Figure:
+def heads_figure(statistics: Sequence[HeadStatistics], tokens: int, *, title: str = "What the heads do") -> Figure:
     """Entropy, distance, share on the tokens before the patches, and negative share, by layer: a dot per head.
 
     Args:
         statistics: of every head, see :func:`diffvit.attention.statistics.head_statistics`.
         tokens: keys a query has, for the entropy of reading all alike.
         title: of the figure.
-        theme: colours.
     """
     signed = statistics[0].lam is not None
     panels = [
@@ -378,34 +362,34 @@ def heads_figure(
     ]
     if signed:
         panels.append(("Negative", "share of |attention|", "negative_share"))
-    made = figure(theme, 3.6 * len(panels), 4.0)
+    made = figure(LIGHT, 3.6 * len(panels), 4.0)
     for axes, (name, unit, key) in zip(np.atleast_1d(made.subplots(1, len(panels))), panels, strict=True):
-        _dots(axes, statistics, key, theme)
+        _dots(axes, statistics, key)
         if key == "entropy":
-            axes.axhline(math.log(tokens), color=theme.ink, lw=1.1, ls=(0, (4, 2)), label=f"all alike: ln {tokens:,}")
-        dress(axes, theme, title=name, x="layer", y=unit)
+            axes.axhline(math.log(tokens), color=LIGHT.ink, lw=1.1, ls=(0, (4, 2)), label=f"all alike: ln {tokens:,}")
+        dress(axes, LIGHT, title=name, x="layer", y=unit)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylim(bottom=0)
         if "share" in key:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         if key == "entropy":
-            _legend(axes, theme)
-    made.suptitle(title, x=0.01, ha="left", fontsize=13, color=theme.ink)
+            axes.legend(frameon=False, fontsize=9.5, labelcolor=LIGHT.ink)
+    made.suptitle(title, x=0.01, ha="left", fontsize=13, color=LIGHT.ink)
     return made
 
 
-def _dots(axes: Axes, statistics: Sequence[HeadStatistics], key: str, theme: Theme) -> None:
+def _dots(axes: Axes, statistics: Sequence[HeadStatistics], key: str) -> None:
     layers = sorted({each.block for each in statistics})
     values = {layer: [getattr(each, key) for each in statistics if each.block == layer] for layer in layers}
     for layer in layers:
-        axes.plot([layer] * len(values[layer]), values[layer], "o", color=colour(theme, 0), ms=5, alpha=0.7, mew=0)
-    axes.plot([], [], "o", color=colour(theme, 0), ms=5, label="a head")
+        axes.plot([layer] * len(values[layer]), values[layer], "o", color=colour(LIGHT, 0), ms=5, alpha=0.7, mew=0)
+    axes.plot([], [], "o", color=colour(LIGHT, 0), ms=5, label="a head")
     means = [sum(values[layer]) / len(values[layer]) for layer in layers]
-    axes.plot(layers, means, color=colour(theme, 1), lw=1.8, label="mean of the layer")
+    axes.plot(layers, means, color=colour(LIGHT, 1), lw=1.8, label="mean of the layer")
 
 
 def similarity_figure(
-    similarity: Float[Tensor, "rows cols rows cols"], *, title: str = "Similarity of positions", theme: Theme = LIGHT
+    similarity: Float[Tensor, "rows cols rows cols"], *, title: str = "Similarity of positions"
 ) -> Figure:
     """A small map per patch: how alike its position is to every patch's, from -1 to 1; of large grids every few."""
     rows, columns = similarity.shape[:2]
@@ -416,11 +400,11 @@ def similarity_figure(
         for place, column in enumerate(across):
             top, left = line * (rows + gap), place * (columns + gap)
             canvas[top : top + rows, left : left + columns] = similarity[row, column].numpy()
-    made = figure(theme, 7.0, 6.6 * canvas.shape[0] / canvas.shape[1] + 0.6)
+    made = figure(LIGHT, 7.0, 6.6 * canvas.shape[0] / canvas.shape[1] + 0.6)
     axes = made.subplots()
     drawn = axes.imshow(canvas, cmap=colormaps["RdBu_r"], vmin=-1, vmax=1, interpolation="nearest")
     step = "" if len(down) == rows else f", every {down.step}. row and {across.step}. column"
-    dress(axes, theme, title=title, x=f"column of the patch{step}", y="row of the patch", grid=False)
+    dress(axes, LIGHT, title=title, x=f"column of the patch{step}", y="row of the patch", grid=False)
     axes.set_xticks(
         [place * (columns + gap) + columns / 2 - 0.5 for place in range(len(across))], [str(each) for each in across]
     )
@@ -428,15 +412,9 @@ def similarity_figure(
     for spine in axes.spines.values():
         spine.set_visible(False)
     bar = made.colorbar(drawn, ax=axes, fraction=0.04, pad=0.02)
-    bar.set_label("cosine similarity", color=theme.ink)
-    bar.ax.tick_params(colors=theme.ink)
+    bar.set_label("cosine similarity", color=LIGHT.ink)
+    bar.ax.tick_params(colors=LIGHT.ink)
     return made
-
-
-def _legend(axes: Axes, theme: Theme) -> None:
-    legend = axes.legend(frameon=False, fontsize=9.5)
-    for text in legend.get_texts():
-        text.set_color(theme.ink)
 
 
 def _reader(record: Record, query: tuple[int, int] | None) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from diffvit.cli import show
-from diffvit.cli.clip_options import CLIP, ClipChoice, Lines, summed, write_files
+from diffvit.cli.clip_options import CLIP, ClipChoice, Lines, summed
 from diffvit.cli.options import COMMAND, OUTPUT, DataDir, Output, numbers_of, refuse_folder
 from diffvit.config import resolve
 from diffvit.errors import ConfigError
@@ -48,6 +48,7 @@ def classify(
         raise ConfigError("--top", f"must be at least 1 (found {top})")
 
     from diffvit.clip.classify import figures, name_pictures, read_pictures
+    from diffvit.clip.render import render, write_files
     from diffvit.clip.templates import load_labels, load_templates
     from diffvit.clip.zero_shot import zero_shot_classifier
     from diffvit.files import to_json
@@ -72,17 +73,7 @@ def classify(
         "failed": [{"image": fault.what, "error": str(fault)} for fault in faults],
     }
     count = sum(parameter.numel() for parameter in clip.model.parameters())
-    show.pairs(
-        {
-            "model": f"{clip.name}, {count / 1e6:.1f}M parameters, {dtype} on {clip.device}",
-            "weights": f"{clip.pretrained or 'of unknown training'}, from {clip.source}",
-            "preprocessing": words,
-            "templates": f"{prompts.name} ({len(prompts.texts)}), as in: {prompts.texts[0]}",
-            "labels": f"{len(given):,} ({made.computed:,} computed now, the others cached)",
-        }
-    )
-    for group in made.twins:
-        show.line(f"note: classes {' and '.join(map(str, group))} have the same name, {given[group[0]]}")
+    show.line(render("classify.txt", **result, parameters=count, first=prompts.texts[0], names=given).rstrip())
     for each in named:
         rows = [[label, show.percent(chance)] for label, chance in each.top]
         show.table(["label", "probability"], rows, title=str(each.path))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from diffvit.cli import show
-from diffvit.cli.clip_options import CLIP, ClipChoice, Lines, summed, write_files
+from diffvit.cli.clip_options import CLIP, ClipChoice, Lines, summed
 from diffvit.cli.options import COMMAND, OUTPUT, Output, refuse_folder
 from diffvit.errors import ConfigError, EnvironmentFault, InputError
 
@@ -134,7 +134,7 @@ def _evaluated(where: str, options: Options, choice: ClipChoice) -> tuple[dict[s
 
     from diffvit.clip.compare_page import comparison_files
     from diffvit.clip.evaluate import evaluate as run
-    from diffvit.clip.render import render
+    from diffvit.clip.render import render, write_files
     from diffvit.clip.shifts import KINDS, shifts
     from diffvit.clip.templates import load_labels, load_templates
 
@@ -283,24 +283,14 @@ def _files(result: Result) -> dict[str, bytes]:
 
 def _tell_comparison(result: Result) -> None:
     from diffvit.clip.compare_page import decided_note, in_order, shift_statements, statements
+    from diffvit.clip.render import render
 
-    one, two = result["models"]
-    show.pairs(
-        {
-            "data": f"{result['data']}, {result['images']:,} pictures, {len(result['classes']):,} classes",
-            "first": f"{one['model']}: {show.percent(one['accuracy'])}",
-            "second": f"{two['model']}: {show.percent(two['accuracy'])}",
-        }
-    )
-    for line in statements(result):
-        show.line(line)
-    for title, key, rows in (
-        ("category", "class", in_order(result["per_class"])),
-        ("superclass", "superclass", in_order(result["superclasses"])),
-    ):
-        if not rows:
-            show.line(f"note: no superclasses: {result['no_superclasses']}")
-            continue
+    said = statements(result)
+    if result["shifts"]:
+        said += shift_statements(result["shifts"], *(model["model"] for model in result["models"]))
+    show.line(render("compare.txt", **result, said=said).rstrip())
+    for title, key, of in (("category", "class", "per_class"), ("superclass", "superclass", "superclasses")):
+        rows = in_order(result[of])
         columns = [title, "pictures", "first", "second", "difference", "95% interval", "decided"]
         cells = [
             [
@@ -310,7 +300,6 @@ def _tell_comparison(result: Result) -> None:
             ]
             for row in _ends(rows)
         ]
-        show.table(columns, cells)
-        show.line(decided_note(rows))
-    for line in shift_statements(result["shifts"], one["model"], two["model"]) if result["shifts"] else ():
-        show.line(line)
+        if cells:
+            show.table(columns, cells)
+            show.line(decided_note(rows))

@@ -1,10 +1,10 @@
-"""What the verbs of ``diffvit clip`` share: which CLIP, progress lines, errors of many files, files written."""
+"""What the verbs of ``diffvit clip`` share: which CLIP, progress lines, errors of many files."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +14,6 @@ from cyclopts import Parameter
 from diffvit.cli.options import COMMAND
 from diffvit.config import resolve
 from diffvit.errors import InputError
-from diffvit.files import disk_faults, replace
 from diffvit.settings import Device
 
 if TYPE_CHECKING:
@@ -78,16 +77,3 @@ def summed(faults: Sequence[InputError], kept: str = "") -> InputError:
     first = faults[0]
     more = f"{len(faults) - 1} more could not be read either." if len(faults) > 1 else ""
     return InputError(first.what, first.why, f"{more} {kept}".strip())
-
-
-def write_files(out: Path, files: Mapping[str, bytes], kept: str) -> list[Path]:
-    """Write files by name into a folder, each whole; returns their paths.
-
-    Raises:
-        EnvironmentFault: one cannot be written; ``kept`` says what there is all the same.
-    """
-    with disk_faults(out, kept):
-        out.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            replace(out / name, content)
-    return [out / name for name in files]

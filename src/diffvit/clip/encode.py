@@ -41,12 +41,9 @@ _READERS = 4  # threads that decode and resize
 class Encoder:
     """A model as what it computes of an image, whatever is asked of it afterwards.
 
-    Args:
-        name: model and weights, for people.
-        preprocessing: what its images must go through.
-        width: numbers per image.
-        key: SHA-256 (hex) of everything that they depend on: weights, modules, preprocessing, dtype, device, versions.
-        encode: squares, 0 to 255, to features on the CPU. Products of float32 are computed in full also on CUDA.
+    ``encode`` makes ``width`` numbers of each square, 0 to 255, on the CPU; products of float32 are computed in full
+    also on CUDA. ``key`` is the SHA-256 (hex) of all that they depend on: weights, modules, preprocessing, dtype,
+    device, versions.
     """
 
     name: str
@@ -110,20 +107,13 @@ def encode_all(
     progress: Progress | None = None,
     batch_size: int = 32,
 ) -> Encoded:
-    """The features of all images; those of the cache where they are known.
+    """The features of all images; those of the cache where they are known, unless ``use_cache`` is False.
 
     They are written in parts of 256 images as they are done. An interrupted call goes on at the part where it was, a
     repeated one reads; a changed file invalidates the part that it is in. Images that cannot be read are named, and
-    stop nothing.
-
-    Args:
-        encoder: what to compute.
-        labelled: the images; their labels do not matter.
-        shift: done to each image before the model's own preprocessing.
-        cache_dir: where the parts lie; by default the user's cache folder.
-        use_cache: False to read and write none.
-        progress: called with (images done, images in all), first before any is computed.
-        batch_size: images at once; other sizes may give other last bits, and have parts of their own.
+    stop nothing. A shift is done to each image before the model's own preprocessing. ``progress`` is called with
+    (images done, images in all), first before any is computed. Another ``batch_size`` may give other last bits, and has
+    parts of its own.
 
     Raises:
         InputError: the model's features are not finite.
@@ -207,11 +197,8 @@ def fingerprint(model: nn.Module, wanted: Callable[[str], bool] = lambda _: True
 class FeatureCache:
     """The parts of one set of features: a classifier's rows, or what an encoder makes of images.
 
-    Args:
-        key: hash of all that every row depends on; it goes into each part's checksum.
-        name: what a warning calls the features.
-        folder: where caches lie; by default the user's cache folder.
-        use: False to read and write nothing.
+    ``key`` is the hash of all that every row depends on; it goes into each part's checksum. ``name`` is what a warning
+    calls the features. ``folder`` is by default the user's cache folder; without ``use`` nothing is read or written.
     """
 
     key: str

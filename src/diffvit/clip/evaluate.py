@@ -35,13 +35,8 @@ Watch = Callable[[str], Progress]  # from what is counted ("pictures, CLIP RN50"
 class Predictions:
     """A model's predictions, one per image; where one could not be read, -1, NaN and a rank beyond every place.
 
-    Args:
-        top: the best classes, best first, at most five; of equal probabilities the first class.
-        probabilities: of these.
-        truth: the probability of the true class.
-        rank: the place of the true class, 0 the best.
-        labels: the true classes.
-        readable: whether the image could be read.
+    ``top`` are the best classes, best first, at most five, of equal probabilities the first, with their
+    ``probabilities``; ``truth`` is the probability of the true class, and ``rank`` its place, 0 the best.
     """
 
     top: Int64[Tensor, "n k"]
@@ -117,25 +112,24 @@ def evaluate(
 
     Args:
         clip: the zero-shot model.
-        labelled: the images.
+        labelled: the images; those of classes that the supervised model cannot answer are left out for both.
         templates: the first set makes the classifier; a comparison gives the accuracy with each of the others too.
-        supervised: the other model; images of classes that it cannot answer are left out for both.
+        supervised: the other model.
         names: for prompts and results, one per class; by default the classes' own.
         compare: whether both models are compared: by category and superclass, under shifts, with galleries.
-        shifts: done to a part of the images.
-        shift_images: how many these are, spread over the classes.
+        shifts: done to ``shift_images`` of the images, spread over the classes.
+        shift_images: how many.
         watch: makes a progress callback from what is counted.
 
     Returns:
         The result has ``data``, ``images``, ``unreadable``, ``classes``, ``left_out``, ``unknown_words``,
-        ``cut_labels``, ``failed`` and ``models``, each with what :func:`summary` gives.
-        Of an evaluation also ``wordnet_ids``, ``same_names``, ``labels_computed`` and ``templates`` (the first set);
-        of a comparison ``overall``, ``per_class``, ``superclasses``, ``templates`` (all sets, with accuracies),
-        ``shifts`` (of :func:`under_shifts`), ``galleries`` and the ``answers`` to their images.
+        ``cut_labels``, ``failed`` and ``models``, each with what :func:`summary` gives. Of an evaluation also
+        ``wordnet_ids``, ``same_names``, ``labels_computed`` and ``templates`` (the first set); of a comparison
+        ``overall``, ``per_class``, ``superclasses``, ``templates`` (all sets, with accuracies), ``shifts`` (of
+        :func:`under_shifts`), ``galleries`` and the ``answers`` to their images.
 
     Raises:
-        ConfigError: class names that CLIP cannot tell apart, or none with a word that it knows; or see
-            :func:`answerable`.
+        ConfigError: class names that CLIP cannot tell apart, or see :func:`answerable`.
         InputError: a model's features are not finite, or a comparison in which no image can be read.
     """
     places, groups = answerable(labelled, supervised)

@@ -61,10 +61,8 @@ class Loaded:
 class Clip(Loaded):
     """A CLIP model of open_clip's, or a small one of ours: ``encode_image``, ``encode_text``, ``logit_scale``.
 
-    Args:
-        tokenizer: texts to int64 (texts, context), cut with the end-of-text token last; takes ``context_length``.
-        name: open_clip's name of the architecture.
-        pretrained: the tag of the weights, or None for weights of unknown training.
+    ``tokenizer`` makes int64 (texts, context) of texts, cut with the end-of-text token last; it takes
+    ``context_length``. ``pretrained`` is the tag of the weights, or None for weights of unknown training.
     """
 
     tokenizer: Callable[..., Tensor]

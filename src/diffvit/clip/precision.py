@@ -79,14 +79,9 @@ def run(
 ) -> dict[str, Any]:
     """Measure every mode, batch size and memory format within the plan's budget.
 
-    Args:
-        plan: how much.
-        data_dir: see :func:`sample_images`.
-        clip: a CLIP model with a ModifiedResNet as ``visual``; None for RN50 with random weights.
-        weights: what to call the weights of ``clip``.
-        device: ``cpu`` or ``cuda``.
-        threads: CPU threads; 0 is all cores this process may use.
-        tell: called with a line for each step.
+    Images are of :func:`sample_images`. ``clip`` is a model with a ModifiedResNet as ``visual``, whose ``weights`` are
+    named; None for RN50 with random weights. ``threads`` of 0 are all cores this process may use; ``tell`` is called
+    with a line for each step.
 
     Returns:
         ``benchmark``, ``settings``, ``environment``, ``encoder``, ``pictures``, ``rows`` (one per cell; those left out

@@ -10,9 +10,9 @@ from typing import Any
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from diffvit.clip.precision import FORMATS, MODES
-from diffvit.clip.render import render
+from diffvit.clip.render import render, write_files
 from diffvit.errors import InputError
-from diffvit.files import disk_faults, replace, to_json
+from diffvit.files import to_json
 from diffvit.measuring import stamp
 from diffvit.reporting import markdown
 from diffvit.reporting.style import LIGHT, dress, figure, to_png
@@ -32,12 +32,8 @@ def write(result: Result, folder: Path) -> Path:
     Raises:
         EnvironmentFault: a file cannot be written.
     """
-    with disk_faults(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        replace(folder / RESULT, to_json(dict(result), indent=1))
-        replace(folder / PLOT, plot(result))
-        replace(folder / REPORT, report(result).encode())
-    return folder / REPORT
+    files = {RESULT: to_json(dict(result), indent=1), PLOT: plot(result), REPORT: report(result).encode()}
+    return write_files(folder, files)[-1]
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -22,13 +22,9 @@ _SAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.B
 class Preprocessing:
     """Resize, centre crop, normalise: open_clip's and torchvision's evaluation transforms on RGB images.
 
-    Args:
-        size: side of the square that the model sees, pixels.
-        resize: what the image's shorter side is brought to before the crop, pixels.
-        interpolation: ``bicubic`` or ``bilinear``, antialiased (Pillow's).
-        squash: bring both sides to ``size`` instead; there is no crop then.
-        mean: per channel, of pixels from 0 to 1.
-        std: the same.
+    The shorter side is brought to ``resize`` pixels (``bicubic`` or ``bilinear``, antialiased by Pillow), and the
+    centre of ``size`` pixels is what the model sees; where ``squash``, both sides are brought to ``size`` instead.
+    ``mean`` and ``std`` are per channel, of pixels from 0 to 1.
     """
 
     size: int

@@ -1,12 +1,15 @@
-"""Texts and pages from the templates in ``clip/pages``."""
+"""Texts and pages from the templates in ``clip/pages``, and files in a folder."""
 
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from diffvit.files import disk_faults, replace
 from diffvit.reporting.tables import percent
 
 
@@ -29,3 +32,16 @@ def render(name: str, /, **values: Any) -> str:
         "uri": lambda png: "data:image/png;base64," + base64.b64encode(png).decode(),
     }
     return environment.get_template(name).render(values)
+
+
+def write_files(out: Path, files: Mapping[str, bytes], kept: str = "") -> list[Path]:
+    """Write files by name into a folder, each whole; returns their paths.
+
+    Raises:
+        EnvironmentFault: one cannot be written; ``kept`` says what there is all the same.
+    """
+    with disk_faults(out, kept):
+        out.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            replace(out / name, content)
+    return [out / name for name in files]

@@ -28,14 +28,14 @@ _PROMPTS_AT_ONCE = 1_600  # of a part: seconds of work on a CPU, and lengths eno
 
 @dataclass(frozen=True)
 class Classifier:
-    """A row of unit length for each label.
+    """A row of unit length for each label, on the CPU; of ``computed`` rows just now, the others came from the cache.
 
     Args:
-        weights: on the CPU.
-        labels: in the order of the rows.
+        weights: the rows.
+        labels: in their order.
         templates: that the rows were made with.
         key: hash of model, templates and labels.
-        computed: how many rows were computed just now; the others came from the cache.
+        computed: how many rows.
         twins: groups of places with the same label, as ImageNet's names have; such classes share a row, and of two
             equal probabilities the first is named.
         unknown: words of the labels that no caption of a small CLIP held: they say nothing to it.
@@ -75,19 +75,12 @@ def zero_shot_classifier(
     check: bool = True,
     progress: Progress | None = None,
 ) -> Classifier:
-    """The classifier that a CLIP model makes of labels; equal ones are kept (see :attr:`Classifier.twins`).
+    """The classifier that a CLIP model makes of labels; equal ones are kept (see :class:`Classifier`).
 
     Of each label, each prompt's text feature is brought to unit length, and so is their mean. Rows are kept in the
     cache in parts as they are done: an interrupted call goes on where it was, and a repeated one computes nothing.
-
-    Args:
-        clip: the model.
-        labels: what the classes are called.
-        templates: what the labels are put into.
-        cache_dir: where the parts lie; by default the user's cache folder.
-        use_cache: False to read and write none.
-        check: False to take labels that the model cannot read or tell apart, to measure what it makes of them.
-        progress: called with (labels done, labels in all), first before any is computed.
+    ``check=False`` takes labels that the model cannot read or tell apart, to measure what it makes of them.
+    ``progress`` is called with (labels done, labels in all), first before any is computed.
 
     Raises:
         ConfigError: no label, too many, or no template; different labels that are the same to the model, or none with

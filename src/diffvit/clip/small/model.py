@@ -48,13 +48,10 @@ class KnownTokens(nn.Module):
 
 
 class SmallClip(nn.Module):
-    """A ViT of ours beside a causal text transformer of open_clip's.
+    """A ViT of ours beside a causal text transformer of open_clip's, with ``joint_dim`` features of images and texts.
 
-    Args:
-        visual: settings of :class:`diffvit.VisionTransformer`; its head projects into the joint space.
-        text: ``embed_dim``, ``depth``, ``num_heads`` and ``context_length`` of the text tower.
-        joint_dim: width of the joint space.
-        vocabulary: how many tokens the text tower knows.
+    ``visual`` are settings of :class:`diffvit.VisionTransformer`; ``text`` has ``embed_dim``, ``depth``, ``num_heads``
+    and ``context_length`` of the text tower, which knows so many tokens (``vocabulary``).
 
     Raises:
         ConfigError: sizes that do not go together.

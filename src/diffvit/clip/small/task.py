@@ -89,13 +89,9 @@ def _own(config: Config) -> ClipConfig:
 
 
 class Captions:
-    """Every caption there may be, as tokens.
+    """Every caption there may be, as tokens: each template with each name of a class, which is by default its own.
 
-    Args:
-        classes: of the data, in the order of the labels.
-        names: of a class; one that is not here has its own name.
-        templates: with ``{}`` where the name goes.
-        tokenizer: texts to int64 (texts, context).
+    ``classes`` are in the order of the labels.
 
     Raises:
         ConfigError: names for a class that the data does not have.
@@ -210,19 +206,10 @@ def score_clip(
     device: torch.device | str = "cpu",
     names_too: bool = False,
 ) -> dict[str, Any]:
-    """The figures of the classifier made of the class names, in float32.
+    """What :func:`diffvit.training.score.metrics_of` gives of the classifier made of the class names, in float32.
 
-    Args:
-        model: on ``device``.
-        images: with labels.
-        mean: per channel, 0 to 1.
-        std: the same.
-        captions: the templates to evaluate with, and the names to try.
-        device: where to compute.
-        names_too: also ``zero_shot_accuracy``, and what :func:`names_tried` gives.
-
-    Returns:
-        See :func:`diffvit.training.score.metrics_of`.
+    ``mean`` and ``std`` are per channel, 0 to 1; ``captions`` has the templates to evaluate with, and the names to try.
+    ``names_too`` adds ``zero_shot_accuracy``, and what :func:`names_tried` gives.
     """
     templates = load_templates(captions.evaluated_with)
     with evaluating(model), torch.inference_mode():
