@@ -76,6 +76,18 @@ def replace(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def brought_up_to_date(wanted: Mapping[Path, tuple[bytes, str]], *, check: bool) -> list[str]:
+    """Write the files (unless ``check``) whose content differs from ``wanted``; returns a line for each.
+
+    ``wanted`` has, for each file, its content and the words of that line.
+    """
+    stale = [path for path, (content, _) in wanted.items() if not path.exists() or path.read_bytes() != content]
+    for path in () if check else stale:
+        with disk_faults(path):
+            replace(path, wanted[path][0])
+    return [f"{path}: {wanted[path][1]}" for path in stale]
+
+
 def flush(path: Path) -> None:
     """Wait until a file, or a folder's entries (names created, renamed, removed), are on the disk."""
     handle = os.open(path, os.O_RDONLY)

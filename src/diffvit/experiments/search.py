@@ -23,7 +23,7 @@ from diffvit.config import merge, to_yaml
 from diffvit.errors import DiffvitError, EnvironmentFault, InputError, Interrupted, RunBusyError
 from diffvit.experiments.runner import ATTEMPTS, Conditions, Runner, State, Tell, conditions_of, folder_of, tag_of
 from diffvit.experiments.study import Cell, Range, SearchSpace, Study, TierName, recipe_of
-from diffvit.files import Row, disk_faults, read_csv, write_csv
+from diffvit.files import Row, brought_up_to_date, disk_faults, read_csv, write_csv
 from diffvit.files import replace as write_atomically
 from diffvit.registry import label_of
 from diffvit.training.progress import Progress, StopRequest
@@ -388,7 +388,6 @@ def update(study: Study, folder: Path) -> Path:
     Raises:
         InputError: trials.csv is missing or damaged.
     """
-    from diffvit.reporting.generated import brought_up_to_date
     from diffvit.reporting.style import stamp_of
 
     texts = texts_of(study, read_csv(folder / TRIALS_FILE))
