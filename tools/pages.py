@@ -12,9 +12,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from diffvit.errors import InputError
+from diffvit.files import brought_up_to_date
 from diffvit.measuring import counted
 from diffvit.reporting import markdown
-from diffvit.reporting.generated import brought_up_to_date
 from diffvit.reporting.style import stamp_of
 
 ROOT = Path(__file__).parents[1]

@@ -228,7 +228,7 @@ def to_dict(config: BaseModel) -> dict[str, Any]:
 def to_yaml(config: Config) -> str:
     """The resolved config as YAML; feeding it back gives an equal config.
 
-    Every setting stands in it but those younger than committed results that have their default.
+    It has every setting but those that are younger than committed results and have their default.
     """
     values = _without_younger(to_dict(config))
     if values["accelerate"] == Config.model_fields["accelerate"].default:

@@ -1,4 +1,4 @@
-"""Writing files whole, as bytes, JSON or CSV, whatever kill or full disk comes in between; and the cache folder."""
+"""Atomic writes of files as bytes, JSON or CSV: whole or not at all, also when killed; and the cache folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TEXT_COLUMNS = {
 
 
 def cache_folder() -> Path:
-    """Where to keep what can be had again: ``$XDG_CACHE_HOME/diffvit`` or ``~/.cache/diffvit``; may not exist."""
+    """The folder of the user's cache, ``$XDG_CACHE_HOME/diffvit`` or ``~/.cache/diffvit``; it may not exist."""
     named = os.environ.get("XDG_CACHE_HOME", "")
     base = Path(named) if named and Path(named).is_absolute() else Path.home() / ".cache"
     return base / "diffvit"
@@ -31,7 +31,7 @@ def cache_folder() -> Path:
 
 @contextlib.contextmanager
 def disk_faults(what: Path | str, kept: str = "") -> Iterator[None]:
-    """Turn what the operating system refuses inside (full disk, no permission, gone folder) into one clear line.
+    """Turn an OSError inside the block (full disk, no permission, missing folder) into one clear line.
 
     Raises:
         EnvironmentFault: with ``kept`` as its hint.
@@ -74,6 +74,18 @@ def replace(path: Path, content: bytes) -> None:
     """
     with replacing(path, path.with_name(f".{path.name}.tmp")) as temporary:
         temporary.write_bytes(content)
+
+
+def brought_up_to_date(wanted: Mapping[Path, tuple[bytes, str]], *, check: bool) -> list[str]:
+    """Write the files (unless ``check``) whose content differs from ``wanted``; returns a line for each.
+
+    ``wanted`` has, for each file, its content and the words of that line.
+    """
+    stale = [path for path, (content, _) in wanted.items() if not path.exists() or path.read_bytes() != content]
+    for path in () if check else stale:
+        with disk_faults(path):
+            replace(path, wanted[path][0])
+    return [f"{path}: {wanted[path][1]}" for path in stale]
 
 
 def flush(path: Path) -> None:

@@ -115,7 +115,7 @@ def write(result: Mapping[str, Any], folder: Path) -> Path:
 
 
 def stamp(result: Mapping[str, Any]) -> str:
-    """SHA-256 of a result's content, which its plot carries."""
+    """SHA-256 of a result's content, kept in the PNG file of its plot."""
     return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()
 
 

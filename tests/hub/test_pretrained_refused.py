@@ -52,7 +52,10 @@ FAULTS: list[tuple[State, str]] = [
     ({"module.norm.weight": torch.ones(64)}, "holds norm.weight twice"),
     ({"epoch": 3}, "epoch is not a tensor (found a int)"),
     ({"blocks.0.attn.lambda_q1": torch.ones(64)}, "is an impossible model: num_heads"),
-    ({"blocks.0.attn.q_norm.weight": torch.ones(60)}, "its heads cannot be told (64 is not a multiple of 60)"),
+    (
+        {"blocks.0.attn.q_norm.weight": torch.ones(60)},
+        "its number of heads cannot be inferred (64 is not a multiple of 60)",
+    ),
     (
         {"blocks.0.mlp.fc1.weight": torch.ones(1).expand(10**6, 10**6)},
         "blocks.0.mlp.fc1.weight claims another size than the file has (1000000x1000000)",

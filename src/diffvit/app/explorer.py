@@ -1,6 +1,6 @@
 """The explorer without its web page: an image's forward pass through a model, and the maps selected from it.
 
-What is asked for wrongly (an unknown model, an image that is gone) is an InputError or ConfigError, which
+A wrong request (an unknown model, an image that is gone) raises an InputError or ConfigError, which
 :func:`diffvit.app.web.controls.handler` shows as a line.
 """
 

@@ -93,7 +93,7 @@ def load_pretrained(references: Sequence[str], device: str = "cpu") -> list[Mode
 
 
 def _by_unique_name(infos: Sequence[ModelInfo]) -> dict[str, ModelInfo]:
-    """Equal names are told apart by the run folder's parent or by "(pretrained)", then by a number."""
+    """Equal names made different by the run folder's parent or by "(pretrained)", then by a number."""
     own = Counter(info.name for info in infos if info.pretrained is None)
     found: dict[str, ModelInfo] = {}
     for info in infos:

@@ -50,7 +50,7 @@ class Settings:
 class Batch:
     """One training batch: normalised images, targets (distributions), own labels without mixing, and which samples."""
 
-    images: Float32[Tensor, "batch chans height width"]
+    images: Float32[Tensor, "batch ..."]
     targets: Float32[Tensor, "batch classes"]
     labels: Int64[Tensor, " batch"]
     indices: Int64[Tensor, " batch"]

@@ -1,4 +1,4 @@
-"""Pixels to batches: order, channel statistics, normalisation, evaluation batches."""
+"""From pixels to batches: the order of samples, channel statistics, normalisation, evaluation batches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffvit.data.random_draws import Stream, hash_words
 
-_CHUNK = 1 << 24  # bytes looked at in one go, so that a memory-mapped set never stands in memory whole
+_CHUNK = 1 << 24  # bytes read at a time, so that a memory-mapped set is never in memory as a whole
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> Int64[Tensor, " n"]:

@@ -68,7 +68,7 @@ _OFFICIAL = {
 
 @dataclass(frozen=True)
 class Container:
-    """Where CIFAR-10 was found, and as what (a key of :data:`READERS`)."""
+    """Where CIFAR-10 was found, and in which format (a key of :data:`READERS`)."""
 
     kind: str
     path: Path
@@ -84,7 +84,7 @@ class Rows:
 
 
 def find(directory: Path) -> Container | None:
-    """The first container in ``directory/cifar10``, then in ``directory`` itself; ``None`` when there is none."""
+    """CIFAR-10 in ``directory/cifar10``, else in ``directory`` itself, in the first format found; ``None`` if none."""
     for place in (directory / "cifar10", directory):
         if parquet_files(place, "train") or parquet_files(place, "test"):
             return Container("parquet", place)
@@ -304,7 +304,7 @@ def _packed(path: Path, members: list[str]) -> dict[str, bytes]:
     held: dict[str, bytes] = {}
     with tarfile.open(fileobj=io.BytesIO(unpacked), mode="r:") as archive:
         for member in archive:
-            if member.size < 0:  # would lead back to where it stands, for ever
+            if member.size < 0:  # would make the reader go back to the same member for ever
                 raise tarfile.ReadError("a member of negative size")
             if member.name not in members:
                 continue
@@ -353,7 +353,7 @@ def _refuse(_: object) -> None:
 class _BatchUnpickler(pickle._Unpickler):
     """Reads dicts, lists, numbers and strings; numpy's names become :class:`_Inert`, all others are refused.
 
-    It stands on Python's own unpickler: the one in C reserves memory for whatever memo slot is named. Refused
+    It builds on the unpickler in Python: the one in C reserves memory for whatever memo slot is named. Refused
     are operations that reserve what is claimed, or take objects that other code of the process has registered.
     """
 

@@ -76,7 +76,7 @@ def class_folders(root: Path) -> list[str]:
 
 
 def image_files(root: Path) -> Iterator[Path]:
-    """What may be an image at any depth, in no order: not hidden, and no suffix that says otherwise."""
+    """Files at any depth that may be images, in no order: not hidden, and without a suffix that says otherwise."""
     for place, _, names in os.walk(root):  # does not follow links to folders: no loops
         for name in names:
             if not name.startswith(".") and Path(name).suffix.lower() not in _NO_IMAGES:
@@ -86,7 +86,7 @@ def image_files(root: Path) -> Iterator[Path]:
 def _decoded(
     root: Path, files: list[Path], labels: Tensor, classes: list[str], size: int
 ) -> tuple[UInt8[Tensor, "n 3 s s"], str]:
-    """The pixels of these files, mapped from the cache, and their fingerprint, which stands behind them in the file."""
+    """The pixels of these files, mapped from the cache, and their fingerprint, the last bytes of the cache file."""
     path = cache_folder() / "folders" / f"{_key(root, files, size)}.pixels"
     shape = (len(files), 3, size, size)
     try:

@@ -18,12 +18,11 @@ from diffvit.experiments.results import Line, Results, beside, difference, over_
 from diffvit.experiments.runner import numbers_in, scores_of
 from diffvit.experiments.search import CONDITIONS, cell_of, space_of
 from diffvit.experiments.study import TIERS, Study, TierName, cells_of, differing, recipe_of
-from diffvit.files import Row, disk_faults, read_csv, write_csv
+from diffvit.files import Row, brought_up_to_date, disk_faults, read_csv, write_csv
 from diffvit.files import replace as write_atomically
 from diffvit.registry import label_of
 from diffvit.reporting import markdown, stats
 from diffvit.reporting.arms import points, span
-from diffvit.reporting.generated import brought_up_to_date
 from diffvit.reporting.rows import ROWS_FILE, RunRecord, read, write
 from diffvit.reporting.stats import Interval
 from diffvit.reporting.style import stamp_of

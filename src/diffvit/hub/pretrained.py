@@ -228,7 +228,7 @@ def infer(source: str, tensors: Mapping[str, Tensor], heads: int | None = None) 
     known = shapes.get(f"{first}attn.lambda_q1") or shapes.get(f"{first}attn.q_norm.weight")
     width = known[0] if known else _HEAD_DIM
     if heads is None and dim % width:
-        raise InputError(source, f"its heads cannot be told ({dim} is not a multiple of {width})", _HINT)
+        raise InputError(source, f"its number of heads cannot be inferred ({dim} is not a multiple of {width})", _HINT)
     registers = shapes.get("reg_token", (1, 0, dim))
     prefix = int("cls_token" in shapes) + (registers[1] if len(registers) == 3 else 0)
     tokens = shapes["pos_embed"][1]

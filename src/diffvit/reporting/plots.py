@@ -1,4 +1,4 @@
-"""The pictures of a report, each a function from records to PNG bytes."""
+"""The plots of a report, each a function from arms to PNG bytes."""
 
 from __future__ import annotations
 

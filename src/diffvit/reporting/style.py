@@ -1,4 +1,4 @@
-"""How every plot looks: colours that colour-blind readers can tell apart, on white and on dark; no global state."""
+"""The style of all plots: colours that colour-blind readers can tell apart, on white and on dark; no global state."""
 
 from __future__ import annotations
 

@@ -218,9 +218,9 @@ def _train_command(record: RunRecord) -> str:
     if record.settings.get("objective") is not None:
         return shlex.join(["diffvit", "clip", "train", f"runs/{record.row['run']}/config.yaml", *again])
     default = arm_settings(Config()) | {"epochs": Config().epochs, "seed": Config().seed}
-    asked = record.settings | {"epochs": record.row["epochs"], "seed": record.row["seed"]}
-    parts = ["diffvit", "train", "--data", str(asked.pop("source", "cifar10"))]
-    for name, value in asked.items():
+    given = record.settings | {"epochs": record.row["epochs"], "seed": record.row["seed"]}
+    parts = ["diffvit", "train", "--data", str(given.pop("source", "cifar10"))]
+    for name, value in given.items():
         if value is None or value == default.get(name):
             continue
         head, _, last = name.replace("_", "-").rpartition(".")
