@@ -73,7 +73,7 @@ class Run(Place):
     precision: Literal["both", "fp32", "bf16"] = "both"
     """bf16 is by autocast."""
     steps: int = 1
-    """Steps in a turn."""
+    """Steps per model and round."""
 
     @property
     def dtypes(self) -> tuple[str, ...]:
@@ -87,15 +87,15 @@ class Compared:
     """Whom whole models are compared with."""
 
     peers: str = ",".join(PEERS)
-    """Libraries to measure beside ours, with commas; or none."""
+    """Libraries to compare with, separated by commas, or none."""
     compiled: Annotated[bool, Parameter(negative="", show_default=False)] = False
     """Measure all under torch.compile too."""
     memory: Annotated[bool, Parameter(show_default="yes")] = True
     """Measure peak memory after the timing."""
 
 
-Count = Annotated[int, Parameter(group=COMMAND, help="Rounds that count; in each everyone has a turn.")]
-Warmup = Annotated[int, Parameter(group=COMMAND, help="Rounds thrown away, after a first step that never counts.")]
+Count = Annotated[int, Parameter(group=COMMAND, help="Timed rounds; each runs every model once.")]
+Warmup = Annotated[int, Parameter(group=COMMAND, help="Warm-up rounds, discarded; the first step is discarded too.")]
 Model = Annotated[Sizes, Parameter(name="*", group=MODEL)]
 SIZES, PLACE, RUN, COMPARED = Sizes(), Place(), Run(), Compared()
 
@@ -134,7 +134,7 @@ def attention(
     rounds: Count = 6,
     warmup: Warmup = 0,
     peers: Annotated[
-        str, Parameter(group=COMMAND, help="Whose layers beside ours; only timm has any. Or none.")
+        str, Parameter(group=COMMAND, help="Library to compare with (only timm has these layers), or none.")
     ] = "timm",
     tokens: Annotated[str, Parameter(group=COMMAND, help="Numbers of tokens, with commas.")] = ALL_TOKENS,
     widths: Annotated[str, Parameter(group=COMMAND, help="Widths of a token, with commas.")] = ALL_WIDTHS,

@@ -1,4 +1,4 @@
-"""What can be set of a small CLIP of our own: a training run's settings, and those of its texts."""
+"""Configuration of a small CLIP: a training run's settings, the text tower's and the captions'."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class ClipConfig(Config):
     objective: Literal["contrastive"] = "contrastive"
     """Images against captions."""
     joint_dim: Positive = 128
-    """Width of the space that images and texts share."""
+    """Width of the joint embedding space of images and texts."""
     text: TextConfig = TextConfig()
     captions: CaptionsConfig = CaptionsConfig()
 

@@ -86,7 +86,7 @@ class _Strict(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if twice := next((name for name in names if names.count(name) > 1), None):
-            raise yaml.YAMLError(f"{twice!r} stands twice in one mapping, line {node.start_mark.line + 1} on")
+            raise yaml.YAMLError(f"{twice!r} appears twice in one mapping, from line {node.start_mark.line + 1} on")
         return super().construct_mapping(node, deep)
 
 

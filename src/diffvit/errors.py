@@ -2,7 +2,7 @@
 
 The exit codes are part of the command line's contract:
 0 done, 2 usage or configuration, 3 bad or missing run, image, data or weights file, 4 environment (disk, memory,
-device, network), 5 non-finite training, 6 someone else holds the run, 130 and 143 stopped by SIGINT and SIGTERM.
+device, network), 5 non-finite training, 6 run folder locked, 130 and 143 stopped by SIGINT and SIGTERM.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class EnvironmentFault(DiffvitError):
 
 
 class NonFiniteError(DiffvitError):
-    """Training met a NaN or an infinity; it stopped before the optimiser step."""
+    """Training met a NaN or an infinity and stopped; no state after it was saved."""
 
     exit_code = 5
 

@@ -155,7 +155,7 @@ def register_augmentation(name: str, augment: Callable[[Any, Any], Any]) -> None
 
 
 def position_names() -> list[str]:
-    """All that ``pos_embed`` may be: added, rotary, or both."""
+    """Every allowed value of ``pos_embed``: added, rotary, or both."""
     return [*POSITIONS, ROPE, *(f"{name}+{ROPE}" for name in POSITIONS if name != "none")]
 
 

@@ -1,4 +1,4 @@
-"""What can be set: the sections of a run's configuration, typed, frozen and validated. Import them from ``config``.
+"""Configuration sections of a run, typed, frozen and validated. Import them from ``config``.
 
 The command line's flags, their meanings and their defaults are made from these fields too.
 """
@@ -46,7 +46,7 @@ Augmentation = Annotated[str, _known("augmentation", lambda: AUGMENTATIONS)]
 
 
 class Section(BaseModel):
-    """Frozen, nothing unknown in it; a string under a field says what the field means."""
+    """Base class: frozen, unknown keys refused; the string under a field is its help text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -55,7 +55,7 @@ class ModelConfig(Section):
     """The Vision Transformer; the fields are :class:`diffvit.VisionTransformer`'s arguments."""
 
     preset: str | None = None
-    """Name of a preset whose values stand in for whatever is not given here."""
+    """Preset that supplies every model setting not given explicitly."""
     image_size: Positive = 32
     """Side of the square input, pixels."""
     patch_size: Positive = 4
@@ -63,7 +63,7 @@ class ModelConfig(Section):
     in_chans: Positive = 3
     """Input channels."""
     num_classes: Positive = 10
-    """Classes the head tells apart."""
+    """Number of classes."""
     embed_dim: Positive = 192
     """Width of a token."""
     depth: Positive = 9
@@ -71,11 +71,11 @@ class ModelConfig(Section):
     num_heads: Positive = 6
     """Heads of the softmax baseline; differential attention has half as many, twice as wide."""
     mlp_ratio: AboveZero = 2.0
-    """Hidden width of the MLP over embed_dim."""
+    """Hidden width of the MLP, as a multiple of embed_dim."""
     attention: Attention = "softmax"
-    """softmax (arXiv 2010.11929), differential (arXiv 2410.05258), or one of a --plugin."""
+    """softmax (arXiv 2010.11929), differential (arXiv 2410.05258), or one registered by a --plugin."""
     pos_embed: PosEmbed = "learned-1d"
-    """Positions: added to the tokens, or (rope-2d, arXiv 2403.13298) turning queries and keys, or both."""
+    """Position embedding: added to the tokens, rotating queries and keys (rope-2d, arXiv 2403.13298), or both."""
     pool: Literal["cls", "mean"] = "cls"
     """What the head reads: the [CLS] token, or the mean over the patch tokens (then there is no [CLS])."""
     head: Literal["linear", "mlp"] = "linear"
@@ -85,7 +85,7 @@ class ModelConfig(Section):
     norm_eps: AboveZero = 1e-6
     """Epsilon of the layer norms."""
     drop_path: Below1 = 0.0
-    """Stochastic depth: chance to drop the last block's residual branch; rises linearly with depth."""
+    """Stochastic depth: drop probability in the last block; rises linearly from 0 in the first."""
     init: Literal["trunc-normal", "mimetic"] = "trunc-normal"
     """Weight initialisation (mimetic: arXiv 2305.09828)."""
     qk_norm: Literal["none", "layer", "rms"] = "none"
@@ -95,11 +95,11 @@ class ModelConfig(Section):
     registers: Count = 0
     """Register tokens between [CLS] and the patches (arXiv 2309.16588)."""
     class_token: bool | None = None
-    """A [CLS] token before the patches; by default where the head reads it."""
+    """Whether there is a [CLS] token; by default if pool is cls."""
     no_embed_class: bool = False
-    """[CLS] and registers have no positions."""
+    """Add no position embedding to [CLS] and registers."""
     fc_norm: bool = False
-    """The last norm acts after the pooling instead of before."""
+    """Apply the final norm after pooling instead of before."""
 
     @model_validator(mode="before")
     @classmethod
@@ -137,7 +137,7 @@ class AugmentConfig(Section):
     """Augmentation of the training images; every draw is per sample; all off by default."""
 
     flip: bool = False
-    """Mirror left to right, half of the time."""
+    """Horizontal flip with probability 0.5."""
     crop: Count = 0
     """Random crop after reflect-padding this many pixels on every side."""
     color_jitter: Fraction = 0.0
@@ -149,17 +149,17 @@ class AugmentConfig(Section):
     policy_magnitude: Annotated[float, Field(ge=0.0, le=10.0)] = 9.0
     """RandAugment's strength, 0 to 10."""
     erasing: Fraction = 0.0
-    """Chance to erase a random rectangle (arXiv 1708.04896)."""
+    """Probability of erasing a random rectangle (arXiv 1708.04896)."""
     mixup: Rate = 0.0
     """Beta parameter of mixup (arXiv 1710.09412); 0 is off."""
     cutmix: Rate = 0.0
     """Beta parameter of CutMix (arXiv 1905.04899); 0 is off. With mixup on too, each sample draws one of the two."""
     mix_probability: Fraction = 1.0
-    """Chance that a sample is mixed at all when mixup or cutmix is on."""
+    """Probability that a sample is mixed when mixup or cutmix is on."""
 
 
 class OptimizerConfig(Section):
-    """What updates the weights."""
+    """Optimiser settings."""
 
     name: Literal["adamw", "muon"] = "adamw"
     """adamw, or muon on the blocks' matrices with AdamW on the rest."""
@@ -168,7 +168,7 @@ class OptimizerConfig(Section):
     muon_lr: Rate = 5e-3
     """Muon's peak learning rate, scaled to match AdamW's update size."""
     weight_decay: Rate = 0.05
-    """Decoupled decay of the matrices; norms, biases, positions, tokens and lambdas take none."""
+    """Decoupled weight decay of the matrices; none on norms, biases, positions, tokens and lambdas."""
     beta1: Below1 = 0.9
     """AdamW's first moment decay."""
     beta2: Below1 = 0.999
@@ -176,24 +176,24 @@ class OptimizerConfig(Section):
     momentum: Below1 = 0.95
     """Muon's momentum."""
     split_qkv: bool = False
-    """Muon makes each layer's query, key and value matrices orthogonal apart, not as one."""
+    """Muon orthogonalises each layer's query, key and value matrices separately."""
     grad_clip: Rate = 0.0
-    """Largest global gradient norm; 0 is off."""
+    """Clip the global gradient norm to this value; 0 is off."""
 
 
 class ScheduleConfig(Section):
     """Learning rate over the run."""
 
     name: Literal["constant", "linear", "cosine"] = "cosine"
-    """Shape of the fall after the warm-up."""
+    """Learning-rate decay after the warm-up."""
     warmup: Fraction = 0.05
-    """Share of the steps that rise linearly from zero."""
+    """Share of the steps used for linear warm-up."""
     final: Fraction = 0.0
-    """Last rate over the peak rate."""
+    """Final learning rate as a share of the peak."""
 
 
 class ShapesConfig(Section):
-    """Dials of the built-in procedural data set."""
+    """Settings of the built-in shapes data set."""
 
     size: Annotated[int, Field(ge=16, le=256)] = 32
     """Side of an image, pixels."""
@@ -202,36 +202,36 @@ class ShapesConfig(Section):
     test: Positive = 2_000
     """Test images."""
     clutter: Fraction = 0.3
-    """How much of the background is covered by distractors."""
+    """Share of the background covered by distractors, 0 to 1."""
     noise: Fraction = 0.1
-    """Standard deviation of the pixel noise, of full scale."""
+    """Standard deviation of the pixel noise, as a share of the pixel range (0 to 1)."""
     seed: Seed = 0
     """Seed of the images."""
 
 
 class Config(Section):
-    """One training run, whole."""
+    """Configuration of a training run."""
 
     data: Source = "cifar10"
-    """Data source; auto takes cifar10 where it is found, else shapes."""
+    """Data source; auto uses cifar10 if it is found, else shapes."""
     data_dir: Path | None = None
-    """Where the data lies (for folder: the folder with train/ and test/)."""
+    """Folder of the data (for folder: the one with train/ and test/)."""
     validation_size: Count = 5_000
-    """Images of the training set kept apart for choices, the same number of each class; 0 trains on all of them."""
+    """Training images held out for validation, the same number per class; 0 trains on all."""
     epochs: Positive = 50
-    """Showings of each training image."""
+    """Passes over the training set."""
     batch_size: Positive = 256
     """Images in one optimiser step, over all processes."""
     accumulate: Positive = 1
-    """Micro-batches one step is split into."""
+    """Gradient accumulation: micro-batches per optimiser step."""
     label_smoothing: Below1 = 0.0
     """Share of the target spread over all classes."""
     whiten: bool = False
-    """Start the patch projection as a whitening of the training images' patches."""
+    """Initialise the patch projection to whiten the training images' patches."""
     ema: Below1 = 0.0
-    """Decay of the weights' moving average, which is then what is evaluated; 0 is off."""
+    """Decay of the weights' exponential moving average, which is then evaluated; 0 is off."""
     seed: Seed = 0
-    """Seed of the weights, the order and the augmentation."""
+    """Seed of the initial weights, the data order and the augmentation."""
     device: Device = "auto"
     """Where to run."""
     precision: Precision = "auto"

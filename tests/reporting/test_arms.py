@@ -53,6 +53,13 @@ def test_three_seeds_and_an_interval_name_a_winner(make_run: MakeRun) -> None:
     assert said.startswith("Diff-ViT beats ViT by 25.17 points of test accuracy (95% interval paired over 3 seeds ")
 
 
+def test_an_interval_over_zero_names_none(make_run: MakeRun) -> None:
+    runs = _seeds(make_run, "softmax", [0.80, 0.81, 0.82]) + _seeds(make_run, "differential", [0.79, 0.83, 0.82])
+    said = _said(runs)
+    assert said.startswith("No winner between ViT and Diff-ViT")
+    assert "beats" not in said
+
+
 def test_a_gap_that_is_the_same_over_every_seed_is_no_certainty_on_few_images(make_run: MakeRun) -> None:
     """Six runs on 100 images, each one image apart: the sampling of the images alone allows ten points either way."""
     runs = _seeds(make_run, "softmax", [0.16, 0.19, 0.16]) + _seeds(make_run, "differential", [0.15, 0.18, 0.15])

@@ -71,7 +71,7 @@ class TestImages:
         """The test images of a model."""
         info = self._models.info(name)
         if info.pretrained:
-            hint = "Bring a picture of your own, or choose one of another model's and come back."
+            hint = "Upload a picture, or choose a test image of another model first."
             raise InputError(name, "is pretrained and has no test images here", hint)
         model = self._models.load(name)
         place = self._local_cifar10() if info.data.startswith("CIFAR-10") else self._data_dir
@@ -82,7 +82,7 @@ class TestImages:
         for place in (place_of("cifar10", self._data_dir), cache_folder()):
             if place is not None and place.is_dir() and cifar10.find(place):
                 return place
-        hint = "Fetch it with: diffvit data fetch cifar10, and start again; or bring a picture of your own."
+        hint = "Fetch it with: diffvit data fetch cifar10, and restart diffvit app; or upload a picture."
         raise InputError("CIFAR-10", "is not on this machine", hint)
 
     def predictions(self, name: str) -> Int64[Tensor, " n"]:
@@ -102,7 +102,7 @@ class TestImages:
         selected = torch.ones(len(images), dtype=torch.bool)
         if label is not None:
             if label not in images.classes:
-                raise InputError("class", f"is none of {images.name}'s")
+                raise InputError("class", f"is not a class of {images.name}")
             selected &= images.labels == images.classes.index(label)
         if which not in FILTERS:
             raise InputError("filter", "is none of those that are offered")

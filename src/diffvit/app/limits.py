@@ -19,7 +19,7 @@ class Busy(EnvironmentFault):
     """The request was refused because too many others are waiting."""
 
     def __init__(self, waiting: int) -> None:
-        super().__init__("diffvit", f"is busy ({waiting} questions are waiting)", "Ask again in a few seconds.")
+        super().__init__("diffvit", f"is busy ({waiting} requests are waiting)", "Try again in a few seconds.")
 
 
 class Limiter:

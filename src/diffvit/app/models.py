@@ -72,7 +72,7 @@ def _read_info(reference: str) -> ModelInfo:
     kind = f"{name}, patch {encoder['patch_size']}, {encoder['depth']} blocks, {encoder['num_heads']} heads"
     parts = [f"CLIP ({kind})" if clip else kind, f"trained on {data}"]
     if packaged := weights.registry().get(reference):
-        parts.append(f"{percent(packaged['test_accuracy'], 1)} of the test images right")
+        parts.append(f"{percent(packaged['test_accuracy'], 1)} test accuracy")
     name = folder.resolve().name if folder else Path(reference).stem
     return ModelInfo(name, reference, folder, data, ", ".join(parts), encoder["depth"], clip)
 
@@ -168,7 +168,7 @@ class Models:
         """A Vision Transformer."""
         info = self.info(name)
         if info.clip:
-            raise InputError(name, "is a CLIP: it is for the zero-shot page")
+            raise InputError(name, "is a CLIP: use it in the zero-shot tab")
 
         def load() -> LoadedModel:
             return dataclasses.replace(info.pretrained or load_model(info.reference, device=self._device), name=name)

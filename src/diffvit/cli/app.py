@@ -34,18 +34,18 @@ def app(
             group=COMMAND, negative="", help="Pretrained ViTs to offer: timm's name or a weights file; repeatable."
         ),
     ] = (),
-    port: Annotated[int, Parameter(group=COMMAND, help="Of the page; 0 finds a free one.")] = 7860,
+    port: Annotated[int, Parameter(group=COMMAND, help="Port of the page; 0 picks a free one.")] = 7860,
     open_browser: Annotated[
-        bool, Parameter(name="--open", group=COMMAND, negative="", show_default=False, help="Show it in the browser.")
+        bool, Parameter(name="--open", group=COMMAND, negative="", show_default=False, help="Open it in a browser.")
     ] = False,
     data_dir: DataDir = None,
     clip_weights: Annotated[
-        Path | None, Parameter(group=COMMAND, help="OpenAI's RN50.pt, to offer it beside the small CLIP.")
+        Path | None, Parameter(group=COMMAND, help="OpenAI's RN50.pt, to offer in addition to the small CLIP.")
     ] = None,
-    device: Annotated[Device | None, Parameter(group=COMMAND, show_default="auto", help="Where models run.")] = None,
+    device: Annotated[Device | None, Parameter(group=COMMAND, show_default="auto", help="Device to run on.")] = None,
     output: Output = OUTPUT,
 ) -> None:
-    """Open the explorer: a page on this machine to look inside models. Ctrl-C stops it."""
+    """Start the explorer: a local web page that shows attention maps. Ctrl-C stops it."""
     if not 0 <= port <= _PORTS:
         raise ConfigError("--port", f"must be 0 to {_PORTS} (found {port})")
     if importlib.util.find_spec("gradio") is None:

@@ -26,17 +26,17 @@ class Selection:
     """Which model, and which images."""
 
     index: str | None = None
-    """Images of the run's own test set, as 0-7 or 3,12; 0-3 where no image is named either."""
+    """Test images by index, as 0-7 or 3,12; default 0-3 if no image is given."""
     split: Literal["test", "validation", "train"] = "test"
-    """The images that --index counts."""
+    """Split that --index refers to."""
     data: str | None = None
     """Data source; by default the run's own."""
     data_dir: Path | None = None
-    """Where the data lies; by default, for CIFAR-10, what DIFFVIT_DATA says, else the run's own place."""
+    """Folder of the data; default DIFFVIT_DATA for CIFAR-10, else the folder recorded in the run."""
     pretrained: str | None = None
     """A pretrained ViT instead of a run, by timm's name (vit_small_patch16_224.dino); then all arguments are images."""
     weights: Path | None = None
-    """Its weights from a file instead of the network: DINO's own or timm's, .pth or .safetensors."""
+    """Weights file to read instead of downloading: DINO's own or timm's, .pth or .safetensors."""
     size: int | None = None
     """Shorter side of an image, pixels, for models that take any; by default its own, at most 480."""
 
@@ -51,9 +51,9 @@ class Drawing:
     query: str | None = None
     """The query patch, as ROW,COLUMN; by default what the model pools: [CLS], or the mean over the patches."""
     kind: Literal["effective", "positive", "negative"] = "effective"
-    """Which map of a differential head."""
+    """Map of a differential head: A1 - lambda A2 (effective), A1 (positive) or A2 (negative)."""
     mass: float | None = None
-    """Mark the fewest patches that together hold this share of the last layer's mass (DINO: 0.6)."""
+    """Mark the fewest patches that together hold this share of the last layer's attention (DINO: 0.6)."""
     form: Annotated[Literal["png", "svg", "npz"], Parameter(name="--format")] = "png"
     """Figures as png or svg, or npz: the maps themselves, for other programs."""
 
@@ -61,26 +61,26 @@ class Drawing:
 @Parameter(name="*", group=Group("Rollout", sort_key=4))
 @dataclass(frozen=True)
 class Rollout:
-    """How attention is followed through the layers."""
+    """Options of attention rollout."""
 
     rollout: Annotated[bool, Parameter(negative="", show_default=False)] = False
-    """Follow attention through the layers (arXiv 2005.00928)."""
+    """Draw attention rollout through all layers (arXiv 2005.00928)."""
     fusion: Literal["mean", "max", "min"] = "mean"
-    """How heads become one map."""
+    """How the heads' maps are combined."""
     discard: float = 0.0
-    """Share of each row's lowest entries that are left out."""
+    """Share of each row's lowest entries to discard."""
     residual: float = 0.5
     """Weight of the identity, for the residual branch."""
     start: int | None = None
-    """First layer to follow."""
+    """First layer of the rollout."""
     sign: Literal["clamp", "positive", "abs", "signed"] = "clamp"
-    """What a differential map stands for; docs/attention.md says what each can tell."""
+    """How rollout uses signed (differential) maps; see docs/attention.md."""
 
 
 def attention(
     things: Annotated[
         tuple[str, ...],
-        Parameter(name="RUN IMAGE", negative="", show_default=False, help="A run, then images or folders."),
+        Parameter(name="RUN IMAGE", negative="", show_default=False, help="A run, then image files or image folders."),
     ] = (),
     /,
     *,
@@ -90,10 +90,10 @@ def attention(
             group=COMMAND, negative="", show_default=False, help="Score the maps on the test set: a table and plots."
         ),
     ] = False,
-    score_images: Annotated[int, Parameter(group=COMMAND, help="Test images to score on.")] = 500,
+    score_images: Annotated[int, Parameter(group=COMMAND, help="Number of test images to score.")] = 500,
     out: Annotated[
         Path | None,
-        Parameter(group=COMMAND, help="Folder for what is written; default RUN/attention, or attention-NAME."),
+        Parameter(group=COMMAND, help="Output folder; default RUN/attention, or attention-NAME."),
     ] = None,
     device: Annotated[Device | None, Parameter(group=COMMAND, show_default="auto", help="Where to run.")] = None,
     what: Selection = Selection(),
@@ -101,10 +101,10 @@ def attention(
     follow: Rollout = Rollout(),
     output: Output = OUTPUT,
 ) -> None:
-    """Look inside a model: attention maps of every head and layer, rollout, and scores."""
+    """Draw attention maps of every head and layer, with rollout and scores."""
     pretrained = what.pretrained is not None or what.weights is not None
     if pretrained and what.index is not None:
-        raise ConfigError("--index", "counts a run's own images; a pretrained model has none here", "Name image files.")
+        raise ConfigError("--index", "selects a run's test images; a pretrained model has none", "Name image files.")
     if not pretrained and not things:
         hint = "As in: diffvit attention cifar10-vit --index 0-7"
         raise ConfigError("attention", "no model given (a RUN, or --pretrained NAME)", hint)

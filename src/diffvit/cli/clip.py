@@ -18,9 +18,9 @@ from diffvit.settings import Device
 app = App(name="clip", help_format="plaintext")
 for _name, _module, _help in (
     ("train", "clip_train", "Train a small CLIP of our own: images against captions."),
-    ("evaluate", "clip_evaluate", "Accuracy on labelled pictures: a folder, ImageNet's layout, CIFAR-10."),
-    ("compare", "clip_evaluate", "CLIP beside a supervised model, by category, as one page."),
-    ("published", "clip_evaluate", "Every figure that needs published weights, in one go."),
+    ("evaluate", "clip_evaluate", "Measure zero-shot accuracy on a labelled folder, ImageNet or CIFAR-10."),
+    ("compare", "clip_evaluate", "Compare CLIP with a supervised model by class, as one page."),
+    ("published", "clip_evaluate", "Compute all results that need published weights."),
 ):
     _usage = "Usage: diffvit clip train [CONFIG.yaml] [OPTIONS]" if _name == "train" else None
     app.command(f"diffvit.cli.{_module}:{_name}", name=_name, help=_help, usage=_usage)
@@ -32,18 +32,18 @@ def classify(
     /,
     *,
     labels: Annotated[
-        str | None, Parameter(group=COMMAND, help="What there may be, as cat,dog; imagenet-1k for its 1000 names.")
+        str | None, Parameter(group=COMMAND, help="Candidate labels, as cat,dog; imagenet-1k for its 1000 names.")
     ] = None,
-    labels_file: Annotated[Path | None, Parameter(group=COMMAND, help="The same from a file, one per line.")] = None,
+    labels_file: Annotated[Path | None, Parameter(group=COMMAND, help="File with one label per line.")] = None,
     templates: Annotated[
         str, Parameter(group=COMMAND, help="openai-80, openai-7, single, or a file with {} in each line.")
     ] = "openai-80",
-    top: Annotated[int, Parameter(group=COMMAND, help="Labels to name per image.")] = 5,
+    top: Annotated[int, Parameter(group=COMMAND, help="Number of labels to print per image.")] = 5,
     out: Annotated[Path | None, Parameter(group=COMMAND, help="Folder for a figure and a JSON file.")] = None,
     choice: ClipChoice = CLIP,
     output: Output = OUTPUT,
 ) -> None:
-    """Name what is on images with labels of your own (zero-shot): the likeliest with their probabilities."""
+    """Classify images zero-shot with your own labels; prints the most probable labels."""
     if top < 1:
         raise ConfigError("--top", f"must be at least 1 (found {top})")
 
@@ -92,11 +92,11 @@ def classify(
 @app.command
 def precision(
     *,
-    batch_sizes: Annotated[str, Parameter(group=COMMAND, help="Images per pass, with commas.")] = "1,8,32",
-    budget: Annotated[float, Parameter(group=COMMAND, help="Seconds for everything together.")] = 240.0,
-    images: Annotated[int, Parameter(group=COMMAND, help="Images the drift is measured on.")] = 32,
+    batch_sizes: Annotated[str, Parameter(group=COMMAND, help="Batch sizes, separated by commas.")] = "1,8,32",
+    budget: Annotated[float, Parameter(group=COMMAND, help="Total time budget, seconds.")] = 240.0,
+    images: Annotated[int, Parameter(group=COMMAND, help="Number of images for the drift from FP32.")] = 32,
     data_dir: DataDir = None,
-    weights: Annotated[Path | None, Parameter(group=COMMAND, help="CLIP RN50 weights; random without.")] = None,
+    weights: Annotated[Path | None, Parameter(group=COMMAND, help="CLIP RN50 weights; default random weights.")] = None,
     device: Annotated[Device | None, Parameter(group=COMMAND, show_default="auto", help="Where to run.")] = None,
     threads: Annotated[
         int | None, Parameter(group=COMMAND, show_default="0", help="CPU threads; 0 is all usable cores.")

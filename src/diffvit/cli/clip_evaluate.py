@@ -36,9 +36,9 @@ class Options:
     compare: Annotated[bool, _Switch] = False
     """Compare both models by category, as one page."""
     published: Annotated[bool, _Switch] = False
-    """Do all that needs published weights; WHERE is ImageNet."""
+    """All results that need published weights; WHERE is ImageNet."""
     supervised: str | None = None
-    """Evaluate this model on the same pictures: tv-v1, tv-v2 or timm's name of a ResNet-50, or a ViT of ours."""
+    """Evaluate this model on the same pictures: tv-v1, tv-v2 or a ResNet-50 by timm's name, or a ViT run."""
     supervised_weights: Path | None = None
     """The ResNet-50's weights from a file."""
     templates: Annotated[tuple[str, ...], _Switch] = ()
@@ -46,21 +46,21 @@ class Options:
     labels_file: Path | None = None
     """Names for the classes, one per line in the folders' order."""
     limit: int | None = None
-    """At most so many pictures of each class, spread over it."""
+    """Largest number of pictures per class, spread evenly over it."""
     split: Literal["test", "train"] = "test"
     """Which images of cifar10."""
     data_dir: Path | None = None
-    """Where CIFAR-10 lies; by default what DIFFVIT_DATA says."""
+    """Folder of CIFAR-10; default DIFFVIT_DATA."""
     shifts: str = "all"
-    """Of a comparison: all, none, or some of edges,grey,blur,jpeg,noise,inversion."""
+    """For a comparison, image corruptions: all, none, or some of edges,grey,blur,jpeg,noise,inversion."""
     shift_pictures: int = 500
-    """To how many pictures, spread over the classes; 5 severities of each."""
+    """Number of pictures that are corrupted, spread over the classes; 5 severities each."""
     v1_weights: Path | None = None
     """With --published: torchvision's ResNet-50, IMAGENET1K_V1, from a file."""
     v2_weights: Path | None = None
-    """The same of IMAGENET1K_V2."""
+    """The same for IMAGENET1K_V2."""
     budget: float = 240.0
-    """With --published: seconds for the precisions."""
+    """With --published: time budget for measuring precisions, seconds."""
     out: Path | None = None
     """Folder for the files; by default a comparison's is clip-compare, with --published reports/clip-published."""
 

@@ -26,9 +26,9 @@ class ClipChoice:
     """A CLIP and where it runs."""
 
     model: str = "RN50"
-    """open_clip's name of the architecture; or a small CLIP of our own: cifar10-clip, or its run folder."""
+    """open_clip's architecture name, or a small CLIP trained with diffvit: cifar10-clip or a run folder."""
     pretrained: str = "openai"
-    """Which of its weights; of a --weights FILE, what it holds (or none)."""
+    """Tag of the weights; with --weights FILE, the tag of what the file holds, or none."""
     weights: Path | None = None
     """Weights from a file: OpenAI's archive, .pt, .safetensors."""
     device: Annotated[Device | None, Parameter(show_default="auto")] = None

@@ -26,14 +26,14 @@ def train(
     /,
     *,
     out: Annotated[Path | None, Parameter(group=COMMAND, help="Run folder; default runs/DATA-clip-...")] = None,
-    resume: Annotated[Path | None, Parameter(group=COMMAND, help="Run folder to take up where it stopped.")] = None,
+    resume: Annotated[Path | None, Parameter(group=COMMAND, help="Run folder of a stopped run to resume.")] = None,
     quiet: Annotated[
         bool, Parameter(group=COMMAND, negative="", show_default=False, help="Show no progress and no summary.")
     ] = False,
     output: Output = OUTPUT,
     settings: Annotated[Settings | None, Parameter(name="*")] = None,
 ) -> None:
-    """Train a small CLIP of our own: images of classes against captions; the captions are the file's to set."""
+    """Train a small CLIP of our own: images of classes against captions; the captions are set in the file."""
     flags = settings or {}
     resolved = resumed(resume, out, config, flags, ClipConfig) if resume else resolve(config, flags, kind=ClipConfig)
     place = resume or out or default_folder(resolved, "clip-")

@@ -21,7 +21,7 @@ def info(
     /,
     *,
     data_dir: DataDir = None,
-    image_size: Annotated[int, Parameter(group=COMMAND, help="Side images are brought to, pixels.")] = 32,
+    image_size: Annotated[int, Parameter(group=COMMAND, help="Side length that images are resized to, pixels.")] = 32,
     sheet: Annotated[Path | None, Parameter(group=COMMAND, help="Contact sheet; default NAME-sheet.png.")] = None,
     output: Output = OUTPUT,
 ) -> None:
@@ -61,7 +61,7 @@ def info(
 def fetch(
     name: Annotated[str, Parameter(help="Data set: cifar10.")], /, *, data_dir: DataDir = None, output: Output = OUTPUT
 ) -> None:
-    """Fetch a public data set over https, every file checked against its known SHA-256; what is here is kept."""
+    """Download a public data set over https and check every file's SHA-256; existing files are kept."""
     from diffvit.data.download import fetch as download
     from diffvit.data.sources import place_of
 

@@ -30,40 +30,40 @@ VERBS = {
     "train": Verb(
         "diffvit.cli.train:train",
         "[CONFIG.yaml] [OPTIONS]",
-        "Train a model into a run folder, or take up a run that stopped.\n\n"
+        "Train a model and write a run folder, or resume a stopped run.\n\n"
         "A flag beats the environment (DIFFVIT_EPOCHS, DIFFVIT_MODEL__DEPTH, ...), which beats the file, which beats "
-        "the default. Ctrl-C saves the state and says how to go on.",
+        "the default. Ctrl-C saves the state and prints the command that resumes the run.",
     ),
     "evaluate": Verb(
         "diffvit.cli.evaluate:evaluate",
         "RUN [OPTIONS]",
-        "Score a trained model on labelled images.\n\nAccuracy, top-5, calibration error, and each class.",
+        "Evaluate a trained model on labelled images.\n\nAccuracy, top-5, calibration error, accuracy by class.",
     ),
-    "predict": Verb("diffvit.cli.evaluate:predict", "RUN IMAGE... [OPTIONS]", "Name what is on images."),
+    "predict": Verb("diffvit.cli.evaluate:predict", "RUN IMAGE... [OPTIONS]", "Classify image files."),
     "compare": Verb(
         "diffvit.cli.compare:compare",
         "RUN... [OPTIONS]",
-        "Put finished runs side by side in one report.\n\nA table here, and a page with curves, lambdas and classes.",
+        "Compare finished runs.\n\nPrints a table and writes an HTML page with curves, lambdas and classes.",
     ),
     "attention": Verb(
         "diffvit.cli.attention:attention",
         "RUN [IMAGE...] [OPTIONS]",
-        "Look inside a model: attention maps, rollout, scores.\n\n"
-        "Every head of every layer, for a run or a pretrained model (--pretrained NAME IMAGE...); figures, one page.",
+        "Draw and score attention maps, with rollout.\n\n"
+        "All heads and layers of a run or a pretrained model (--pretrained NAME IMAGE...), as figures and one page.",
     ),
     "app": Verb(
         "diffvit.cli.app:app",
         "[OPTIONS]",
-        "Open the explorer: a page on this machine to look inside models.\n\n"
-        "Attention by clicking, runs side by side, own labels with CLIP, shapes. Needs the extra app. Ctrl-C stops it.",
+        "Start the explorer: a local web page that shows attention maps.\n\n"
+        "Attention maps, run comparison, zero-shot CLIP, shapes. Needs the extra 'app'. Ctrl-C stops it.",
     ),
 }
 # Verbs that have verbs of their own.
 GROUPS = {
-    "study": "Run the experiments: many trainings, resumable, with a report.",
-    "clip": "Name images by texts with CLIP.",
-    "data": "Look at data sets and fetch them.",
-    "bench": "Measure speed beside other libraries.",
+    "study": "Run studies: many trainings, resumable, with a report.",
+    "clip": "Classify images with text labels (CLIP); evaluate, compare and train CLIP models.",
+    "data": "Inspect and download data sets.",
+    "bench": "Compare speed with other libraries.",
 }
 
 

@@ -32,7 +32,7 @@ class Output:
     debug: Annotated[bool, Parameter(negative="", show_default=False)] = False
     """Show the traceback of an error."""
     plugin: Annotated[tuple[Path, ...], Parameter(negative="", show_default=False)] = ()
-    """Python file that registers attentions, positions, ... of your own; several times for several."""
+    """Python file that registers your own attentions, positions, ...; repeatable."""
 
 
 @Parameter(name="*", group=COMMAND)
@@ -41,7 +41,7 @@ class Place:
     """Where a model runs."""
 
     device: Annotated[Device | None, Parameter(show_default="auto")] = None
-    """Where to run."""
+    """Device to run on."""
     precision: Annotated[Precision | None, Parameter(show_default="auto")] = None
     """auto: as the run itself was scored, else bf16 where the hardware has bf16 arithmetic, else fp32."""
 
@@ -53,7 +53,7 @@ class Place:
 
 DataDir = Annotated[
     Path | None,
-    Parameter(group=COMMAND, help="Where the data lies; by default, for CIFAR-10, what DIFFVIT_DATA says."),
+    Parameter(group=COMMAND, help="Folder of the data; for CIFAR-10 the default is DIFFVIT_DATA."),
 ]
 
 OUTPUT, PLACE = Output(), Place()

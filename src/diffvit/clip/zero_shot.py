@@ -58,7 +58,7 @@ class Classifier:
         """A line for what the model cannot read of the labels; empty where it reads all of them."""
         said = []
         if self.unknown:
-            said.append(f"words that no caption of this CLIP held, which say nothing to it: {_some(self.unknown)}")
+            said.append(f"words absent from this CLIP's captions, which have no meaning to it: {_some(self.unknown)}")
         if self.cut:
             count = f"{len(self.cut):,} of {len(self.labels):,} labels"
             said.append(f"{count} are cut: the model reads {self.context} tokens of a text: {_some(self.cut)}")

@@ -110,7 +110,7 @@ class Augment:
             self._mixing = Mixing(chosen.mixup, chosen.cutmix, chosen.mix_probability, self.device, every=every)
 
     def __call__(self, indices: Indices, epoch: int) -> Batch:
-        """The batch of these samples as they look in this epoch, on :attr:`device`."""
+        """The augmented batch of these samples in this epoch, on :attr:`device`."""
         given, indices = indices, send(indices, self.device)
         labels = self.labels[indices]
         targets = F.one_hot(labels, self.num_classes).to(torch.float32)

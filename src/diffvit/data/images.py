@@ -137,8 +137,8 @@ FORMATS = "JPEG, PNG, GIF, BMP, WebP"
 def decode(data: bytes | Path, *, name: str) -> UInt8[np.ndarray, "3 h w"]:
     """Decode one image to upright RGB.
 
-    JPEG, PNG, GIF, BMP and WebP up to 25 megapixels. Of an animation the first frame counts; 16-bit grey is scaled by
-    its range; transparency shows white; CMYK, palettes and EXIF orientation are resolved.
+    JPEG, PNG, GIF, BMP and WebP up to 25 megapixels. An animation's first frame is read; 16-bit grey is scaled by
+    its range; transparency is drawn on white; CMYK, palettes and EXIF orientation are resolved.
 
     Args:
         data: the encoded bytes, or a file of at most 128 MiB.

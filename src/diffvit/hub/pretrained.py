@@ -169,7 +169,7 @@ def settings_of_timm(name: str, model: Any) -> dict[str, Any]:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             ours = VisionTransformer(**settings)
     except InputError as error:
-        raise InputError(name, error.why, "It cannot be looked into.") from None
+        raise InputError(name, error.why, "Its attention maps cannot be computed.") from None
     except (AttributeError, TypeError, IndexError, ConfigError, RuntimeError, ValueError) as error:
         raise _unsupported(name, " ".join(str(error).split())[:120]) from None
     found, expected = _shapes(model.state_dict()), _shapes(ours.state_dict())
@@ -277,7 +277,7 @@ def fit(source: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any])
     settings = _with_grid_of(tensors, settings)
     if not 1 <= settings["depth"] <= _MAX_DEPTH or settings["in_chans"] != 3:
         found = f"{settings['depth']} blocks, {settings['in_chans']} channels"
-        raise InputError(source, f"is not a model to look into ({found} vs 1 to {_MAX_DEPTH} blocks, 3 channels)")
+        raise InputError(source, f"is not supported ({found} vs 1 to {_MAX_DEPTH} blocks, 3 channels)")
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             model = VisionTransformer(**settings)

@@ -54,19 +54,19 @@ def build(explorer: Explorer, image: gradio.State, page: gradio.Blocks) -> None:
         with gradio.Column(scale=3, min_width=330):
             layers, heads, rows, columns = _sizes([explorer.run(ref, each) for each in (name, second_name) if each])
             with gradio.Row():
-                info = "Block whose attention is shown; 1 is nearest to the image."
+                info = "Layer to show; 1 is the first."
                 layer = gradio.Slider(1, value=layers, step=1, label="Layer", info=info, **slider_range(layers))
-                info = "Which head, unless they are averaged."
+                info = "Head to show, if heads are not averaged."
                 head = gradio.Slider(1, value=1, step=1, label="Head", info=info, **slider_range(heads))
                 average = gradio.Checkbox(True, label="Average the heads", info="One map for the whole layer.")
             view = gradio.HTML("", js_on_load=VIEW_SCRIPT, elem_id="dv-view")
             error = gradio.HTML("")
             with gradio.Row():
-                info = "The model: what its output is read from, [CLS] or the mean over the patches."
+                info = "The model: the token it classifies from ([CLS]), or the mean over the patches."
                 query = gradio.Radio([_POOLED, _PATCH], value=_POOLED, label="Query token", info=info)
-                info = "Of the query patch, from the top; or click the patch."
+                info = "Row of the query patch, from the top; or click the patch."
                 row = gradio.Slider(1, value=1, step=1, label="Row", info=info, **slider_range(rows))
-                info = "Of the query patch, from the left."
+                info = "Column of the query patch, from the left."
                 column = gradio.Slider(1, value=1, step=1, label="Column", info=info, **slider_range(columns))
             controls = [layer, head, average, query, row, column, *_style_controls(), *_rollout_controls()]
     redraw: dict[str, Any] = {
@@ -124,8 +124,8 @@ def _style_controls() -> list[gradio.Slider | gradio.Dropdown]:
 def _rollout_controls() -> list[gradio.Radio | gradio.Slider]:
     with gradio.Accordion("Attention rollout", open=False):
         with gradio.Row():
-            fusion = gradio.Radio(list(FUSIONS), value="mean", label="Fusion", info="How heads become one map.")
-            info = "Which map of a differential head is followed: see docs/attention.md."
+            fusion = gradio.Radio(list(FUSIONS), value="mean", label="Fusion", info="How the heads are combined.")
+            info = "How signed (differential) maps are treated: see docs/attention.md."
             sign = gradio.Radio(list(SIGNS), value="clamp", label="Sign", info=info)
         with gradio.Row():
             info = "Share of the smallest entries to leave out."
@@ -146,9 +146,9 @@ def _test_image_picker(explorer: Explorer, first: gradio.Dropdown, second: gradi
 
     name, page = explorer.start[1], gradio.State(0)
     with gradio.Row():
-        info = "Of the test images below."
+        info = "Class of the test images below."
         label = gradio.Dropdown(classes(name), value=ALL_CLASSES, label="Class", info=info)
-        info = "Needs all predictions: some seconds, once."
+        info = "The first use takes some seconds."
         which = gradio.Dropdown(list(FILTERS), value=ALL, label="Filter", info=info)
     thumbs = gradio.HTML(thumbnails(explorer, name), js_on_load=VIEW_SCRIPT, elem_id="dv-thumbs")
     with gradio.Row():

@@ -72,10 +72,10 @@ def _check_address(scope: Scope) -> JSONResponse | None:
     except ValueError:
         host = None
     if host not in HOSTS:
-        return _refuse(403, "this page is for this machine alone")
+        return _refuse(403, "only requests from this machine are allowed")
     origin = headers.get("origin")
     if origin is not None and urlsplit(origin).netloc != headers.get("host"):
-        return _refuse(403, "another page may not ask")
+        return _refuse(403, "requests from other pages are refused")
     path = scope["path"]
     known = path in _PATHS or path.startswith(_FOLDERS)
     if path.startswith(_GRADIO):
@@ -101,7 +101,7 @@ async def _read_body(receive: Receive) -> tuple[bytes, JSONResponse | None]:
         values = json.loads(body)
     except (ValueError, RecursionError):
         return b"", _refuse(400, "is not JSON")
-    return body, _refuse(400, "may name no file") if _names_a_file(values) else None
+    return body, _refuse(400, "must not name a file") if _names_a_file(values) else None
 
 
 def _names_a_file(values: Any) -> bool:

@@ -132,7 +132,7 @@ def bound(port: int) -> Iterator[socket.socket]:
             listening.bind((HOST, port))
         except OSError as error:
             hint = "Take another with --port; 0 finds a free one."
-            raise EnvironmentFault("--port", f"cannot be had (found {port}: {error.strerror})", hint) from None
+            raise EnvironmentFault("--port", f"is not available (found {port}: {error.strerror})", hint) from None
         listening.listen(128)  # connections wait while the page is built, and are not refused
         yield listening
 

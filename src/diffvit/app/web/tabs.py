@@ -40,7 +40,7 @@ def build_compare(explorer: Explorer) -> None:
         return
     with gradio.Row(equal_height=False):
         with gradio.Column(scale=1, min_width=260):
-            info = f"Up to {MAX_RUNS}. Runs that differ in the seed alone are one arm."
+            info = f"Up to {MAX_RUNS}. Runs that differ only in the seed are grouped."
             runs = gradio.CheckboxGroup(names, value=names[:2], label="Runs", info=info)
             button = gradio.Button("Compare", variant="primary")
             error = gradio.HTML("")
@@ -77,10 +77,10 @@ def build_zero_shot(explorer: Explorer, image: gradio.State) -> None:
         with gradio.Column(scale=1, min_width=310):
             gradio.HTML('<p class="dv-text">The picture is the one chosen under Attention, or one of yours:</p>')
             upload = upload_zone()
-            info = f"Possible answers, 2 to {MAX_LABELS}, with commas between."
+            info = f"2 to {MAX_LABELS} candidate labels, separated by commas."
             labels = gradio.Textbox(_LABELS, lines=3, label="Labels", info=info)
             clip = gradio.Dropdown(clips, value=clips[0], label="CLIP", info="The model that compares texts and image.")
-            info = "The sentences a label is put into."
+            info = "Prompts that each label is inserted into."
             templates = gradio.Dropdown(list(TEMPLATES), value=TEMPLATES[0], label="Templates", info=info)
             info = "For comparison, with the classes it was trained on."
             supervised = gradio.Dropdown([NO_MODEL, *names], value=twin, label="Supervised model", info=info)
@@ -139,7 +139,7 @@ def build_shapes(explorer: Explorer, page: gradio.Blocks) -> None:
     names, depth = [info.name for info in models], max(info.depth for info in models)
     with gradio.Row(equal_height=False):
         with gradio.Column(scale=1, min_width=300):
-            info = "Trained on shapes, to make sense here."
+            info = "Choose a model trained on shapes."
             first = gradio.Dropdown(names, value="shapes-vit", label="Model", info=info)
             second = gradio.Dropdown(
                 [NO_MODEL, *names], value="shapes-diffvit", label="Second model", info="For comparison."
@@ -150,8 +150,8 @@ def build_shapes(explorer: Explorer, page: gradio.Blocks) -> None:
                 gradio.Dropdown(list(CLASSES), value=CLASSES[5], label="Object", info="The class of the image."),
                 gradio.Slider(0, 999, value=3, step=1, label="Picture", info="Number of the image."),
                 gradio.Slider(0, 1, value=0.3, step=0.05, label="Clutter", info="Share of the background covered."),
-                gradio.Slider(0, 0.5, value=0.1, step=0.02, label="Noise", info="Of the pixels, of full scale."),
-                gradio.Slider(1, depth, value=4, step=1, label="Layer", info="Whose map is shown and scored."),
+                gradio.Slider(0, 0.5, value=0.1, step=0.02, label="Noise", info="Standard deviation of pixel noise."),
+                gradio.Slider(1, depth, value=4, step=1, label="Layer", info="Layer whose map is shown and scored."),
             ]
         with gradio.Column(scale=3, min_width=330):
             view = gradio.HTML("", js_on_load=VIEW_SCRIPT, elem_id="dv-shapes")
@@ -210,5 +210,5 @@ def build_models(explorer: Explorer) -> None:
     for info in (*explorer.models.vits, *explorer.models.clips):
         origin = "others" if info.pretrained else "packaged" if info.folder is None else "run"
         rows.append([info.name, info.description, origin])
-    gradio.HTML(_table_html(Table(["Model", "What it is", "From"], rows), "Models that are offered"))
+    gradio.HTML(_table_html(Table(["Model", "What it is", "From"], rows), "Available models"))
     gradio.Markdown(Path(__file__).with_name("models.md").read_text(encoding="utf-8"))

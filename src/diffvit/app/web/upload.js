@@ -13,7 +13,7 @@ async function send(file) {
     const answer = await fetch('./picture', {method: 'POST', body: file, headers});
     const found = await answer.json();
     if (found.token) { say(`Showing ${file.name}`, false); trigger('upload', {token: found.token}); }
-    else say(found.error || found.detail || 'That did not work.', true);
+    else say(found.error || found.detail || 'The upload failed.', true);
   } catch (error) { say('The server did not answer. Is diffvit app still running?', true); }
   input.value = '';
 }
