@@ -315,8 +315,8 @@ FILES = {
     "a bad date": (b"a: 2024-99-99\n", "is not YAML"),
     "binary": (b"\xff\xfe\x00", "cannot be read as text"),
     "nested": (b"[" * 400, "is not YAML"),
-    "a name twice": (b"epochs: 3\nmodel: {depth: 2}\nepochs: 4\n", "'epochs' stands twice in one mapping"),
-    "a name twice below": (b"model: {depth: 2, depth: 3}\n", "'depth' stands twice in one mapping"),
+    "a name twice": (b"epochs: 3\nmodel: {depth: 2}\nepochs: 4\n", "'epochs' appears twice in one mapping"),
+    "a name twice below": (b"model: {depth: 2, depth: 3}\n", "'depth' appears twice in one mapping"),
 }
 
 

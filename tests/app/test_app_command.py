@@ -58,7 +58,7 @@ def test_a_taken_port_and_a_missing_library_are_named(capsys: Captured, monkeypa
         taken.listen()
         port = taken.getsockname()[1]
         assert run(["app", "--port", str(port)]) == 4
-    assert f"--port: cannot be had (found {port}: Address already in use)" in capsys.readouterr().err
+    assert f"--port: is not available (found {port}: Address already in use)" in capsys.readouterr().err
 
     def missing(name: str) -> ModuleSpec | None:
         assert name == "gradio"

@@ -63,7 +63,7 @@ def test_filters_are_those_of_a_plain_count(explorer: Explorer) -> None:
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ((FIRST, None, "dog", ALL), "class: is none of shapes"),
+        ((FIRST, None, "dog", ALL), "class: is not a class of shapes"),
         ((FIRST, None, None, "sudo"), "filter: is none of those"),
         ((FIRST, None, None, ONLY_SECOND), "filter: compares two models. Choose a second one"),
         (("nothing", None, None, ALL), "model: is not among those"),

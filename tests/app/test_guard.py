@@ -86,7 +86,7 @@ FILE = {"path": "http://127.0.0.1:1/x", "meta": {"_type": "gradio.FileData"}}
 def test_a_question_that_names_a_file_is_refused(client: TestClient, path: str, data: list[Any]) -> None:
     body = json.dumps({"data": data, "fn_index": 0, "session_hash": "x"}).replace("path", "\\u0070ath")
     answer = client.post(path, content=body)
-    assert (answer.status_code, answer.json()) == (400, {"detail": "diffvit: may name no file."})
+    assert (answer.status_code, answer.json()) == (400, {"detail": "diffvit: must not name a file."})
 
 
 @pytest.mark.parametrize(

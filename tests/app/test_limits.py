@@ -55,7 +55,7 @@ def test_a_call_is_refused_at_once_when_too_many_wait() -> None:
             time.sleep(0.001)
         with pytest.raises(Busy) as caught:
             limiter.call(lambda: pytest.fail("two were inside"))
-        assert str(caught.value) == "diffvit: is busy (1 questions are waiting). Ask again in a few seconds."
+        assert str(caught.value) == "diffvit: is busy (1 requests are waiting). Try again in a few seconds."
         release.set()
         assert (first.result(10), second.result(10)) == (True, "second")
     assert limiter.call(lambda: "third") == "third"

@@ -202,7 +202,7 @@ def test_score_writes_a_table_and_plots(folder: Path, capsys: Captured) -> None:
         ("--pretrained vit_small_patch16_224.dino --weights tiny.pth picture.png", 3, "does not fit the model"),
         ("--pretrained vit_smal_patch16_224.dino picture.png", 2, "Did you mean"),
         ("--pretrained resnet50 --weights tiny.pth picture.png", 3, "has a part that is not supported"),
-        ("--pretrained vit_small_patch16_224.dino --index 0", 2, "--index: counts a run's own images"),
+        ("--pretrained vit_small_patch16_224.dino --index 0", 2, "--index: selects a run's test images"),
         ("--weights tiny.pth --score picture.png", 2, "--score: needs a run"),
     ],
 )

@@ -42,4 +42,4 @@ def test_runs_side_by_side_and_the_models(watched: Watched) -> None:
     expect(page.locator("#dv-compare")).to_contain_text("Test accuracy")
     assert page.locator("#dv-compare figure").count() == 6  # loss, accuracy, lambda, classes, two confusion matrices
     go(page, "Models")
-    expect(page.get_by_role("group", name="Models that are offered")).to_contain_text("shapes-diffvit")
+    expect(page.get_by_role("group", name="Available models")).to_contain_text("shapes-diffvit")
