@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import fmean as mean
-from statistics import stdev
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +42,10 @@ class Interval:
 
 def std(values: Sequence[float]) -> float | None:
     """Sample standard deviation (n - 1); None for fewer than two values."""
-    return stdev(values) if len(values) > 1 else None
+    if len(values) < 2:
+        return None
+    centre = mean(values)
+    return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1))
 
 
 def wilson(correct: int, count: int, confidence: float = CONFIDENCE) -> Interval:
