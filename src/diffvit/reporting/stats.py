@@ -214,15 +214,9 @@ def exact_paired(
     Design of Experiments", section 21); for differences of -1, 0 and 1 it is McNemar's exact test, the binomial sign
     test on the discordant pairs (Fagerland, Lydersen and Laake 2013, "The McNemar test for binary matched-pairs data").
     The interval is that of :func:`paired_images`, written for differences of any size; it is extended to zero where
-    the test does not decide.
+    the test does not decide, at 1 - ``confidence``.
 
-    Args:
-        differences: one for each pair, at least one.
-        largest: the greatest size that a difference may have.
-        confidence: of the interval; the test decides at 1 - confidence.
-
-    Returns:
-        The interval, in the units of ``differences``, and the test's p-value.
+    ``differences`` has one for each pair, at least one, none greater than ``largest``; the interval is in their units.
     """
     total, count = sum(differences), len(differences) + 2
     centre = total / count
