@@ -126,13 +126,6 @@ def test_a_cluster_gets_a_job_array(slurm: Path) -> None:
     assert any(line.startswith("srun") and "submitit.core._submit" in line for line in lines)
 
 
-def test_workers_run_through_submitits_own_local_executor(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", f"open({str(tmp_path / 'made')!r}, 'a').write('x')"]
-    jobs = submit([command, command], tmp_path / "jobs", at_once=2, gpus=0, cluster="local")
-    assert [job.result() for job in jobs] == [0, 0]
-    assert (tmp_path / "made").read_text() == "xx"
-
-
 @pytest.mark.timeout(180)
 def test_a_study_goes_through_submitit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

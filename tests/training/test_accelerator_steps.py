@@ -7,7 +7,6 @@ raises, and copies from main memory can be watched.
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +18,6 @@ from diffvit.config import parse
 from diffvit.data import shapes
 from diffvit.training import loop, optimizers
 from diffvit.training.loop import Trainer
-from diffvit.training.progress import Progress, StopRequest
-from diffvit.training.run_dir import RunDir
 from diffvit.training.task import Classification, TrainingData, build_model
 
 META = torch.device("meta")
@@ -84,40 +81,3 @@ def test_steps_wait_for_nothing(attention: str, changes: dict[str, Any], monkeyp
     assert waits.copies == 0
     assert looks == [0, 4]  # the run's first step, and the end of the epoch
     assert all(parameter.device == META for parameter in trained.parameters)
-
-
-class Together(Device):
-    """One of two devices; the largest number of both is known on the host only after a wait, which is counted."""
-
-    world_size = 2
-
-    def __init__(self) -> None:
-        self.waits: list[int] = []
-        self.step = lambda: 0
-
-    def all_reduce(self, tensor: torch.Tensor, reduce_op: str) -> torch.Tensor:
-        if reduce_op == "sum":
-            return tensor
-        self.waits.append(self.step())
-        return torch.zeros(())
-
-    def broadcast(self, value: Any) -> Any:
-        return value
-
-
-def test_processes_ask_each_other_who_is_to_stop_only_where_the_figures_are_read(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(Trainer, "_read", lambda self: setattr(self, "_pending", None))
-    monkeypatch.setattr(Trainer, "running", lambda self: {})
-    monkeypatch.setattr(optimizers, "AdamW", lambda *given, fused, **more: AdamW(*given, foreach=fused, **more))
-    monkeypatch.setitem(loop._READ_EVERY, "meta", 4)
-    model = {"image_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
-    config = parse({"data": "shapes", "batch_size": 4, "epochs": 1, "model": model})
-    data = TrainingData("shapes", shapes.generate("train", 40, size=16), None, [0.5] * 3, [0.25] * 3, "")
-    fabric: Any = Together()
-    trained = Trainer(fabric, config, data, build_model(config.model, 0), Classification())
-    fabric.step = lambda: trained.position.step
-    loop._steps_of_epoch(trained, RunDir(Path("none")), Progress(), StopRequest())
-    assert trained.position.step == 10
-    assert fabric.waits == [1, 5, 9]  # as the figures

@@ -114,39 +114,23 @@ def test_training_changes_nothing_of_the_process(
 def test_the_callers_random_numbers_are_not_training_s(run: diffvit.RunDir, tmp_path: Path) -> None:
     again = diffvit.train(config(), out=tmp_path / "again")
     assert (again.path / "model.safetensors").read_bytes() == (run.path / "model.safetensors").read_bytes()
-
-
-def _picture(folder: Path) -> Path:
-    Image.new("RGB", (16, 16), "red").save(folder / "red.png")
-    return folder / "red.png"
-
-
-@pytest.mark.usefixtures("_as_a_caller_may_have_it")
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda run, _: diffvit.evaluate(run),
-        lambda run, _: diffvit.load(run.path),
-        lambda run, folder: predict(run, [_picture(folder)]),
-    ],
-    ids=["evaluate", "load", "predict"],
-)
-def test_scoring_and_loading_change_nothing_of_the_process(
-    call: Callable[[diffvit.RunDir, Path], object], run: diffvit.RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(memory, "_set", lambda _: pytest.fail("the allocator is the whole process's"))
     before = state()
-    call(run, tmp_path)
-    assert state() == before
-
-
-@pytest.mark.usefixtures("_as_a_caller_may_have_it")
-def test_create_model_draws_from_the_callers_generator() -> None:
-    before = state()
-    diffvit.create_model("vit_tiny", depth=1)
+    diffvit.create_model("vit_tiny", depth=1)  # which draws from them
     after = state()
     assert after.pop("torch") != before.pop("torch")
     assert after == before
+
+
+@pytest.mark.usefixtures("_as_a_caller_may_have_it")
+@pytest.mark.parametrize("use", [diffvit.evaluate, diffvit.load, lambda run: predict(run, [run.path / "red.png"])])
+def test_scoring_and_loading_change_nothing_of_the_process(
+    use: Callable[[diffvit.RunDir], object], run: diffvit.RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (16, 16), "red").save(run.path / "red.png")
+    monkeypatch.setattr(memory, "_set", lambda _: pytest.fail("the allocator is the whole process's"))
+    before = state()
+    use(run)
+    assert state() == before
 
 
 def test_the_command_line_keeps_freed_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,7 @@ import pytest
 import torch
 
 from diffvit.config import to_yaml
-from diffvit.errors import DiffvitError, InputError
 from diffvit.training.loop import train
-from diffvit.training.processes import by_the_first, largest, launch
 from tests.training.small import small
 
 SCRIPT = """
@@ -119,18 +117,6 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path):
         for key in ("epoch", "step", "images_seen", "train_accuracy", "lr", "muon_lr"):
             assert shared[key] == pytest.approx(alone[key])
     assert two.result["test_loss"] == pytest.approx(one.result["test_loss"], rel=1e-4)
-
-
-def test_one_process_decides_alone():
-    fabric = launch("cpu", "fp32")
-    assert by_the_first(fabric, lambda: 7) == 7
-    assert largest(fabric, 15) == 15
-
-    def refuse() -> None:
-        raise InputError("this", "is wrong")
-
-    with pytest.raises(DiffvitError, match="this: is wrong"):
-        by_the_first(fabric, refuse)
 
 
 STOPPED = """

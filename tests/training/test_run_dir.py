@@ -63,7 +63,7 @@ def test_create_takes_what_a_run_killed_in_its_first_moment_left(tmp_path):
     assert RunDir.open(tmp_path / "run").config == config
 
 
-def test_create_refuses_what_is_there(tmp_path):
+def test_create_refuses_what_is_there_and_open_what_is_no_run(tmp_path):
     begun(tmp_path / "run")
     with pytest.raises(InputError, match=r"already holds a run.*--resume"):
         RunDir.create(tmp_path / "run")
@@ -76,13 +76,9 @@ def test_create_refuses_what_is_there(tmp_path):
         RunDir.create(tmp_path / "file")
     with pytest.raises(EnvironmentFault):
         RunDir.create(tmp_path / "file" / "below")
-
-
-def test_open_refuses_what_is_no_run(tmp_path):
-    (tmp_path / "file").write_text("")
-    for path, why in [(tmp_path, "no config.yaml"), (tmp_path / "none", "no such"), (tmp_path / "file", "is a file")]:
+    for path, why in [("other", "no config.yaml"), ("none", "no such"), ("file", "is a file")]:
         with pytest.raises(InputError, match=why):
-            RunDir.open(path)
+            RunDir.open(tmp_path / path)
 
 
 def test_damaged_files_are_input_errors(tmp_path):
@@ -98,16 +94,6 @@ def test_damaged_files_are_input_errors(tmp_path):
             _ = run.environment
 
 
-def test_result_of_an_unfinished_run(tmp_path):
-    run = begun(tmp_path / "run")
-    assert not run.finished
-    with pytest.raises(InputError, match=r"not finished.*--resume"):
-        _ = run.result
-    run.write_json("result.json", {"test_accuracy": 0.5})
-    assert run.finished
-    assert run.result == {"test_accuracy": 0.5}
-
-
 def test_rows(tmp_path):
     run = begun(tmp_path / "run")
     assert run.metrics == []
@@ -119,7 +105,7 @@ def test_rows(tmp_path):
         assert run.metrics == rows[:kept]
 
 
-def test_a_row_cut_short_by_a_kill(tmp_path):
+def test_rows_cut_short_by_a_kill_damaged_and_lost(tmp_path):
     run = begun(tmp_path / "run")
     run.append_row({"epoch": 1})
     with (run.path / "metrics.jsonl").open("a") as file:
@@ -128,10 +114,6 @@ def test_a_row_cut_short_by_a_kill(tmp_path):
     run.truncate_rows(1)
     run.append_row({"epoch": 2})
     assert run.metrics == [{"epoch": 1}, {"epoch": 2}]
-
-
-def test_damaged_and_lost_rows(tmp_path):
-    run = begun(tmp_path / "run")
     (run.path / "metrics.jsonl").write_text('{"epoch": 1}\nnonsense\n{"epoch": 3}\n')
     with pytest.raises(InputError, match="line 2 is damaged"):
         _ = run.metrics

@@ -71,17 +71,13 @@ def test_precision_is_obeyed_and_logits_come_back_as_float32() -> None:
     assert torch.equal(half, half.bfloat16().float())
 
 
-def test_fewer_classes_than_five_and_a_class_without_images() -> None:
+def test_few_classes_and_a_class_without_images() -> None:
     found = metrics_of(torch.eye(3)[[0, 1, 1]], torch.tensor([0, 1, 0]))
-    assert found["top5"] is None
     assert found["per_class_accuracy"] == [0.5, 1.0, None]
     assert found["confusion"] == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
-
-
-@pytest.mark.parametrize(("classes", "top5"), [(2, None), (5, None), (6, 5 / 6)])
-def test_top_5_says_something_from_six_classes_on(classes: int, top5: float | None) -> None:
-    logits = torch.arange(float(classes)).expand(classes, classes)  # the last class first, whatever the image
-    assert metrics_of(logits, torch.arange(classes))["top5"] == top5
+    for classes, top5 in ((2, None), (5, None), (6, 5 / 6)):  # of five classes top-5 says nothing
+        logits = torch.arange(float(classes)).expand(classes, classes)  # the last class first, whatever the image
+        assert metrics_of(logits, torch.arange(classes))["top5"] == top5
 
 
 def test_calibration_error_by_hand() -> None:

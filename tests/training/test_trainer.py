@@ -27,6 +27,12 @@ def trainer(config, objective=None, images=30, std=0.25):
     return Trainer(fabric, config, data, model, objective or Classification())
 
 
+def epoch_of(trained):
+    for _ in trained.steps():
+        pass
+    return trained.finish_epoch()
+
+
 def weights(trained):
     return {name: value.detach().clone() for name, value in trained.model.state_dict().items()}
 
@@ -92,18 +98,6 @@ def test_more_parts_than_images_are_left():
     assert math.isfinite(trained.finish_epoch()["train_loss"])
 
 
-def test_a_non_finite_loss_changes_nothing():
-    trained = trainer(config(ema=0.9), std=1e-40)  # images become infinite
-    before, average = weights(trained), trained.evaluated.state_dict()
-    average = {name: value.clone() for name, value in average.items()}
-    with pytest.raises(NonFiniteStep, match="nan"):
-        next(trained.steps())
-    assert all(torch.equal(weights(trained)[name], value) for name, value in before.items())
-    assert all(torch.equal(trained.evaluated.state_dict()[name], value) for name, value in average.items())
-    assert all(not optimizer.state for optimizer in trained.optimizers.values())
-    assert trained.position.step == 0
-
-
 class Poisoned(Classification):
     """A finite loss whose gradient is not."""
 
@@ -112,36 +106,33 @@ class Poisoned(Classification):
         return total + (model.module.head.weight * 0.0).sqrt().sum(), metrics
 
 
-def test_a_non_finite_gradient_of_a_finite_loss_changes_nothing():
-    trained = trainer(config(), Poisoned())
-    before = weights(trained)
-    with pytest.raises(NonFiniteStep, match="gradient norm nan"):
+@pytest.mark.parametrize(
+    ("objective", "std", "why"),
+    [(None, 1e-40, "loss nan"), (Poisoned(), 0.25, "gradient norm nan")],  # such images become infinite
+)
+def test_a_non_finite_loss_or_gradient_changes_nothing(objective, std, why):
+    trained = trainer(config(ema=0.9), objective, std=std)
+    before, average = weights(trained), {name: each.clone() for name, each in trained.evaluated.state_dict().items()}
+    with pytest.raises(NonFiniteStep, match=why):
         next(trained.steps())
     assert all(torch.equal(weights(trained)[name], value) for name, value in before.items())
-
-
-@pytest.fixture
-def _looks_seldom(monkeypatch):
-    """As on an accelerator: the figures are looked at every third step."""
-    monkeypatch.setattr("diffvit.training.loop._READ_EVERY", {"cpu": 3})
+    assert all(torch.equal(trained.evaluated.state_dict()[name], value) for name, value in average.items())
+    assert all(not optimizer.state for optimizer in trained.optimizers.values())
+    assert trained.position.step == 0
 
 
 def test_looking_seldom_gives_the_same_weights_and_sums(monkeypatch):
     often = trainer(config(ema=0.9))
     monkeypatch.setattr("diffvit.training.loop._READ_EVERY", {"cpu": 3})
     seldom = trainer(config(ema=0.9))
-    rows = []
-    for trained in (often, seldom):
-        for _ in trained.steps():
-            pass
-        rows.append(trained.finish_epoch())
+    rows = [epoch_of(trained) for trained in (often, seldom)]
     assert all(torch.equal(weights(often)[name], value) for name, value in weights(seldom).items())
     for name in ("train_loss", "train_accuracy", "gradient_norm"):
         assert rows[1][name] == pytest.approx(rows[0][name], rel=1e-12)
 
 
-@pytest.mark.usefixtures("_looks_seldom")
-def test_looking_seldom_stops_before_anything_is_saved_and_at_the_end_of_an_epoch():
+def test_looking_seldom_stops_before_anything_is_saved_and_at_the_end_of_an_epoch(monkeypatch):
+    monkeypatch.setattr("diffvit.training.loop._READ_EVERY", {"cpu": 3})
     trained = trainer(config())
     steps = trained.steps()
     next(steps)
@@ -172,11 +163,9 @@ def test_warming_up_shows_the_compiler_every_batch_size_and_changes_nothing(monk
     compiled = trainer(config(compile=True))
     assert compiled.warm_up() > 0.0
     assert seen == [8, 6]
-    for trained in (plain, compiled):
-        for _ in trained.steps():
-            pass
+    rows = [epoch_of(trained) for trained in (plain, compiled)]
     assert all(torch.equal(weights(plain)[name], value) for name, value in weights(compiled).items())
-    assert plain.finish_epoch()["train_loss"] == compiled.finish_epoch()["train_loss"]
+    assert rows[0]["train_loss"] == rows[1]["train_loss"]
 
 
 def test_clipping_bounds_the_step_and_not_the_recorded_norm():

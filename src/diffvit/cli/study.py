@@ -20,7 +20,6 @@ from diffvit.experiments.study import (
     RUNS,
     STUDIES,
     TIERS,
-    Cell,
     Study,
     TierName,
     cells_of,
@@ -71,10 +70,6 @@ class Selection:
     seeds: Annotated[int | None, Parameter(show_default="the study's own")] = None
     """How many seeds."""
 
-    def cells(self, study: Study) -> tuple[Cell, ...]:
-        """Every cell of a study with arms."""
-        return cells_of(study, self.tier, seeds=self.seeds)
-
 
 SELECTION, PLACES = Selection(), Places()
 
@@ -123,7 +118,7 @@ def show_study(name: Name, /, *, what: Selection = SELECTION, places: Places = P
         ]
         line = f"{cells} trials; those done are in the report: diffvit study report {study.name}"
     else:
-        cells = what.cells(study)
+        cells = cells_of(study, what.tier, seeds=what.seeds)
         records = records_of(cells, places.runs, places.reports, study.score)
         apart = differing({cell.name: cell.config for cell in cells})
         found = {"study": study.name, "tier": what.tier, "trials": len(cells), "done": len(records)}
@@ -158,7 +153,7 @@ def _work_of(
 
     SCORES.setdefault("attention-maps", _map_scores)
     if not study.search:
-        cells = what.cells(study)
+        cells = cells_of(study, what.tier, seeds=what.seeds)
         on = {cell.name: conditions_of(cell.config.model_copy(update=dict(where))) for cell in cells}
         known = committed(cells, on, places.reports)
         folders = {cell.name: folder_of(cell, on[cell.name], places.runs) for cell in cells}
@@ -243,7 +238,7 @@ def run(
     todo = _work_of(study, what, places, {"device": device, "data_dir": data_dir})
     cells, committed = (), 0
     if isinstance(todo, Runner):
-        cells, committed = todo.cells, len(what.cells(study)) - len(todo.cells)
+        cells, committed = todo.cells, len(cells_of(study, what.tier, seeds=what.seeds)) - len(todo.cells)
         if (again := todo.forget_errors()) and not quiet:
             show.line(f"given up before, tried again: {', '.join(again)}")
     progress = StudyProgress(study, what.tier, cells, committed, todo.state, places.reports, quiet)

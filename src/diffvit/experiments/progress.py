@@ -66,7 +66,7 @@ class StudyProgress:
     _last_line: float = float("-inf")
 
     def __post_init__(self) -> None:
-        self._console = Console(quiet=self.quiet, soft_wrap=True, highlight=False, markup=False, emoji=False)
+        self._console = Console(quiet=self.quiet, highlight=False, markup=False, emoji=False)
         self._below = self._console.status("")
 
     def begin(self, device: str) -> None:
@@ -79,8 +79,8 @@ class StudyProgress:
         seconds = seconds_of((cell for cell in self.cells if cell.name in to_do), self._rate)
         estimate = ": time not measured" if seconds is None else f": about {duration(seconds)}"
         count = self.committed + len(state.done) + len(state.failed) + len(to_do)
-        self._console.print(f"{self.study.name}, tier {self.tier}: {TIERS[self.tier].words}")
-        self._console.print(
+        self._say(f"{self.study.name}, tier {self.tier}: {TIERS[self.tier].words}")
+        self._say(
             f"{count} {'trials' if self.study.search else 'cells'}, {self.committed} of them in "
             f"{self.reports / self.study.name}, {len(state.done)} done, {len(to_do)} to do"
             f"{estimate if to_do and self.cells else ''}"
@@ -94,25 +94,28 @@ class StudyProgress:
         for cell in [name for name in state.done if name not in self._told | self._before]:
             self._told.add(cell)
             value = state.done[cell]
-            self._console.print(f"{cell}: {percent(value) if self.study.score == TEST_ACCURACY else f'{value:.4g}'}")
+            self._say(f"{cell}: {percent(value) if self.study.score == TEST_ACCURACY else f'{value:.4g}'}")
         if self._console.is_terminal:
             self._below.update(f"{self._summary(state)}: {', '.join(state.running)}")
         elif time.monotonic() - self._last_line >= _EVERY:
             self._last_line = time.monotonic()
-            self._console.print(self._summary(state))
+            self._say(self._summary(state))
 
     def end(self) -> State:
         """Say how it stands; the state."""
         self.close()
         state = self.state()
-        self._console.print(self._summary(state))
+        self._say(self._summary(state))
         for cell, why in state.failed.items():
-            self._console.print(f"{cell}: given up after several tries: {why}")
+            self._say(f"{cell}: given up after several tries: {why}")
         return state
 
     def close(self) -> None:
         """Leave the terminal as it was."""
         self._below.stop()
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True)
 
     def _summary(self, state: State) -> str:
         count = len(state.done) + len(state.running) + len(state.failed) + len(state.waiting)

@@ -48,8 +48,10 @@ def gathered(study: Study, runs: Path, reports: Path, *, tier: str | None = None
         InputError: nothing is known, or a run or rows.csv is damaged.
     """
     found: list[Results] = []
-    for name in (name for name in TIERS if tier in (None, name)):
+    for name in TIERS:
         of_tier = []
+        if tier not in (None, name):
+            continue
         # Rows of before studies kept images for validation stand beside the others, or alone where there are none.
         for validation in (True, False):
             cells = cells_of(study, name, validation=validation)

@@ -87,10 +87,8 @@ class Line(Arm):
     def scores(self) -> dict[str, list[float]]:
         """Numbers of the study's score over the seeds, by name; empty where it is the test accuracy."""
         names = dict.fromkeys(name for record in self.records for name in record.row if name.startswith(SCORE))
-        found = {name: [record.row.get(name) for record in self.records] for name in names}
-        return {
-            name.removeprefix(SCORE): list(map(float, values)) for name, values in found.items() if None not in values
-        }
+        whole = [name for name in names if all(record.row.get(name) is not None for record in self.records)]
+        return {name.removeprefix(SCORE): [float(record.row[name]) for record in self.records] for name in whole}
 
     @property
     def last_training_accuracy(self) -> float | None:

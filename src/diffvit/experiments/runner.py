@@ -84,7 +84,7 @@ def conditions_of(config: Config) -> Conditions:
     sizes = {name: getattr(config.model, name) for name in ("image_size", "num_classes", "in_chans")}
     place = place_of(config.data, config.data_dir)
     images = {"data": config.data, "data_dir": place and place.absolute(), "shapes": to_dict(config.shapes)}
-    name, fingerprint = _images(parse({**images, "model": sizes}))
+    name, fingerprint = _images(parse({**images, "model": sizes}))  # pyright: ignore[reportArgumentType]  (frozen)
     return Conditions(name, fingerprint, precision, device, environment.kernels(device, precision))
 
 

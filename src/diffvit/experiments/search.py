@@ -104,11 +104,9 @@ def studies_in(place: str, study: Study, tier: TierName, attention: str) -> list
 
 
 def open_storage(place: str, grace: float = GRACE_SECONDS) -> Any:
-    """An Optuna storage with heartbeats.
+    """An Optuna storage with heartbeats; ``grace`` is how many seconds without one make a worker lost.
 
-    Args:
-        place: a path of an SQLite file, made where there is none, or a URL of SQLAlchemy's, which holds ``://``.
-        grace: seconds without a heartbeat until a worker is taken for lost.
+    ``place`` is a path of an SQLite file, made where there is none, or a URL of SQLAlchemy's, which holds ``://``.
 
     Raises:
         EnvironmentFault: Optuna or the database's driver is missing, the database refuses, or the file cannot be

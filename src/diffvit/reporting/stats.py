@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import fmean as mean
-from statistics import stdev
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +42,10 @@ class Interval:
 
 def std(values: Sequence[float]) -> float | None:
     """Sample standard deviation (n - 1); None for fewer than two values."""
-    return stdev(values) if len(values) > 1 else None
+    if len(values) < 2:
+        return None
+    centre = mean(values)
+    return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1))
 
 
 def wilson(correct: int, count: int, confidence: float = CONFIDENCE) -> Interval:
@@ -212,15 +214,9 @@ def exact_paired(
     Design of Experiments", section 21); for differences of -1, 0 and 1 it is McNemar's exact test, the binomial sign
     test on the discordant pairs (Fagerland, Lydersen and Laake 2013, "The McNemar test for binary matched-pairs data").
     The interval is that of :func:`paired_images`, written for differences of any size; it is extended to zero where
-    the test does not decide.
+    the test does not decide, at 1 - ``confidence``.
 
-    Args:
-        differences: one for each pair, at least one.
-        largest: the greatest size that a difference may have.
-        confidence: of the interval; the test decides at 1 - confidence.
-
-    Returns:
-        The interval, in the units of ``differences``, and the test's p-value.
+    ``differences`` has one for each pair, at least one, none greater than ``largest``; the interval is in their units.
     """
     total, count = sum(differences), len(differences) + 2
     centre = total / count

@@ -40,13 +40,9 @@ class Checkpoint:
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], progress: Mapping[str, Any]) -> Path:
-    """Write the checkpoint of ``step`` and drop all but the newest two.
+    """Write the checkpoint after ``step`` optimiser steps and drop all but the newest two.
 
-    Args:
-        folder: where the checkpoints lie.
-        step: optimiser steps done.
-        tensors: name of a file (without suffix) to its named tensors.
-        progress: plain JSON values.
+    ``tensors`` are named tensors by the name of their file, without suffix; ``progress`` holds plain JSON values.
 
     Raises:
         OSError: the disk refuses; the checkpoints that were there are untouched.

@@ -165,7 +165,7 @@ def predict(
     pixels = [torch.from_numpy(resize(decode(Path(path), name=str(path)), size)) for path in paths]
     if not pixels:
         return []
-    where = {"precision": precision_of(meta, precision, device), "device": device}
+    where: dict[str, Any] = {"precision": precision_of(meta, precision, device), "device": device}
     logits = logits_of(model, torch.stack(pixels), mean=meta["mean"], std=meta["std"], **where)
     likeliest = logits.softmax(1).topk(min(max(top, 1), logits.shape[1]), dim=1)
     return [

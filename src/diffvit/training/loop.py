@@ -170,7 +170,11 @@ def _run(
     seconds = {"data_seconds": time.perf_counter() - start}
     model = task.model(config, data)
     flops = flops_per_image(task.image_tower(model))
-    facts |= _data_facts(data, test)
+    # Each split has the name of its own content; the test set's count comes when it is scored.
+    name = data.train.name + ("" if test.name == data.train.name else f", tested on {test.name}")
+    counts = {"train": len(data.train), "validation": len(data.validation or ()), "test": None}
+    facts |= {"data": {"name": name, "fingerprint": data.fingerprint, **counts}, "classes": data.train.classes}
+    facts |= {"mean": data.mean, "std": data.std}
     facts |= {"task": qualified_name(task), "own_modules": own_modules(model)}
     begun = resume and (folder.path / "environment.json").exists()
     found = _checkpoint_to_resume(folder, config, facts, progress) if begun else None
@@ -228,19 +232,6 @@ def _run(
             progress.epoch(row)
             _stop_if_asked(trainer, folder, stop)
         by_the_first(fabric, finish)
-
-
-def _data_facts(data: TrainingData, test: Images) -> dict[str, Any]:
-    """What environment.json says of the data; the test set's count comes when it is scored."""
-    # Each split has the name of its own content.
-    name = data.train.name + ("" if test.name == data.train.name else f", tested on {test.name}")
-    counts = {"train": len(data.train), "validation": len(data.validation or ()), "test": None}
-    return {
-        "data": {"name": name, "fingerprint": data.fingerprint, **counts},
-        "classes": data.train.classes,
-        "mean": data.mean,
-        "std": data.std,
-    }
 
 
 def _checkpoint_to_resume(
@@ -350,12 +341,8 @@ class NonFiniteStep(ArithmeticError):
 class Trainer:
     """A model in training and everything that changes with it.
 
-    Args:
-        fabric: launched.
-        config: of the run.
-        data: what it trains on.
-        model: fresh weights, accelerated here unless the config says no; a module that also has ``lambdas()``.
-        objective: what to minimise, see :meth:`diffvit.training.task.Task.objective`.
+    ``model`` has fresh weights and also ``lambdas()``; it is accelerated here unless the config says no. ``objective``
+    is what to minimise, see :meth:`diffvit.training.task.Task.objective`; ``fabric`` is launched.
     """
 
     def __init__(self, fabric: Fabric, config: Config, data: TrainingData, model: Any, objective: Any) -> None:

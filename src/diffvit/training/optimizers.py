@@ -108,12 +108,7 @@ def schedule(step: int, total: int, *, name: str, warmup: float, final: float) -
     Rises by equal parts over the first ``round(warmup * total)`` steps, reaching 1 at the last of them, then falls
     towards ``final``, which it would reach one step after the last: no step is taken with a rate of zero.
 
-    Args:
-        step: 0 .. total - 1.
-        total: steps in the run.
-        name: of the fall, one of :data:`SCHEDULES`.
-        warmup: share of the steps that rise.
-        final: end of the fall over the peak.
+    ``name`` is that of the fall, one of :data:`SCHEDULES`; ``step`` is 0 .. ``total`` - 1.
     """
     rising = round(warmup * total)
     if step < rising:

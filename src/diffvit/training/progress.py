@@ -47,7 +47,7 @@ class ConsoleProgress(Progress):
     """
 
     def __init__(self, console: Console | None = None, interval: float = 30.0) -> None:
-        self._console = console or Console(soft_wrap=True)
+        self._console = console or Console()
         self._interval, self._last = interval, time.monotonic()
         self._total, self._epochs = 0, 0
         self._bars: RichBars | None = None
