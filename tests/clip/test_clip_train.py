@@ -156,7 +156,7 @@ def test_going_on_gives_the_same_weights(finished: RunDir, tmp_path: Path, monke
 
 def test_a_stopped_run_and_a_full_memory_say_what_helps_a_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffvit.training.loop._SHOWN_EVERY", 0.0)
-    with pytest.raises(Interrupted, match="go on with: diffvit clip train --resume"):
+    with pytest.raises(Interrupted, match="resume with: diffvit clip train --resume"):
         train(clip_config(), out=tmp_path / "r", task=ContrastiveTask(), progress=StopAt(3))
 
     def refuse(*_: object) -> None:
@@ -174,7 +174,7 @@ def test_a_clip_is_no_classifier_and_no_run_of_one(
     with pytest.raises(InputError, match="is a CLIP, not a classifier"):
         diffvit.load(finished.path)
     assert run(["train", "--resume", str(finished.path)]) == 2
-    assert "the run is one of a CLIP. Take it up with: diffvit clip train --resume" in capsys.readouterr().err
+    assert "the run trains a CLIP. Resume it with: diffvit clip train --resume" in capsys.readouterr().err
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings()))
     assert run(["train", str(tmp_path / "c.yaml")]) == 2
     assert "c.yaml: is the config of a CLIP. Train it with: diffvit clip train" in capsys.readouterr().err

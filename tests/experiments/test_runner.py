@@ -205,7 +205,7 @@ def test_a_run_that_cannot_be_taken_up_is_put_aside(cell: Cell, tmp_path: Path) 
     facts = json.loads((folder / "environment.json").read_text())
     (folder / "environment.json").write_text(json.dumps({**facts, "torch": "1.0"}))
     assert runner.train(cell).finished
-    assert "begins anew, what was there is now" in told[0]
+    assert "starts again; the earlier run was renamed to" in told[0]
     assert (tmp_path / "smoke" / f"{folder.name}.stale-1" / "metrics.jsonl").is_file()
 
 

@@ -114,7 +114,7 @@ def test_cells_that_were_given_up_are_told_and_tried_again(capsys: Captured, mon
     command = ["study", "run", "pooling", "--tier", "smoke", "--device", "cpu"]
     assert run(command) == 3
     err = capsys.readouterr().err
-    assert err.startswith("error: study pooling: cells that failed again and again were given up (mean-softmax-s0). ")
+    assert err.startswith("error: study pooling: cells that failed repeatedly were skipped (mean-softmax-s0). ")
     assert err.count("\n") == 1
     faults.clear()
     assert run(command) == 0

@@ -63,8 +63,8 @@ def test_the_plan_the_cells_as_they_are_done_and_the_end(
     states[0] = stand(6, 0, failed=2)
     found = shown.end()
     lines = said()
-    assert lines[-2:] == [f"{name}: given up after several tries: data: is gone." for name in NAMES[6:]]
-    assert lines[-3].endswith("6 of 8 done, 0 running, 2 given up")
+    assert lines[-2:] == [f"{name}: skipped after repeated errors: data: is gone." for name in NAMES[6:]]
+    assert lines[-3].endswith("6 of 8 done, 0 running, 2 skipped")
     assert found.failed == dict.fromkeys(NAMES[6:], "data: is gone.")
 
 

@@ -121,7 +121,7 @@ ODD = {"embed_dim": 40, "num_heads": 5, "attention": "differential"}
         (lambda meta, _: meta["classes"].pop(), "its metadata classes does not fit its model (9 vs 10)"),
         (lambda meta, _: meta.pop("mean"), "its metadata mean does not fit its model (none vs 3)"),
         (lambda meta, _: meta.update(std=[0.2, 0.0, 0.2]), "mean and std are not positive finite numbers"),
-        (lambda meta, _: meta.pop("model"), "says nothing of its model"),
+        (lambda meta, _: meta.pop("model"), "has no model metadata"),
     ],
 )
 def test_what_does_not_fit_is_named_in_one_line(tmp_path: Path, change: Change, why: str) -> None:

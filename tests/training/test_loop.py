@@ -275,7 +275,7 @@ def test_a_run_that_is_going_on_is_busy(tmp_path):
 
 def test_a_rate_too_high_stops_before_the_weights_are_spoilt(tmp_path):
     wild = config(optimizer={"name": "adamw", "lr": 1e37}, schedule={"warmup": 0.0})
-    with pytest.raises(NonFiniteError, match=r"step \d+: training is no longer finite.*--optimizer.lr") as caught:
+    with pytest.raises(NonFiniteError, match=r"step \d+: loss or gradient is not finite.*--optimizer.lr") as caught:
         train(wild, out=tmp_path / "run")
     assert caught.value.exit_code == 5
     assert not RunDir.open(tmp_path / "run").finished

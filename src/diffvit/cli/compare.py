@@ -15,14 +15,14 @@ def compare(
     runs: Annotated[list[Path], Parameter(name="RUN", negative="", help="Run folders, one or more.")],
     /,
     *,
-    out: Annotated[Path | None, Parameter(group=COMMAND, help="Report folder; default compare-A-B beside A.")] = None,
+    out: Annotated[Path | None, Parameter(group=COMMAND, help="Report folder; default A/../compare-A-B.")] = None,
     committed: Annotated[
         Path | None,
-        Parameter(group=COMMAND, help="Folder with rows.csv and epochs.csv of earlier runs, to take part too."),
+        Parameter(group=COMMAND, help="Folder with rows.csv and epochs.csv of earlier runs to include."),
     ] = None,
     output: Output = OUTPUT,
 ) -> None:
-    """Put finished runs side by side: a table here, and a report with curves, lambdas and classes."""
+    """Compare finished runs: print a table and write a report with curves, lambdas and classes."""
     from diffvit.reporting.render import compare as render
 
     report = render(runs, out=out, committed=committed)

@@ -24,7 +24,7 @@ def evaluate(
     place: Place = PLACE,
     output: Output = OUTPUT,
 ) -> None:
-    """Score a trained model on labelled images: accuracy, top-5, calibration, and each class."""
+    """Evaluate a trained model on labelled images: accuracy, top-5, calibration, accuracy by class."""
     where = place.resolved()
 
     from diffvit.reporting.tables import reading_order
@@ -67,7 +67,7 @@ def predict(
     place: Place = PLACE,
     output: Output = OUTPUT,
 ) -> None:
-    """Name what is on images: the likeliest classes with their probabilities."""
+    """Classify image files: the most probable classes with their probabilities."""
     if top < 1:
         raise ConfigError("--top", f"must be at least 1 (found {top})")
     where = place.resolved()

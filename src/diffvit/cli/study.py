@@ -39,7 +39,7 @@ app = App(name="study", help_format="plaintext")
 _CONDITIONS = ("data", "precision", "device", "kernels")  # as a cell's rows are told apart
 _SIGNALLED = 128
 
-Name = Annotated[str, Parameter(name="NAME", help="One of diffvit study list, or a YAML file of your own.")]
+Name = Annotated[str, Parameter(name="NAME", help="A name listed by diffvit study list, or your own YAML file.")]
 DeviceFlag = Annotated[Device | None, Parameter(group=COMMAND, show_default="auto", help="Where to run.")]
 
 
@@ -49,11 +49,11 @@ class Places:
     """Where everything lies."""
 
     storage: Annotated[str | None, Parameter(show_default="an SQLite file in --runs")] = None
-    """Where a search keeps its trials: a file, or across machines a database (postgresql+psycopg://user@host/name)."""
+    """Storage of a search's trials: an SQLite file, or a database (postgresql+psycopg://user@host/name)."""
     runs: Path = RUNS
-    """Folder for the run folders; studies share them."""
+    """Folder of the run folders, which studies share."""
     reports: Path = REPORTS
-    """Folder with the committed reports, whose rows are not run again."""
+    """Folder of committed reports; cells with a row there are not run again."""
 
     def trials(self, study: Study, tier: TierName) -> str:
         """The storage of a search."""
@@ -66,9 +66,9 @@ class Selection:
     """Which cells of a study."""
 
     tier: TierName = "short"
-    """How much: smoke (seconds), short (minutes to hours of a CPU), full (a GPU)."""
+    """Size of the study: smoke (seconds), short (minutes to hours on a CPU), full (for a GPU)."""
     seeds: Annotated[int | None, Parameter(show_default="the study's own")] = None
-    """How many seeds."""
+    """Number of seeds."""
 
 
 SELECTION, PLACES = Selection(), Places()
@@ -76,7 +76,7 @@ SELECTION, PLACES = Selection(), Places()
 
 @app.command(name="list")
 def list_studies(*, output: Output = OUTPUT) -> None:
-    """What studies there are, their arms, and how long they take."""
+    """List the studies, their arms and estimated times."""
     from diffvit.experiments.progress import measured, rate_of, seconds_of
     from diffvit.experiments.search import unpruned
     from diffvit.reporting.tables import duration
@@ -97,14 +97,14 @@ def list_studies(*, output: Output = OUTPUT) -> None:
     show.table(["study", "question", "arms", "seeds", *(f"tier {tier}" for tier in TIERS)], rows)
     for name, tier in TIERS.items():
         show.line(f"{name}: {tier.words}")
-    show.line("Times are estimates from the rows in reports: of two such CPU cores; tier full of one such GPU.")
+    show.line("Times are estimated from committed rows: two CPU cores, for tier full one GPU of that kind.")
     if output.json:
         show.as_json({"studies": found})
 
 
 @app.command(name="show")
 def show_study(name: Name, /, *, what: Selection = SELECTION, places: Places = PLACES, output: Output = OUTPUT) -> None:
-    """A study's arms, and how it stands."""
+    """Show a study's cells and their results."""
     from diffvit.experiments.results import records_of
 
     study = find_study(name)
@@ -181,16 +181,16 @@ def work(
     what: Selection = SELECTION,
     places: Places = PLACES,
     cell: Annotated[
-        str | None, Parameter(group=COMMAND, show_default="all", help="Run this cell, or say that another does.")
+        str | None, Parameter(group=COMMAND, show_default="all", help="Run only this cell; exit code 6 if it is taken.")
     ] = None,
     data_dir: DataDir = None,
     device: DeviceFlag = None,
     threads: Annotated[int, Parameter(group=COMMAND, help="CPU threads; 0 is all usable cores.")] = 0,
     lease: Annotated[
-        float, Parameter(group=COMMAND, help="Of a search: seconds without a heartbeat until a worker is lost.")
+        float, Parameter(group=COMMAND, help="For a search: seconds without a heartbeat until a worker counts as lost.")
     ] = GRACE_SECONDS,
 ) -> None:
-    """One worker, until nothing is left. ``run`` starts them; across machines they may be started by hand."""
+    """Run one worker until no cell is left. ``run`` starts workers; on other machines start them by hand."""
     from dataclasses import replace
 
     from diffvit.experiments.runner import Runner
@@ -213,16 +213,16 @@ def run(
     *,
     what: Selection = SELECTION,
     places: Places = PLACES,
-    workers: Annotated[int, Parameter(group=COMMAND, help="Processes, or jobs at a time.")] = 1,
+    workers: Annotated[int, Parameter(group=COMMAND, help="Worker processes, or Slurm jobs at a time.")] = 1,
     launcher: Annotated[
-        Literal["local", "slurm"], Parameter(group=COMMAND, help="This machine, or Slurm through submitit.")
+        Literal["local", "slurm"], Parameter(group=COMMAND, help="Run workers on this machine, or as Slurm jobs.")
     ] = "local",
     data_dir: DataDir = None,
     device: DeviceFlag = None,
     quiet: Annotated[bool, Parameter(group=COMMAND, negative="", show_default=False, help="Show no progress.")] = False,
     output: Output = OUTPUT,
 ) -> None:
-    """Run every cell that is not done yet. Stopped, it goes on where it was."""
+    """Run every cell (training) that is not done yet; a stopped study continues where it was."""
     if workers < 1:
         raise ConfigError("--workers", f"must be at least 1 (found {workers})")
 
@@ -255,7 +255,7 @@ def run(
             gpus = 1 if what.tier == "full" else 0
             jobs = submit(commands, places.runs / "slurm", at_once=workers, gpus=gpus) if commands else []
             ids = ", ".join(job.job_id for job in jobs)
-            show.line(f"submitted {len(jobs)} jobs ({ids}); how they stand: diffvit study show {name}")
+            show.line(f"submitted {len(jobs)} jobs ({ids}); progress: diffvit study show {name}")
         else:
             threads = ["--threads", str(max(1, usable_cores() // workers))]
             codes = run_here(worker_command([*command, *threads]), workers, logs, progress.show)
@@ -271,8 +271,8 @@ def run(
     if worst := max(codes, default=0):
         raise _ended(study.name, worst, logs)
     if state.exit_code:
-        why = f"cells that failed again and again were given up ({', '.join(state.failed)})"
-        fault = DiffvitError(f"study {study.name}", why, f"All others are kept. See {logs}; run it again to try again.")
+        why = f"cells that failed repeatedly were skipped ({', '.join(state.failed)})"
+        fault = DiffvitError(f"study {study.name}", why, f"All other results are kept. See {logs}; run again to retry.")
         fault.exit_code = state.exit_code
         raise fault
 
@@ -294,12 +294,12 @@ def report(
     *,
     tier: Annotated[
         TierName | None,
-        Parameter(group=COMMAND, show_default="the largest that is complete", help="Which tier's runs."),
+        Parameter(group=COMMAND, show_default="the largest that is complete", help="Tier to report."),
     ] = None,
     places: Places = PLACES,
     output: Output = OUTPUT,
 ) -> None:
-    """Write reports/NAME from the finished runs and the rows that are there: tables, intervals, plots, the best."""
+    """Write reports/NAME from finished runs and committed rows: tables, intervals, plots, best configuration."""
     from diffvit.experiments import report as made
     from diffvit.experiments.search import rows_of, studies_in
 

@@ -31,14 +31,14 @@ def train(
     /,
     *,
     out: Annotated[Path | None, Parameter(group=COMMAND, help="Run folder; default runs/DATA-ATTENTION-sSEED.")] = None,
-    resume: Annotated[Path | None, Parameter(group=COMMAND, help="Run folder to take up where it stopped.")] = None,
+    resume: Annotated[Path | None, Parameter(group=COMMAND, help="Run folder of a stopped run to resume.")] = None,
     quiet: Annotated[
         bool, Parameter(group=COMMAND, negative="", show_default=False, help="Show no progress and no summary.")
     ] = False,
     output: Output = OUTPUT,
     settings: Annotated[Settings | None, Parameter(name="*")] = None,
 ) -> None:
-    """Train a model into a run folder, or take up a run that stopped."""
+    """Train a model and write a run folder, or resume a stopped run."""
     resolved = resumed(resume, out, config, settings or {}, Config) if resume else resolve(config, settings)
     place = resume or out or default_folder(resolved)
 
@@ -75,8 +75,8 @@ def resumed(run: Path, out: Path | None, file: Path | None, flags: Mapping[str, 
     begun = RunDir.open(run).config
     if type(begun) is not kind:
         verb = "train" if kind is not Config else "clip train"
-        why = "the run is one of a CLIP" if kind is Config else "the run is none of a CLIP"
-        raise ConfigError(f"--resume {run}", why, f"Take it up with: diffvit {verb} --resume {run}")
+        why = "the run trains a CLIP" if kind is Config else "the run does not train a CLIP"
+        raise ConfigError(f"--resume {run}", why, f"Resume it with: diffvit {verb} --resume {run}")
     asked = resolve(file or run / "config.yaml", flags, kind=kind)
     # The precision is judged as resolved, by the training itself.
     if found := differences(begun, asked, ignore=WHEREABOUTS | {"precision"}):

@@ -102,12 +102,12 @@ class StudyProgress:
             self._say(self._summary(state))
 
     def end(self) -> State:
-        """Say how it stands; the state."""
+        """Print the final state and return it."""
         self.close()
         state = self.state()
         self._say(self._summary(state))
         for cell, why in state.failed.items():
-            self._say(f"{cell}: given up after several tries: {why}")
+            self._say(f"{cell}: skipped after repeated errors: {why}")
         return state
 
     def close(self) -> None:
@@ -120,7 +120,7 @@ class StudyProgress:
     def _summary(self, state: State) -> str:
         count = len(state.done) + len(state.running) + len(state.failed) + len(state.waiting)
         text = f"{len(state.done)} of {count} done, {len(state.running)} running"
-        text += f", {len(state.failed)} given up" if state.failed else ""
+        text += f", {len(state.failed)} skipped" if state.failed else ""
         left = self._seconds_left(state)
         return f"{text}; about {duration(left)} left" if left else text
 

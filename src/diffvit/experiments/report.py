@@ -40,7 +40,7 @@ _SHOWN = 5  # trials of each attention in the table
 
 
 def gathered(study: Study, runs: Path, reports: Path, *, tier: str | None = None) -> Results:
-    """What is known of a study, from finished runs and committed rows.
+    """Results of a study, from finished runs and committed rows.
 
     By default of the largest tier whose every arm has a row, else of the one with the most rows.
 
@@ -164,7 +164,7 @@ def report(results: Results) -> str:
 
 
 def answers(results: Results) -> list[str]:
-    """What the rows allow to say, a paragraph each, as Markdown."""
+    """Conclusions that the rows support, a paragraph each, as Markdown."""
     return paragraphs(_template("answers.md.j2").module.answers(results))
 
 

@@ -65,7 +65,7 @@ class Line(Arm):
 
     @property
     def mean(self) -> float:
-        """Of the test accuracies."""
+        """Mean test accuracy over the seeds."""
         return stats.mean(list(self.accuracies.values()))
 
     @property
@@ -76,7 +76,7 @@ class Line(Arm):
 
     @property
     def flops(self) -> float:
-        """Of a whole training, from the model's sizes: alike for arms that differ in nothing that costs."""
+        """FLOPs of a whole training, computed from the model's sizes."""
         return training_flops(self.config)
 
     def mean_of(self, column: str) -> float:
@@ -92,7 +92,7 @@ class Line(Arm):
 
     @property
     def last_training_accuracy(self) -> float | None:
-        """Of the last epoch, on augmented images as they were trained on; None where no epochs are known."""
+        """Training accuracy of the last epoch, on augmented images; None where no epochs are known."""
         found = [record.epochs[-1]["train_accuracy"] for record in self.records if record.epochs]
         return stats.mean(found) if found else None
 
@@ -110,7 +110,7 @@ class Results:
 
     @property
     def seeds(self) -> int:
-        """That every line has at least."""
+        """Smallest number of seeds of any line."""
         return min(len(line.records) for line in self.lines)
 
     @property

@@ -1,4 +1,4 @@
-"""Run the cells of a study: a worker takes a cell by the lock of its run folder, and is done when result.json is there.
+"""Run the cells of a study: a worker locks a cell's run folder, and the cell is done when result.json exists.
 
 There is no server and no list of jobs. Any number of workers on any number of machines that share the folder each go
 through the cells, skip those that are finished or locked, and train the others; the lock is released when a process
@@ -43,7 +43,7 @@ columns ``score.NUMBER`` of rows.csv, its tables in ``TABLE.csv`` beside it.
 
 
 def register_score(name: str, score: Score) -> None:
-    """Make a score of your own one that a study may name.
+    """Register a score for a study's ``score`` field.
 
     Raises:
         ValueError: there is one of this name already.
@@ -258,7 +258,7 @@ class Runner:
                     if _beginning(folder) == began and not run.finished:
                         names = (folder.with_name(f"{folder.name}.stale-{number}") for number in count(1))
                         aside = folder.rename(next(name for name in names if not name.exists()))
-                        self.tell(f"{cell.name}: begins anew, what was there is now {aside} ({error.why})")
+                        self.tell(f"{cell.name}: starts again; the earlier run was renamed to {aside} ({error.why})")
             except InputError:
                 if _beginning(folder):
                     raise

@@ -226,7 +226,7 @@ class Search:
             except (Interrupted, optuna.exceptions.StorageInternalError):
                 raise
             except optuna.exceptions.UpdateFinishedTrialError:
-                self.tell("a trial was taken for lost and is repeated elsewhere")
+                self.tell("a trial was considered lost and is repeated by another worker")
             except Exception as error:
                 known = isinstance(error, DiffvitError)
                 self.tell(f"failed ({error})" if known else f"failed\n{traceback.format_exc()}")
@@ -236,11 +236,11 @@ class Search:
         return finished
 
     def _repeat_lost(self, optuna_study: Any) -> None:
-        """Queue the trials of lost and stopped workers again with their values, each once, whoever is killed when.
+        """Queue each trial of a lost or stopped worker again, once, with its values; a worker may be killed at any point.
 
-        Optuna's own callback loses the trial where a worker is killed between failing it and queueing it, and
-        its heartbeat knows no trial whose worker was killed before the first beat. So a trial is queued again where it
-        failed without an error of its own and has no repetition; the lock lets one worker at a time look for these.
+        Optuna's own callback loses the trial where a worker is killed between failing it and queueing it, and its
+        heartbeat does not cover a trial whose worker was killed before the first beat. So a trial is queued again where
+        it failed without an error of its own and has no repetition; a lock in ``runs`` lets one worker at a time do so.
         """
         import optuna
 

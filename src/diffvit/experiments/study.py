@@ -45,14 +45,14 @@ class Range(_Strict):
 
 
 class SearchSpace(_Strict):
-    """What a search tries: how many trials for each attention, by tier, and the range of each setting."""
+    """Search space: number of trials per attention and tier, and the range of each setting."""
 
     trials: dict[TierName, int]
     settings: dict[str, Range] = Field(min_length=1)
 
 
 class Study(_Strict):
-    """An experiment: arms that differ in what it asks about, and in nothing else."""
+    """An experiment: arms that differ only in the setting under study."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """The file's name without ``.yaml``; also that of its folder in ``reports``."""
@@ -110,7 +110,7 @@ STUDIES: dict[str, Study] = {name: load_study(_FOLDER / f"{name}.yaml") for name
 
 
 def register_study(study: Study) -> None:
-    """Make a study of your own as good as a built-in one.
+    """Register a study, which can then be run by its name.
 
     Raises:
         ValueError: there is one of this name already.
@@ -121,7 +121,7 @@ def register_study(study: Study) -> None:
 
 
 def find_study(name: str) -> Study:
-    """The study of a name, or that of a YAML file.
+    """Find a study by name, or read one from a YAML file.
 
     Raises:
         ConfigError: there is none, or the file is not a study or has the name of another.
@@ -138,7 +138,7 @@ def find_study(name: str) -> Study:
 
 
 class Tier(_Strict):
-    """How much is run: what it is for, the most seeds, and the recipe of every arm before the study's own settings."""
+    """Size of a study: its purpose, the most seeds, and every arm's recipe before the study's own settings."""
 
     words: str
     seeds: int

@@ -31,7 +31,7 @@ class Interval:
     high: float
 
     def __neg__(self) -> Interval:
-        """Of the difference the other way round."""
+        """Interval of the negated difference."""
         return Interval(-self.estimate, -self.high, -self.low)
 
     @property
@@ -68,7 +68,7 @@ def simultaneous_differences(
     *,
     correct: Sequence[Correct | None] | None = None,
 ) -> dict[tuple[int, int], Interval]:
-    """Every pairwise difference of mean accuracies, with intervals that hold together; arms are paired by seed.
+    """Simultaneous intervals of all pairwise differences of mean accuracies; arms are paired by seed.
 
     Seeds and test images are crossed random effects of a mixed model (McCullagh 2000, "Resampling and exchangeable
     arrays"; Owen 2007, "The pigeonhole bootstrap"), and each contributes to an interval's half-width:
@@ -90,7 +90,7 @@ def simultaneous_differences(
 
     Args:
         arms: accuracies (fractions), one sequence per arm, with the same seeds in the same order.
-        images: how many test images the accuracies are shares of; None where there are none to sample.
+        images: number of test images behind each accuracy; None to leave their sampling out.
         confidence: of all intervals together.
         correct: of each arm, which test images each seed classified correctly, (seeds, images); None where it is not
             known. Arms that have one have the same test images.

@@ -53,7 +53,7 @@ def missed(device: str, precision: str) -> str | None:
     """A line on why bfloat16 on this CPU is slower than it could be; None where it is not."""
     if device != "cpu" or precision != "bf16" or library.kernels() is not None:
         return None
-    return f"Attention runs without its own kernels, a tenth or so slower: {library.why_not()}."
+    return f"Attention runs without the compiled kernels, about 10% slower: {library.why_not()}."
 
 
 def usable_cores() -> int:
@@ -123,5 +123,5 @@ def refuse_differences(run: Path, settings: Sequence[str], then: Mapping[str, An
     if found:
         hint = "Nothing was changed; resume it as it was started, or start another run with --out."
         if now["kernels"] == "native" != before["kernels"]:
-            hint += " DIFFVIT_NATIVE=off does without kernels."
-        raise ConfigError(str(run), f"cannot go on bit for bit (began with vs now: {'; '.join(found)})", hint)
+            hint += " DIFFVIT_NATIVE=off switches the compiled kernels off."
+        raise ConfigError(str(run), f"cannot be resumed bit for bit (began with vs now: {'; '.join(found)})", hint)

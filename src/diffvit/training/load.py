@@ -117,7 +117,7 @@ def metadata_of(path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
         meta["model"] = dict(meta["model"])
         own = dict(meta.get("own_modules", {}))
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise InputError(str(path), "says nothing of its model: diffvit did not write it", _HINT) from None
+        raise InputError(str(path), "has no model metadata: diffvit did not write it", _HINT) from None
     for name, kind in own.items():
         more = f", and {len(own) - 1} more" if len(own) > 1 else ""
         why = f"cannot be rebuilt: {name or 'the model'} is {kind}, which its settings do not describe{more}"

@@ -1,6 +1,6 @@
-"""Train a model into a run folder, and take up a run that stopped, bit for bit.
+"""Train a model into a run folder, and resume a stopped run bit for bit.
 
-Read it from the top: :func:`train` sets the process up and holds the folder, :func:`_run` goes over the epochs,
+Read it from the top: :func:`train` sets the process up and locks the folder, :func:`_run` goes over the epochs,
 :class:`Trainer` takes the steps of an epoch.
 """
 
@@ -58,7 +58,7 @@ def train(
 ) -> RunDir:
     """Train, evaluate on the test set once, and return the run folder.
 
-    Threads, random numbers and whatever else belongs to the whole process are as before when it returns or raises.
+    Process-wide state (threads, random generators, compiler limits) is restored when it returns or raises.
 
     Args:
         config: the whole run.
@@ -66,7 +66,7 @@ def train(
         resume: continue the run in that folder; a finished one is returned as it is.
         progress: where to report; nowhere if not given.
         on_ready: called with the run folder before the first step.
-        task: what it learns; classification if not given.
+        task: what to train; :class:`Task` (classification) if not given.
 
     A start that is refused leaves no folder; one that was there before stays as it was.
 
@@ -74,7 +74,7 @@ def train(
         ConfigError: the config does not fit the data, or is not the one the resumed run began with.
         InputError: bad data, a folder in use, no intact checkpoint.
         EnvironmentFault: disk, memory or device.
-        NonFiniteError: a NaN or an infinity in the loss or its gradient; before the optimiser step.
+        NonFiniteError: a NaN or an infinity in the loss or its gradient; on a GPU up to 31 steps later.
         RunBusyError: another process trains in the folder.
         Interrupted: SIGINT or SIGTERM; the state is saved.
     """
@@ -246,7 +246,7 @@ def _checkpoint_to_resume(
     settings = differences(folder.config, config, ignore=WHEREABOUTS | {"precision"})
     environment.refuse_differences(folder.path, settings, before, facts)
     if before["hardware"] != facts["hardware"]:
-        progress.message(f"note: the run began on {before['hardware']}; the last bits may differ here")
+        progress.message(f"note: the run began on {before['hardware']}; the results' last digits may differ here")
     facts |= {name: before[name] for name in ("mean", "std")}
     return checkpoint.newest(folder.checkpoints, progress.message)
 
@@ -281,7 +281,7 @@ def _steps_of_epoch(trainer: Trainer, folder: RunDir, progress: Progress, stop: 
             kept = f"The checkpoint after step {trainer.saved} and all rows of finished epochs are kept."
         rates = "--optimizer.lr" + (" or --optimizer.muon-lr" if "muon" in trainer.optimizers else "")
         hint = f"{kept} Start another run with a lower {rates}, or with --optimizer.grad-clip 1."
-        why = f"training is no longer finite ({error}); it stopped, and nothing that came of it was saved"
+        why = f"loss or gradient is not finite ({error}); training stopped, no state after it was saved"
         raise NonFiniteError(f"{folder.path}, step {trainer.position.step + 1}", why, hint) from None
 
 
@@ -293,7 +293,7 @@ def _stop_if_asked(trainer: Trainer, folder: RunDir, stop: StopRequest) -> None:
     by_the_first(trainer.fabric, lambda: trainer.save(folder))
     by = {2: "Ctrl-C", 15: "SIGTERM"}.get(number, f"signal {number}")
     why = f"stopped by {by} after step {trainer.position.step} of {trainer.total_steps}"
-    hint = f"Everything is saved; go on with: {folder.resume_command}"
+    hint = f"The state is saved; resume with: {folder.resume_command}"
     raise Interrupted(number, str(folder.path), why, hint)
 
 
@@ -322,7 +322,7 @@ def _result(
 
 @dataclass
 class Position:
-    """Where a run stands, in plain values."""
+    """Position of a run (steps, epochs, running sums), in plain values."""
 
     step: int = 0  # optimiser steps done in the run
     epoch: int = 0  # epochs done
@@ -367,7 +367,7 @@ class Trainer:
 
     @property
     def evaluated(self) -> Any:
-        """The model to evaluate: the average where there is one."""
+        """The model to evaluate: the weights' moving average if there is one."""
         return self.average.model if self.average else self.model
 
     @property
@@ -517,7 +517,7 @@ class Trainer:
             self.saved = self.position.step
 
     def restore(self, found: Checkpoint) -> None:
-        """Take up where a checkpoint of the same run left off."""
+        """Restore the state of a checkpoint of the same run."""
         self.model.load_state_dict(found.tensors("model"))
         optimizers.load_state_tensors(self.optimizers, self.model, found.tensors("optimizer"))
         if self.average:
@@ -525,7 +525,7 @@ class Trainer:
         self.position, self.saved = Position(**found.progress), found.step
 
     def warm_up(self, stopped: Callable[[], object] = lambda: False) -> float:
-        """Have the compiler see every size of batch, and forget what came out; returns the seconds it took.
+        """Compile for every batch size and discard the results; returns the seconds it took.
 
         Nothing the run computes depends on it. Without ``compile`` there is nothing to do. Once ``stopped`` says yes,
         the rest is left to the steps.

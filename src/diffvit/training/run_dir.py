@@ -78,7 +78,7 @@ class RunDir:
         """An existing run.
 
         Raises:
-            InputError: no such folder, or nothing in it that says it is a run.
+            InputError: no such folder, or one without config.yaml.
         """
         path = Path(path)
         if not path.is_dir():
@@ -94,7 +94,7 @@ class RunDir:
         """The plain values of config.yaml.
 
         Raises:
-            InputError: it is damaged; an empty one is, for a run writes down every setting.
+            InputError: it is damaged or empty.
         """
         file = self.path / "config.yaml"
         with config_faults():
@@ -111,7 +111,7 @@ class RunDir:
 
     @property
     def resume_command(self) -> str:
-        """The command that takes the run up where it stopped."""
+        """The command that resumes the run."""
         try:
             clip = isinstance(self.config, ClipConfig)
         except DiffvitError:
@@ -160,12 +160,12 @@ class RunDir:
 
     @property
     def checkpoints(self) -> Path:
-        """Where the checkpoints lie."""
+        """Folder of the checkpoints."""
         return self.path / "checkpoints"
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder; the lock goes with the process, however it ends.
+        """Lock the folder; the lock is released when the process ends, however it ends.
 
         Where an exception ends it before config.yaml is written, what it made is removed: the folder, its parents, and
         what a start puts into it.
@@ -235,11 +235,11 @@ class RunDir:
 
     def begin(self, config: Config, environment: Mapping[str, Any]) -> None:
         """Write config.yaml, which makes the folder a run, and environment.json."""
-        self._write("config.yaml", to_yaml(config).encode(), "Nothing was begun; make room and start it again.")
+        self._write("config.yaml", to_yaml(config).encode(), "Nothing was started; free disk space and start again.")
         self.write_json("environment.json", environment)
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
-        """Write one of the JSON files whole."""
+        """Write one of the JSON files atomically."""
         self._write(name, to_json(dict(values)))
 
     def append_row(self, row: Mapping[str, Any]) -> None:
@@ -264,14 +264,14 @@ class RunDir:
         lines = [line for line in self._metric_lines() if line.endswith(b"\n")]
         if len(lines) < count:
             why = f"has lost rows ({len(lines)} epochs vs {count} in the checkpoint)"
-            raise InputError(str(self._metrics_file), why, "The checkpoints are intact, but the record is not.")
+            raise InputError(str(self._metrics_file), why, "Restore that file; the checkpoints are intact.")
         if lines[:count] != self._metric_lines():
             self._write(self._metrics_file.name, b"".join(lines[:count]))
 
     @property
     def kept(self) -> str:
         """What to tell a user whose run stops because of the machine."""
-        return f"The last checkpoint is kept; make room, then: {self.resume_command}"
+        return f"The last checkpoint is kept; free disk space, then: {self.resume_command}"
 
     @property
     def _metrics_file(self) -> Path:
