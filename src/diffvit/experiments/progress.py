@@ -50,7 +50,7 @@ def seconds_of(cells: Iterable[Cell], rate: float | None) -> float | None:
 
 @dataclass
 class StudyProgress:
-    """Shows how a study goes on: a line for each cell that is done, and how it stands, on a terminal below them."""
+    """Displays the progress of a study: a line for each finished cell, and on a terminal a status line below them."""
 
     study: Study
     tier: TierName

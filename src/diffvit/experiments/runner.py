@@ -30,7 +30,7 @@ from diffvit.training.run_dir import RunDir
 Tell = Callable[[str], object]
 Score = Callable[[RunDir], Mapping[str, Any]]
 ATTEMPTS = 3  # of a cell that fails by itself; a killed worker does not count
-_PAUSE = 0.5  # seconds between looks where all that is left is locked by others
+_PAUSE = 0.5  # seconds between polls while other workers hold all that is left
 
 TEST_ACCURACY = "test_accuracy"
 SCORES: dict[str, Score] = {TEST_ACCURACY: lambda run: {TEST_ACCURACY: run.result[TEST_ACCURACY]}}
@@ -129,7 +129,7 @@ def committed(
 
 @dataclass
 class State:
-    """What has become of the cells of a study, by the cell's name."""
+    """State of the cells of a study, by the cell's name."""
 
     done: dict[str, float] = field(default_factory=dict)  # first number of the score, test accuracy where it has none
     running: dict[str, str] = field(default_factory=dict)  # the process that holds the run folder's lock
@@ -161,10 +161,10 @@ class Runner:
     folders: Mapping[str, Path]  # of their runs, by the cells' names; see :func:`folder_of`
     where: Mapping[str, Any] = field(default_factory=dict)  # settings of where and how: data_dir, device, threads
     score: str = TEST_ACCURACY  # what is measured of a finished run, a name in :data:`SCORES`
-    tell: Tell = lambda _: None  # told in a line what happens
+    tell: Tell = lambda _: None  # called with a line of text for each event
 
     def state(self) -> State:
-        """What has become of the cells."""
+        """State of the cells, from their run folders."""
         state = State()
         for cell in self.cells:
             folder = self.folders[cell.name]

@@ -34,7 +34,7 @@ _SEED = 0
 _BEFORE_PRUNING = 5  # trials that all run to their end
 _SAFE = 1 / 3  # of a trial's epochs: none is judged by how it begins, for a warm-up and small rates start slowly
 _OPENINGS = 6  # of a database, while other workers create its tables
-_PAUSE = 0.5  # seconds between looks where all that is left is run by others
+_PAUSE = 0.5  # seconds between polls while other workers run all that is left
 _HINT = "Name a file for SQLite, or a database as in postgresql+psycopg://user@host/name."
 
 
@@ -181,7 +181,7 @@ class Search:
     optuna_studies: Mapping[str, Any]  # of :func:`open_study`, by attention
     runs: Path  # folder for the run folders
     where: Mapping[str, Any] = field(default_factory=dict)  # settings of where and how: data_dir, device, threads
-    tell: Tell = lambda _: None  # told in a line what happens
+    tell: Tell = lambda _: None  # called with a line of text for each event
     grace: float = GRACE_SECONDS
 
     def work(self, *, pause: float = _PAUSE) -> int:
@@ -236,7 +236,7 @@ class Search:
         return finished
 
     def _repeat_lost(self, optuna_study: Any) -> None:
-        """Queue each trial of a lost or stopped worker again, once, with its values; a worker may be killed at any point.
+        """Queue each trial of a lost or stopped worker again, once, with its values, wherever the worker was killed.
 
         Optuna's own callback loses the trial where a worker is killed between failing it and queueing it, and its
         heartbeat does not cover a trial whose worker was killed before the first beat. So a trial is queued again where
@@ -282,7 +282,7 @@ class Search:
         return accuracy
 
     def state(self) -> State:
-        """What has become of the trials."""
+        """State of the trials, from the storage."""
         state = State()
         for attention, optuna_study in self.optuna_studies.items():
             trials = optuna_study.get_trials(deepcopy=False)

@@ -34,7 +34,7 @@ def launch(device: str, precision: str) -> Fabric:
         fabric.launch()
     finally:
         logger.setLevel(level)
-    if world > 1:  # the group's threads, left running, now and then abort the process as it ends
+    if world > 1:  # the group's threads, left running, sometimes abort the process as it ends
         atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
     return fabric
 
