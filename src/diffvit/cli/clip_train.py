@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from diffvit.cli import show
-from diffvit.cli.options import COMMAND, OUTPUT, Output, flags_of
-from diffvit.cli.train import default_folder, resumed
+from diffvit.cli.options import COMMAND, OUTPUT, Output, Quiet, Resume, flags_of
+from diffvit.cli.train import default_folder, resumed, run_and_report
 from diffvit.config import ClipConfig, resolve
 
 if TYPE_CHECKING:
@@ -26,10 +25,8 @@ def train(
     /,
     *,
     out: Annotated[Path | None, Parameter(group=COMMAND, help="Run folder; default runs/DATA-clip-...")] = None,
-    resume: Annotated[Path | None, Parameter(group=COMMAND, help="Run folder of a stopped run to resume.")] = None,
-    quiet: Annotated[
-        bool, Parameter(group=COMMAND, negative="", show_default=False, help="Show no progress and no summary.")
-    ] = False,
+    resume: Resume = None,
+    quiet: Quiet = False,
     output: Output = OUTPUT,
     settings: Annotated[Settings | None, Parameter(name="*")] = None,
 ) -> None:
@@ -39,33 +36,15 @@ def train(
     place = resume or out or default_folder(resolved, "clip-")
 
     from diffvit.clip.small.task import ContrastiveTask
-    from diffvit.training.loop import train as run_training
-    from diffvit.training.memory import keep_freed_memory
-    from diffvit.training.progress import make_progress
 
-    keep_freed_memory()
-    progress = make_progress(quiet)
-    run = run_training(resolved, out=place, resume=resume is not None, progress=progress, task=ContrastiveTask())
-    if int(os.environ.get("RANK", "0")):
-        return  # of many processes the first one reports
-
-    from diffvit.reporting.render import run_report
-
-    report = run_report(run)
-    if not quiet:
-        _summary(run, report)
-    if output.json:
-        show.as_json({**run.result, "run": run.path, "report": report})
+    run_and_report(resolved, place, resume is not None, quiet, output, _summary, ContrastiveTask())
 
 
-def _summary(run: RunDir, report: Path) -> None:
-    result = run.result
-    show.pairs(
-        {
-            "zero-shot, class names": show.percent(result["zero_shot_accuracy"]),
-            "zero-shot, unseen names": show.percent(result["unseen_names_accuracy"]),
-            "run folder": run.path,
-            "report": report,
-            "next": f"diffvit clip classify IMAGE --model {run.path} --labels A,B,C",
-        }
-    )
+def _summary(run: RunDir, report: Path) -> dict[str, Any]:
+    return {
+        "zero-shot, class names": show.percent(run.result["zero_shot_accuracy"]),
+        "zero-shot, unseen names": show.percent(run.result["unseen_names_accuracy"]),
+        "run folder": run.path,
+        "report": report,
+        "next": f"diffvit clip classify IMAGE --model {run.path} --labels A,B,C",
+    }

@@ -56,6 +56,11 @@ DataDir = Annotated[
     Parameter(group=COMMAND, help="Folder of the data; for CIFAR-10 the default is DIFFVIT_DATA."),
 ]
 
+Resume = Annotated[Path | None, Parameter(group=COMMAND, help="Run folder of a stopped run to resume.")]
+Quiet = Annotated[
+    bool, Parameter(group=COMMAND, negative="", show_default=False, help="Show no progress and no summary.")
+]
+
 OUTPUT, PLACE = Output(), Place()
 
 

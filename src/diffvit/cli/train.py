@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from cyclopts import Parameter
 
 from diffvit.cli import show
-from diffvit.cli.options import COMMAND, OUTPUT, Output, flags_of
+from diffvit.cli.options import COMMAND, OUTPUT, Output, Quiet, Resume, flags_of
 from diffvit.config import WHEREABOUTS, Config, differences, resolve
 from diffvit.errors import ConfigError
 
 if TYPE_CHECKING:
     from diffvit.training.run_dir import RunDir
+    from diffvit.training.task import Task
 
     Settings = dict[str, Any]
 else:
@@ -31,23 +32,32 @@ def train(
     /,
     *,
     out: Annotated[Path | None, Parameter(group=COMMAND, help="Run folder; default runs/DATA-ATTENTION-sSEED.")] = None,
-    resume: Annotated[Path | None, Parameter(group=COMMAND, help="Run folder of a stopped run to resume.")] = None,
-    quiet: Annotated[
-        bool, Parameter(group=COMMAND, negative="", show_default=False, help="Show no progress and no summary.")
-    ] = False,
+    resume: Resume = None,
+    quiet: Quiet = False,
     output: Output = OUTPUT,
     settings: Annotated[Settings | None, Parameter(name="*")] = None,
 ) -> None:
     """Train a model and write a run folder, or resume a stopped run."""
     resolved = resumed(resume, out, config, settings or {}, Config) if resume else resolve(config, settings)
-    place = resume or out or default_folder(resolved)
+    run_and_report(resolved, resume or out or default_folder(resolved), resume is not None, quiet, output, summary)
 
+
+def run_and_report(
+    config: Config,
+    out: Path,
+    resume: bool,
+    quiet: bool,
+    output: Output,
+    summary: Callable[[RunDir, Path], Mapping[str, Any]],
+    task: Task | None = None,
+) -> None:
+    """Train, write the run's report, and print what ``summary`` gives for the run and its report."""
     from diffvit.training.loop import train as run_training
     from diffvit.training.memory import keep_freed_memory
     from diffvit.training.progress import make_progress
 
     keep_freed_memory()
-    run = run_training(resolved, out=place, resume=resume is not None, progress=make_progress(quiet))
+    run = run_training(config, out=out, resume=resume, progress=make_progress(quiet), task=task)
     if int(os.environ.get("RANK", "0")):
         return  # of many processes the first one reports
 
@@ -55,7 +65,7 @@ def train(
 
     report = run_report(run)
     if not quiet:
-        summary(run, report)
+        show.pairs(summary(run, report))
     if output.json:
         show.as_json({**run.result, "run": run.path, "report": report})
 
@@ -103,11 +113,11 @@ def default_folder(config: Config, kind: str = "") -> Path:
     return free_folder(Path("runs") / f"{config.data}-{kind}{config.model.attention}-s{config.seed}")
 
 
-def summary(run: RunDir, report: Path) -> None:
-    """What came out, where it lies, and what to try next."""
+def summary(run: RunDir, report: Path) -> dict[str, Any]:
+    """Accuracies, the run folder, its report, and what to try next."""
     test, validation = run.result["test_accuracy"], run.result["val_accuracy"]
     accuracy = show.percent(test) + ("" if validation is None else f" (validation {show.percent(validation)})")
-    show.pairs({"test accuracy": accuracy, "run folder": run.path, "report": report, "next": next_command(run)})
+    return {"test accuracy": accuracy, "run folder": run.path, "report": report, "next": next_command(run)}
 
 
 def next_command(run: RunDir) -> str:
