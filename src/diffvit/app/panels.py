@@ -136,7 +136,10 @@ def _map(
     row, column = divmod(int(values.argmax()), values.shape[1])
     low, high = (f"{limit:.2g}".replace("-", "\N{MINUS SIGN}") for limit in (scale.norm.vmin, scale.norm.vmax))
     return {
-        **{"name": name, "meaning": meaning, "low": low, "high": high},
+        "name": name,
+        "meaning": meaning,
+        "low": low,
+        "high": high,
         "image": inline((image.clip(0, 1) * 255).round().astype(np.uint8)),
         "alt": f"{name}, {meaning}: largest, {float(values.max()):.3f}, in row {row + 1}, column {column + 1}",
         "colours": [to_hex(colour) for colour in colormaps[scale.get_cmap().name](np.linspace(0, 1, 8))],

@@ -63,12 +63,18 @@ def classify(
     named = name_pictures(clip, made, pictures, top)
     dtype, words = str(clip.dtype).removeprefix("torch."), clip.preprocessing.words
     result: dict[str, Any] = {
-        **{"model": clip.name, "pretrained": clip.pretrained, "weights": clip.source},
-        **{"dtype": dtype, "device": str(clip.device), "preprocessing": words},
+        "model": clip.name,
+        "pretrained": clip.pretrained,
+        "weights": clip.source,
+        "dtype": dtype,
+        "device": str(clip.device),
+        "preprocessing": words,
         "templates": {"name": prompts.name, "count": len(prompts.texts)},
-        **{"labels": len(given), "labels_computed": made.computed},
+        "labels": len(given),
+        "labels_computed": made.computed,
         "same_names": [list(group) for group in made.twins],
-        **{"unknown_words": list(made.unknown), "cut_labels": list(made.cut)},
+        "unknown_words": list(made.unknown),
+        "cut_labels": list(made.cut),
         "images": [{"image": str(each.path), "top": [list(pair) for pair in each.top]} for each in named],
         "failed": [{"image": fault.what, "error": str(fault)} for fault in faults],
     }

@@ -152,9 +152,13 @@ def evaluate(
     found = predict(models, labelled, watch=watch)
     first, readable = classifiers[0], found.predictions[0].readable
     result: dict[str, Any] = {
-        **{"data": labelled.name, "images": len(labelled), "unreadable": int((~readable).sum())},
-        **{"classes": list(classes), "left_out": left_out},
-        **{"unknown_words": list(first.unknown), "cut_labels": list(first.cut)},
+        "data": labelled.name,
+        "images": len(labelled),
+        "unreadable": int((~readable).sum()),
+        "classes": list(classes),
+        "left_out": left_out,
+        "unknown_words": list(first.unknown),
+        "cut_labels": list(first.cut),
         "models": [
             {**_about(each, encoded, model.encoder), **summary(predictions, classes)}
             for each, encoded, model, predictions in zip(used, found.encoded, models, found.predictions, strict=True)
@@ -165,8 +169,10 @@ def evaluate(
     if not compare:
         ids = labelled.wordnet_ids
         result |= {
-            **{"wordnet_ids": None if ids is None else list(ids), "same_names": [list(group) for group in first.twins]},
-            **{"labels_computed": first.computed, "templates": {**sets[0], "first": templates[0].texts[0]}},
+            "wordnet_ids": None if ids is None else list(ids),
+            "same_names": [list(group) for group in first.twins],
+            "labels_computed": first.computed,
+            "templates": {**sets[0], "first": templates[0].texts[0]},
         }
         return Evaluation(result, labelled, labelled, found.faults, first.warnings)
     if not bool(readable.any()):
@@ -207,10 +213,14 @@ def predict(
 def _about(model: Clip | Supervised, encoded: Encoded, encoder: Encoder) -> dict[str, Any]:
     """What was used, and what it cost."""
     return {
-        **{"model": encoder.name, "weights": model.source, "preprocessing": encoder.preprocessing.words},
+        "model": encoder.name,
+        "weights": model.source,
+        "preprocessing": encoder.preprocessing.words,
         "parameters": sum(parameter.numel() for parameter in model.model.parameters()),
-        **{"dtype": str(model.dtype).removeprefix("torch."), "device": str(model.device)},
-        **{"computed": encoded.computed, "seconds": encoded.seconds},
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "computed": encoded.computed,
+        "seconds": encoded.seconds,
         "images_per_second": encoded.computed / encoded.seconds if encoded.computed else None,
     }
 
@@ -240,7 +250,9 @@ def _comparison(labelled: Labelled, groups: Sequence[Superclass], found: Predict
         "per_class": decided([{"class": name, **paired(both, [place])} for place, name in enumerate(classes)]),
         "superclasses": decided([row for row in above if row["images"]]),
         "no_superclasses": "" if groups else NO_IDS,
-        **{"galleries": galleries, "answers": answers, "computed": [each.computed for each in found.encoded]},
+        "galleries": galleries,
+        "answers": answers,
+        "computed": [each.computed for each in found.encoded],
     }
 
 
@@ -292,8 +304,13 @@ def _means(original: Sequence[Predictions], found: Sequence[Sequence[Predictions
     estimate, low, high = (each / len(found) for each in (interval.estimate, interval.low, interval.high))
     first, second = (float(each.mean()) for each in right)
     return {
-        **{"first": first, "second": second, "difference": first - second},
-        **{"change": estimate, "low": low, "high": high, "p_value": p_value},
+        "first": first,
+        "second": second,
+        "difference": first - second,
+        "change": estimate,
+        "low": low,
+        "high": high,
+        "p_value": p_value,
     }
 
 
@@ -402,8 +419,12 @@ def paired(predictions: Sequence[Predictions], places: Sequence[int] | None = No
     interval, p_value = exact_paired(differences)
     first, second = (int(each.sum()) / count for each in right)
     return found | {
-        **{"first": first, "second": second, "difference": interval.estimate},
-        **{"low": interval.low, "high": interval.high, "p_value": p_value},
+        "first": first,
+        "second": second,
+        "difference": interval.estimate,
+        "low": interval.low,
+        "high": interval.high,
+        "p_value": p_value,
     }
 
 

@@ -173,8 +173,11 @@ class Engine:
         """The columns of a row that say what it is of; ``name`` tells engines apart."""
         mode = self.mode
         return {
-            **{"name": f"{mode.name}, {self.layout}", "mode": mode.name, "layout": self.layout},
-            **{"asked": mode.asked, "autocast": mode.autocast},
+            "name": f"{mode.name}, {self.layout}",
+            "mode": mode.name,
+            "layout": self.layout,
+            "asked": mode.asked,
+            "autocast": mode.autocast,
         }
 
     @contextmanager
@@ -214,8 +217,12 @@ class Engine:
             bits = {dtype: kept_bits(getattr(torch, dtype), self.device) for dtype in observer.products}
         observed = observed_name(observer.products, bits)
         return {
-            **{"asked": self.mode.asked, "observed": observed, "substituted": observed != self.mode.asked},
-            **{"products": dict(observer.products), "kept_bits": bits, "activation_bytes": peak},
+            "asked": self.mode.asked,
+            "observed": observed,
+            "substituted": observed != self.mode.asked,
+            "products": dict(observer.products),
+            "kept_bits": bits,
+            "activation_bytes": peak,
             "weight_bytes": sum(tensor.numel() * tensor.element_size() for tensor in weights.values()),
         }
 
@@ -396,7 +403,8 @@ def _batch_rows(
         if taken := list(seconds[name].values()):
             ratios = [strict[turn] / under for turn, under in seconds[name].items() if turn in strict]
             row |= {
-                **{"seconds": taken, "latency": spread(taken)._asdict()},
+                "seconds": taken,
+                "latency": spread(taken)._asdict(),
                 "images_per_second": spread([len(batch) / each for each in taken])._asdict(),
                 "speed_ratio": spread(ratios)._asdict() if ratios else None,
             }
@@ -461,7 +469,9 @@ def drift(embedded: Tensor, reference: Tensor, classes: Tensor) -> dict[str, Any
     cosine = 1 - (found - right).square().sum(1) / 2
     ours, theirs = (LOGIT_SCALE * each @ classes.T for each in (found, right))
     return {
-        **{"images": len(found), "cosine_min": float(cosine.min()), "cosine_mean": float(cosine.mean())},
+        "images": len(found),
+        "cosine_min": float(cosine.min()),
+        "cosine_mean": float(cosine.mean()),
         "logit_difference": float((ours - theirs).abs().max()),
         "agreement": float((ours.argmax(1) == theirs.argmax(1)).double().mean()),
     }

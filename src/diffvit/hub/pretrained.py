@@ -26,9 +26,17 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # The ViTs of DINO (arXiv 2104.14294, table 1): they need no timm once their weights are there.
 DINO = {
     f"vit_{size}_patch{patch}_224.dino": {
-        **{"image_size": 224, "patch_size": patch, "embed_dim": dim, "depth": 12, "num_heads": dim // 64},
-        **{"mlp_ratio": 4.0, "num_classes": 0, "in_chans": 3},
-        **{"class_token": True, "registers": 0, "no_embed_class": False},
+        "image_size": 224,
+        "patch_size": patch,
+        "embed_dim": dim,
+        "depth": 12,
+        "num_heads": dim // 64,
+        "mlp_ratio": 4.0,
+        "num_classes": 0,
+        "in_chans": 3,
+        "class_token": True,
+        "registers": 0,
+        "no_embed_class": False,
     }
     for size, dim in (("small", 384), ("base", 768))
     for patch in (16, 8)

@@ -70,7 +70,9 @@ def evaluate(
         "split": split,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "flops_per_image": flops_per_image(model),
-        **{"device": device, "hardware": hardware(device), "precision": where["precision"]},
+        "device": device,
+        "hardware": hardware(device),
+        "precision": where["precision"],
     }
     figures = {**facts, **described(images, figures)}
     folder = Path(facts["run"])
