@@ -99,7 +99,9 @@ def killed_at_random(
             worker.wait()
 
 
-def test_every_cell_is_completed_exactly_once(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_every_cell_is_completed_exactly_once(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "kills.yaml").write_text(STUDY)
     cells = cells_of(load_study(tmp_path / "kills.yaml"), "smoke", seeds=SEEDS)
     assert len({cell.key for cell in cells}) == CELLS
@@ -110,7 +112,10 @@ def test_every_cell_is_completed_exactly_once(tmp_path: Path, tmp_path_factory: 
 
     options = ["kills.yaml", "--tier", "smoke", "--seeds", f"{SEEDS}", "--runs", "runs"]
     here = [sys.executable, "-c", WORKER, *options]
-    there = [*other_machine(tmp_path, tmp_path_factory), *here]
+    elsewhere = other_machine(tmp_path, tmp_path_factory)
+    with capsys.disabled():
+        sys.stdout.write(f"\n{WORKERS // 2 if elsewhere else 0} of {WORKERS} workers in namespaces of their own\n")
+    there = [*elsewhere, *here]
     killed_at_random([here, there] * (WORKERS // 2), KILLS, tmp_path, done, CELLS)
     assert not (tmp_path / "twice").exists()
     folders = {cell.name: next(runs.glob(f"{cell.key[0]}-s{cell.key[1]}-*")) for cell in cells}
