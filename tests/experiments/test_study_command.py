@@ -119,7 +119,7 @@ def test_cells_that_were_given_up_are_told_and_tried_again(capsys: Captured, mon
     faults.clear()
     assert run(command) == 0
     out = capsys.readouterr().out
-    assert "given up before, tried again: mean-softmax-s0" in out
+    assert "skipped before, tried again: mean-softmax-s0" in out
     assert "4 of 4 done" in out
 
 

@@ -145,10 +145,10 @@ def _accuracies(records: Sequence[RunRecord]) -> str:
     return "; ".join(shown) or show.NONE
 
 
-def _work_of(
+def _worker_of(
     study: Study, what: Selection, places: Places, where: Mapping[str, Any], grace: float = GRACE_SECONDS
 ) -> Runner | Search:
-    """What is to do on this machine: the cells without committed rows, or the search."""
+    """A worker on this machine: for the cells without committed rows, or for the search."""
     from diffvit.experiments.runner import SCORES, Runner, committed, conditions_of, folder_of
 
     SCORES.setdefault("attention-maps", _map_scores)
@@ -199,11 +199,11 @@ def work(
     keep_freed_memory()
     where: dict[str, Any] = {"threads": threads, "data_dir": data_dir}
     where |= {} if device is None else {"device": device}
-    todo = _work_of(find_study(name), what, places, where, lease)
-    if cell is None or not isinstance(todo, Runner):
-        todo.work()
+    worker = _worker_of(find_study(name), what, places, where, lease)
+    if cell is None or not isinstance(worker, Runner):
+        worker.work()
     else:
-        replace(todo, cells=[one for one in todo.cells if one.name == cell]).work(wait=False)
+        replace(worker, cells=[one for one in worker.cells if one.name == cell]).work(wait=False)
 
 
 @app.command
@@ -235,13 +235,13 @@ def run(
     if places.storage and not study.search:
         show.warn([f"--storage is for a search; the state of {study.name} is in its run folders"])
     device = resolve(None, {} if device is None else {"device": device}).device
-    todo = _work_of(study, what, places, {"device": device, "data_dir": data_dir})
+    worker = _worker_of(study, what, places, {"device": device, "data_dir": data_dir})
     cells, committed = (), 0
-    if isinstance(todo, Runner):
-        cells, committed = todo.cells, len(cells_of(study, what.tier, seeds=what.seeds)) - len(todo.cells)
-        if (again := todo.forget_errors()) and not quiet:
-            show.line(f"given up before, tried again: {', '.join(again)}")
-    progress = StudyProgress(study, what.tier, cells, committed, todo.state, places.reports, quiet)
+    if isinstance(worker, Runner):
+        cells, committed = worker.cells, len(cells_of(study, what.tier, seeds=what.seeds)) - len(worker.cells)
+        if (again := worker.forget_errors()) and not quiet:
+            show.line(f"skipped before, tried again: {', '.join(again)}")
+    progress = StudyProgress(study, what.tier, cells, committed, worker.state, places.reports, quiet)
     command = [name, "--tier", what.tier, "--runs", str(places.runs), "--reports", str(places.reports)]
     command += ["--storage", places.trials(study, what.tier)] if study.search else []
     command += ["--seeds", str(what.seeds)] if what.seeds else []
@@ -250,7 +250,7 @@ def run(
     progress.begin(device)
     try:
         if launcher == "slurm":
-            own = [[]] * workers if study.search else [["--cell", cell] for cell in todo.state().waiting]
+            own = [[]] * workers if study.search else [["--cell", cell] for cell in worker.state().waiting]
             commands = [worker_command([*command, *each]) for each in own]
             gpus = 1 if what.tier == "full" else 0
             jobs = submit(commands, places.runs / "slurm", at_once=workers, gpus=gpus) if commands else []
