@@ -19,11 +19,12 @@ from matplotlib.ticker import PercentFormatter
 from diffvit.attention.scores import FIRST_MAP, METRICS
 from diffvit.errors import InputError
 from diffvit.files import read_csv
-from diffvit.reporting import markdown, stats
-from diffvit.reporting.arms import points, span
+from diffvit.reporting import stats
+from diffvit.reporting.arms import span
 from diffvit.reporting.rows import EPOCHS_FILE, ROWS_FILE, Row, RunRecord, read
 from diffvit.reporting.style import LIGHT, Theme, colour, dress, figure, to_png
 from diffvit.reporting.tables import Table
+from diffvit.reporting.texts import data_lines
 from tools.pages import Content, Picture, render
 
 FOLDER = Path("reports/attention")  # made by diffvit study report attention
@@ -281,13 +282,13 @@ def report(study: Study) -> str:
     """The whole report as Markdown."""
     rows = [record.row for record in study.records]
     data = list(dict.fromkeys(str(row["data"]) for row in rows))
-    helpers = (by_clutter, subtraction_table, removal_table, accuracy_table, outcomes, growth, points, span)
+    helpers = (by_clutter, subtraction_table, removal_table, accuracy_table, outcomes, growth)
     return render(
         "attention.md",
         study=study,
         metrics=METRICS,
         data=data,
-        data_lines=markdown.data_lines(row for row in rows if str(row["data"]).startswith("CIFAR")),
+        data_lines=data_lines(row for row in rows if str(row["data"]).startswith("CIFAR")),
         own=answers(study, between(study, DIFFERENTIAL, SOFTMAX)),
         wide=answers(study, between(study, DIFFERENTIAL, WIDE)),
         inner=answers(study, within(study)),

@@ -22,7 +22,7 @@ from diffvit.clip.compare_page import in_order, shift_statements, statements
 from diffvit.errors import DiffvitError, InputError
 from diffvit.files import Row, read_csv, write_csv
 from diffvit.measuring import stamp
-from diffvit.reporting import markdown, stats, tables
+from diffvit.reporting import stats, tables
 from diffvit.reporting.rows import read
 from diffvit.reporting.style import LIGHT, dress, figure, to_png
 from diffvit.training.run_dir import RunDir
@@ -102,8 +102,8 @@ def small_clip(root: Path) -> str:
         said += shift_statements(result["shifts"], *(model["model"] for model in result["models"]))
     return render(
         "clip-small.md",
-        runs=markdown.table(_runs(folder)),
-        names=markdown.table(_names(names, own)),
+        runs=tables.markdown(_runs(folder)),
+        names=tables.markdown(_names(names, own)),
         apart=100 * max(abs(row["recall"] - own[row["class"]]) for row in names if kind_of(row) != UNKNOWN),
         unknown=len(unknown),
         half=sum(row["recall"] < own[row["class"]] / 2 for row in unknown),
@@ -199,11 +199,11 @@ def published(folder: Path) -> str:
         "clip-published.md",
         missing=measured is None or None in found.values(),
         some=any(found.values()),
-        accuracies=markdown.table(_accuracies(found)),
+        accuracies=tables.markdown(_accuracies(found)),
         sides=sides,
         most=_most,
         measured=measured,
-        drift=markdown.table(precision_report.drift_table(measured)) if measured else "",
+        drift=tables.markdown(precision_report.drift_table(measured)) if measured else "",
     )
 
 

@@ -26,7 +26,7 @@ from diffvit.errors import DiffvitError, InputError
 from diffvit.files import disk_faults, replace, to_json
 from diffvit.hub.files import read_header
 from diffvit.models.attention import DifferentialAttention
-from diffvit.reporting import markdown, tables
+from diffvit.reporting import tables, texts
 from diffvit.reporting.arms import arms
 from diffvit.reporting.rows import RunRecord, read_run
 from diffvit.training.evaluate import evaluate
@@ -145,7 +145,7 @@ def _card(
         label=arm.label,
         found=found,
         classes=record.classes,
-        data_lines=markdown.data_lines([row]),
+        data_lines=texts.data_lines([row]),
         contrastive=contrastive,
         source=row["source"],
         figures=tables.Table(["", name], stored + lines),

@@ -9,23 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import FileSystemLoader
 
 from diffvit.errors import InputError
 from diffvit.files import brought_up_to_date
 from diffvit.measuring import counted
-from diffvit.reporting import markdown
 from diffvit.reporting.style import stamp_of
+from diffvit.reporting.texts import environment
 
 ROOT = Path(__file__).parents[1]
-_TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent / "templates"),
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    autoescape=False,  # Markdown
-)
-_TEMPLATES.filters |= {"table": markdown.table, "counted": counted}
+_TEMPLATES = environment().overlay(loader=FileSystemLoader(Path(__file__).parent / "templates"))
+_TEMPLATES.filters = _TEMPLATES.filters | {"counted": counted}
 
 
 @dataclass(frozen=True)

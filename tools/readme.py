@@ -10,8 +10,8 @@ from typing import Any
 from diffvit.config import parse, read_yaml
 from diffvit.errors import InputError
 from diffvit.registry import label_of
-from diffvit.reporting import markdown, plots, stats, tables
-from diffvit.reporting.arms import arms, statements
+from diffvit.reporting import plots, stats, tables, texts
+from diffvit.reporting.arms import arms
 from diffvit.reporting.rows import Row, RunRecord, content_hash, read
 from tools.pages import Content, Picture, render, with_block
 from tools.recipes import is_run_of, preferred, where
@@ -69,9 +69,9 @@ def readme_block(records: Sequence[RunRecord], highlights: Sequence[dict[str, An
     rows_shown = [*(record.row for record in records), *(each["first"] for each in highlights)]
     return render(
         "readme-results.md",
-        data_lines=markdown.data_lines(rows_shown),
+        data_lines=texts.data_lines(rows_shown),
         results=tables.Table(columns, rows),
-        statements=statements(grouped),
+        statements=texts.statements(grouped),
         highlights=highlights,
         tokens=_tokens,
         where=where,

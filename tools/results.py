@@ -14,7 +14,7 @@ from diffvit.experiments.study import BOTH, REPORTS, STUDIES, TIERS, Study, reci
 from diffvit.files import read_csv
 from diffvit.registry import label_of
 from diffvit.reporting import stats
-from diffvit.reporting.arms import Arm, arms, points, span
+from diffvit.reporting.arms import Arm, arms, span
 from diffvit.reporting.rows import ROWS_FILE, RunRecord, content_hash, read
 from diffvit.reporting.stats import Interval
 from diffvit.reporting.tables import NONE, Table, accuracy_cell, duration, percent
@@ -220,7 +220,7 @@ def where_it_helps(found: Sequence[Results]) -> Table:
         apart = sorted(_by_arm(results), key=lambda each: -each[1])
         if over_all is None or len(apart) < 2:
             continue
-        best, worst = (f"{arm}, {points(apart_by)}" for arm, apart_by in (apart[0], apart[-1]))
+        best, worst = (f"{arm}, {100 * apart_by:+z.2f} points" for arm, apart_by in (apart[0], apart[-1]))
         mean = f"{100 * over_all.estimate:+z.2f} ({span(over_all)})"
         rows.append([results.study.name, mean, best, worst, _verdict(over_all, results), _kind(results)])
     title = "Diff-ViT minus ViT, mean over the arms"

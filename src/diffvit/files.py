@@ -88,6 +88,19 @@ def brought_up_to_date(wanted: Mapping[Path, tuple[bytes, str]], *, check: bool)
     return [f"{path}: {wanted[path][1]}" for path in stale]
 
 
+def write_files(out: Path, files: Mapping[str, bytes], kept: str = "") -> list[Path]:
+    """Write files by name into a folder, each whole; returns their paths.
+
+    Raises:
+        EnvironmentFault: one cannot be written; ``kept`` says what there is all the same.
+    """
+    with disk_faults(out, kept):
+        out.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            replace(out / name, content)
+    return [out / name for name in files]
+
+
 def flush(path: Path) -> None:
     """Wait until a file, or a folder's entries (names created, renamed, removed), are on the disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from diffvit.reporting.arms import arms, ranking, statements, why_apart
+from diffvit.reporting.arms import arms, ranking, why_apart
 from diffvit.reporting.rows import merge, read, read_run, write
+from diffvit.reporting.texts import statements
 
 MakeRun = Callable[..., Path]
 

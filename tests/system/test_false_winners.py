@@ -7,8 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from diffvit.reporting.arms import Arm, ranking, statements
+from diffvit.reporting.arms import Arm, ranking
 from diffvit.reporting.rows import RESULT_COLUMNS, Correct, RunRecord
+from diffvit.reporting.texts import statements
 
 STUDIES = 4_000
 

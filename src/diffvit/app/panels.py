@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from PIL import Image
@@ -21,22 +19,16 @@ from diffvit.attention.figures import blend, draw_overlay
 from diffvit.attention.metrics import mass_mask
 from diffvit.reporting.style import LIGHT, Theme, figure, plain, to_png
 from diffvit.reporting.tables import percent
+from diffvit.reporting.texts import data_uri, template
 
 COLOURS = ("inferno", "viridis", "cividis", "Blues")
 _COLUMNS = 5  # of a figure: the image, three maps of a differential head, rollout
 _MEANINGS = ("weights", "subtracted", "effective")
-_ENVIRONMENT = Environment(
-    loader=PackageLoader("diffvit.app", "."),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
 
 
 def html(part: str, **values: Any) -> str:
     """Render a macro of parts.html. Values are escaped, except those that this function made."""
-    return getattr(_ENVIRONMENT.get_template("parts.html").module, part)(**values)
+    return getattr(template("app/parts.html").module, part)(**values)
 
 
 def inline(pixels: UInt8[np.ndarray, "h w 3"] | UInt8[Tensor, "3 h w"]) -> str:
@@ -44,15 +36,7 @@ def inline(pixels: UInt8[np.ndarray, "h w 3"] | UInt8[Tensor, "3 h w"]) -> str:
     array = pixels.permute(1, 2, 0).numpy() if isinstance(pixels, Tensor) else pixels
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(array)).save(buffer, format="PNG", compress_level=1)
-    return png_uri(buffer.getvalue())
-
-
-def png_uri(png: bytes) -> str:
-    """A PNG file as a data URI."""
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
-_ENVIRONMENT.filters |= {"percent": percent, "png_uri": png_uri}
+    return data_uri(buffer.getvalue())
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -27,6 +25,7 @@ from diffvit.reporting import plots
 from diffvit.reporting.arms import arms
 from diffvit.reporting.rows import read_run
 from diffvit.reporting.style import plain, to_png, to_svg
+from diffvit.reporting.texts import data_uri, render
 
 FORMATS = ("png", "svg", "npz")
 PAGE = "index.html"
@@ -143,7 +142,7 @@ class _Writer:
         """As :meth:`figure`, of a file's content."""
         if self.form != "npz":
             self.save(name, content)
-        return PageFigure(alt, text, f"data:{mime};base64,{base64.b64encode(content).decode()}")
+        return PageFigure(alt, text, data_uri(content, mime))
 
     def save(self, name: str, content: bytes) -> Path:
         """Write one file."""
@@ -271,10 +270,8 @@ def _page(
     command: str,
 ) -> str:
     """The page as HTML: per image its title and figures, then those about the model."""
-    environment = Environment(
-        loader=PackageLoader("diffvit.attention", "."), autoescape=True, undefined=StrictUndefined
-    )
-    return environment.get_template("page.html").render(
+    return render(
+        "attention/page.html",
         name=model.name,
         subtitle=f"{model.source}; diffvit {__version__}".removeprefix("; "),
         pool=model.model.pool,

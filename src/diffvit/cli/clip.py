@@ -48,10 +48,10 @@ def classify(
         raise ConfigError("--top", f"must be at least 1 (found {top})")
 
     from diffvit.clip.classify import figures, name_pictures, read_pictures
-    from diffvit.clip.render import render, write_files
     from diffvit.clip.templates import load_labels, load_templates
     from diffvit.clip.zero_shot import zero_shot_classifier
-    from diffvit.files import to_json
+    from diffvit.files import to_json, write_files
+    from diffvit.reporting.texts import render
 
     given, prompts = load_labels(labels, labels_file), load_templates(templates)
     clip = choice.load()
@@ -79,7 +79,9 @@ def classify(
         "failed": [{"image": fault.what, "error": str(fault)} for fault in faults],
     }
     count = sum(parameter.numel() for parameter in clip.model.parameters())
-    show.line(render("classify.txt", **result, parameters=count, first=prompts.texts[0], names=given).rstrip())
+    show.line(
+        render("clip/pages/classify.txt", **result, parameters=count, first=prompts.texts[0], names=given).rstrip()
+    )
     for each in named:
         rows = [[label, show.percent(chance)] for label, chance in each.top]
         show.table(["label", "probability"], rows, title=str(each.path))

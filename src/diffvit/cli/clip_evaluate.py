@@ -134,9 +134,10 @@ def _evaluated(where: str, options: Options, choice: ClipChoice) -> tuple[dict[s
 
     from diffvit.clip.compare_page import comparison_files
     from diffvit.clip.evaluate import evaluate as run
-    from diffvit.clip.render import render, write_files
     from diffvit.clip.shifts import KINDS, shifts
     from diffvit.clip.templates import load_labels, load_templates
+    from diffvit.files import write_files
+    from diffvit.reporting.texts import render
 
     kinds = {"all": KINDS, "none": ()}.get(options.shifts, [kind.strip() for kind in options.shifts.split(",")])
     changes = shifts(kinds) if options.compare else ()
@@ -157,7 +158,7 @@ def _evaluated(where: str, options: Options, choice: ClipChoice) -> tuple[dict[s
         _tell_comparison(result)
         files = comparison_files(found, changes, _repeat(where, options, choice))
     else:
-        show.line(render("evaluate.txt", **result))
+        show.line(render("clip/pages/evaluate.txt", **result))
         _class_table(result["models"], result["classes"])
         files = _files(result)
     if out is not None:
@@ -283,12 +284,12 @@ def _files(result: Result) -> dict[str, bytes]:
 
 def _tell_comparison(result: Result) -> None:
     from diffvit.clip.compare_page import decided_note, in_order, shift_statements, statements
-    from diffvit.clip.render import render
+    from diffvit.reporting.texts import render
 
     said = statements(result)
     if result["shifts"]:
         said += shift_statements(result["shifts"], *(model["model"] for model in result["models"]))
-    show.line(render("compare.txt", **result, said=said).rstrip())
+    show.line(render("clip/pages/compare.txt", **result, said=said).rstrip())
     for title, key, of in (("category", "class", "per_class"), ("superclass", "superclass", "superclasses")):
         rows = in_order(result[of])
         columns = [title, "pictures", "first", "second", "difference", "95% interval", "decided"]

@@ -16,12 +16,12 @@ from diffvit import __version__
 from diffvit.clip.encode import image_number
 from diffvit.clip.evaluate import Evaluation
 from diffvit.clip.labelled import Labelled
-from diffvit.clip.render import render
 from diffvit.clip.shifts import Shift
 from diffvit.files import to_csv, to_json
 from diffvit.reporting.stats import wilson
 from diffvit.reporting.style import LIGHT, dress, figure, plain, to_png
 from diffvit.reporting.tables import data_note
+from diffvit.reporting.texts import render
 
 _THUMBNAIL = 160  # pixels
 _PLOTTED = 40  # categories; of more, the ends of the order
@@ -50,7 +50,7 @@ def comparison_files(found: Evaluation, shifts: Sequence[Shift], command: str) -
         files["shifts.csv"] = to_csv([none, *shifted["cells"]])
         files["shifts.png"] = to_png(shift_curves(shifted, one, two))
     page = render(
-        "compare.html",
+        "clip/pages/compare.html",
         **{key: value for key, value in result.items() if key not in ("per_class", "superclasses")},
         version=__version__,
         statements=statements(result),
@@ -75,12 +75,12 @@ def in_order(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def statements(result: Mapping[str, Any]) -> list[str]:
     """What may be said of the whole."""
     note = data_note(result["data"].removesuffix(" test").removesuffix(" train"))
-    return [line for line in render("statements.txt", **result, note=note).splitlines() if line]
+    return [line for line in render("clip/pages/statements.txt", **result, note=note).splitlines() if line]
 
 
 def shift_statements(shifts: Mapping[str, Any], one: str, two: str) -> list[str]:
     """What may be said of the changes: which model loses more where, if that is decided."""
-    return render("shifts.txt", **shifts, one=one, two=two).splitlines()
+    return render("clip/pages/shifts.txt", **shifts, one=one, two=two).splitlines()
 
 
 def decided_note(rows: Sequence[Mapping[str, Any]]) -> str:

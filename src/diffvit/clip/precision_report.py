@@ -10,13 +10,12 @@ from typing import Any
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from diffvit.clip.precision import FORMATS, MODES
-from diffvit.clip.render import render, write_files
 from diffvit.errors import InputError
-from diffvit.files import to_json
+from diffvit.files import to_json, write_files
 from diffvit.measuring import stamp
-from diffvit.reporting import markdown
 from diffvit.reporting.style import LIGHT, dress, figure, to_png
-from diffvit.reporting.tables import NONE, Table
+from diffvit.reporting.tables import NONE, Table, markdown
+from diffvit.reporting.texts import render
 
 RESULT, REPORT, PLOT = "precision.json", "report.md", "precision.png"
 MIB = 2**20
@@ -55,12 +54,12 @@ def read(path: Path) -> dict[str, Any]:
 def report(result: Result) -> str:
     """The page as Markdown."""
     page = render(
-        "precision.md",
+        "clip/pages/precision.md",
         **result,
         substituted=list({row["name"]: row for row in result["rows"] if row.get("substituted")}.values()),
-        speed=[markdown.table(each) for each in speed_tables(result)],
+        speed=[markdown(each) for each in speed_tables(result)],
         left_out=[row for row in result["rows"] if row["reason"]],
-        drift_rows=markdown.table(drift_table(result)),
+        drift_rows=markdown(drift_table(result)),
     )
     return page.rstrip("\n") + "\n"
 

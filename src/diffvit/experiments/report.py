@@ -9,8 +9,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from diffvit.config import to_yaml
 from diffvit.errors import ConfigError, InputError
 from diffvit.experiments import plots
@@ -21,8 +19,8 @@ from diffvit.experiments.study import TIERS, Study, TierName, cells_of, differin
 from diffvit.files import Row, brought_up_to_date, disk_faults, read_csv, write_csv
 from diffvit.files import replace as write_atomically
 from diffvit.registry import label_of
-from diffvit.reporting import markdown, stats
-from diffvit.reporting.arms import points, span
+from diffvit.reporting import stats, texts
+from diffvit.reporting.arms import span
 from diffvit.reporting.rows import ROWS_FILE, RunRecord, read, write
 from diffvit.reporting.stats import Interval
 from diffvit.reporting.style import stamp_of
@@ -89,9 +87,9 @@ def write_report(results: Results, reports: Path) -> Path:
     return _brought_up_to_date(folder, texts_of(results), plots_of(results, stamp))
 
 
-def _brought_up_to_date(folder: Path, texts: Mapping[str, str], drawn: Plots) -> Path:
+def _brought_up_to_date(folder: Path, written: Mapping[str, str], drawn: Plots) -> Path:
     """Write the texts and plots that are not as they should be; the path of report.md."""
-    brought_up_to_date({folder / name: (text.encode(), "") for name, text in texts.items()}, check=False)
+    brought_up_to_date({folder / name: (text.encode(), "") for name, text in written.items()}, check=False)
     for name, (stamp, draw) in drawn.items():
         if stamp_of(folder / name) != stamp:
             with disk_faults(folder / name):
@@ -159,33 +157,44 @@ def plots_of(results: Results, rows: str) -> Plots:
 
 def report(results: Results) -> str:
     """The whole report as Markdown."""
-    drawn = {name: alt for name, (alt, _) in _PLOTS.items()}
-    return _template("report.md.j2").render(results=results, tier=TIERS[results.tier], plots=drawn) + "\n"
+    return texts.render(
+        "experiments/report.md",
+        results=results,
+        tier=TIERS[results.tier],
+        parts=[_part(each) for each in (results, *results.others)],
+        arms=arms(results),
+        fit_gaps=fit_gaps(results),
+        best=results.best(),
+        plots={name: alt for name, (alt, _) in _PLOTS.items()},
+        accuracy=accuracy,
+    )
+
+
+def _part(results: Results) -> dict[str, Any]:
+    """What the report says of rows of the same data, precision and hardware."""
+    return {
+        "results": results,
+        "data_lines": texts.data_lines(each.row for each in results.records),
+        "answers": answers(results),
+        "table": table(results),
+        "scores": score_table(results),
+        "circumstances": circumstances(results),
+    }
 
 
 def answers(results: Results) -> list[str]:
     """Conclusions that the rows support, a paragraph each, as Markdown."""
-    return paragraphs(_template("answers.md.j2").module.answers(results))
-
-
-def _template(name: str) -> Any:
-    """A Jinja2 template beside this file, with the functions that these reports are made with."""
-    loader = PackageLoader("diffvit.experiments", ".")
-    environment = Environment(loader=loader, undefined=StrictUndefined, autoescape=False, lstrip_blocks=True)
-    numbers = (accuracy, attentions_compared, every_pair, fit_gaps, percent, points, rankings, span)
-    tables = (arms, circumstances, data_lines, paragraphs, score_table, table)
-    environment.globals |= {each.__name__: each for each in (*numbers, *tables)} | {"markdown_table": markdown.table}
-    return environment.get_template(name)
-
-
-def data_lines(results: Results) -> list[str]:
-    """The names of the data of the rows, each with the sentence that belongs to it."""
-    return markdown.data_lines(each.row for each in results.records)
-
-
-def paragraphs(text: str) -> list[str]:
-    """The paragraphs of a text, without empty ones."""
-    return [part for part in text.split("\n\n") if part.strip()]
+    seeds, pairs = every_pair(results)
+    text = texts.render(
+        "experiments/answers.md",
+        results=results,
+        rankings=rankings(results),
+        attentions=attentions_compared(results),
+        seeds=seeds,
+        pairs=pairs,
+        accuracy=accuracy,
+    )
+    return text.splitlines()
 
 
 def table(results: Results) -> Table:
@@ -331,7 +340,8 @@ def search_texts(study: Study, rows: Sequence[Row]) -> dict[str, str]:
                 [row["trial"], percent(row["val_accuracy"]), *(short(row[name]) for name in settings)] for row in shown
             ]
             tables[label_of(attention)] = Table(["Trial", "Validation accuracy", *settings], cells)
-    text = _template("search.md.j2").render(
+    text = texts.render(
+        "experiments/search.md",
         study=study,
         tier=tier,
         rows=ranked,
@@ -342,11 +352,11 @@ def search_texts(study: Study, rows: Sequence[Row]) -> dict[str, str]:
         tables=tables,
         best=[_BEST_OF.format(attention) for attention in best],
     )
-    texts = {REPORT: f"{text}\n"}
+    written = {REPORT: text}
     for attention, row in best.items():
         cell = cell_of(study, tier, attention, row["trial"], {name: row[name] for name in settings})
-        texts[_BEST_OF.format(attention)] = to_yaml(cell.config)
-    return texts
+        written[_BEST_OF.format(attention)] = to_yaml(cell.config)
+    return written
 
 
 def search_plots(study: Study, folder: Path) -> Plots:

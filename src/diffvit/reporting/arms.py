@@ -155,76 +155,65 @@ def why_apart(records: Sequence[RunRecord]) -> str | None:
     return None
 
 
-def statements(grouped: Sequence[Arm]) -> list[str]:
-    """What may be said of these arms, one sentence or two each; a winner only with seeds and an interval."""
-    together: dict[tuple[object, ...], list[Arm]] = {}
+@dataclass(frozen=True)
+class Comparison:
+    """Two arms of the same data, precision and hardware over their shared seeds: the first minus the second.
+
+    ``interval`` is there from :data:`~diffvit.reporting.stats.MIN_SEEDS` shared seeds on, where a winner may be named;
+    ``same_images`` with one seed of which it is known which images each model classified correctly: how many, and the
+    interval paired over them.
+    """
+
+    first: Arm
+    second: Arm
+    seeds: int
+    difference: float  # in test accuracy; of the means over all seeds where none is shared
+    interval: stats.Interval | None = None
+    by_image: bool = False  # whether the interval is also paired test image by test image
+    same_images: tuple[int, stats.Interval] | None = None
+
+
+def comparisons(grouped: Sequence[Arm]) -> list[tuple[list[Comparison], int]]:
+    """For each data, precision and hardware: pairs of its arms, and how many arms have intervals that hold jointly.
+
+    All pairs of at most four arms; of more, the first arm with each other.
+    """
+    alike: dict[tuple[object, ...], list[Arm]] = {}
     for arm in grouped:
-        together.setdefault(arm.records[0].conditions, []).append(arm)
-    refusal = why_apart([record for arm in grouped for record in arm.records])
-    return [*([refusal] if refusal else []), *(text for each in together.values() for text in _comparable(each))]
+        alike.setdefault(arm.records[0].conditions, []).append(arm)
+    return [_comparable(each) for each in alike.values()]
 
 
-def _comparable(grouped: Sequence[Arm]) -> list[str]:
-    """Of arms of the same data, precision and hardware: all pairs, or of many arms the first beside each other."""
-    pairs = list(itertools.combinations(grouped, 2))
-    if len(grouped) > 4:
-        pairs = [(grouped[0], other) for other in grouped[1:]]
+def _comparable(grouped: Sequence[Arm]) -> tuple[list[Comparison], int]:
     family: list[Arm] = []  # ranked together: in their order, each arm that leaves enough seeds common to all
     for arm in grouped:
         if len(shared_seeds([each.records for each in (*family, arm)])) >= stats.MIN_SEEDS:
             family.append(arm)
     ranked = ranking([arm.records for arm in family])
-    said = []
-    for first, second in pairs:
+    pairs = []
+    for first, second in itertools.combinations(grouped, 2):
+        if len(grouped) > 4 and first is not grouped[0]:
+            break
         if ranked and first in family and second in family:
             interval = ranked.between(family.index(first), family.index(second))
-            over = f"{len(ranked.seeds)} seeds{' and the test images' if ranked.by_image else ''}"
-            said.append(_ranked(first, second, interval, over))
+            pair = Comparison(first, second, len(ranked.seeds), interval.estimate, interval, ranked.by_image)
         else:
-            said.append(_unranked(first, second))
-    if ranked and len(family) > 2:
-        said.append(f"The intervals of all pairs of these {len(family)} arms hold together with 95% (Tukey's HSD).")
-    return said
+            pair = _unranked(first, second)
+        pairs.append(pair)
+    return pairs, len(family) if ranked else 0
 
 
-def _unranked(first: Arm, second: Arm) -> str:
-    """Too few shared seeds for a winner: the gap over those there are."""
+def _unranked(first: Arm, second: Arm) -> Comparison:
+    """Too few shared seeds for a winner: the difference over those there are."""
     seeds = shared_seeds([first.records, second.records])
-    over = [[arm.accuracies[seed] for seed in seeds or arm.accuracies] for arm in (first, second)]
-    gap = stats.mean(over[0]) - stats.mean(over[1])
-    count = {0: "no shared seed, so not paired", 1: "one seed"}.get(len(seeds), f"{len(seeds)} shared seeds")
-    text = f"{first.label} minus {second.label}: {points(gap)} of test accuracy; {count}: no winner is named."
-    if len(seeds) != 1:
-        return text
-    # The two trained models on the same images, where it is known which each classified correctly.
-    one, two = (each.correct for arm in (first, second) for each in arm.records if int(each.row["seed"]) == seeds[0])
-    if not one or not two or one.fingerprint != two.fingerprint:
-        return text
-    interval = stats.paired_images(one.images, two.images)
-    return (
-        f"{text} Over the same {one.count:,} test images the 95% paired interval is {span(interval)}: it covers the "
-        "choice of images for these two trained models, not the luck of training."
-    )
-
-
-def _ranked(first: Arm, second: Arm, interval: stats.Interval, over: str) -> str:
-    what = f"95% interval paired over {over}"
-    if not interval.excludes_zero:
-        return (
-            f"No winner between {first.label} and {second.label}: the first minus the second is "
-            f"{points(interval.estimate)} ({what} {span(interval)}, which includes 0)."
-        )
-    winner, loser = (first, second) if interval.estimate > 0 else (second, first)
-    interval = interval if interval.estimate > 0 else -interval
-    return (
-        f"{winner.label} beats {loser.label} by {points(interval.estimate).lstrip('+')} of test accuracy "
-        f"({what} {span(interval)})."
-    )
-
-
-def points(fraction: float) -> str:
-    """A difference of fractions in percentage points, signed."""
-    return f"{100 * fraction:+z.2f} points"
+    means = [stats.mean([arm.accuracies[seed] for seed in seeds or arm.accuracies]) for arm in (first, second)]
+    same_images = None
+    if len(seeds) == 1:
+        runs = [each for arm in (first, second) for each in arm.records if int(each.row["seed"]) == seeds[0]]
+        one, two = (run.correct for run in runs)
+        if one and two and one.fingerprint == two.fingerprint:
+            same_images = one.count, stats.paired_images(one.images, two.images)
+    return Comparison(first, second, len(seeds), means[0] - means[1], same_images=same_images)
 
 
 def span(interval: stats.Interval) -> str:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from diffvit import __version__
 from diffvit.errors import ConfigError, InputError
 from diffvit.files import disk_faults, replace
-from diffvit.reporting import markdown, plots, tables
-from diffvit.reporting.arms import Arm, arms, statements
+from diffvit.reporting import plots, tables, texts
+from diffvit.reporting.arms import Arm, arms
 from diffvit.reporting.rows import ROWS_FILE, Row, RunRecord, merge, read, read_run, write
 from diffvit.reporting.style import DARK, LIGHT
 from diffvit.training.run_dir import RunDir
@@ -98,7 +95,7 @@ def _write_comparison(records: Sequence[RunRecord], out: Path) -> Report:
     title = " and ".join(arm.label for arm in grouped)
     if len(title) > 60:
         title = f"{len(grouped)} arms compared"
-    replace(out / "report.md", markdown.report(grouped, title, links).encode())
+    replace(out / "report.md", texts.report(grouped, title, links).encode())
     replace(out / "report.html", _page(grouped, pictures, title).encode())
     return Report(out / "report.html", [record.row for record in records], out)
 
@@ -134,14 +131,12 @@ def pictures_of(grouped: Sequence[Arm], stamp: str = "") -> dict[str, list[Pictu
 def _page(grouped: Sequence[Arm], pictures: dict[str, list[Picture]], title: str) -> str:
     records = [record for arm in grouped for record in arm.records]
     runs = ", ".join(str(record.row["run"]) for record in records)
-    loader = PackageLoader("diffvit.reporting", ".")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
-    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
-    return environment.get_template("report.html").render(
+    return texts.render(
+        "reporting/report.html",
         title=title,
         subtitle=f"diffvit {__version__}, {len(records)} run{'s' if len(records) > 1 else ''}: {runs}",
         data=tables.data_notes(record.row for record in records),
-        statements=statements(grouped),
+        statements=texts.statements(grouped),
         many=len(grouped) > 1,
         figures=tables.side_by_side(grouped),
         figure_notes=tables.FIGURE_NOTES,

@@ -34,6 +34,16 @@ class Table:
     rows: list[list[str]]
 
 
+def markdown(table: Table) -> str:
+    """A table as Markdown; the figures' columns are right-aligned."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    rule = "| --- |" + " ---: |" * (len(table.columns) - 1)
+    return "\n".join([line(table.columns), rule, *(line(row) for row in table.rows)])
+
+
 def data_note(name: str) -> str:
     """The sentence that must stand beside figures on this data; empty where the name says it all."""
     known = {JPEG: JPEG_NOTE, "CIFAR-10 (unknown copy)": UNKNOWN_NOTE}

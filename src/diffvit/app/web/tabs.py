@@ -22,10 +22,11 @@ from diffvit.attention.scores import mask_scores
 from diffvit.data.shapes import CLASSES
 from diffvit.errors import ConfigError
 from diffvit.reporting import tables
-from diffvit.reporting.arms import arms, statements
+from diffvit.reporting.arms import arms
 from diffvit.reporting.render import pictures_of
 from diffvit.reporting.rows import read_run
 from diffvit.reporting.tables import Table, percent
+from diffvit.reporting.texts import statements
 
 MAX_RUNS = 6  # compared at a time
 MAX_LABELS, MAX_LABEL_LENGTH = 40, 80
