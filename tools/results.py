@@ -29,8 +29,8 @@ _REPORTED = {name: study for name, study in STUDIES.items() if study.report}
 _NO_RUNS = Path("none")  # everything is made from committed rows alone
 BEST_NOTE = (
     "The best arm of each attention and its mean test accuracy; chosen by validation accuracy where the study's rows "
-    "have one, else, marked *, on the test set. **Bold** beats every other arm of its study surely (95% intervals over "
-    "seeds and test images that hold together over all pairs of arms); the others do not, or have too few seeds to say."
+    "have one, else, marked *, on the test set. **Bold** beats every other arm of its study (simultaneous 95% "
+    "intervals of all pairs of arms, over seeds and test images); the others do not, or have too few seeds to say."
 )
 
 
@@ -117,7 +117,7 @@ def page(root: Path, found: Mapping[str, Results]) -> str:
         studies=_REPORTED,
         found=found,
         searched={study.name: words_of(study, root / REPORTS / study.name) for study in _searched(root)},
-        dials_plot=report.SEARCH_PLOT,
+        settings_plot=report.SEARCH_PLOT,
         answers=report.answers,
         table=report.table,
     )

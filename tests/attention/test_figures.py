@@ -54,13 +54,13 @@ def test_a_grid_has_every_head_of_every_layer_and_says_who_asks() -> None:
     record = record_of("softmax")
     made = figures.maps_grid(record, 1, IMAGE, title="a title")
     said = words(made)
-    for word in ("a title", "What [CLS] reads", "head 0", "head 3", "layer 0", "layer 2"):
+    for word in ("a title", "Attention of [CLS]", "head 0", "head 3", "layer 0", "layer 2"):
         assert word in said
     cells = images_in(made)
     assert len(cells) == 1 + 3 * 4  # the picture, and a cell per head and layer
-    assert "What patch 2,5 (outlined) reads" in words(figures.maps_grid(record, 0, IMAGE, query=(2, 5)))
+    assert "Attention of patch 2,5 (outlined)" in words(figures.maps_grid(record, 0, IMAGE, query=(2, 5)))
     mean = record_of("softmax", pool="mean")
-    assert "What the patches, on average, reads"[:28] in words(figures.maps_grid(mean, 0, IMAGE))
+    assert "Attention of the patches, on average" in words(figures.maps_grid(mean, 0, IMAGE))
 
 
 def test_a_cell_shows_its_map_and_a_row_one_scale() -> None:

@@ -222,7 +222,7 @@ def test_the_report_names_the_best_that_ran_to_its_end(tmp_path: Path) -> None:
     config = parse(read_yaml(tmp_path / "best-differential.yaml"))
     assert (config.batch_size, config.model.attention, config.validation_size) == (128, "differential", 5000)
     before = {each.name: hashlib.sha256(each.read_bytes()).hexdigest() for each in tmp_path.iterdir()}
-    assert before.keys() == {"trials.csv", "report.md", "dials.png", "best-softmax.yaml", "best-differential.yaml"}
+    assert before.keys() == {"trials.csv", "report.md", "settings.png", "best-softmax.yaml", "best-differential.yaml"}
     update_search(SEARCH, tmp_path)
     assert {each.name: hashlib.sha256(each.read_bytes()).hexdigest() for each in tmp_path.iterdir()} == before
     with (tmp_path / "trials.csv").open() as file:

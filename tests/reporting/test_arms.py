@@ -119,7 +119,7 @@ def test_one_seed_speaks_of_the_models_only_where_predictions_were_kept(make_run
     said = _said(pair)
     assert said.startswith("ViT minus Diff-ViT: -1.00 points of test accuracy; one seed: no winner is named.")
     assert "same 200 test images" in said
-    assert "not the luck of training" in said
+    assert "not the variation between training runs" in said
     (pair[1] / "evaluation.json").unlink()
     assert "test images" not in _said(pair)
 

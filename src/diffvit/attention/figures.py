@@ -46,7 +46,7 @@ def maps_grid(
     query: tuple[int, int] | None = None,
     title: str = "",
 ) -> Figure:
-    """Every head of every captured layer, as the pooled token or one patch reads the patches.
+    """Attention to the patches in every head of every captured layer, of [CLS], the mean patch or one patch.
 
     A row per layer, with a colour scale of its own: layers differ too much for one. Signed maps are drawn in two hues
     with white at zero.
@@ -62,7 +62,7 @@ def maps_grid(
     layers = [record.to_patches(at, kind, query)[index] for at in range(len(record.layers))]
     heads = [f"head {head}" for head in range(layers[0].shape[0])]
     signed = any(float(layer.min()) < 0 for layer in layers)
-    said = f"{_reader(record, query)} reads; each layer has its own scale"
+    said = f"{_queried(record, query)}; each layer has its own scale"
     said += ", white is zero" if signed else ""
     cells = _Cells(layers, heads, signed)
     return _mosaic(record, cells, image, query=query, titles=(title or "Attention maps", said))
@@ -93,7 +93,7 @@ def differential_panels(
         layers.append(torch.stack(parts, dim=1).flatten(0, 1))  # head by head, three each
     heads = range(layers[0].shape[0] // 3)
     names = [name for head in heads for name in (f"head {head}: A1", f"{_LAMBDA} A2", f"A1 {_MINUS} {_LAMBDA} A2")]
-    said = f"{_reader(record, query)} reads; one scale per layer, white is zero"
+    said = f"{_queried(record, query)}; one scale per layer, white is zero"
     cells = _Cells(layers, names, signed=True, every=3)
     return _mosaic(record, cells, image, query=query, titles=(title or "Differential attention", said))
 
@@ -417,7 +417,8 @@ def similarity_figure(
     return made
 
 
-def _reader(record: Record, query: tuple[int, int] | None) -> str:
+def _queried(record: Record, query: tuple[int, int] | None) -> str:
+    """Whose attention the maps show."""
     if query is not None:
-        return f"What patch {query[0]},{query[1]} (outlined)"
-    return "What [CLS]" if record.pool == "cls" else "What the patches, on average,"
+        return f"Attention of patch {query[0]},{query[1]} (outlined)"
+    return "Attention of [CLS]" if record.pool == "cls" else "Attention of the patches, on average"

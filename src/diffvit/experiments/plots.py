@@ -104,14 +104,14 @@ def costs(results: Results, *, stamp: str = "") -> bytes:
     return to_png(made, stamp)
 
 
-def dials(study: Study, rows: Sequence[Row], *, stamp: str = "") -> bytes:
+def settings(study: Study, rows: Sequence[Row], *, stamp: str = "") -> bytes:
     """Validation accuracy of a search's complete trials, a panel per setting; PNG."""
     assert study.search is not None
-    settings = study.search.settings
-    lines = -(-len(settings) // _PANELS)
+    searched = study.search.settings
+    lines = -(-len(searched) // _PANELS)
     made = figure(LIGHT, 3.0 * _PANELS, 0.6 + 2.7 * lines)
     panels = made.subplots(lines, _PANELS, sharey=True, squeeze=False).flat
-    for number, ((setting, values), axes) in enumerate(zip(settings.items(), panels, strict=False)):
+    for number, ((setting, values), axes) in enumerate(zip(searched.items(), panels, strict=False)):
         for place, attention in enumerate(study.attentions):
             mine = [row for row in rows if row["attention"] == attention and row["state"] == "complete"]
             across, heights = [row[setting] for row in mine], [100 * row["val_accuracy"] for row in mine]

@@ -33,7 +33,7 @@ _PLOTS: Mapping[str, tuple[str, Callable[..., bytes]]] = {
     "curves.png": ("Training loss and accuracy against the epoch, bands over seeds", plots.curves),
     _COSTS: ("Test accuracy against the cost of training", plots.costs),
 }
-TRIALS_FILE, SEARCH_PLOT, _BEST_OF = "trials.csv", "dials.png", "best-{}.yaml"
+TRIALS_FILE, SEARCH_PLOT, _BEST_OF = "trials.csv", "settings.png", "best-{}.yaml"
 _SHOWN = 5  # trials of each attention in the table
 
 
@@ -363,7 +363,7 @@ def search_plots(study: Study, folder: Path) -> Plots:
     """The plot of a search's report; its stamp is the digest of trials.csv."""
     file = folder / TRIALS_FILE
     stamp = hashlib.sha256(file.read_bytes()).hexdigest()
-    return {SEARCH_PLOT: (stamp, lambda: plots.dials(study, comparable(read_csv(file)), stamp=stamp))}
+    return {SEARCH_PLOT: (stamp, lambda: plots.settings(study, comparable(read_csv(file)), stamp=stamp))}
 
 
 def comparable(rows: Sequence[Row]) -> list[Row]:

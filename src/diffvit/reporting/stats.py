@@ -74,9 +74,9 @@ def simultaneous_differences(
     arrays"; Owen 2007, "The pigeonhole bootstrap"), and each contributes to an interval's half-width:
 
     - Training: Tukey's honestly significant difference in a randomised block design, accuracy = arm + seed + residual,
-      whose residual mean square is pooled over all arms. The intervals of all pairs hold together, so that any pair may
-      be picked after seeing the data (Hsu 1996, "Multiple comparisons", chapter 5). It assumes that all arms vary alike
-      over seeds. For two arms it is Student's paired t interval.
+      whose residual mean square is pooled over all arms. The intervals of all pairs hold simultaneously, so that any
+      pair may be picked after seeing the data (Hsu 1996, "Multiple comparisons", chapter 5). It assumes that all arms
+      vary alike over seeds. For two arms it is Student's paired t interval.
     - Test images, where it is known of both arms which they classified correctly: the variance of the mean over images
       of an image's difference (:func:`paired_variance` of its mean over seeds), less its part that stems from the
       interaction of seeds and images, which is in the training part.

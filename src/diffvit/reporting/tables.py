@@ -172,8 +172,8 @@ _FIGURES: tuple[tuple[str, Callable[[Sequence[Row]], str]], ...] = (
     ("Versions", _each(_versions)),
 )
 INTERVAL_NOTE = (
-    "In brackets: Wilson's 95% interval over the test images, which covers which images were drawn, not the luck of "
-    "training; with several seeds the mean and the standard deviation over them."
+    "In brackets: Wilson's 95% interval, which covers the sampling of test images, not the variation between training "
+    "runs; with several seeds the mean and the standard deviation over them."
 )
 FLOPS_NOTE = "FLOPs: one forward pass of one image, matrix products only, a multiply-add counted as two."
 FIGURE_NOTES = f"{INTERVAL_NOTE} Calibration error: expected, 15 bins. {FLOPS_NOTE}"
