@@ -99,12 +99,14 @@ def test_workers_that_do_not_end_well_are_told(
 
 def test_cells_that_were_given_up_are_told_and_tried_again(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     faults = {"mean-softmax-s0": InputError("data", "is gone")}
-    train = Runner.train
 
     def failing(self: Runner, cell: Cell) -> RunDir:
         if cell.name in faults:
             raise faults[cell.name]
-        return train(self, cell)
+        run = RunDir(self.folders[cell.name])
+        with run.lock():
+            run.write_json("result.json", {"test_accuracy": 0.5})
+        return run
 
     def here(*_: object) -> list[int]:
         return [run(["study", "work", "pooling", "--tier", "smoke", "--device", "cpu"])]

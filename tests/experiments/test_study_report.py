@@ -78,7 +78,7 @@ def test_rows_of_other_data_precision_or_hardware_stand_apart(tmp_path: Path) ->
     results = results_of(PAIR, "short", cells, both)
     assert {len(each.records) for each in (results, *results.others)} == {15}
     text = report(results)
-    first, second = text.split("## Apart: ")
+    first, second = text.split("## Other conditions: ")
     assert "**softmax beats differential**" in first
     assert "**differential beats softmax**" not in first
     assert "**differential beats softmax**" in second
@@ -119,7 +119,7 @@ def test_rows_without_validation_images_say_so_and_stand_apart_from_those_with(t
     write(tmp_path / "position", [*old.records, *rows_of(made_records(new, level))])
     results = gathered(POSITION, tmp_path / "none", tmp_path)
     assert (results.chosen_on, [each.chosen_on for each in results.others]) == ("validation", ["test"])
-    assert "set no images aside" not in report(results).split("## Apart")[0]
+    assert "set no images aside" not in report(results).split("## Other conditions")[0]
 
 
 def test_the_attentions_are_paired_by_seed_over_all_arms() -> None:
@@ -191,7 +191,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     cells = cells_of(POSITION, "short")
     some = made_records(cells[:20], level)
     text = report(results_of(POSITION, "short", cells, some))
-    assert "**Not complete:** 10 trials have no row yet." in text
+    assert "**Not complete:** 10 cells have no row yet." in text
     assert "2 seeds: no winner is named" in text
     with pytest.raises(InputError, match="has no finished run and no committed row"):
         gathered(POSITION, tmp_path, tmp_path)
@@ -219,17 +219,13 @@ def test_the_same_bytes_come_from_the_rows_alone(tmp_path: Path) -> None:
 
 
 def test_the_larger_tier_is_shown_once_it_is_complete(tmp_path: Path) -> None:
-    write_report(made(POSITION), tmp_path)
-    full = cells_of(POSITION, "full")
-    some = results_of(POSITION, "full", full, made_records(full[:5], level))
-    assert some.missing
-    write_report(some, tmp_path)
+    short, full = ([*made(POSITION, tier=tier).records] for tier in ("short", "full"))
+    write(tmp_path / "position", [*short, *full[:5]])
     shown = gathered(POSITION, tmp_path / "none", tmp_path)
-    assert (shown.tier, shown.missing) == ("short", ())  # its rows are still there, beside five of tier full
-    assert len(gathered(POSITION, tmp_path / "none", tmp_path, tier="full").records) == 5
-    write_report(shown, tmp_path)
-    assert len(gathered(POSITION, tmp_path / "none", tmp_path, tier="full").records) == 5
-    write_report(made(POSITION, tier="full"), tmp_path)
+    assert (shown.tier, shown.missing) == ("short", ())
+    write_report(shown, tmp_path)  # keeps the rows of the other tier
+    some = gathered(POSITION, tmp_path / "none", tmp_path, tier="full")
+    assert (len(some.records), len(some.missing)) == (5, len(full) - 5)
+    write(tmp_path / "position", [*short, *full])
     assert gathered(POSITION, tmp_path / "none", tmp_path).tier == "full"
-    assert "Tier full" in (tmp_path / "position" / "report.md").read_text()
     assert gathered(POSITION, tmp_path / "none", tmp_path, tier="short").missing == ()

@@ -247,16 +247,15 @@ def run(
     command += ["--seeds", str(what.seeds)] if what.seeds else []
     command += ["--device", device, *(["--data-dir", str(data_dir)] if data_dir else [])]
     logs, codes = places.runs / what.tier / f"{study.name}.logs", []
-    progress.begin(device)
+    state = progress.begin(device)
     try:
-        if launcher == "slurm":
-            own = [[]] * workers if study.search else [["--cell", cell] for cell in worker.state().waiting]
+        if launcher == "slurm" and state.waiting:
+            own = [[]] * workers if study.search else [["--cell", cell] for cell in state.waiting]
             commands = [worker_command([*command, *each]) for each in own]
-            gpus = 1 if what.tier == "full" else 0
-            jobs = submit(commands, places.runs / "slurm", at_once=workers, gpus=gpus) if commands else []
+            jobs = submit(commands, places.runs / "slurm", at_once=workers, gpus=1 if what.tier == "full" else 0)
             ids = ", ".join(job.job_id for job in jobs)
             show.line(f"submitted {len(jobs)} jobs ({ids}); progress: diffvit study show {name}")
-        else:
+        elif launcher == "local" and (state.waiting or state.running):
             threads = ["--threads", str(max(1, usable_cores() // workers))]
             codes = run_here(worker_command([*command, *threads]), workers, logs, progress.show)
         state = progress.end()

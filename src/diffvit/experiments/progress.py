@@ -11,13 +11,12 @@ from pathlib import Path
 from rich.console import Console
 
 from diffvit.experiments.runner import TEST_ACCURACY, State
-from diffvit.experiments.study import TIERS, Cell, Study, TierName, training_flops
+from diffvit.experiments.study import PASSES, TIERS, Cell, Study, TierName, training_flops
 from diffvit.reporting.rows import RunRecord, read
 from diffvit.reporting.tables import duration, percent
 
 _EVERY = 60.0  # seconds between lines where there is no terminal
 _OVERHEAD = 1.0  # seconds of a run that are no training: to begin, to score the test set
-_PASSES = 3  # forward, and backward to inputs and weights
 
 
 def measured(reports: Path) -> list[RunRecord]:
@@ -37,7 +36,7 @@ def rate_of(records: Iterable[RunRecord], device: str, cores: int = 2) -> float 
     rows = [record.row for record in records if record.row["device"] == device and record.row["images_per_second"]]
     on_cpu = device == "cpu"
     rates = sorted(
-        _PASSES * row["flops_per_image"] * row["images_per_second"] / ((row["threads"] or 1) if on_cpu else 1)
+        PASSES * row["flops_per_image"] * row["images_per_second"] / ((row["threads"] or 1) if on_cpu else 1)
         for row in rows
     )
     return rates[len(rates) // 2] * (cores if on_cpu else 1) if rates else None
@@ -69,8 +68,8 @@ class StudyProgress:
         self._console = Console(quiet=self.quiet, highlight=False, markup=False, emoji=False)
         self._below = self._console.status("")
 
-    def begin(self, device: str) -> None:
-        """Say what is going to be done, and how long it may take."""
+    def begin(self, device: str) -> State:
+        """Say what is going to be done, and how long it may take; returns what has become of the cells so far."""
         state = self.state()
         self._before = set(state.done)
         to_do = [*state.waiting, *state.running]
@@ -87,6 +86,7 @@ class StudyProgress:
         )
         if self._console.is_terminal:
             self._below.start()
+        return state
 
     def show(self) -> None:
         """Show the state."""

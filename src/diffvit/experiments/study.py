@@ -28,7 +28,7 @@ _BUILT_IN = (  # in order of worth; each is a YAML file beside this one
     *("width", "depth", "mlp-ratio", "heads", "pooling", "head", "optimizer", "initialisation", "search", "attention"),
 )
 _TRAIN_IMAGES = {"cifar10": 50_000}
-_PASSES = 3  # forward, and backward to inputs and weights
+PASSES = 3  # of a training step: forward, and backward to inputs and weights
 
 
 class _Strict(BaseModel):
@@ -244,4 +244,4 @@ def _attention_of_cls(model: ModelConfig, tokens: int) -> float:
 def training_flops(config: Config) -> float:
     """FLOPs of a whole training."""
     images = _TRAIN_IMAGES.get(config.data, config.shapes.train) - config.validation_size
-    return _PASSES * flops_per_image(config) * images * config.epochs
+    return PASSES * flops_per_image(config) * images * config.epochs
