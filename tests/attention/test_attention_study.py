@@ -13,7 +13,7 @@ from diffvit.attention.scores import map_scores, score_maps
 from diffvit.cli.main import run
 from diffvit.config import to_dict
 from diffvit.errors import InputError
-from diffvit.experiments.report import write_rows
+from diffvit.experiments.report import gathered, write_report
 from diffvit.experiments.runner import SCORES, Runner
 from diffvit.experiments.study import STUDIES, Study, cells_of, load_study
 from diffvit.files import read_csv
@@ -98,14 +98,14 @@ def test_a_small_study_is_trained_scored_and_reported_and_goes_on_where_it_stopp
     assert first.work() == 3
     accuracies = [RunDir(runner.folders[cell.name]).result["test_accuracy"] for cell in first.cells]
     assert list(first.state().done.values()) == accuracies
-    out = write_rows(study, tmp_path / "runs", tmp_path).parent
+    out = write_report(gathered(study, tmp_path / "runs", tmp_path), tmp_path).parent
     assert [record.key[:2] for record in rows.read(out)] == [cell.key for cell in first.cells]
     before = (out / "scores.csv").read_bytes()
     assert runner.work() == len(runner.cells) - 3 == 5
-    write_rows(study, tmp_path / "runs", tmp_path)
+    write_report(gathered(study, tmp_path / "runs", tmp_path), tmp_path)
     after = (out / "scores.csv").read_bytes()
     assert after.startswith(before)
-    write_rows(study, tmp_path / "none", tmp_path)
+    write_report(gathered(study, tmp_path / "none", tmp_path), tmp_path)
     assert (out / "scores.csv").read_bytes() == after
     header = "arm,config_hash,seed,data,clutter,map,pointing,mass,iou,deletion,insertion,images,removal_images"
     assert after.decode().splitlines()[0] == header
@@ -139,7 +139,7 @@ def test_without_masks_patches_are_removed(small: tuple[Study, Runner], monkeypa
 
 def test_without_a_run_there_are_no_rows(small: tuple[Study, Runner], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no finished run and no committed row"):
-        write_rows(small[0], tmp_path / "runs", tmp_path)
+        gathered(small[0], tmp_path / "runs", tmp_path)
     assert not (tmp_path / "maps").exists()
 
 

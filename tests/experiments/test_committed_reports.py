@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffvit.experiments.report import gathered, write_report, write_rows
+from diffvit.experiments.report import gathered, write_report
 from diffvit.experiments.study import STUDIES
 
 REPORTS = Path(__file__).parents[2] / "reports"
@@ -34,6 +34,6 @@ def test_a_report_made_again_changes_no_byte(name: str, tmp_path: Path) -> None:
 
 def test_rows_of_a_study_without_a_report_of_its_own_stay(tmp_path: Path) -> None:
     shutil.copytree(REPORTS / "attention", tmp_path / "attention")
-    write_rows(STUDIES["attention"], tmp_path / "no runs", tmp_path)
+    write_report(gathered(STUDIES["attention"], tmp_path / "no runs", tmp_path), tmp_path)
     for path in sorted((REPORTS / "attention").iterdir()):
         assert (tmp_path / "attention" / path.name).read_bytes() == path.read_bytes(), path.name

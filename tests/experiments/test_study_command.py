@@ -127,9 +127,7 @@ def test_cells_that_were_given_up_are_told_and_tried_again(capsys: Captured, mon
 
 def test_a_study_of_ones_own_is_run_like_a_built_in_one(capsys: Captured) -> None:
     """Its score is any function of a finished run: here the epochs' losses, as a number and as a table."""
-    text = (
-        "question: a or b?\nattentions: [softmax]\nbase: {epochs: 1}\nscore: losses\narms: {a: {}, b: {whiten: true}}\n"
-    )
+    text = "question: a or b?\nattentions: [softmax]\nbase: {epochs: 1, validation_size: 0}\nscore: losses\narms: {a: {}, b: {whiten: true}}\n"
     Path("mine.yaml").write_text(text)
     assert run(["study", "work", "mine.yaml", "--tier", "smoke", "--device", "cpu"]) == 2
     assert "score: no score 'losses' (have test_accuracy" in capsys.readouterr().err
@@ -149,6 +147,7 @@ def test_a_study_of_ones_own_is_run_like_a_built_in_one(capsys: Captured) -> Non
         assert run(["study", "report", "mine.yaml"]) == 0
     report = Path("reports/mine/report.md").read_text()
     assert "Score `losses` of every finished run" in report
+    assert "Other conditions" not in report
     before = digests(Path("reports/mine"))
     Path("runs").rename("elsewhere")
     assert run(["study", "report", "mine.yaml"]) == 0

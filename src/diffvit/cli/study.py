@@ -311,14 +311,12 @@ def report(
             path = made.write_search(study, rows_of(study, given, tried), folder)
         else:  # from the committed trials
             path = made.update_search(study, folder)
-    elif not study.report:
-        path = made.write_rows(study, places.runs, places.reports, tier=given)
     else:
         results = made.gathered(study, places.runs, places.reports, tier=tier)
         path, table = made.write_report(results, places.reports), made.table(results)
         show.line(f"{study.name}, tier {results.tier}: {study.question}")
         show.table(table.columns, table.rows)
-        for line in made.answers(results):
+        for line in made.answers(results) if study.report else ():
             show.line(line.replace("**", ""))
         found |= {"tier": results.tier, "missing": list(results.missing)}
     show.line(f"report  {path}")

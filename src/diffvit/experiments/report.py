@@ -21,7 +21,7 @@ from diffvit.files import replace as write_atomically
 from diffvit.registry import label_of
 from diffvit.reporting import stats, texts
 from diffvit.reporting.arms import span
-from diffvit.reporting.rows import ROWS_FILE, RunRecord, read, write
+from diffvit.reporting.rows import ROWS_FILE, RunRecord, merge, read, write
 from diffvit.reporting.stats import Interval
 from diffvit.reporting.style import stamp_of
 from diffvit.reporting.tables import NONE, Table, big, duration, percent, threads
@@ -37,7 +37,7 @@ TRIALS_FILE, SEARCH_PLOT, _BEST_OF = "trials.csv", "settings.png", "best-{}.yaml
 _SHOWN = 5  # trials of each attention in the table
 
 
-def gathered(study: Study, runs: Path, reports: Path, *, tier: str | None = None) -> Results:
+def gathered(study: Study, runs: Path, reports: Path, *, tier: TierName | None = None) -> Results:
     """Results of a study, from finished runs and committed rows.
 
     By default of the largest tier whose every arm has a row, else of the one with the most rows.
@@ -46,45 +46,66 @@ def gathered(study: Study, runs: Path, reports: Path, *, tier: str | None = None
         InputError: nothing is known, or a run or rows.csv is damaged.
     """
     found: list[Results] = []
-    for name in TIERS:
-        of_tier = []
-        if tier not in (None, name):
-            continue
+    for name in TIERS if tier is None else (tier,):
         # Rows of before studies kept images for validation stand beside the others, or alone where there are none.
-        for validation in (True, False):
-            cells = cells_of(study, name, validation=validation)
-            if records := records_of(cells, runs, reports, study.score):
-                of_tier.append(results_of(study, name, cells, records))
+        kinds = dict.fromkeys(cells_of(study, name, validation=validation) for validation in (True, False))
+        known = {cells: records_of(cells, runs, reports, study.score) for cells in kinds}
+        of_tier = [results_of(study, name, cells, records) for cells, records in known.items() if records]
         found += [beside(of_tier)] if of_tier else []
     if not found:
-        raise _nothing_known(study)
+        hint = f"Run it first: diffvit study run {study.name}"
+        raise InputError(f"study {study.name}", "has no finished run and no committed row", hint)
     whole = [each for each in found if not each.missing]
     return whole[-1] if whole else max(found, key=lambda each: len(each.records))
-
-
-def _nothing_known(study: Study) -> InputError:
-    hint = f"Run it first: diffvit study run {study.name}"
-    return InputError(f"study {study.name}", "has no finished run and no committed row", hint)
 
 
 def write_report(results: Results, reports: Path) -> Path:
     """Write rows.csv, epochs.csv, the score's tables, report.md, best.yaml and the plots; the path of report.md.
 
-    What is as it should be is not touched: a plot that was made from these very rows stays, byte for byte. Rows of the
-    study's other tiers stay too.
+    A committed row keeps its place, and a run's row of the same key replaces it; rows of the study's other tiers stay.
+    A plot that was made from these very rows stays, byte for byte. Of a study without a report only rows and tables are
+    written, and the path is that of rows.csv.
 
     Raises:
+        ConfigError: the study has no report, and the rows that are there are of another tier.
         EnvironmentFault: the disk refuses.
     """
-    folder = reports / results.study.name
+    study, folder = results.study, reports / results.study.name
     every = (results, *results.others)
-    records = [record for each in every for record in each.records]
-    by_arm = [(line.arm, record) for each in every for line in each.lines for record in line.records]
-    write_tables(folder, results.study.score, by_arm)
-    # Last the committed rows of other tiers, and of cells that the study no longer has.
-    known = {record.key for record in records}
-    stamp = write(folder, [*records, *(record for record in read(folder) if record.key not in known)])
+    committed, cells = read(folder), {cell.key for cell in cells_of(study, results.tier)}
+    if not study.report and any(record.key[:2] not in cells for record in committed):
+        why = f"{folder} has rows of other cells than tier {results.tier} has"
+        raise ConfigError("--tier", why, "Give another --reports.")
+    _write_tables(
+        folder, study.score, [(line.arm, run) for each in every for line in each.lines for run in line.records]
+    )
+    stamp = write(folder, merge(committed, [record for each in every for record in each.records]))
+    if not study.report:
+        return folder / ROWS_FILE
     return _brought_up_to_date(folder, texts_of(results), plots_of(results, stamp))
+
+
+def _write_tables(folder: Path, score: str, records: Sequence[tuple[str, RunRecord]]) -> None:
+    """Put the tables of a score into ``TABLE.csv``, with the arm, config hash and seed before each row.
+
+    Given are the arm and record of finished runs; committed ones, which have no run folder, are passed over. Rows of
+    the same config and seed are replaced in their place, all others stay.
+    """
+    tables: dict[str, dict[tuple[str, int], list[Row]]] = {}
+    for arm, record in records:
+        scores = (scores_of(record.folder, score) if record.folder else None) or {}
+        key = record.key[:2]
+        for name in scores.keys() - numbers_in(scores).keys():
+            own = {"arm": arm, "config_hash": key[0], "seed": key[1]}
+            tables.setdefault(name, {})[key] = [own | row for row in scores[name]]
+    for name, found in tables.items():
+        path = folder / f"{name}.csv"
+        rows: dict[tuple[str, int], list[Row]] = {}
+        for row in read_csv(path) if path.is_file() else []:
+            rows.setdefault((row["config_hash"], row["seed"]), []).append(row)
+        with disk_faults(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_csv(path, [row for each in (rows | found).values() for row in each])
 
 
 def _brought_up_to_date(folder: Path, written: Mapping[str, str], drawn: Plots) -> Path:
@@ -95,49 +116,6 @@ def _brought_up_to_date(folder: Path, written: Mapping[str, str], drawn: Plots) 
             with disk_faults(folder / name):
                 write_atomically(folder / name, draw())
     return folder / REPORT
-
-
-def write_rows(study: Study, runs: Path, reports: Path, *, tier: TierName = "short") -> Path:
-    """Write rows.csv, epochs.csv and the score's tables of a study without a report of its own; the path of rows.csv.
-
-    What is committed stays as it is; a cell that has no row gets that of its finished run.
-
-    Raises:
-        InputError: nothing is known, or a run or a file of rows is damaged.
-        ConfigError: the rows that are there are of another tier.
-        EnvironmentFault: the disk refuses.
-    """
-    folder, cells = reports / study.name, cells_of(study, tier)
-    committed, found = read(folder), records_of(cells, runs, reports, study.score)
-    if not found:
-        raise _nothing_known(study)
-    known = {record.key[:2] for record in committed}
-    new = [(cell.arm, found[cell.name][0]) for cell in cells if cell.name in found and cell.key not in known]
-    if new and known - {cell.key for cell in cells}:
-        raise ConfigError("--tier", f"{folder} has rows of other cells than tier {tier} has", "Give another --reports.")
-    write_tables(folder, study.score, new)
-    write(folder, [*committed, *(record for _, record in new)])  # last: it says that these cells are done
-    return folder / ROWS_FILE
-
-
-def write_tables(folder: Path, score: str, records: Sequence[tuple[str, RunRecord]]) -> None:
-    """Put the tables of a score into ``TABLE.csv``, with the arm, config hash and seed before each row.
-
-    Rows that are there stay, but for those of the same config and seed. Given are the arm and record of finished runs;
-    committed ones, which have no run folder, are passed over.
-    """
-    tables: dict[str, list[Row]] = {}
-    for arm, record in records:
-        scores = (scores_of(record.folder, score) if record.folder else None) or {}
-        key = {"arm": arm, "config_hash": record.key[0], "seed": record.key[1]}
-        for name in scores.keys() - numbers_in(scores).keys():
-            tables.setdefault(name, []).extend(key | row for row in scores[name])
-    for name, rows in tables.items():
-        path, replaced = folder / f"{name}.csv", {(row["config_hash"], row["seed"]) for row in rows}
-        before = read_csv(path) if path.is_file() else []
-        with disk_faults(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        write_csv(path, [*(row for row in before if (row["config_hash"], row["seed"]) not in replaced), *rows])
 
 
 def texts_of(results: Results) -> dict[str, str]:
