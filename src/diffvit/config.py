@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -225,6 +225,19 @@ def to_dict(config: BaseModel) -> dict[str, Any]:
     return config.model_dump(mode="json")
 
 
+def flat(config: BaseModel) -> dict[str, Any]:
+    """Plain JSON values of every setting by dotted name, as ``model.depth``."""
+
+    def dotted(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for name, value in values.items():
+            if isinstance(value, Mapping):
+                yield from dotted(value, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}", value
+
+    return dict(dotted(to_dict(config), ""))
+
+
 def to_yaml(config: Config) -> str:
     """The resolved config as YAML; feeding it back gives an equal config.
 
@@ -247,14 +260,7 @@ def _without_younger(values: dict[str, Any]) -> dict[str, Any]:
 
 def differences(one: Config, other: Config, *, ignore: frozenset[str] = WHEREABOUTS) -> list[str]:
     """``["epochs 50 vs 3", "model.depth 9 vs 4"]``: every setting in which two configs differ."""
-
-    def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-        pairs: dict[str, Any] = {}
-        for key, value in values.items():
-            pairs |= flat(value, f"{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-        return pairs
-
-    here, there = flat(to_dict(one)), flat(to_dict(other))
+    here, there = flat(one), flat(other)
     names = [name for name in here if name not in ignore | {"model.preset"}]
     return [f"{name} {here[name]} vs {there[name]}" for name in names if here[name] != there[name]]
 

@@ -127,8 +127,8 @@ def test_cells_that_were_given_up_are_told_and_tried_again(capsys: Captured, mon
 
 def test_a_study_of_ones_own_is_run_like_a_built_in_one(capsys: Captured) -> None:
     """Its score is any function of a finished run: here the epochs' losses, as a number and as a table."""
-    text = "question: a or b?\nattentions: [softmax]\nbase: {epochs: 1, validation_size: 0}\nscore: losses\narms: {a: {}, b: {whiten: true}}\n"
-    Path("mine.yaml").write_text(text)
+    text = "question: a or b?\nattentions: [softmax]\nscore: losses\narms: {a: {}, b: {whiten: true}}\n"
+    Path("mine.yaml").write_text(f"{text}base: {{epochs: 1, validation_size: 0}}\n")
     assert run(["study", "work", "mine.yaml", "--tier", "smoke", "--device", "cpu"]) == 2
     assert "score: no score 'losses' (have test_accuracy" in capsys.readouterr().err
     with pytest.MonkeyPatch.context() as patch:

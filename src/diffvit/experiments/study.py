@@ -10,10 +10,9 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from diffvit.config import Config, config_hash, merge, parse, read_yaml, to_dict
+from diffvit.config import Config, config_hash, flat, merge, parse, read_yaml
 from diffvit.errors import ConfigError, did_you_mean
 from diffvit.registry import ATTENTION
-from diffvit.reporting.rows import flatten
 from diffvit.settings import ModelConfig
 
 TierName = Literal["smoke", "short", "full"]
@@ -211,9 +210,9 @@ def seeds_of(study: Study, tier: TierName) -> int:
 
 def differing(configs: Mapping[str, Config]) -> dict[str, dict[str, Any]]:
     """By name, the settings that are not the same in all configs, by their dotted names; the seed left out."""
-    flat = {name: flatten(to_dict(config)) for name, config in configs.items()}
-    keys = [key for key in next(iter(flat.values())) if len({str(each[key]) for each in flat.values()}) > 1]
-    return {name: {key: found[key] for key in keys if key != "seed"} for name, found in flat.items()}
+    settings = {name: flat(config) for name, config in configs.items()}
+    keys = [key for key in next(iter(settings.values())) if len({str(each[key]) for each in settings.values()}) > 1]
+    return {name: {key: found[key] for key in keys if key != "seed"} for name, found in settings.items()}
 
 
 def flops_per_image(config: Config) -> float:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffvit.config import Config, to_dict
+from diffvit.config import Config, flat
 from diffvit.errors import InputError
 from diffvit.files import Row, disk_faults, read_csv, write_csv
 from diffvit.training.run_dir import RunDir
@@ -131,16 +131,8 @@ def _correct(evaluation: Row, row: Row) -> Correct | None:
 
 def arm_settings(config: Config) -> Row:
     """Every setting that makes an arm what it is; ``data`` becomes ``source``, for ``data`` is the data's name."""
-    flat = {name: value for name, value in flatten(to_dict(config)).items() if name not in _NOT_AN_ARM}
-    return {"source" if name == "data" else name: value for name, value in flat.items()}
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> Row:
-    """Nested mappings as one, with dotted names."""
-    flat: Row = {}
-    for name, value in values.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
+    settings = {name: value for name, value in flat(config).items() if name not in _NOT_AN_ARM}
+    return {"source" if name == "data" else name: value for name, value in settings.items()}
 
 
 def _read_evaluation(folder: Path) -> Row | None:
