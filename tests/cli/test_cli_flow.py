@@ -189,7 +189,12 @@ def test_compare_shows_the_runs_side_by_side_and_writes_a_report(capsys: Capture
     assert [row["attention"] for row in found["rows"]] == ["softmax", "differential"]
     assert Path(found["report"]) == Path("compared/report.html")
     assert Path("compared/report.html").is_file()
-    for word in ("shapes-softmax-s0", "twin", "test accuracy", "parameters", "report  compared/report.html"):
+    for word in (
+        "Diff-ViT",
+        "Test accuracy",
+        f"{found['rows'][0]['test_accuracy']:.2%} (",
+        "report  compared/report.html",
+    ):
         assert word in out
 
 

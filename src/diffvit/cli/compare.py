@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -26,30 +26,7 @@ def compare(
     from diffvit.reporting.render import compare as render
 
     report = render(runs, out=out, committed=committed)
-    show.table(["figure", *(str(row["run"]) for row in report.rows)], figures(report.rows))
+    show.table(report.figures.columns, report.figures.rows)
     show.line(f"report  {report.path}")
     if output.json:
         show.as_json({"rows": report.rows, "report": report.path})
-
-
-def figures(rows: list[dict[str, Any]]) -> list[list[str]]:
-    """A line per figure, a column per run."""
-    shown = {
-        "attention": ("attention", "{}"),
-        "data": ("data", "{}"),
-        "epochs": ("epochs", "{}"),
-        "seed": ("seed", "{}"),
-        "test accuracy": ("test_accuracy", "{:.2%}"),
-        "validation accuracy": ("val_accuracy", "{:.2%}"),
-        **({"top-5": ("test_top5", "{:.2%}")} if any(row.get("test_top5") for row in rows) else {}),
-        "test loss": ("test_loss", "{:.4f}"),
-        "parameters": ("parameters", "{:,.0f}"),
-        "FLOPs per image": ("flops_per_image", "{:,.0f}"),
-        "images/s in training": ("images_per_second", "{:,.0f}"),
-        "training seconds": ("train_seconds", "{:,.0f}"),
-    }
-
-    def cell(value: Any, form: str) -> str:
-        return show.NONE if value is None else form.format(value)
-
-    return [[name, *(cell(row.get(key), form) for row in rows)] for name, (key, form) in shown.items()]

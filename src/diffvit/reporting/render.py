@@ -22,11 +22,15 @@ _MOST_PICTURES = 6  # of a kind in one report, so that a study of thirty runs st
 
 @dataclass(frozen=True)
 class Report:
-    """Where a report went: the self-contained report.html, its folder, and the rows of rows.csv as dicts."""
+    """Where a report went: the self-contained report.html and its folder; and what is in it.
+
+    ``rows`` are those of rows.csv as dicts; ``figures`` has a column per arm.
+    """
 
     path: Path
     rows: list[Row]
     folder: Path
+    figures: tables.Table
 
 
 class Picture(NamedTuple):
@@ -97,7 +101,7 @@ def _write_comparison(records: Sequence[RunRecord], out: Path) -> Report:
         title = f"{len(grouped)} arms compared"
     replace(out / "report.md", texts.report(grouped, title, links).encode())
     replace(out / "report.html", _page(grouped, pictures, title).encode())
-    return Report(out / "report.html", [record.row for record in records], out)
+    return Report(out / "report.html", [record.row for record in records], out, tables.side_by_side(grouped))
 
 
 def pictures_of(grouped: Sequence[Arm], stamp: str = "") -> dict[str, list[Picture]]:
