@@ -1,6 +1,6 @@
 """Intervals for accuracies and for their differences.
 
-Intervals are two-sided, 95% unless told otherwise.
+Intervals are two-sided, 95% unless another confidence is given.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from scipy.special import ndtri, stdtrit
 Correct = NDArray[np.bool_]
 MIN_SEEDS = 3
 CONFIDENCE = 0.95
+_Z = float(ndtri(0.5 + CONFIDENCE / 2))  # quantile of the standard normal distribution
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,15 @@ def std(values: Sequence[float]) -> float | None:
     return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1))
 
 
-def wilson(correct: int, count: int, confidence: float = CONFIDENCE) -> Interval:
+def wilson(correct: int, count: int) -> Interval:
     """Interval of a proportion over ``count`` independent images.
 
     Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference", as the score interval.
     It covers the sampling of test images only, not the randomness of training.
     """
-    z = normal_quantile(0.5 + confidence / 2)
     share = correct / count
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    centre = (share + _Z * _Z / (2 * count)) / (1 + _Z * _Z / count)
+    half = _Z / (1 + _Z * _Z / count) * math.sqrt(share * (1 - share) / count + _Z * _Z / (4 * count * count))
     return Interval(share, min(share, centre - half), max(share, centre + half))
 
 
@@ -167,15 +167,13 @@ def _sampling_variance(share: float, images: int | None) -> float:
 def _critical_difference(confidence: float, arms: int, degrees: float) -> float:
     """Tukey's critical value for a difference of two of so many arms, in units of its standard error."""
     if arms == 2:
-        return t_quantile(0.5 + confidence / 2, degrees)
+        return float(stdtrit(degrees, 0.5 + confidence / 2))
     from scipy.stats import studentized_range  # its import takes a second
 
     return float(studentized_range.ppf(confidence, arms, degrees)) / math.sqrt(2)
 
 
-def paired_images(
-    first: Sequence[bool] | Correct, second: Sequence[bool] | Correct, confidence: float = CONFIDENCE
-) -> Interval:
+def paired_images(first: Sequence[bool] | Correct, second: Sequence[bool] | Correct) -> Interval:
     """Difference of two models' accuracies over the same images, paired image by image.
 
     Wald's interval by :func:`paired_variance`; the estimate stays the raw difference.
@@ -183,29 +181,11 @@ def paired_images(
     differences = np.subtract(first, second, dtype=np.float64)
     total = float(differences.sum())
     centre, raw = total / (len(differences) + 2), total / len(differences)
-    half = normal_quantile(0.5 + confidence / 2) * math.sqrt(paired_variance(differences))
+    half = _Z * math.sqrt(paired_variance(differences))
     return Interval(raw, min(raw, centre - half), max(raw, centre + half))
 
 
-def normal_quantile(probability: float) -> float:
-    """Quantile of the standard normal distribution."""
-    return float(ndtri(_probability(probability)))
-
-
-def t_quantile(probability: float, degrees: float) -> float:
-    """Quantile of Student's t distribution."""
-    return float(stdtrit(degrees, _probability(probability)))
-
-
-def _probability(value: float) -> float:
-    if not 0 < value < 1:
-        raise ValueError(f"a probability lies between 0 and 1 (found {value})")
-    return value
-
-
-def exact_paired(
-    differences: Sequence[int], largest: int = 1, confidence: float = CONFIDENCE
-) -> tuple[Interval, float]:
+def exact_paired(differences: Sequence[int], largest: int = 1) -> tuple[Interval, float]:
     """Mean of paired differences, its interval, and the p-value of an exact sign-flip (permutation) test.
 
     The interval includes zero wherever the test does not reject it.
@@ -214,15 +194,15 @@ def exact_paired(
     Design of Experiments", section 21); for differences of -1, 0 and 1 it is McNemar's exact test, the binomial sign
     test on the discordant pairs (Fagerland, Lydersen and Laake 2013, "The McNemar test for binary matched-pairs data").
     The interval is that of :func:`paired_images`, written for differences of any size; it is extended to zero where
-    the test does not decide, at 1 - ``confidence``.
+    the test does not decide, at 5%.
 
     ``differences`` has one for each pair, at least one, none greater than ``largest``; the interval is in their units.
     """
     total, count = sum(differences), len(differences) + 2
     centre = total / count
     squares = sum(each * each for each in differences) + largest**2 - total**2 / count
-    half = normal_quantile(0.5 + confidence / 2) * math.sqrt(squares) / count
-    signed = np.ones(1)  # chances of the sums from -span to span
+    half = _Z * math.sqrt(squares) / count
+    signed = np.ones(1)  # probabilities of the sums from -span to span
     for size, times in Counter(abs(each) for each in differences if each).items():
         steps = np.zeros(2 * size * times + 1)
         ways = [math.lgamma(times + 1) - math.lgamma(k + 1) - math.lgamma(times - k + 1) for k in range(times + 1)]
@@ -233,6 +213,6 @@ def exact_paired(
     mean_of_all = total / len(differences)
     low = max(-largest, min(mean_of_all, centre - half))
     high = min(largest, max(mean_of_all, centre + half))
-    if p_value > 1 - confidence:
+    if p_value > 1 - CONFIDENCE:
         low, high = min(low, 0.0), max(high, 0.0)
     return Interval(mean_of_all, low, high), p_value
