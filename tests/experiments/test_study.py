@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from diffvit.config import to_dict
+from diffvit.config import flat
 from diffvit.errors import ConfigError
 from diffvit.experiments.progress import rate_of, seconds_of
 from diffvit.experiments.study import (
@@ -25,7 +25,6 @@ from diffvit.experiments.study import (
     seeds_of,
     training_flops,
 )
-from diffvit.reporting.rows import flatten
 from diffvit.training.score import flops_per_image as counted
 from diffvit.training.task import fresh_model, load_data
 from tests.experiments.study_rows import made_record
@@ -54,11 +53,10 @@ def test_trials_are_runs_of_their_own_that_differ_in_what_is_asked(study: Study,
     assert len({cell.name for cell in cells}) == len({cell.key for cell in cells}) == len(cells)
     arms = len(study.arms) * max(1, len(study.attentions))
     assert len(cells) == arms * seeds_of(study, tier)
-    flat = [flatten(to_dict(cell.config)) for cell in cells]
-    different = {name for name in flat[0] if len({repr(each[name]) for each in flat}) > 1}
-    allowed = {"seed", "model.attention"} | ASKED.get(
-        study.name, {name for name in flat[0] if name.startswith("augment.")}
-    )
+    found = [flat(cell.config) for cell in cells]
+    different = {name for name in found[0] if len({repr(each[name]) for each in found}) > 1}
+    augmentation = {name for name in found[0] if name.startswith("augment.")}
+    allowed = {"seed", "model.attention"} | ASKED.get(study.name, augmentation)
     assert different <= allowed
     assert different - {"seed", "model.attention"} or study.name == "vit-vs-diffvit"
 
