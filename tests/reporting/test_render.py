@@ -128,15 +128,6 @@ def test_one_epoch_without_validation_or_evaluation_still_reports(make_run: Make
     assert "Validation accuracy" not in " ".join(page.words)
 
 
-def test_different_data_is_shown_but_not_ranked(make_run: MakeRun, tmp_path: Path) -> None:
-    other = {"data": "shapes (clutter 0.3, noise 0.1)", "evaluated": False}
-    pair = [make_run("a", evaluated=False), make_run("b", attention="differential", **other)]
-    words = " ".join(_page(compare(pair, out=tmp_path / "report").path).words)
-    assert "never ranked together" in words
-    assert "Data: shapes (clutter 0.3, noise 0.1)" in words
-    assert "points of test accuracy" not in words
-
-
 def test_the_report_lies_beside_the_first_run_and_is_the_same_every_time(make_run: MakeRun) -> None:
     pair = [make_run("a", evaluated=False), make_run("b", seed=1, evaluated=False)]
     folder = compare([*pair, pair[0]]).folder
