@@ -313,12 +313,13 @@ def report(
             path = made.update_search(study, folder)
     else:
         results = made.gathered(study, places.runs, places.reports, tier=tier)
-        path, table = made.write_report(results, places.reports), made.table(results)
-        show.line(f"{study.name}, tier {results.tier}: {study.question}")
-        show.table(table.columns, table.rows)
-        for line in made.answers(results) if study.report else ():
-            show.line(line.replace("**", ""))
-        found |= {"tier": results.tier, "missing": list(results.missing)}
+        path, found["tier"] = made.write_report(results, places.reports), results.tier
+        if study.report:
+            table, found["missing"] = made.table(results), list(results.missing)
+            show.line(f"{study.name}, tier {results.tier}: {study.question}")
+            show.table(table.columns, table.rows)
+            for line in made.answers(results):
+                show.line(line.replace("**", ""))
     show.line(f"report  {path}")
     if output.json:
         show.as_json({**found, "report": path})
