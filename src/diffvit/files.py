@@ -139,8 +139,9 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """A file of :func:`to_csv`."""
+    """A file of :func:`to_csv`; its folder is made where need be."""
     with disk_faults(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         replace(path, to_csv(rows))
 
 

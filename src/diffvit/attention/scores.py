@@ -26,8 +26,7 @@ from diffvit.config import to_dict
 from diffvit.data import sources
 from diffvit.data.images import Images
 from diffvit.errors import InputError
-from diffvit.files import disk_faults, write_csv
-from diffvit.files import replace as write
+from diffvit.files import to_csv, write_files
 from diffvit.models.vit import VisionTransformer
 from diffvit.reporting.style import LIGHT, colour, dress, figure, to_png
 from diffvit.training.evaluate import config_of
@@ -261,22 +260,12 @@ def _cell(value: float | None, key: str) -> str:
 
 
 def _write(out: Path, model: LoadedModel, rows: list[Row], curves: list[Row], own: Images) -> list[Path]:
-    with disk_faults(out):
-        out.mkdir(parents=True, exist_ok=True)
-    write_csv(out / "scores.csv", rows)
-    files = [out / "scores.csv"]
-    pictures = {}
+    files = {"scores.csv": to_csv(rows)}
     if any(row["clutter"] is not None for row in rows):
-        pictures["scores.png"] = _plot_clutter(model, rows)
+        files["scores.png"] = _plot_clutter(model, rows)
     if curves:
-        write_csv(out / "removal.csv", curves)
-        files.append(out / "removal.csv")
-        pictures["removal.png"] = _plot_removal(model, curves, own)
-    for name, content in pictures.items():
-        with disk_faults(out / name):
-            write(out / name, content)
-        files.append(out / name)
-    return files
+        files |= {"removal.csv": to_csv(curves), "removal.png": _plot_removal(model, curves, own)}
+    return write_files(out, files)
 
 
 def _shown(rows: Sequence[Row]) -> list[str]:

@@ -103,8 +103,6 @@ def _write_tables(folder: Path, score: str, records: Sequence[tuple[str, RunReco
         rows: dict[tuple[str, int], list[Row]] = {}
         for row in read_csv(path) if path.is_file() else []:
             rows.setdefault((row["config_hash"], row["seed"]), []).append(row)
-        with disk_faults(folder):
-            folder.mkdir(parents=True, exist_ok=True)
         write_csv(path, [row for each in (rows | found).values() for row in each])
 
 
@@ -290,8 +288,6 @@ def write_search(study: Study, rows: Sequence[Row], folder: Path) -> Path:
     if not rows:
         hint = f"Run it first: diffvit study run {study.name}"
         raise InputError(f"study {study.name}", "has tried nothing yet", hint)
-    with disk_faults(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / TRIALS_FILE, rows)
     return update_search(study, folder)
 

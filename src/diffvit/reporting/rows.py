@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from diffvit.config import Config, flat
 from diffvit.errors import InputError
-from diffvit.files import Row, disk_faults, read_csv, write_csv
+from diffvit.files import Row, read_csv, write_csv
 from diffvit.training.run_dir import RunDir
 
 ROWS_FILE, EPOCHS_FILE, PREDICTIONS_FILE = "rows.csv", "epochs.csv", "predictions.csv"
@@ -168,8 +168,6 @@ def write(folder: Path, records: Sequence[RunRecord]) -> str:
     Raises:
         EnvironmentFault: the disk refuses.
     """
-    with disk_faults(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / ROWS_FILE, [record.row for record in records])
     write_csv(folder / EPOCHS_FILE, [row for record in records for row in epoch_rows(record)])
     predictions = [
