@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from diffvit.cli.main import run
-from diffvit.errors import EnvironmentFault
 from diffvit.experiments.launch import Job, run_here, submit, worker_command
 
 WAITS = """
@@ -154,11 +153,3 @@ def test_a_job_out_of_time_is_queued_again_after_its_worker_saved(tmp_path: Path
     assert codes == [7]
     assert isinstance(again.function, Job)
     assert again.args == (command,)
-
-
-def test_without_slurm_one_line_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(EnvironmentFault) as caught:
-        submit([["true"]], tmp_path, at_once=1)
-    assert str(caught.value).startswith("--launcher slurm: ")
-    assert "--launcher local" in str(caught.value)

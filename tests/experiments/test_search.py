@@ -227,9 +227,3 @@ def test_the_report_names_the_best_that_ran_to_its_end(tmp_path: Path) -> None:
     assert {each.name: hashlib.sha256(each.read_bytes()).hexdigest() for each in tmp_path.iterdir()} == before
     with (tmp_path / "trials.csv").open() as file:
         assert next(csv.reader(file))[-8:] == list(space_of(SEARCH).settings)
-
-
-def test_a_search_without_trials_has_no_report(tmp_path: Path) -> None:
-    assert rows_of(SEARCH, "short", {}) == []
-    with pytest.raises(InputError, match="has tried nothing yet"):
-        write_search(SEARCH, [], tmp_path)

@@ -135,20 +135,6 @@ def test_the_rate_is_of_all_cores_however_many_threads_a_row_had() -> None:
     assert rate_of([card], "cpu") is None  # no row of a CPU
 
 
-@pytest.mark.parametrize(
-    ("name", "tier", "seeds", "said"),
-    [
-        ("patchsize", "short", None, "study: no study 'patchsize' (have vit-vs-diffvit, patch-size"),
-        ("depth", "long", None, "--tier: no tier 'long' (have smoke, short, full)"),
-        ("depth", "short", 0, "--seeds: must be at least 1 (found 0)"),
-    ],
-)
-def test_what_there_is_not(name: str, tier: TierName, seeds: int | None, said: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        cells_of(find_study(name), tier, seeds=seeds)
-    assert str(caught.value).startswith(said)
-
-
 MINE = """
 question: Which temperature?
 seeds: 4

@@ -192,6 +192,7 @@ def test_a_search_is_run_too(capsys: Captured) -> None:
         (["run", "depth", "--seeds", "0"], 2, "--seeds: must be at least 1 (found 0)"),
         (["run", "depth", "--tier", "long"], 2, "--tier"),
         (["report", "depth"], 3, "study depth: has no finished run and no committed row"),
+        (["report", "search"], 3, "study search: has tried nothing yet"),
         (["run", "search", "--tier", "smoke", "--storage", "/proc/no/x"], 4, "--storage: cannot be written"),
         (["run", "depth", "--tier", "smoke", "--launcher", "slurm"], 4, "--launcher slurm: "),
     ],
