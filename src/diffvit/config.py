@@ -41,8 +41,7 @@ _Kind = TypeVar("_Kind", bound=Config)
 def parse(values: Mapping[str, Any], where: str = "config") -> Config:
     """Validate nested plain values into a :class:`Config`, or a :class:`ClipConfig` where they name its objective.
 
-    Raises:
-        ConfigError: an unknown key (with the closest known one), a wrong type or an impossible combination.
+    ConfigError for an unknown key (with the closest known one), a wrong type or an impossible combination.
     """
     kind = ClipConfig if _is_contrastive(values) else Config
     return _validate(kind, values, lambda path, _: f"{where}: {'.'.join(path) or 'config'}")
@@ -91,11 +90,7 @@ class _Strict(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The plain values of one YAML file.
-
-    Raises:
-        ConfigError: the file is missing, unreadable, not YAML, or not a mapping.
-    """
+    """The plain values of one YAML file; ConfigError where it is missing, unreadable, not YAML, or not a mapping."""
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Strict)
     except FileNotFoundError:
@@ -115,10 +110,7 @@ def from_environment(environ: Mapping[str, str], kind: type[Config] = Config) ->
     """``DIFFVIT_EPOCHS=3`` and ``DIFFVIT_MODEL__EMBED_DIM=64`` as nested values.
 
     Variables that name no setting are ignored, also ``DIFFVIT_DATA``, which says where CIFAR-10 lies
-    (:func:`diffvit.data.sources.place_of`), not which data to take.
-
-    Raises:
-        ConfigError: a value is not YAML.
+    (:func:`diffvit.data.sources.place_of`), not which data to take. ConfigError for a value that is not YAML.
     """
     values: dict[str, Any] = {}
     for name, text in environ.items():
@@ -159,14 +151,9 @@ def resolve(
 ) -> _Kind:
     """The config of a command: flag > environment > file > default, a preset just below whatever names it.
 
-    Args:
-        file: a YAML file.
-        flags: nested values given on the command line, explicit ones only.
-        environ: variables; by default the process's.
-        kind: of config; a file for :class:`ClipConfig` is refused where a :class:`Config` is wanted.
-
-    Raises:
-        ConfigError: see :func:`parse` and :func:`read_yaml`; the line names the flag, variable or file at fault.
+    ``flags`` are the nested values given on the command line, explicit ones only; ``environ`` is by default the
+    process's. A file for :class:`ClipConfig` is refused where the ``kind`` wanted is a :class:`Config`.
+    ConfigError as for :func:`parse` and :func:`read_yaml`; the line names the flag, variable or file at fault.
     """
     in_file = read_yaml(file) if file else {}
     if kind is Config and _is_contrastive(in_file):

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from diffvit.config import AugmentConfig
-from diffvit.data.augment import Augment, Settings
+from diffvit.data.augment import Augment
 from diffvit.data.batches import channel_statistics, normalise
 from diffvit.data.image_ops import brightness, contrast, saturation
 from diffvit.data.random_draws import Stream, hash_uniform
@@ -51,7 +50,7 @@ EVERYTHING = {
 
 def make(chosen: dict[str, Any] | None = None, pixels: Tensor = PIXELS, **other: Any) -> Augment:
     values: dict[str, Any] = {"num_classes": CLASSES, "mean": MEAN, "std": STD, "seed": 5, **other}
-    return Augment(pixels, LABELS, settings=chosen, **values)
+    return Augment(pixels, LABELS, settings=AugmentConfig(**chosen or {}), **values)
 
 
 def one_hot(labels: Tensor) -> Tensor:
@@ -127,7 +126,7 @@ def test_crops_and_flips_are_drawn_evenly_and_apart():
         mean=MEAN,
         std=STD,
         seed=0,
-        settings={"flip": True, "crop": pad},
+        settings=AugmentConfig(flip=True, crop=pad),
     )
     result = augment.pictures(torch.arange(n), 0).long()
     middle = size // 2
@@ -205,14 +204,11 @@ def test_a_memory_mapped_set_gives_the_same_batches(tmp_path: Path):
 
 
 def test_what_cannot_be_is_refused_in_one_line():
-    assert asdict(Settings()) == AugmentConfig().model_dump()  # what is refused there is not looked at again here
     with pytest.raises(ConfigError, match=r"augment.crop: cannot reflect 10 pixels .* 10 pixels wide \(at most 9\)"):
         make({"crop": 10})
     assert make({"crop": 9})(ALL, 0).images.shape == PIXELS.shape
     with pytest.raises(ConfigError, match=r"model.num_classes: the labels reach from 0 to 6, the classes from 0 to 2"):
         make(num_classes=3)
-    with pytest.raises(TypeError, match="mixpu"):
-        make({"mixpu": 1.0})
 
 
 @pytest.mark.cuda

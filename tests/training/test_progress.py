@@ -9,7 +9,7 @@ import threading
 import pytest
 from rich.console import Console
 
-from diffvit.training.progress import ConsoleProgress, Progress, StopRequest, make_progress
+from diffvit.training.progress import Progress, StopRequest, make_progress
 
 STEP = {"step": 5, "epoch": 1, "loss": 2.25, "accuracy": 0.125, "images_per_second": 431.2}
 ROW = {
@@ -42,7 +42,7 @@ def console(width=None):
 
 def test_off_a_terminal_come_lines():
     shown = console()
-    play(ConsoleProgress(shown, interval=0.0))
+    play(Progress(shown, interval=0.0))
     assert shown.file.getvalue().splitlines() == [
         "data: something [with brackets]",
         "a title",
@@ -51,9 +51,9 @@ def test_off_a_terminal_come_lines():
         "epoch 2/2 step 15/20 loss 2.250 accuracy 12.5% 431 images/s",
         "epoch 2/2 loss 2.000 accuracy 25.0% 400 images/s | 12 s",
     ]
-    play(ConsoleProgress(seldom := console(), interval=3600.0))
+    play(Progress(seldom := console(), interval=3600.0))
     assert "step" not in seldom.file.getvalue()
-    clip = ConsoleProgress(without := console(), interval=0.0)
+    clip = Progress(without := console(), interval=0.0)
     clip.step({**STEP, "accuracy": None})  # an objective without accuracy
     clip.epoch({**ROW, "train_accuracy": None})
     assert "loss 2.250 431 images/s" in without.file.getvalue()
@@ -62,7 +62,7 @@ def test_off_a_terminal_come_lines():
 @pytest.mark.parametrize("width", [140, 20])
 def test_on_a_terminal_a_bar_shows_figures_and_leaves_the_epochs(width):
     shown = console(width)
-    play(ConsoleProgress(shown))
+    play(Progress(shown))
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.file.getvalue())
     for part in ("data: something [with brackets]", "a title", "validation loss 1.500", "epoch 2/2 loss"):
         assert part in text

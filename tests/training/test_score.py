@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from diffvit import VisionTransformer
 from diffvit.data.batches import channel_statistics, normalise
 from diffvit.data.images import Images
-from diffvit.training.score import calibration_error, flops_per_image, logits_of, metrics_of, score
+from diffvit.training.score import flops_per_image, logits_of, metrics_of, score
 
 SMALL = {"image_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 4}
 
@@ -78,6 +78,10 @@ def test_few_classes_and_a_class_without_images() -> None:
     for classes, top5 in ((2, None), (5, None), (6, 5 / 6)):  # of five classes top-5 says nothing
         logits = torch.arange(float(classes)).expand(classes, classes)  # the last class first, whatever the image
         assert metrics_of(logits, torch.arange(classes))["top5"] == top5
+
+
+def calibration_error(logits: Tensor, labels: Tensor) -> float:
+    return metrics_of(logits, labels)["calibration_error"]
 
 
 def test_calibration_error_by_hand() -> None:

@@ -14,6 +14,7 @@ from diffvit.config import parse
 from diffvit.data import shapes
 from diffvit.data.batches import epoch_order
 from diffvit.training.loop import NonFiniteStep, Trainer, compile_limits, compiled
+from diffvit.training.run_dir import RunDir
 from diffvit.training.task import Classification, TrainingData, build_model
 from tests.training.small import small
 
@@ -131,7 +132,7 @@ def test_looking_seldom_gives_the_same_weights_and_sums(monkeypatch):
         assert rows[1][name] == pytest.approx(rows[0][name], rel=1e-12)
 
 
-def test_looking_seldom_stops_before_anything_is_saved_and_at_the_end_of_an_epoch(monkeypatch):
+def test_looking_seldom_stops_before_anything_is_saved_and_at_the_end_of_an_epoch(monkeypatch, tmp_path):
     monkeypatch.setattr("diffvit.training.loop._READ_EVERY", {"cpu": 3})
     trained = trainer(config())
     steps = trained.steps()
@@ -140,7 +141,7 @@ def test_looking_seldom_stops_before_anything_is_saved_and_at_the_end_of_an_epoc
     next(steps)  # its figures are still on the device; the batch of this step was made before
     next(steps)
     with pytest.raises(NonFiniteStep, match="nan"):
-        trained.state()
+        trained.save(RunDir(tmp_path))
     again = trainer(config())
     steps = again.steps()
     next(steps)

@@ -19,7 +19,7 @@ from cyclopts import (
     UnusedCliTokensError,
 )
 
-from diffvit.errors import ConfigError, DiffvitError, EnvironmentFault, did_you_mean
+from diffvit.errors import ConfigError, DiffvitError, EnvironmentFault, did_you_mean, out_of_memory
 
 PIPE_CLOSED = 141  # 128 + SIGPIPE, as shells have it: whoever read our output has gone
 _MACHINE = {
@@ -40,7 +40,7 @@ def explain(error: BaseException, arguments: Sequence[str] = ()) -> tuple[int, s
         # Without this Python complains once more at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED, ""
-    if _out_of_memory(error):
+    if out_of_memory(error):
         fault = EnvironmentFault("memory", "is used up", "Try a smaller --batch-size, or close other programs.")
         return fault.exit_code, str(fault)
     if isinstance(error, OSError) and error.errno in _MACHINE:
@@ -84,13 +84,6 @@ def _usage(error: CycloptsError) -> ConfigError:
             name, f"not a value it takes ({found} vs {allowed});{did_you_mean(found, choices)}".rstrip(";"), see
         )
     return ConfigError("usage", " ".join(str(error).split()), see)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    # torch on a CPU has no exception of its own for it.
-    return isinstance(error, RuntimeError) and ("allocate memory" in str(error) or "out of memory" in str(error))
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ image is processed, and those that drew no change keep their values. Both give t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,22 +31,6 @@ Indices = Int64[Tensor, " batch"]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The strengths of the augmentation, all off by default; ``config.AugmentConfig`` says what each means."""
-
-    flip: bool = False
-    crop: int = 0
-    color_jitter: float = 0.0
-    policy: str = "none"
-    policy_ops: int = 2
-    policy_magnitude: float = 9.0
-    erasing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    mix_probability: float = 1.0
-
-
-@dataclass(frozen=True)
 class Batch:
     """One training batch: normalised images, targets (distributions), own labels without mixing, and which samples."""
 
@@ -63,15 +47,9 @@ class Augment:
     A sample's picture depends on (seed, epoch, index) and the settings alone: not on the batch it comes in, its place
     there, the number of workers, the device, or on having resumed.
 
-    Args:
-        pixels: uint8 (n, 3, height, width), the whole training set; may lie in a memory-mapped file.
-        labels: int64 (n,).
-        mean, std: of each channel, in 0 .. 1.
-        settings: the fields of :class:`Settings`; those left out are off.
-        device: where batches are made.
-
-    Raises:
-        ConfigError: a crop that reaches beyond one reflection of the image, or labels beyond the classes.
+    ``pixels``, uint8 (n, 3, height, width), are the whole training set and may lie in a memory-mapped file; ``mean``
+    and ``std`` are those of each channel, in 0 .. 1; ``settings`` is a :class:`diffvit.config.AugmentConfig`.
+    ConfigError for a crop that reaches beyond one reflection of the image, or labels beyond the classes.
     """
 
     def __init__(
@@ -83,18 +61,17 @@ class Augment:
         mean: Sequence[float] | Tensor,
         std: Sequence[float] | Tensor,
         seed: int,
+        settings: Any,
         label_smoothing: float = 0.0,
-        settings: Mapping[str, Any] | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.settings = Settings(**(settings or {}))
+        self.settings = chosen = settings
         self.device = torch.device(device)
         self.pixels, self.labels = _on_device(pixels, self.device), labels.to(self.device)
         self.size = (pixels.shape[2], pixels.shape[3])
         self.num_classes, self.seed, self.label_smoothing = num_classes, seed, label_smoothing
         self.mean, self.std = (torch.as_tensor(v, dtype=torch.float32, device=self.device) for v in (mean, std))
-        _check(self.settings, self.size, labels, num_classes)
-        chosen = self.settings
+        _check(chosen.crop, self.size, labels, num_classes)
         every = self.device.type != "cpu"
         self._policy = self._erasing = self._mixing = None
         if own := AUGMENTATIONS[chosen.policy]:
@@ -161,9 +138,9 @@ def _with_draws(own: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, in
     return augment
 
 
-def _check(settings: Settings, size: tuple[int, int], labels: Tensor, num_classes: int) -> None:
-    if settings.crop >= min(size):
-        found = f"{settings.crop} pixels at the edge of an image {min(size)} pixels wide"
+def _check(crop: int, size: tuple[int, int], labels: Tensor, num_classes: int) -> None:
+    if crop >= min(size):
+        found = f"{crop} pixels at the edge of an image {min(size)} pixels wide"
         raise ConfigError("augment.crop", f"cannot reflect {found} (at most {min(size) - 1})")
     low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
     if not 0 <= low <= high < num_classes:

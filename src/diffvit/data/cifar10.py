@@ -108,14 +108,9 @@ LOOKED_FOR = (
 
 
 def load(container: Container, split: str) -> Images:
-    """Read one split, check that it is whole, and sort it by content.
+    """Read one split, train (50,000 images) or test (10,000), check that it is whole, and sort it by content.
 
-    Args:
-        container: from :func:`find`.
-        split: train (50,000 images) or test (10,000).
-
-    Raises:
-        InputError: the container is damaged, hostile, of another kind, or not complete.
+    InputError where the container is damaged, hostile, of another kind, or not complete.
     """
     files = parquet_files(container.path, split) if container.kind == "parquet" else []
     cached = cache_folder() / "decoded" / f"{_content_key(files, split)}.safetensors"

@@ -30,12 +30,9 @@ _AT_A_TIME = 256  # images decoded before their pixels are written
 
 
 def load(folder: Path, split: str, *, image_size: int) -> Images:
-    """Read one split; images are ordered by class, then path.
+    """Read one split, train or test (or, in its place, ``val``); images are ordered by class, then path.
 
-    Args:
-        folder: holds ``train`` and ``test`` (or, in its place, ``val``).
-        split: train or test.
-        image_size: side of the square every image is cropped (centred) and resized to, pixels.
+    Every image is cropped to the centred square and resized to ``image_size`` pixels a side.
 
     Raises:
         InputError: no such folders, a class of test that train lacks, an empty class, an unreadable image.

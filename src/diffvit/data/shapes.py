@@ -101,16 +101,9 @@ def generate(
 ) -> Images:
     """Draw the first ``count`` images of a split, or those of the given indices; the class is the index modulo 10.
 
-    Args:
-        split: train or test; they share no draws.
-        count: number of images, or which images, counted from 0.
-        size: side, pixels.
-        clutter: share of the background that distractors cover, 0 to 1.
-        noise: standard deviation of the pixel noise, of full scale, 0 to 1.
-        seed: of every draw.
-
-    Raises:
-        ConfigError: an unknown split or a setting out of range.
+    ``split`` is train or test, which share no draws; ``size`` the side, pixels; ``clutter`` the share of the background
+    that distractors cover, and ``noise`` the standard deviation of the pixel noise, of full scale, both 0 to 1.
+    ConfigError for an unknown split or a setting out of range.
     """
     check_choice("split", split, _SPLITS)
     indices = count if isinstance(count, Tensor) else torch.arange(max(count, 0))

@@ -66,9 +66,7 @@ def resolve_auto(data_dir: Path | None, *, announce: Announce | None = None) -> 
 
     Looked for in this order: ``data_dir``, or else where ``DIFFVIT_DATA`` points (another folder may be there without
     CIFAR-10); the user's cache; the public files, for at most 3 seconds without an answer, or one minute in all.
-
-    Raises:
-        InputError: the folder that is named does not exist.
+    InputError where the folder that is named does not exist.
     """
     try:
         _find_cifar10(data_dir, announce, timeout=_QUICK, deadline=_QUICK_IN_ALL, strict=False)
@@ -161,10 +159,8 @@ def validation_split(
     """Split a training set into training and validation indices, with the same number of validation images per class.
 
     Both are ascending, and hold together every image once. They depend on the labels' order, ``size`` (where it is no
-    multiple of the number of classes, the first classes give one more) and ``seed`` alone.
-
-    Raises:
-        InputError: a class has too few images to leave any for training.
+    multiple of the number of classes, the first classes give one more) and ``seed`` alone. InputError where a class has
+    too few images to leave any for training.
     """
     present = labels.unique().tolist()
     rank = hash_words(seed, 0, torch.arange(len(labels)), _VALIDATION, 1)[:, 0]

@@ -71,10 +71,8 @@ class Pretrained:
 def load_pretrained(name: str | None = None, weights: Path | None = None) -> Pretrained:
     """A pretrained Vision Transformer by timm's name, from a weights file, or both.
 
-    Args:
-        name: one of :data:`DINO`, or any that timm has (extra ``pretrained``); without it, the architecture is
-            read from the weights.
-        weights: read by :func:`diffvit.hub.files.read_weights`; without it, timm downloads them.
+    ``name`` is one of :data:`DINO`, or any that timm has (extra ``pretrained``); without it, the architecture is read
+    from the weights. Without the file :func:`diffvit.hub.files.read_weights` reads, timm downloads them.
 
     Raises:
         ConfigError: neither is given, no such model, or one that nobody published weights for.
@@ -159,10 +157,8 @@ def _config(skeleton: nn.Module) -> dict[str, Any]:
 def settings_of_timm(name: str, model: Any) -> dict[str, Any]:
     """Settings of the :class:`diffvit.VisionTransformer` with the weights of timm's ``model``, on any device.
 
-    Whether it also computes the same is for :func:`check_logits` to say.
-
-    Raises:
-        InputError: a weight that :class:`diffvit.VisionTransformer` lacks, or that only it has.
+    Whether it also computes the same is for :func:`check_logits` to say. InputError for a weight that
+    :class:`diffvit.VisionTransformer` lacks, or that only it has.
     """
     try:
         attn = model.blocks[0].attn
@@ -190,8 +186,7 @@ def settings_of_timm(name: str, model: Any) -> dict[str, Any]:
 def check_logits(name: str, theirs: nn.Module, ours: VisionTransformer) -> None:
     """Compare two models on one random image; both are in evaluation mode afterwards.
 
-    Raises:
-        InputError: their logits (or features, without a head) differ by more than float32 explains.
+    InputError where their logits (or features, without a head) differ by more than float32 explains.
     """
     side = ours.settings["image_size"]
     image = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
@@ -220,10 +215,7 @@ def infer(source: str, tensors: Mapping[str, Tensor], heads: int | None = None) 
     """Settings of the :class:`diffvit.VisionTransformer` that such weights belong to, and a note on what is assumed.
 
     Where ``heads`` is not given, it follows from the lambdas or the query norms where there are some; else heads are
-    taken as 64 wide. ``source`` names the weights in errors.
-
-    Raises:
-        InputError: not the weights of a Vision Transformer that is supported.
+    taken as 64 wide. InputError, which calls them ``source``, for weights of no Vision Transformer that is supported.
     """
     shapes = _shapes(tensors)
     first = "blocks.0."
@@ -277,10 +269,8 @@ def fit(source: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any])
     """The model of these settings with these weights, in float32 and evaluation mode, for images of any size.
 
     Positions of another square image than the settings' are taken as they are, and the model is built for that image.
-    The tensors are copied; ``source`` names them in errors.
-
-    Raises:
-        InputError: missing, unexpected, misshapen or non-finite weights, or settings that do not go together.
+    The tensors are copied. InputError, which calls them ``source``, for missing, unexpected, misshapen or non-finite
+    weights, or settings that do not go together.
     """
     settings = _with_grid_of(tensors, settings)
     if not 1 <= settings["depth"] <= _MAX_DEPTH or settings["in_chans"] != 3:

@@ -34,7 +34,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a trained model; on its own data the figures are also written into the run folder.
 
-    The file is ``evaluation.json`` for the test set and ``evaluation-SPLIT.json`` for the others.
+    The file is ``evaluation.json`` for the test set and ``evaluation-SPLIT.json`` for the others. Returned are the
+    figures of :func:`score` with ``run``, ``split``, ``data``, ``fingerprint``, ``classes``, ``parameters``,
+    ``flops_per_image``, ``device``, ``hardware`` and ``precision``; on CIFAR-10 with some images from a JPEG copy also
+    ``data_note``, and ``accuracy_exact`` on the other ``images_exact``.
 
     Args:
         run: a run folder, a weights file or a packaged name.
@@ -45,11 +48,6 @@ def evaluate(
             for (:func:`diffvit.data.sources.load`).
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: ``fp32``, ``bf16``, or ``auto``: see :func:`precision_of`.
-
-    Returns:
-        The figures of :func:`score` with ``run``, ``split``, ``data``, ``fingerprint``, ``classes``, ``parameters``,
-        ``flops_per_image``, ``device``, ``hardware`` and ``precision``; on CIFAR-10 with some images from a JPEG copy
-        also ``data_note``, and ``accuracy_exact`` on the other ``images_exact``.
 
     Raises:
         ConfigError: no such split, or the model does not say which data it is for.
@@ -154,11 +152,8 @@ def predict(
 ) -> list[dict[str, Any]]:
     """What a trained model sees in image files: the centred square, scaled to the model's input.
 
-    Returns:
-        Per image ``{"image": path, "top": [[class name, probability], ...]}``, likeliest first.
-
-    Raises:
-        InputError: the model or an image is missing, damaged or over a limit.
+    Per image ``{"image": path, "top": [[class name, probability], ...]}``, likeliest first. InputError where the model
+    or an image is missing, damaged or over a limit.
     """
     device = resolve_device(device)
     model, meta = load_with_meta(run, device=device)

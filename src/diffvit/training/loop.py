@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -26,7 +25,7 @@ from diffvit.config import WHEREABOUTS, ClipConfig, Config, config_hash, differe
 from diffvit.data.batches import epoch_order
 from diffvit.data.images import Images
 from diffvit.data.sources import place_of
-from diffvit.errors import EnvironmentFault, InputError, Interrupted, NonFiniteError
+from diffvit.errors import EnvironmentFault, InputError, Interrupted, NonFiniteError, out_of_memory
 from diffvit.files import disk_faults
 from diffvit.kernels import accelerate
 from diffvit.training import checkpoint, environment, optimizers, processes
@@ -119,9 +118,9 @@ def _process_settings(threads: int, device: str, compiles: bool) -> Iterator[Non
 
 
 def compile_limits() -> AbstractContextManager[None]:
-    """Compile many models in one process, as a study's worker does; one that cannot be compiled is an error.
+    """Limits of torch's compiler at which one process compiles many models, as a study's worker does; then put back.
 
-    Beyond torch's usual limit a model would go on uncompiled. torch's limits are put back afterwards.
+    Beyond its usual limit a model would go on uncompiled; one that cannot be compiled is an error.
     """
     settings: Any = torch._dynamo.config
     return settings.patch(recompile_limit=_COMPILATIONS, fail_on_recompile_limit_hit=True)
@@ -144,7 +143,7 @@ def _memory_faults(out: Path, config: Config) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
+        if not out_of_memory(error):
             raise
         kept = f"Checkpoints in {out} are kept. " if (out / "config.yaml").is_file() else ""
         instead = "" if isinstance(config, ClipConfig) else " or a larger --accumulate"  # which would split its batch
@@ -383,12 +382,10 @@ class Trainer:
         return (self.position.step - 1) % self._read_every == 0
 
     def steps(self) -> Iterator[None]:
-        """Run the rest of the present epoch; yields after every optimiser step.
-
-        Raises:
-            NonFiniteStep: see there.
-        """
-        batches = self._epoch_batches()
+        """Run the rest of the present epoch; yields after every optimiser step, or raises :class:`NonFiniteStep`."""
+        at, size = self.position, self.config.batch_size
+        order = epoch_order(self.config.seed, at.epoch, self.images)
+        batches = (self._share(indices, at.epoch) for indices in order.split(size)[at.in_epoch :])
         upcoming = next(batches, None)
         while upcoming is not None:
             start = time.perf_counter()
@@ -401,14 +398,8 @@ class Trainer:
             self.position.seconds += time.perf_counter() - start
             yield
 
-    def _epoch_batches(self) -> Iterator[tuple[int, list[tuple[Any, int]]]]:
-        """(images of the whole step, this process's micro-batches with their number of images) from here on."""
-        epoch = self.position.epoch
-        order = epoch_order(self.config.seed, epoch, self.images)
-        for indices in order.split(self.config.batch_size)[self.position.in_epoch :]:
-            yield self._share(indices, epoch)
-
     def _share(self, indices: Tensor, epoch: int) -> tuple[int, list[tuple[Any, int]]]:
+        """The number of a step's images, and this process's micro-batches of them, each with its number of images."""
         world, rank = self.fabric.world_size, self.fabric.global_rank
         slices = indices.tensor_split(self.config.accumulate * world)[rank::world]
         # A process without an image of its own still has to take part in the exchange of gradients.
@@ -499,29 +490,20 @@ class Trainer:
             "seconds": seconds,
         }
 
-    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """Everything a resume needs: groups of tensors, and plain values.
+    def save(self, folder: RunDir) -> None:
+        """Write a checkpoint, all that a resume needs, unless there is one of this step.
 
-        Raises:
-            NonFiniteStep: a step since the figures were last read was not finite.
+        EnvironmentFault where the disk refuses, NonFiniteStep where a step that was not yet read is not finite.
         """
+        if self.saved == self.position.step:
+            return
         self._timed_read()
         tensors = {"model": self.model.state_dict(), "optimizer": optimizers.state_tensors(self.optimizers, self.model)}
         if self.average:
             tensors["ema"] = self.average.model.state_dict()
-        return tensors, asdict(self.position)
-
-    def save(self, folder: RunDir) -> None:
-        """Write a checkpoint, unless there is one of this step.
-
-        Raises:
-            EnvironmentFault: the disk refuses.
-            NonFiniteStep: see :meth:`state`.
-        """
-        if self.saved != self.position.step:
-            with disk_faults(folder.checkpoints, folder.kept):
-                checkpoint.save(folder.checkpoints, self.position.step, *self.state())
-            self.saved = self.position.step
+        with disk_faults(folder.checkpoints, folder.kept):
+            checkpoint.save(folder.checkpoints, self.position.step, tensors, asdict(self.position))
+        self.saved = self.position.step
 
     def restore(self, found: Checkpoint) -> None:
         """Restore the state of a checkpoint of the same run."""
@@ -532,10 +514,9 @@ class Trainer:
         self.position, self.saved = Position(**found.progress), found.step
 
     def warm_up(self, stopped: Callable[[], object] = lambda: False) -> float:
-        """Compile for every batch size and discard the results; returns the seconds it took.
+        """Compile, where the config says so, for every batch size; returns the seconds it took.
 
-        Nothing the run computes depends on it. Without ``compile`` there is nothing to do. Once ``stopped`` says yes,
-        the rest is left to the steps.
+        Nothing the run computes depends on it. Once ``stopped`` says yes, the rest is left to the steps.
         """
         if not self.config.compile:
             return 0.0

@@ -77,20 +77,11 @@ def state_tensors(optimizers: Mapping[str, Optimizer], model: nn.Module) -> dict
 
 
 def load_state_tensors(optimizers: Mapping[str, Optimizer], model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Give back what :func:`state_tensors` returned.
-
-    Raises:
-        ValueError: a tensor belongs to no parameter, or has another shape than its parameter.
-    """
+    """Give back what :func:`state_tensors` returned, for the same model and settings."""
     parameters = dict(model.named_parameters())
-    owner = {id(p): name for name, o in optimizers.items() for group in o.param_groups for p in group["params"]}
     for key, tensor in tensors.items():
         name, parameter_name, field = key.split("/")
-        parameter = parameters.get(parameter_name)
-        if parameter is None or owner[id(parameter)] != name:
-            raise ValueError(f"{key} belongs to no parameter of the model")
-        if tensor.ndim and tensor.shape != parameter.shape:
-            raise ValueError(f"{key} has another shape than its parameter")
+        parameter = parameters[parameter_name]
         state = optimizers[name].state[parameter]
         state[field] = tensor.to(device=parameter.device, dtype=tensor.dtype, memory_format=torch.preserve_format)
 
@@ -126,14 +117,9 @@ class Muon(Optimizer):
     group may say ``split=n``: its matrices hold n matrices below one another, as a layer's queries, keys and values
     do, and each is made orthogonal by itself.
 
-    Args:
-        params: matrices, or groups of them.
-        lr: of a matrix; the root mean square of its step is 0.2 times this.
-        momentum: of the gradients' average, used with Nesterov's look ahead.
-        weight_decay: decoupled.
-
-    Raises:
-        ValueError: a parameter that is no matrix, or whose rows ``split`` does not divide.
+    The root mean square of a matrix's step is 0.2 times ``lr``; ``momentum`` is that of the gradients' average, used
+    with Nesterov's look ahead; ``weight_decay`` is decoupled. ValueError for a parameter that is no matrix, or whose
+    rows ``split`` does not divide.
     """
 
     def __init__(
