@@ -16,22 +16,14 @@ from PIL import Image
 from diffvit.app.images import TestImages
 from diffvit.app.models import Models, list_models
 from diffvit.cli.main import run
-from diffvit.config import parse
+from diffvit.config import merge, parse
 from diffvit.training.progress import Progress
 from diffvit.training.run_dir import RunDir
+from tests.training.small import SMALL
 
 Captured = pytest.CaptureFixture[str]
 
-TINY = {
-    "data": "shapes",
-    "validation_size": 20,
-    "epochs": 1,
-    "batch_size": 20,
-    "threads": 1,
-    "precision": "fp32",
-    "model": {"image_size": 16, "patch_size": 8, "embed_dim": 8, "depth": 1, "num_heads": 2},
-    "shapes": {"size": 16, "train": 60, "test": 20},
-}
+TINY = merge(SMALL, {"validation_size": 20, "batch_size": 20, "shapes": {"train": 60}})
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +84,12 @@ def test_training_says_what_came_out_and_what_to_try_next(capsys: Captured) -> N
     assert "diffvit train runs/spoken/config.yaml --model.attention differential --out runs/spoken-differential" in out
 
 
-def test_a_taken_name_gets_a_number(capsys: Captured) -> None:
-    assert succeeds(["train", "tiny.yaml", "--seed", "7", "--quiet"], capsys) == ""
-    out = succeeds(["train", "tiny.yaml", "--seed", "7", "--quiet", "--json"], capsys)
+def test_a_taken_name_gets_a_number_and_many_processes_must_be_given_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    out = succeeds(["train", "tiny.yaml", "--quiet", "--json"], capsys)
     assert len(out.splitlines()) == 1
-    assert last_json(out)["run"] == "runs/shapes-softmax-s7-2"
-
-
-def test_many_processes_must_be_given_the_folder(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    assert last_json(out)["run"] == "runs/shapes-softmax-s0-2"
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run(["train", "tiny.yaml"]) == 2
     assert capsys.readouterr().err.startswith("error: --out: is needed when several processes train together.")
@@ -114,13 +104,6 @@ def test_flags_beat_variables_and_variables_beat_the_file(monkeypatch: pytest.Mo
     assert RunDir.open("runs/layers").config == parse(
         {**TINY, **given, "model": {**TINY["model"], "depth": 2, "qkv_bias": False}}
     )
-
-
-def test_an_existing_run_is_not_overwritten(capsys: Captured) -> None:
-    assert run(["train", "tiny.yaml", "--out", "runs/twin"]) == 3
-    err = capsys.readouterr().err
-    assert err.startswith("error: runs/twin: already holds a run.")
-    assert "diffvit train --resume runs/twin" in err
 
 
 def test_evaluate_shows_the_figures_and_every_class(capsys: Captured) -> None:
@@ -226,23 +209,21 @@ def test_ctrl_c_says_how_to_go_on_and_so_it_goes(monkeypatch: pytest.MonkeyPatch
     assert "model.attention differential vs softmax" in capsys.readouterr().err
 
 
-def test_a_run_that_someone_else_holds_is_code_6(capsys: Captured) -> None:
+def test_a_run_that_is_there_held_or_not_finite_has_its_line_and_code(capsys: Captured) -> None:
+    burst = ["--optimizer.lr", "1e30", "--schedule.warmup", "0", "--epochs", "3", "--out", "runs/burst", "--quiet"]
     with RunDir.open("runs/twin").lock():
-        assert run(["train", "--resume", "runs/twin"]) == 6
-    assert capsys.readouterr().err.startswith("error: runs/twin: another process")
+        held = run(["train", "--resume", "runs/twin"])
+    assert (held, run(["train", "tiny.yaml", "--out", "runs/twin"]), run(["train", "tiny.yaml", *burst])) == (6, 3, 5)
+    busy, there, burst_ = capsys.readouterr().err.splitlines()
+    assert busy.startswith("error: runs/twin: another process")
+    assert there.startswith("error: runs/twin: already holds a run.")
+    assert "diffvit train --resume runs/twin" in there
+    assert "finite" in burst_
 
 
-def test_non_finite_training_is_code_5(capsys: Captured) -> None:
-    flags = ["--optimizer.lr", "1e30", "--schedule.warmup", "0", "--epochs", "3", "--out", "runs/burst", "--quiet"]
-    assert run(["train", "tiny.yaml", *flags]) == 5
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1
-    assert "finite" in err
-
-
-def test_the_next_command_of_a_run_whose_twin_is_there_compares_them(capsys: Captured) -> None:
-    succeeds(["train", "tiny.yaml", "--out", "runs/pair", "--quiet"], capsys)
-    succeeds(["train", "tiny.yaml", "--model.attention", "differential", "--out", "runs/pair-differential"], capsys)
+def test_the_next_command_of_a_run_whose_twin_is_there_compares_them(session: Path, capsys: Captured) -> None:
+    for old, new in (("runs/shapes-softmax-s0", "runs/pair"), ("runs/twin", "runs/pair-differential")):
+        shutil.copytree(old, new)
     out = succeeds(["train", "--resume", "runs/pair"], capsys)
     assert "diffvit compare runs/pair runs/pair-differential" in out
 

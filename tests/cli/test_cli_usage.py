@@ -139,12 +139,9 @@ def test_help_and_version_answer_on_standard_output(capsys: Captured) -> None:
         assert all(word in out for word in words)
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_can_be_installed(
-    shell: str, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_completion_can_be_installed(tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert run(["--install-completion", "--shell", shell, "--output", str(tmp_path / "completion")]) == 0
+    assert run(["--install-completion", "--shell", "bash", "--output", str(tmp_path / "completion")]) == 0
     script = (tmp_path / "completion").read_text()
     assert "train" in script
     assert "diffvit" in script

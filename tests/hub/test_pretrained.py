@@ -87,14 +87,13 @@ def test_dinos_last_maps_are_timms(tmp_path: Path) -> None:
     assert found.source == f"{tmp_path / 'full.pth'}; its teacher"
     assert (found.mean, found.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert not found.model.training
-    for height, width in ((224, 224), (480, 480), (240, 320)):
+    for height, width in ((224, 224), (240, 320)):
         images = images_of(height, width)
         record = capture(found.model, images, layers=[-1])
         assert (record.grid, record.prefix, record.pool) == ((height // 16, width // 16), 1, "cls")
         expected, _ = timm_maps(theirs, images)
         assert record.layers[0].positive.shape == expected.shape
         assert (record.layers[0].positive - expected).abs().max() < 1e-5
-    images = images_of(240, 320)
     with torch.no_grad():
         assert (found.model(images) - theirs(images)).abs().max() < 1e-5 * theirs(images).abs().max()
 
