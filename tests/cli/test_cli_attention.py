@@ -1,10 +1,7 @@
 """``diffvit attention`` as a user meets it: what it writes, what it prints, and what it refuses in one line."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,12 +16,11 @@ from diffvit.config import merge
 from diffvit.models.vit import PatchEmbed
 from tests.training.small import SMALL
 
-Captured = pytest.CaptureFixture[str]
 TINY = merge(SMALL, {"model": {"patch_size": 4, "embed_dim": 8, "depth": 2}})
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     """A folder with a run of each model, a picture, and files that are none."""
     folder = tmp_path_factory.mktemp("looking")
     (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
@@ -39,11 +35,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _there(folder, monkeypatch):
     monkeypatch.chdir(folder)
 
 
-def succeeds(command: str, capsys: Captured) -> str:
+def succeeds(command, capsys):
     code = run(["attention", *command.split()])
     captured = capsys.readouterr()
     assert code == 0, captured.err
@@ -51,18 +47,16 @@ def succeeds(command: str, capsys: Captured) -> str:
     return captured.out
 
 
-def test_figures_and_a_page_of_a_runs_own_images(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
-) -> None:
+def test_figures_and_a_page_of_a_runs_own_images(folder, monkeypatch, capsys):
     """The model is loaded once, and run once for each image."""
     loaded, batches = [], []
     load, embed = inputs.load_with_meta, PatchEmbed.forward
 
-    def counted_load(*args: Any, **more: Any) -> Any:
+    def counted_load(*args, **more):
         loaded.append(args)
         return load(*args, **more)
 
-    def counted_embed(self: PatchEmbed, images: torch.Tensor) -> torch.Tensor:
+    def counted_embed(self, images):
         batches.append(len(images))
         return embed(self, images)
 
@@ -95,7 +89,7 @@ def test_figures_and_a_page_of_a_runs_own_images(
         assert word in said
 
 
-def test_by_default_the_first_images_into_the_runs_own_folder(folder: Path, capsys: Captured) -> None:
+def test_by_default_the_first_images_into_the_runs_own_folder(folder, capsys):
     said = succeeds("runs/vit --layers 0", capsys)
     assert "no image named: taking --index 0-3" in said
     names = {path.name for path in (folder / "runs/vit/attention").iterdir()}
@@ -103,7 +97,7 @@ def test_by_default_the_first_images_into_the_runs_own_folder(folder: Path, caps
     assert not any("lambda" in name or "differential" in name for name in names)
 
 
-def test_image_files_and_folders(folder: Path, capsys: Captured) -> None:
+def test_image_files_and_folders(folder, capsys):
     (folder / "album").mkdir()
     for name in ("b.png", "a.png"):
         (folder / "album" / name).write_bytes((folder / "picture.png").read_bytes())
@@ -114,7 +108,7 @@ def test_image_files_and_folders(folder: Path, capsys: Captured) -> None:
     assert "the patch in row 1, column 2" in (folder / "files" / "index.html").read_text()
 
 
-def test_npz_holds_the_maps_that_capture_gives(folder: Path, capsys: Captured) -> None:
+def test_npz_holds_the_maps_that_capture_gives(folder, capsys):
     succeeds("runs/diff --index 4 --rollout --sign abs --format npz --out raw", capsys)
     assert {path.name for path in (folder / "raw").iterdir()} == {"00-4.npz", "index.html"}
     model = load_model("runs/diff")
@@ -132,7 +126,7 @@ def test_npz_holds_the_maps_that_capture_gives(folder: Path, capsys: Captured) -
         assert np.abs(arrays["rollout"] - rollout(record, sign="abs")[0].numpy()).max() < 1e-6
 
 
-def test_score_writes_a_table_and_plots(folder: Path, capsys: Captured) -> None:
+def test_score_writes_a_table_and_plots(folder, capsys):
     said = succeeds("runs/diff --score --score-images 10 --out scored --json", capsys)
     assert {path.name for path in (folder / "scored").iterdir()} == {
         *("scores.csv", "removal.csv", "scores.png", "removal.png")
@@ -176,7 +170,7 @@ def test_score_writes_a_table_and_plots(folder: Path, capsys: Captured) -> None:
         ("--weights tiny.pth --score picture.png", 2, "--score: needs a run"),
     ],
 )
-def test_bad_input_is_one_line_and_a_code(command: str, code: int, words: str, folder: Path, capsys: Captured) -> None:
+def test_bad_input_is_one_line_and_a_code(command, code, words, folder, capsys):
     tiny_checkpoint(folder / "tiny.pth")
     before = {path for path in folder.rglob("*") if path.name not in ("attention", "index.html")}
     assert run(["attention", *command.split(), "--out", "refused"]) == code
@@ -187,7 +181,7 @@ def test_bad_input_is_one_line_and_a_code(command: str, code: int, words: str, f
     assert {path for path in folder.rglob("*") if path.name not in ("attention", "index.html")} == before
 
 
-def tiny_checkpoint(path: Path) -> None:
+def tiny_checkpoint(path):
     """A ViT of two blocks, 64 wide, patch 16, in DINO's layout."""
     from diffvit.models.vit import VisionTransformer
 
@@ -197,7 +191,7 @@ def tiny_checkpoint(path: Path) -> None:
     torch.save(model.state_dict(), path)
 
 
-def test_a_checkpoint_alone_and_a_file_of_any_name(folder: Path, capsys: Captured) -> None:
+def test_a_checkpoint_alone_and_a_file_of_any_name(folder, capsys):
     tiny_checkpoint(folder / "tiny.pth")
     name = "50$ of <b> & $x^2.png"
     (folder / name).write_bytes((folder / "picture.png").read_bytes())
@@ -212,7 +206,7 @@ def test_a_checkpoint_alone_and_a_file_of_any_name(folder: Path, capsys: Capture
 
 
 @pytest.mark.cifar10
-def test_the_packaged_models_on_real_images(folder: Path, capsys: Captured) -> None:
+def test_the_packaged_models_on_real_images(folder, capsys):
     for name in ("cifar10-vit", "cifar10-diffvit"):
         said = succeeds(f"{name} --index 1 --layers -1 --out {name}", capsys)
         assert "files   " in said

@@ -104,13 +104,6 @@ def test_a_flipped_bit_never_changes_what_is_loaded(tmp_path, name, place, bit):
     assert torch.equal(found.tensors("model")["weight"], tensors()["model"]["weight"])
 
 
-def test_when_all_are_damaged_nothing_starts_over_silently(tmp_path):
-    for step in (1, 2):
-        nonsense(checkpoint.save(tmp_path, step, tensors(), PROGRESS) / "progress.json")
-    with pytest.raises(InputError, match="none of its 2 checkpoints is intact"):
-        newest(tmp_path)
-
-
 @pytest.mark.parametrize(
     "manifest",
     [
@@ -128,7 +121,7 @@ def test_when_all_are_damaged_nothing_starts_over_silently(tmp_path):
 def test_a_foreign_manifest_is_refused(tmp_path, manifest):
     path = checkpoint.save(tmp_path, 1, tensors(), PROGRESS)
     (path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match="intact"):
+    with pytest.raises(InputError, match="none of its 1 checkpoints is intact"):  # nothing starts over silently
         newest(tmp_path)
 
 

@@ -1,7 +1,5 @@
 """Many processes train as one."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -9,7 +7,6 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -34,12 +31,12 @@ CLASSIFIER = small(  # the last step of an epoch has one image: none for the sec
 STOPPED = CLASSIFIER.model_copy(update={"batch_size": 4, "accumulate": 1, "epochs": 1})
 
 
-def contrast(out: Path) -> None:
+def contrast(out):
     """Every step of an epoch of a CLIP: its loss, its gradients, and at the end the weights, from the first process."""
     fabric = processes.launch("cpu", "fp32")
     data, task = load_data(CLIP, lambda _: None), ContrastiveTask()
     trainer = loop.Trainer(fabric, CLIP, data, task.model(CLIP, data), task.objective(CLIP, data))
-    found: dict[str, Any] = {}
+    found = {}
     for number, _ in enumerate(trainer.steps()):
         found[f"loss {number}"] = torch.tensor(trainer.position.sums["loss"])
         found |= {f"{name} {number}": each.grad.clone() for name, each in trainer.model.named_parameters()}
@@ -51,13 +48,13 @@ def contrast(out: Path) -> None:
 class Signalled(loop.Trainer):
     """Its second process gets SIGTERM after two steps."""
 
-    def running(self) -> dict[str, Any]:
+    def running(self):
         if self.position.step == 2 and self.fabric.global_rank == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return super().running()
 
 
-def in_each_process(folder: Path) -> None:
+def in_each_process(folder):
     """Train the CLIP, the classifier, it once more into a folder that is taken, and one that is stopped."""
     torch.set_num_threads(1)
     contrast(folder / "many.pt")
@@ -71,7 +68,7 @@ def in_each_process(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def one_and_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[Any]]]:
+def one_and_two(tmp_path_factory):
     """A folder with what one process and what two together computed, and the errors that each of the two met."""
     folder = tmp_path_factory.mktemp("processes")
     contrast(folder / "one.pt")
@@ -92,7 +89,7 @@ def one_and_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[li
     return folder, [[json.loads(line) for line in output.splitlines()] for output, _ in ended]
 
 
-def test_a_clip_contrasts_the_whole_batch_however_many_processes_share_it(one_and_two) -> None:
+def test_a_clip_contrasts_the_whole_batch_however_many_processes_share_it(one_and_two):
     one, many = (torch.load(one_and_two[0] / f"{name}.pt") for name in ("one", "many"))
     assert one.keys() == many.keys()
     assert all(one[f"visual.patch_embed.proj.weight {step}"].abs().max() > 1e-3 for step in range(2))
@@ -102,7 +99,7 @@ def test_a_clip_contrasts_the_whole_batch_however_many_processes_share_it(one_an
         )
 
 
-def test_two_processes_give_the_losses_of_one(one_and_two) -> None:
+def test_two_processes_give_the_losses_of_one(one_and_two):
     one, two = (RunDir.open(one_and_two[0] / name) for name in ("one", "two"))
     assert two.environment["processes"] == 2
     for alone, shared in zip(one.metrics, two.metrics, strict=True):
@@ -113,7 +110,7 @@ def test_two_processes_give_the_losses_of_one(one_and_two) -> None:
     assert two.result["test_loss"] == pytest.approx(one.result["test_loss"], rel=1e-4)
 
 
-def test_a_fault_of_the_first_and_a_signal_to_the_second_end_both(one_and_two) -> None:
+def test_a_fault_of_the_first_and_a_signal_to_the_second_end_both(one_and_two):
     folder, (first, second) = one_and_two
     assert first == second
     (taken, code, why), (stopped, by_signal, _) = first

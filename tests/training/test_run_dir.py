@@ -45,14 +45,9 @@ def test_every_hint_names_the_command_that_takes_the_run_up(tmp_path, monkeypatc
     assert "far: enough" in capsys.readouterr().err
 
 
-def test_create_takes_an_empty_folder_and_one_that_only_was_locked(tmp_path):
+def test_create_takes_an_empty_folder_and_what_a_run_killed_in_its_first_moment_left(tmp_path):
     (tmp_path / "empty").mkdir()
     assert RunDir.create(tmp_path / "empty").checkpoints.is_dir()
-    with RunDir(tmp_path / "locked").lock():
-        RunDir.create(tmp_path / "locked")
-
-
-def test_create_takes_what_a_run_killed_in_its_first_moment_left(tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / ".config.yaml.tmp").write_text("epo")
     with pytest.raises(InputError, match=r"no config\.yaml"):

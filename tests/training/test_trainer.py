@@ -3,7 +3,6 @@
 import math
 import time
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
@@ -196,7 +195,7 @@ def test_stochastic_depth_depends_on_seed_and_step_and_not_on_the_generator():
 
 def test_time_spent_waiting_for_the_figures_is_training_time(monkeypatch):
     trained = trainer(config())
-    trained._read_every = 32  # as on an accelerator
+    trained.read_every = 32  # as on an accelerator
     steps = trained.steps()
     next(steps), next(steps)  # the first step's figures are looked at, the second's are pending
     read = Trainer._read
@@ -223,19 +222,19 @@ def _nothing_compiled():
 class Layer(nn.Module):
     """Compiled anew for every width."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         return x * self.weight
 
 
 @pytest.mark.usefixtures("_nothing_compiled")
-def test_many_kinds_of_models_in_one_process_are_all_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    graphs: list[int] = []
+def test_many_kinds_of_models_in_one_process_are_all_compiled(monkeypatch):
+    graphs = []
 
-    def backend(module: Any, inputs: Any) -> Any:
+    def backend(module, inputs):
         graphs.append(1)
         return module.forward
 
@@ -250,10 +249,8 @@ def test_many_kinds_of_models_in_one_process_are_all_compiled(monkeypatch: pytes
 @pytest.mark.parametrize(
     ("device", "accumulate", "mode"), [("cpu", 1, None), ("cuda", 1, "reduce-overhead"), ("cuda", 2, None)]
 )
-def test_graphs_are_for_one_pass_a_step_on_a_gpu(
-    device: str, accumulate: int, mode: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: dict[str, Any] = {}
+def test_graphs_are_for_one_pass_a_step_on_a_gpu(device, accumulate, mode, monkeypatch):
+    asked = {}
     monkeypatch.setattr(torch, "compile", lambda model, **how: asked.update(how) or model)
     compiled(Layer(1), parse({"accumulate": accumulate}), torch.device(device))
     assert asked == {"dynamic": False, "mode": mode}

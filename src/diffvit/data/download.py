@@ -82,11 +82,8 @@ def fetch(
     Files already there are checked, not fetched again. A set of files appears whole or not at all. The folder ``name``
     is made in ``cache_dir``, by default the user's cache; a host is given up after ``timeout`` seconds without an
     answer, the whole attempt after ``deadline`` seconds; ``progress`` is called with (bytes so far, bytes in all).
-
-    Raises:
-        ConfigError: no such data set.
-        EnvironmentFault: no source could be reached or gave the right bytes, the disk is full, or ``DIFFVIT_OFFLINE``
-            is set.
+    EnvironmentFault where no source could be reached or gave the right bytes, the disk is full, or ``DIFFVIT_OFFLINE``
+    is set.
     """
     check_choice("data set", name, SOURCES)
     folder = (cache_dir or cache_folder()) / name

@@ -32,11 +32,9 @@ _AT_A_TIME = 256  # images decoded before their pixels are written
 def load(folder: Path, split: str, *, image_size: int) -> Images:
     """Read one split, train or test (or, in its place, ``val``); images are ordered by class, then path.
 
-    Every image is cropped to the centred square and resized to ``image_size`` pixels a side.
-
-    Raises:
-        InputError: no such folders, a class of test that train lacks, an empty class, an unreadable image.
-        EnvironmentFault: the cache's disk has no room.
+    Every image is cropped to the centred square and resized to ``image_size`` pixels a side. InputError for no such
+    folders, a class of test that train lacks, an empty class or an unreadable image; EnvironmentFault where the cache's
+    disk has no room.
     """
     root = folder / split
     if split == "test" and not root.is_dir() and (folder / "val").is_dir():

@@ -73,11 +73,9 @@ def load_pretrained(name: str | None = None, weights: Path | None = None) -> Pre
 
     ``name`` is one of :data:`DINO`, or any that timm has (extra ``pretrained``); without it, the architecture is read
     from the weights. Without the file :func:`diffvit.hub.files.read_weights` reads, timm downloads them.
-
-    Raises:
-        ConfigError: neither is given, no such model, or one that nobody published weights for.
-        InputError: the file or the model is not supported; the line names the weight or the part.
-        EnvironmentFault: timm is missing, or the download failed.
+    ConfigError where neither is given, or there is no such model, or nobody published weights for it; InputError where
+    the file or the model is not supported (the line names the weight or the part); EnvironmentFault where timm is
+    missing, or the download failed.
     """
     if weights is None:
         if name is None:

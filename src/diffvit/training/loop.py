@@ -270,8 +270,8 @@ def _steps_of_epoch(trainer: Trainer, folder: RunDir, progress: Progress, stop: 
             if time.monotonic() - trainer.shown >= _SHOWN_EVERY:
                 trainer.shown = time.monotonic()
                 progress.step(trainer.running())
-            # Many processes ask each other, and the answer has to be waited for, as the figures have to be.
-            asks = trainer.fabric.world_size == 1 or trainer.figures_read
+            # Many processes ask each other, and wait for the answer, only where they have waited for the figures too.
+            asks = trainer.fabric.world_size == 1 or (trainer.position.step - 1) % trainer.read_every == 0
             if asks and trainer.position.in_epoch < trainer.steps_per_epoch:
                 _stop_if_asked(trainer, folder, stop)
     except NonFiniteStep as error:
@@ -362,7 +362,7 @@ class Trainer:
         forward = compiled(self.model, config, fabric.device) if config.compile else self.model
         self._forward = fabric.setup_module(forward)
         self._pending: Tensor | None = None  # figures of the steps since they were last read, on the device
-        self._read_every = _READ_EVERY.get(fabric.device.type, 1)
+        self.read_every = _READ_EVERY.get(fabric.device.type, 1)
         self.batches = data.batches(config, fabric.device)
         self.images = len(data.train)
         self.steps_per_epoch = math.ceil(self.images / config.batch_size)
@@ -375,11 +375,6 @@ class Trainer:
     def evaluated(self) -> Any:
         """The model to evaluate: the weights' moving average if there is one."""
         return self.average.model if self.average else self.model
-
-    @property
-    def figures_read(self) -> bool:
-        """Whether the step that has just ended read the figures; depends on its number alone."""
-        return (self.position.step - 1) % self._read_every == 0
 
     def steps(self) -> Iterator[None]:
         """Run the rest of the present epoch; yields after every optimiser step, or raises :class:`NonFiniteStep`."""
@@ -431,7 +426,7 @@ class Trainer:
         norm = get_total_norm([parameter.grad for parameter in self.parameters if parameter.grad is not None])
         figures = torch.cat([sums, norm.double().reshape(1)])
         self._pending = figures if self._pending is None else self._pending + figures
-        if position.step % self._read_every == 0:
+        if position.step % self.read_every == 0:
             self._read()
         if config.optimizer.grad_clip:
             clip_grads_with_norm_(self.parameters, config.optimizer.grad_clip, norm)
@@ -523,7 +518,7 @@ class Trainer:
         start = time.perf_counter()
         pieces = torch.arange(self.images).split(self.config.batch_size)
         for indices in {len(piece): piece for piece in (pieces[0], pieces[-1])}.values():
-            for _ in range(3 if self._read_every > 1 else 1):  # CUDA graphs are recorded on the second pass
+            for _ in range(3 if self.read_every > 1 else 1):  # CUDA graphs are recorded on the second pass
                 if stopped():
                     break
                 self._backward(*self._share(indices, epoch=0)).tolist()

@@ -39,12 +39,10 @@ def build(model: nn.Module, settings: OptimizerConfig) -> dict[str, Optimizer]:
         {"params": groups["decayed"], "weight_decay": settings.weight_decay},
         {"params": groups["plain"], "weight_decay": 0.0},
     ]
-    adamw = [group for group in adamw if group["params"]]
-    muon = [{"params": groups["muon"]}, {"params": groups["qkv"], "split": 3}]
-    muon = [group for group in muon if group["params"]]
     betas = (settings.beta1, settings.beta2)
     optimizers: dict[str, Optimizer] = {"adamw": AdamW(adamw, lr=settings.lr, betas=betas, fused=True)}
-    if muon:
+    if settings.name == "muon":
+        muon = [{"params": groups["muon"]}, {"params": groups["qkv"], "split": 3}]
         momentum, decay = settings.momentum, settings.weight_decay
         optimizers["muon"] = Muon(muon, lr=settings.muon_lr, momentum=momentum, weight_decay=decay)
     for optimizer in optimizers.values():
@@ -139,15 +137,10 @@ class Muon(Optimizer):
                     raise ValueError(f"Muon updates matrices of {group['split']} x n rows (found {shape})")
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Update every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         for group in self.param_groups:
             self._step_group(group)
-        return loss
 
     def _step_group(self, group: dict[str, Any]) -> None:
         parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -166,18 +159,12 @@ class Muon(Optimizer):
         for place, update in enumerate(ahead):
             places_of.setdefault((len(update) // split, update.shape[1]), []).append(place)
         for places in places_of.values():
-            steps = _orthogonal_factors([ahead[place].unflatten(0, (split, -1)) for place in places])
+            stacked = torch.cat([ahead[place].unflatten(0, (split, -1)) for place in places])
+            tall = stacked.shape[1] > stacked.shape[2]
+            steps = orthogonalise(stacked.mT.contiguous()).mT if tall else orthogonalise(stacked)
             rate = group["lr"] * 0.2 * max(steps.shape[-2:]) ** 0.5
             for place, step in zip(places, steps.split(split), strict=True):
                 parameters[place].add_(step.flatten(0, 1), alpha=-rate)
-
-
-def _orthogonal_factors(updates: list[Tensor]) -> Tensor:
-    """The orthogonal factors of many (split, rows, columns) updates, one after the other in the first dimension."""
-    stacked = torch.cat(updates)
-    if stacked.shape[1] > stacked.shape[2]:
-        return orthogonalise(stacked.mT.contiguous()).mT
-    return orthogonalise(stacked)
 
 
 def orthogonalise(matrices: Float[Tensor, "batch rows columns"]) -> Float[Tensor, "batch rows columns"]:
