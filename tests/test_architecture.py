@@ -53,19 +53,13 @@ assert "torch" not in sys.modules
 
 
 def python(code, folder):
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=240, check=False
-    )
+    command, caught = [sys.executable, "-c", code], {"capture_output": True, "text": True, "check": False}
+    done = subprocess.run(command, cwd=folder, timeout=240, **caught)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_import_contracts_hold(tmp_path):
-    command = [
-        str(Path(sys.executable).with_name("lint-imports")),
-        "--no-cache",
-        "--config",
-        str(ROOT / "pyproject.toml"),
-    ]
+    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache", "--config", ROOT / "pyproject.toml"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout
     assert "0 broken" in done.stdout

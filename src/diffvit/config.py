@@ -36,6 +36,7 @@ WHEREABOUTS = frozenset({"data_dir", "device", "threads", "checkpoint_every", "a
 _YOUNGER = ("qk_norm", "layer_scale", "registers", "class_token", "no_embed_class", "fc_norm")
 _Path = tuple[str, ...]  # of a setting: ("model", "depth")
 _Kind = TypeVar("_Kind", bound=Config)
+_Any = TypeVar("_Any", bound=BaseModel)
 
 
 def parse(values: Mapping[str, Any], where: str = "config") -> Config:
@@ -44,15 +45,15 @@ def parse(values: Mapping[str, Any], where: str = "config") -> Config:
     ConfigError for an unknown key (with the closest known one), a wrong type or an impossible combination.
     """
     kind = ClipConfig if _is_contrastive(values) else Config
-    return _validate(kind, values, lambda path, _: f"{where}: {'.'.join(path) or 'config'}")
+    return validate(kind, values, lambda path, _: f"{where}: {'.'.join(path) or 'config'}")
 
 
 def _is_contrastive(values: Any) -> bool:
     return isinstance(values, Mapping) and "objective" in values
 
 
-def _validate(kind: type[_Kind], values: Mapping[str, Any], name: Callable[[_Path, str], str]) -> _Kind:
-    """The config; ``name`` makes the first words of an error from the setting's path and what is wrong with it."""
+def validate(kind: type[_Any], values: Mapping[str, Any], name: Callable[[_Path, str], str]) -> _Any:
+    """A config or a section of it; or a ConfigError, its first words ``name`` of the setting's path and the fault."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -165,11 +166,8 @@ def resolve(
     if environ.get("DIFFVIT_DATA") and source in ("auto", "cifar10"):
         in_file = {key: value for key, value in in_file.items() if key != "data_dir"}  # the variable beats a file
     layers = [(f"{file}: ", in_file), ("DIFFVIT_", from_env), ("--", flags)]
-    return _validate(
-        kind,
-        merge(*_with_preset([values for _, values in layers])),
-        lambda path, why: _blame(path, why, layers if file else layers[1:]),
-    )
+    values = merge(*_with_preset([each for _, each in layers]))
+    return validate(kind, values, lambda path, why: _blame(path, why, layers if file else layers[1:]))
 
 
 def _with_preset(layers: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

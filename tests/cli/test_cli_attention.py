@@ -119,7 +119,6 @@ def test_npz_holds_the_maps_that_capture_gives(folder, capsys):
         assert arrays["blocks"].tolist() == [0, 1]
         assert int(arrays["prefix"]) == 1
         for block, maps in enumerate(record.layers):
-            assert maps.negative is not None
             assert np.abs(arrays[f"layer_{block}_positive"] - maps.positive[0].numpy()).max() < 1e-6
             assert np.abs(arrays[f"layer_{block}_negative"] - maps.negative[0].numpy()).max() < 1e-6
             assert float(arrays[f"layer_{block}_lambda"]) == pytest.approx(float(maps.lam or 0))

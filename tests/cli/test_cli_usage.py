@@ -23,21 +23,16 @@ def fails(command, capsys):
     return code, err.removeprefix("error: ").strip()
 
 
+ODD = "--model.embed-dim 160 --model.num-heads 5 --model.attention differential"
 WRONG = [  # the command, and what its line has
     ("predict cifar10-vit a.png --top 0", "--top: must be at least 1 (found 0)"),
     ("train --epohs=3", "--epohs: unknown option; did you mean '--epochs'? See diffvit train --help."),
     ("train --attention softmax", "--attention: unknown option; did you mean '--model.attention'?"),
     ("train --model.embed-dimm 3", "did you mean '--model.embed-dim'?"),
     ("train --qqqqqqqq", "--qqqqqqqq: unknown option. See"),
-    (
-        "trian",
-        "trian: unknown command (have train, evaluate, predict, compare, attention, app, study, clip, data, bench)",
-    ),
+    ("trian", "unknown command (have train, evaluate, predict, compare, attention, app, study, clip, data, bench)"),
     ("data inf", "inf: unknown command (have info, fetch); did you mean 'info'?"),
-    (
-        "train --model.embed-dim 160 --model.num-heads 5 --model.attention differential",
-        "--model.num-heads: num_heads 5 is odd: differential attention",
-    ),
+    (f"train {ODD}", "--model.num-heads: num_heads 5 is odd: differential attention"),
     ("train --model.patch-size 5", "--model.patch-size: patch_size 5 does not divide image_size 32."),
     ("train nothing.yaml", "nothing.yaml: no such config file."),
     ("train .", ".: cannot be read as text"),
@@ -88,13 +83,6 @@ def test_missing_runs_files_and_images_are_code_3(tmp_path, capsys):
         code, line = fails(command, capsys)
         assert code == 3
         assert line.split(":")[0].endswith(command[-1] if command[0] == "train" else command[1])
-
-
-def test_debug_adds_the_traceback(capsys):
-    assert run(["train", "nothing.yaml", "--debug"]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("Traceback")
-    assert err.splitlines()[-1].startswith("error: nothing.yaml: ")
 
 
 def test_help_and_version_answer_on_standard_output(capsys):

@@ -14,11 +14,8 @@ from diffvit.errors import EnvironmentFault
 from diffvit.files import cache_folder
 
 FIRST, SECOND, OTHER = b"first" * 1000, b"second" * 100_000, b"archive" * 5000
-URLS = {
-    "https://a.test/d/first.bin": FIRST,
-    "https://a.test/d/second.bin": SECOND,
-    "https://b.test/other.tar.gz": OTHER,
-}
+A = "https://a.test/d"
+URLS = {f"{A}/first.bin": FIRST, f"{A}/second.bin": SECOND, "https://b.test/other.tar.gz": OTHER}
 
 
 @pytest.fixture(autouse=True)

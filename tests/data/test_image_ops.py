@@ -45,10 +45,10 @@ quick = settings(deadline=None, max_examples=15)
 
 @pytest.mark.parametrize("name", list(ENHANCERS))
 @quick
-@given(seed=seeds, data=st.data())
-def test_enhancers_equal_pillow(name, seed, data):
+@given(seed=seeds, size=st.sampled_from([(13, 17), (1, 1), (2, 5), (3, 3)]), data=st.data())
+def test_enhancers_equal_pillow(name, seed, size, data):
     ours, theirs = ENHANCERS[name]
-    pixels = pictures(seed)
+    pixels = pictures(seed, size)
     factors = data.draw(st.lists(st.floats(0, 2, width=32), min_size=len(pixels), max_size=len(pixels)))
     expected = [from_pil(theirs(to_pil(p)).enhance(f)) for p, f in zip(pixels, factors, strict=True)]
     result = ours(pixels, torch.tensor(factors))
@@ -90,15 +90,6 @@ def test_autocontrast_is_pillows_to_the_last_bit_of_its_floats(seed):
         low, high = values[0], values[-1]
         exact = before if low == high else (before.long() - low) * 255 // (high - low)
         assert torch.equal(channel.long(), exact.long())
-
-
-@pytest.mark.parametrize("size", [(1, 1), (2, 5), (3, 3)])
-def test_tiny_images(size):
-    pixels = pictures(0, size)
-    factors = torch.full((len(pixels),), 0.3)
-    for name, (ours, theirs) in ENHANCERS.items():
-        expected = torch.stack([from_pil(theirs(to_pil(p)).enhance(factors[0].item())) for p in pixels])
-        assert torch.equal(ours(pixels, factors), expected), name
 
 
 FILL = torch.tensor([10, 20, 30], dtype=torch.uint8)

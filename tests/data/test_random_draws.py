@@ -46,10 +46,8 @@ def test_words_equal_the_scheme_on_unbounded_integers(seed, epoch, index, stream
 
 def test_words_never_change_between_versions():
     words = hash_words(0, 0, torch.tensor([0, 49_999]), Stream.CROP, 2)
-    assert words.tolist() == [
-        [-2546417195612462268, -7392344646219915411],
-        [-8257762194278569308, -7361819629643016486],
-    ]
+    assert words[0].tolist() == [-2546417195612462268, -7392344646219915411]
+    assert words[1].tolist() == [-8257762194278569308, -7361819629643016486]
 
 
 def test_a_row_depends_on_its_index_alone():

@@ -47,9 +47,7 @@ def test_the_named_folder_goes_before_the_cache_and_its_subfolder_before_itself(
 
 def test_a_named_folder_without_cifar10_says_what_was_looked_for(tmp_path):
     put_cifar10(cache_folder() / "cifar10")
-    with pytest.raises(
-        InputError, match=r"holds no CIFAR-10 .*train-\*\.parquet.*diffvit data fetch cifar10"
-    ) as caught:
+    with pytest.raises(InputError, match=r"no CIFAR-10 .*train-\*\.parquet.*diffvit data fetch cifar10") as caught:
         load("cifar10", tmp_path)
     assert str(tmp_path) in str(caught.value)
 

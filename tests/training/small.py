@@ -1,5 +1,8 @@
 """Configs of the smallest runs, for tests that need one."""
 
+import errno
+import os
+
 from PIL import Image
 
 from diffvit.config import merge, parse
@@ -15,6 +18,11 @@ SMALL = {
 def small(*layers, **changes):
     """One epoch of forty images by a model of one block, with changes laid over."""
     return parse(merge(SMALL, *layers, changes))
+
+
+def full(*_):
+    """In the place of a function that writes: the disk is full."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def pictures(root, labels, train=1, test=1):

@@ -72,19 +72,14 @@ def test_weights_in_bf16_come_back_as_float32(tmp_path):
 
 def test_a_packaged_name_is_checked_against_its_sum(tmp_path, monkeypatch):
     _write(tmp_path / "small.safetensors")
-    entry = {
-        "file": "small.safetensors",
-        "sha256": weights.sha256_of(tmp_path / "small.safetensors"),
-        "card": "small.md",
-    }
+    checksum = weights.sha256_of(tmp_path / "small.safetensors")
+    entry = {"file": "small.safetensors", "sha256": checksum, "card": "small.md"}
     (tmp_path / "registry.json").write_text(json.dumps({"small": entry}))
     monkeypatch.setattr(weights.packaged, "__defaults__", (tmp_path,))
     monkeypatch.setattr(weights.registry, "__defaults__", (tmp_path,))
     assert weights.names() == ["small"]
     assert diffvit.load("small").settings["embed_dim"] == 32
-    with pytest.raises(
-        InputError, match=r"no such run, file or packaged model \(packaged: small\)\. did you mean 'small'\?"
-    ):
+    with pytest.raises(InputError, match=r"no such run, file or packaged model \(packaged: small\)\. did you mean 'sm"):
         diffvit.load("smal")
     data = bytearray((tmp_path / "small.safetensors").read_bytes())
     data[-1] ^= 1

@@ -1,6 +1,5 @@
 """Training into a run folder, stopping it, and going on as if nothing had happened."""
 
-import errno
 import json
 import os
 import shutil
@@ -19,7 +18,7 @@ from diffvit.errors import ConfigError, EnvironmentFault, InputError, Interrupte
 from diffvit.files import cache_folder
 from diffvit.training.loop import Trainer, train
 from diffvit.training.run_dir import RunDir
-from tests.training.small import Recorder, pictures, small
+from tests.training.small import Recorder, full, pictures, small
 
 TIMING = ("seconds", "images_per_second", "train_seconds", "data_seconds", "compile_seconds")
 
@@ -244,10 +243,6 @@ def test_a_full_disk_damages_nothing(tmp_path, monkeypatch):
     with pytest.raises(Crash):
         train(config(), out=out, progress=Recorder(7, crash))
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
-
-    def full(handle):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
         with pytest.raises(EnvironmentFault, match=r"no space left on device.*--resume"):
@@ -289,7 +284,6 @@ def test_data_that_fell_back_and_is_not_validated_in_the_default_folder(tmp_path
     assert "CIFAR-10 was not found: training on the built-in shapes" in progress.lines[0]
     assert progress.lines[1].startswith("data: shapes")
     assert "50 to train" in progress.lines[1]
-    assert progress.started is not None
     assert progress.started[:2] == (4, 1)
     assert "ViT of" in progress.started[2]
     assert progress.closed

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -94,9 +95,7 @@ def test_a_clip_contrasts_the_whole_batch_however_many_processes_share_it(one_an
     assert one.keys() == many.keys()
     assert all(one[f"visual.patch_embed.proj.weight {step}"].abs().max() > 1e-3 for step in range(2))
     for name, value in one.items():
-        torch.testing.assert_close(
-            many[name], value, rtol=1e-4, atol=1e-5, msg=lambda said, name=name: f"{name}: {said}"
-        )
+        torch.testing.assert_close(many[name], value, rtol=1e-4, atol=1e-5, msg=partial("{}: {}".format, name))
 
 
 def test_two_processes_give_the_losses_of_one(one_and_two):

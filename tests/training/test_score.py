@@ -103,9 +103,7 @@ def test_calibration_error_is_a_fraction_that_knows_certainty(n, classes, scale,
 
 def _by_hand(tokens, dim, hidden, queries):
     """A block's matrix products, a multiply-add as two, where ``queries`` of the tokens ask."""
-    return 2 * (
-        tokens * dim * 2 * dim + queries * dim * 2 * dim + 2 * queries * tokens * dim + 2 * queries * dim * hidden
-    )
+    return 2 * (tokens * dim * 2 * dim + queries * (dim * 2 * dim + 2 * tokens * dim + 2 * dim * hidden))
 
 
 @pytest.mark.parametrize("attention", ["softmax", "differential"])

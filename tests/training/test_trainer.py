@@ -92,12 +92,6 @@ def test_accumulating_gives_the_same_gradients(parts):
         assert split.position.sums[name] == pytest.approx(value, rel=1e-5)
 
 
-def test_more_parts_than_images_are_left():
-    trained = trainer(config(accumulate=8), images=9)  # the last step has one image for eight parts
-    assert sum(1 for _ in trained.steps()) == 2
-    assert math.isfinite(trained.finish_epoch()["train_loss"])
-
-
 class Poisoned(Classification):
     """A finite loss whose gradient is not."""
 

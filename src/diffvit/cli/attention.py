@@ -154,9 +154,7 @@ def _print_images(images: list[dict[str, Any]]) -> None:
     columns = [key for key in keys if any(image.get(key) not in (None, "") for image in images)]
     names = {"pointing": "peak on object", "mass": "mass on object"}
     yes = {"1.0": "yes", "0.0": "no"}
-    rows = [
-        [str(image["name"]), *(yes.get(text := keys[key](image[key]), text) for key in columns)] for image in images
-    ]
+    rows = [[image["name"], *(yes.get(text := keys[key](image[key]), text) for key in columns)] for image in images]
     show.table(["image", *(names.get(key, key) for key in columns)], rows)
 
 

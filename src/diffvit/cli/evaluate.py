@@ -51,10 +51,8 @@ def evaluate(
             "images/s": f"{found['images_per_second']:,.0f} ({found['device']}, {found['precision']})",
         }
     )
-    show.table(
-        ["class", "accuracy"],
-        [[found["classes"][place], show.percent(per_class[place])] for place in reading_order(found["classes"])],
-    )
+    order = reading_order(found["classes"])
+    show.table(["class", "accuracy"], [[found["classes"][at], show.percent(per_class[at])] for at in order])
     if output.json:
         show.as_json({key: value for key, value in found.items() if key not in ("labels", "predictions")})
 

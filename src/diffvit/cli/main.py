@@ -9,7 +9,7 @@ import itertools
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from cyclopts import App
 
@@ -79,7 +79,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         with own_warnings(everything=debug):
             load_plugins(_plugins_in(arguments))
-            quiet = {"exit_on_error": False, "print_error": False, "verbose": False}
+            quiet: dict[str, Any] = {"exit_on_error": False, "print_error": False, "verbose": False}
             build()(list(arguments), result_action="return_value", **quiet)
             sys.stdout.flush()
         return 0

@@ -96,13 +96,8 @@ def flags_of(section: type[BaseModel], group: Group = RUN, *, without: frozenset
 
 def _meaning(name: str, field: FieldInfo) -> str:
     text = " ".join((field.description or "").split())
-    names = {
-        "preset": PRESETS,
-        "attention": ATTENTION,
-        "pos_embed": position_names(),
-        "policy": AUGMENTATIONS,
-        "data": SOURCES,
-    }.get(name)
+    known = {"preset": PRESETS, "attention": ATTENTION, "policy": AUGMENTATIONS, "data": SOURCES}
+    names = position_names() if name == "pos_embed" else known.get(name)
     return f"{text} One of {', '.join(names)}." if names else text
 
 

@@ -9,7 +9,7 @@ image is processed, and those that drew no change keep their values. Both give t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffvit.data import image_ops
-from diffvit.data.batches import normalise, send
+from diffvit.data.batches import Channels, Device, normalise, send
 from diffvit.data.image_ops import Pixels, Rgb, affine, box_mask, crop_and_flip, fixed_point
 from diffvit.data.random_draws import Stream, below, beta_quantiles, from_quantiles, hash_uniform, hash_words, uniform
 from diffvit.errors import ConfigError
@@ -58,12 +58,12 @@ class Augment:
         labels: Int64[Tensor, " n"],
         *,
         num_classes: int,
-        mean: Sequence[float] | Tensor,
-        std: Sequence[float] | Tensor,
+        mean: Channels,
+        std: Channels,
         seed: int,
         settings: Any,
         label_smoothing: float = 0.0,
-        device: torch.device | str = "cpu",
+        device: Device = "cpu",
     ) -> None:
         self.settings = chosen = settings
         self.device = torch.device(device)
@@ -283,7 +283,7 @@ class Erasing:
     AREA = (0.02, 0.4)
     ASPECT = 0.3
 
-    def __init__(self, probability: float, device: torch.device | str = "cpu", *, every: bool = False) -> None:
+    def __init__(self, probability: float, device: Device = "cpu", *, every: bool = False) -> None:
         self.probability, self.every = probability, every
         aspects = np.geomspace(self.ASPECT, 1 / self.ASPECT, 1025)
         self._aspects = torch.tensor(aspects, dtype=torch.float32, device=device)
@@ -340,13 +340,7 @@ class Mixing:
     """
 
     def __init__(
-        self,
-        mixup: float,
-        cutmix: float,
-        probability: float,
-        device: torch.device | str = "cpu",
-        *,
-        every: bool = False,
+        self, mixup: float, cutmix: float, probability: float, device: Device = "cpu", *, every: bool = False
     ) -> None:
         self.probability, self.every = probability, every
         self._tables = [beta_quantiles(a).to(device) if a else None for a in (mixup, cutmix)]

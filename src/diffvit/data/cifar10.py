@@ -378,9 +378,7 @@ class _BatchUnpickler(pickle._Unpickler):
 def _from_pickle(data: bytes, name: str) -> Rows:
     try:
         loaded = _BatchUnpickler(data).load()
-        batch = dict[Any, Any](
-            (key.decode() if isinstance(key, bytes) else key, value) for key, value in loaded.items()
-        )
+        batch: dict[Any, Any] = {k.decode() if isinstance(k, bytes) else k: value for k, value in loaded.items()}
         labels = batch.get("labels")
         _, shape, kind, fortran, raw = batch["data"].state  # version, shape, type, order and bytes of the array
         (count, width), kind = map(operator.index, shape), kind.arguments[0]

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor
 
 from diffvit.data.images import Images, fingerprint
-from diffvit.data.random_draws import hash_uniform, hash_words
+from diffvit.data.random_draws import Indices, hash_uniform, hash_words
 from diffvit.errors import ConfigError, check_choice
 
 # Outlines of the ten shapes and of the clutter: functions of coordinates (x to the right, y up) that return about the
@@ -91,13 +91,7 @@ _PIECE_SHARE = 0.0185  # mean share of the image that one piece covers, measured
 
 
 def generate(
-    split: str,
-    count: int | Int64[Tensor, " n"],
-    *,
-    size: int = 32,
-    clutter: float = 0.3,
-    noise: float = 0.1,
-    seed: int = 0,
+    split: str, count: int | Indices, *, size: int = 32, clutter: float = 0.3, noise: float = 0.1, seed: int = 0
 ) -> Images:
     """Draw the first ``count`` images of a split, or those of the given indices; the class is the index modulo 10.
 
@@ -121,7 +115,7 @@ def generate(
 
 
 def _draw(
-    indices: Int64[Tensor, " n"], split: int, size: int, clutter: float, noise: float, seed: int
+    indices: Indices, split: int, size: int, clutter: float, noise: float, seed: int
 ) -> tuple[UInt8[np.ndarray, "n 3 s s"], Bool[np.ndarray, "n s s"]]:
     scene = hash_uniform(seed, split, indices, _SCENE, 16).numpy()
     canvas = _background(scene[:, 4:10], size)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diffvit.data import cifar10, folder
 from diffvit.data import shapes as shape_images
+from diffvit.data.cifar10 import Container
 from diffvit.data.download import fetch
 from diffvit.data.images import Images, fingerprint, resize
 from diffvit.data.random_draws import hash_words
@@ -114,14 +115,7 @@ def load_shapes(split: str, *, shapes: Mapping[str, Any], **_: Any) -> Images:
     return shape_images.generate(split, counts[split], **chosen)
 
 
-def _find_cifar10(
-    data_dir: Path | None,
-    announce: Announce | None,
-    *,
-    timeout: float = 10.0,
-    deadline: float | None = None,
-    strict: bool,
-) -> cifar10.Container:
+def _find_cifar10(data_dir: Path | None, announce: Announce | None, *, strict: bool, **limits: Any) -> Container:
     """Find CIFAR-10, or fetch it. ``strict``: a folder that is named and lacks it is an error."""
     place = place_of("cifar10", data_dir)
     if place is not None:
@@ -137,7 +131,7 @@ def _find_cifar10(
         return found
     if announce:
         announce("CIFAR-10 is not on this machine: trying to fetch it (about 144 MB)")
-    found = cifar10.find(fetch("cifar10", timeout=timeout, deadline=deadline))
+    found = cifar10.find(fetch("cifar10", **limits))
     assert found is not None  # fetch gives these files or raises
     return found
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from diffvit.errors import InputError
 
+Shapes = Mapping[str, Sequence[int]]  # by the weights' names
 _HEADER_LIMIT = 4 * 1024 * 1024  # bytes; a header of ours has about 20 kB
 OWN_HINT = "Give a run folder, a model.safetensors that diffvit wrote, or a packaged name."
 _HINT = "Give a .safetensors file or one that torch.save wrote, with a state dict in it."
@@ -177,21 +178,14 @@ def _check_tensors(path: Path, tensors: Mapping[str, Any], dtypes: tuple[torch.d
 
 
 def check_weights(
-    source: str,
-    found: Mapping[str, Sequence[int]],
-    expected: Mapping[str, Sequence[int]],
-    *,
-    why: str = "does not fit the model: ",
-    hint: str = "",
+    source: str, found: Shapes, expected: Shapes, *, why: str = "does not fit the model: ", hint: str = ""
 ) -> None:
     """Raise an InputError that names a missing, unexpected or misshapen weight; each is known by its name and shape.
 
     ``source``, ``why`` and ``hint`` are for the message.
     """
-    for problem, names in (
-        ("it lacks", expected.keys() - found.keys()),
-        ("it has the unexpected", found.keys() - expected.keys()),
-    ):
+    problems = {"it lacks": expected.keys() - found.keys(), "it has the unexpected": found.keys() - expected.keys()}
+    for problem, names in problems.items():
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise InputError(source, f"{why}{problem} {min(names)}{more}", hint)

@@ -72,7 +72,7 @@ def load_pretrained(name: str | None = None, weights: Path | None = None) -> Pre
     """A pretrained Vision Transformer by timm's name, from a weights file, or both.
 
     ``name`` is one of :data:`DINO`, or any that timm has (extra ``pretrained``); without it, the architecture is read
-    from the weights. Without the file :func:`diffvit.hub.files.read_weights` reads, timm downloads them.
+    from the weights. The file is read by :func:`diffvit.hub.files.read_weights`; without it, timm downloads them.
     ConfigError where neither is given, or there is no such model, or nobody published weights for it; InputError where
     the file or the model is not supported (the line names the weight or the part); EnvironmentFault where timm is
     missing, or the download failed.

@@ -14,11 +14,10 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from pydantic import ValidationError
 from torch import nn
 
 from diffvit import weights
-from diffvit.config import ModelConfig
+from diffvit.config import ModelConfig, validate
 from diffvit.errors import ConfigError, InputError, did_you_mean
 from diffvit.files import disk_faults, replace, to_json
 from diffvit.hub.files import OWN_HINT, check_finite, check_weights, read_header, read_safetensors
@@ -27,9 +26,11 @@ from diffvit.training.run_dir import RunDir
 
 MODEL_FILE = "model.safetensors"
 METADATA_KEY = "diffvit"
+Reference = RunDir | Path | str  # what a user calls a model by
+Meta = dict[str, Any]
 
 
-def load(reference: RunDir | Path | str, *, device: torch.device | str = "cpu") -> VisionTransformer:
+def load(reference: Reference, *, device: torch.device | str = "cpu") -> VisionTransformer:
     """A trained model in evaluation mode, float32, on ``device`` (``"auto"`` takes CUDA where there is one).
 
     ``reference`` is a run folder (``runs/NAME``), a ``.safetensors`` file, or a packaged name (``cifar10-vit``).
@@ -39,9 +40,7 @@ def load(reference: RunDir | Path | str, *, device: torch.device | str = "cpu") 
     return load_with_meta(reference, device=device)[0]
 
 
-def load_with_meta(
-    reference: RunDir | Path | str, *, device: torch.device | str = "cpu"
-) -> tuple[VisionTransformer, dict[str, Any]]:
+def load_with_meta(reference: Reference, *, device: torch.device | str = "cpu") -> tuple[VisionTransformer, Meta]:
     """As :func:`load`, with what the file says of itself.
 
     That is a dict with ``classes``, ``mean``, ``std`` (per channel, 0..1), ``data``, ``fingerprint``, ``config``
@@ -62,7 +61,7 @@ def load_with_meta(
     return model.to(device).eval(), {**meta, "config": own, "file": path}
 
 
-def locate(reference: RunDir | Path | str) -> Path:
+def locate(reference: Reference) -> Path:
     """The weights file a reference means; a packaged one and a finished run's are checked against their SHA-256.
 
     InputError where nothing is there, or a damaged file.
@@ -118,12 +117,9 @@ def _metadata(path: Path, header: Mapping[str, Any]) -> tuple[dict[str, Any], di
         hint = f"Use it with: diffvit clip classify IMAGE --model {path} --labels A,B"
         raise InputError(str(path), "is a CLIP, not a classifier", hint)
     try:
-        config = ModelConfig.model_validate(settings)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"]) or "its settings"
-        why = f"describes an impossible model: {key}: {first['msg'].removeprefix('Value error, ')}"
-        raise InputError(str(path), why) from None
+        config = validate(ModelConfig, settings, lambda key, _: ".".join(key) or "its settings")
+    except ConfigError as error:
+        raise InputError(str(path), f"describes an impossible model: {error.what}: {error.why}") from None
     for key, expected in (("classes", config.num_classes), ("mean", config.in_chans), ("std", config.in_chans)):
         found = meta.get(key)
         count = len(found) if isinstance(found, list) else "none"
@@ -171,9 +167,8 @@ def own_modules(model: Any) -> dict[str, str]:
     settings = {name: value for name, value in model.settings.items() if name != "kind"}
     with torch.random.fork_rng(devices=[]):
         usual = {name: _signature(module) for name, module in type(model)(**settings).named_modules()}
-    return {
-        name: qualified_name(module) for name, module in model.named_modules() if _signature(module) != usual.get(name)
-    }
+    own = {name: module for name, module in model.named_modules() if _signature(module) != usual.get(name)}
+    return {name: qualified_name(module) for name, module in own.items()}
 
 
 def qualified_name(thing: object) -> str:

@@ -10,7 +10,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -89,7 +89,12 @@ def train(
         progress = Progress()
     threads = config.threads or max(1, environment.usable_cores() // processes.local_world_size())
     with ExitStack() as held:
-        held.enter_context(_process_settings(threads, device, config.compile))
+        held.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(threads)
+        cuda = [torch.cuda.current_device()] if device == "cuda" else []
+        held.enter_context(torch.random.fork_rng(devices=cuda))
+        if config.compile:
+            held.enter_context(compile_limits())
         held.enter_context(_memory_faults(folder.path, config))
         held.callback(progress.close)
         by_the_first(fabric, lambda: held.enter_context(_held(folder, resume)))
@@ -102,19 +107,6 @@ def train(
             progress.message(slower)
         _run(fabric, config, folder, facts, progress, task or Task(), resume, on_ready)
     return folder
-
-
-@contextmanager
-def _process_settings(threads: int, device: str, compiles: bool) -> Iterator[None]:
-    """The number of threads, torch's random numbers and its compiler's limits: set, and given back afterwards."""
-    former = torch.get_num_threads()
-    cuda = [torch.cuda.current_device()] if device == "cuda" else []
-    torch.set_num_threads(threads)
-    try:
-        with torch.random.fork_rng(devices=cuda), compile_limits() if compiles else nullcontext():
-            yield
-    finally:
-        torch.set_num_threads(former)
 
 
 def compile_limits() -> AbstractContextManager[None]:
@@ -176,7 +168,7 @@ def _run(
     facts |= {"mean": data.mean, "std": data.std}
     facts |= {"task": qualified_name(task), "own_modules": own_modules(model)}
     begun = resume and (folder.path / "environment.json").exists()
-    found = _checkpoint_to_resume(folder, config, facts, progress) if begun else None
+    found = _found_to_resume(folder, config, facts, progress) if begun else None
     if found:  # as recorded: the last bits of a mean are not to depend on how it is computed today
         data = replace(data, mean=facts["mean"], std=facts["std"])
     trainer = Trainer(fabric, config, data, model, task.objective(config, data))
@@ -233,9 +225,7 @@ def _run(
         by_the_first(fabric, finish)
 
 
-def _checkpoint_to_resume(
-    folder: RunDir, config: Config, facts: dict[str, Any], progress: Progress
-) -> Checkpoint | None:
+def _found_to_resume(folder: RunDir, config: Config, facts: dict[str, Any], progress: Progress) -> Checkpoint | None:
     """What a run that stopped goes on from, once it is checked that it can; ``facts`` takes over what it recorded."""
     before = folder.environment
     if "task" in before and (then := _named(before)) != (now := _named(facts)):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
+from torch.optim.optimizer import ParamsT
 
 from diffvit.settings import OptimizerConfig
 
@@ -35,12 +36,9 @@ def build(model: nn.Module, settings: OptimizerConfig) -> dict[str, Optimizer]:
         else:  # norms, biases, positions, tokens and lambdas do not decay
             group = "decayed" if decays else "plain"
         groups[group].append(parameter)
-    adamw = [
-        {"params": groups["decayed"], "weight_decay": settings.weight_decay},
-        {"params": groups["plain"], "weight_decay": 0.0},
-    ]
-    betas = (settings.beta1, settings.beta2)
-    optimizers: dict[str, Optimizer] = {"adamw": AdamW(adamw, lr=settings.lr, betas=betas, fused=True)}
+    decayed = {"params": groups["decayed"], "weight_decay": settings.weight_decay}
+    rest, betas = {"params": groups["plain"], "weight_decay": 0.0}, (settings.beta1, settings.beta2)
+    optimizers: dict[str, Optimizer] = {"adamw": AdamW([decayed, rest], lr=settings.lr, betas=betas, fused=True)}
     if settings.name == "muon":
         muon = [{"params": groups["muon"]}, {"params": groups["qkv"], "split": 3}]
         momentum, decay = settings.momentum, settings.weight_decay
@@ -120,14 +118,7 @@ class Muon(Optimizer):
     rows ``split`` does not divide.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Tensor] | Iterable[dict[str, Any]],
-        *,
-        lr: float,
-        momentum: float = 0.95,
-        weight_decay: float = 0.0,
-    ) -> None:
+    def __init__(self, params: ParamsT, *, lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "split": 1}
         super().__init__(params, defaults)
         for group in self.param_groups:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffvit.data.batches import evaluation_batches
+from diffvit.data.batches import Channels, Device, evaluation_batches
 from diffvit.data.images import Images
 from diffvit.kernels import accelerate
 
@@ -45,11 +45,11 @@ def logits_of(
     model: nn.Module,
     pixels: Tensor,
     *,
-    mean: Sequence[float] | Tensor,
-    std: Sequence[float] | Tensor,
+    mean: Channels,
+    std: Channels,
     batch_size: int = 500,
     precision: str = "fp32",
-    device: torch.device | str = "cpu",
+    device: Device = "cpu",
 ) -> Tensor:
     """Logits of uint8 images (n, channels, height, width): float32 (n, classes) on the CPU.
 
