@@ -61,13 +61,6 @@ def test_wrong_usage_is_one_line_and_code_2(command, expected, capsys):
     assert expected in line
 
 
-def test_a_flag_may_repair_what_the_environment_says(monkeypatch, capsys):
-    monkeypatch.setenv("DIFFVIT_MODEL__PATCH_SIZE", "5")
-    assert fails(["train"], capsys)[1].startswith("DIFFVIT_MODEL__PATCH_SIZE: ")
-    code, line = fails(["train", "--model.image-size", "30", "--data", "folder"], capsys)
-    assert (code, line.split(":")[0]) == (3, "data folder")
-
-
 def test_missing_runs_files_and_images_are_code_3(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     for command in (

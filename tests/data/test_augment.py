@@ -85,16 +85,6 @@ def test_a_sample_looks_the_same_again_and_different_in_another_epoch_or_seed(na
     assert torch.equal(first.labels, LABELS)
 
 
-@pytest.mark.parametrize("name", list(SINGLE))
-def test_draws_differ_between_samples(name):
-    # The same picture and label under every index: what differs comes from the draws.
-    alike = PIXELS[:1].expand(N, -1, -1, -1).contiguous()
-    if name.startswith(("mixup", "cutmix")):
-        alike[N // 2 :] = PIXELS[1]
-    images = make(SINGLE[name], alike)(ALL[: N // 2], 0).images
-    assert len(images.flatten(1).unique(dim=0)) > (1 if name == "flip" else 8)
-
-
 def coordinates(size):
     """One image whose channels hold each pixel's row, column and 0."""
     rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")

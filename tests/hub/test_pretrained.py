@@ -96,7 +96,7 @@ def test_the_table_is_timms():
     for name, settings in DINO.items():
         skeleton = pretrained._skeleton(name)
         assert every_setting(pretrained.settings_of_timm(name, skeleton)) == every_setting(settings)
-        config = pretrained._config(skeleton)
+        config = skeleton.pretrained_cfg
         assert (tuple(config["mean"]), tuple(config["std"])) == (pretrained.IMAGENET_MEAN, pretrained.IMAGENET_STD)
 
 

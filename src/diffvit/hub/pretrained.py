@@ -84,7 +84,7 @@ def load_pretrained(name: str | None = None, weights: Path | None = None) -> Pre
     if name is None or name in DINO:
         return _from_file(weights, name, DINO.get(name or ""), IMAGENET_MEAN, IMAGENET_STD)
     theirs = _skeleton(name)
-    config = _config(theirs)
+    config = theirs.pretrained_cfg
     found = _from_file(weights, name, settings_of_timm(name, theirs), config["mean"], config["std"])
     if found.image_size != theirs.patch_embed.img_size[0]:
         theirs = _skeleton(name, img_size=found.image_size)
@@ -112,7 +112,7 @@ def _from_file(
 def _downloaded(name: str) -> Pretrained:
     skeleton = _skeleton(name)
     timm = timm_library(_INSTALL)
-    settings, config = settings_of_timm(name, skeleton), _config(skeleton)  # before hundreds of megabytes are fetched
+    settings, config = settings_of_timm(name, skeleton), skeleton.pretrained_cfg  # before megabytes are fetched
     if not timm.models.is_model_pretrained(name):
         raise ConfigError("pretrained", f"nobody published weights for {name}", "Give some with --weights FILE.")
     try:
@@ -146,10 +146,6 @@ def _skeleton(name: str, **settings: Any) -> Any:
 
 def _unsupported(name: str, part: str) -> InputError:
     return InputError(name, f"has a part that is not supported: {part}", "It cannot be looked into.")
-
-
-def _config(skeleton: nn.Module) -> dict[str, Any]:
-    return dict(getattr(skeleton, "pretrained_cfg", {}))
 
 
 def settings_of_timm(name: str, model: Any) -> dict[str, Any]:
@@ -194,12 +190,12 @@ def check_logits(name: str, theirs: nn.Module, ours: VisionTransformer) -> None:
         raise _unsupported(name, f"timm's model gives other logits (by {off:.1g} of the largest vs {_TOLERANCE:g})")
 
 
-def _classes(timm: ModuleType, model: nn.Module) -> list[str] | None:
+def _classes(timm: ModuleType, model: Any) -> list[str] | None:
     """The names of the classes: those in the model's settings, or ImageNet's where their number says so."""
     head = getattr(model, "head", None)
     if not isinstance(head, nn.Linear):
         return None
-    names = _config(model).get("label_names")
+    names = model.pretrained_cfg.get("label_names")
     if not names:
         subset = timm.data.infer_imagenet_subset(model)
         if subset is None:
@@ -223,7 +219,8 @@ def infer(source: str, tensors: Mapping[str, Tensor], heads: int | None = None) 
             raise InputError(source, why, _HINT)
     dim, channels, patch, _ = shapes["patch_embed.proj.weight"]
     differential = f"{first}attn.lambda_q1" in shapes
-    known = shapes.get(f"{first}attn.lambda_q1") or shapes.get(f"{first}attn.q_norm.weight")
+    q_norm = f"{first}attn.q_norm.weight"
+    known = shapes.get(f"{first}attn.lambda_q1") or shapes.get(q_norm)
     width = known[0] if known else _HEAD_DIM
     if heads is None and dim % width:
         raise InputError(source, f"its number of heads cannot be inferred ({dim} is not a multiple of {width})", _HINT)
@@ -245,7 +242,7 @@ def infer(source: str, tensors: Mapping[str, Tensor], heads: int | None = None) 
         "num_classes": shapes.get("head.weight", (0,))[0],
         "attention": "differential" if differential else "softmax",
         "qkv_bias": f"{first}attn.qkv.bias" in shapes,
-        "qk_norm": _norm_kind(shapes, f"{first}attn.q_norm."),
+        "qk_norm": "none" if q_norm not in shapes else "layer" if f"{first}attn.q_norm.bias" in shapes else "rms",
         "layer_scale": LAYER_SCALE if f"{first}ls1.gamma" in shapes else 0.0,
         "class_token": "cls_token" in shapes,
         "registers": prefix - int("cls_token" in shapes),
@@ -298,12 +295,6 @@ def _with_grid_of(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) ->
     before = 0 if settings["no_embed_class"] else int(settings["class_token"]) + settings["registers"]
     side = _side(positions.shape[1] - before)
     return settings if side is None else {**settings, "image_size": side * settings["patch_size"]}
-
-
-def _norm_kind(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> str:
-    if f"{prefix}weight" not in shapes:
-        return "none"
-    return "layer" if f"{prefix}bias" in shapes else "rms"
 
 
 def _side(tokens: int) -> int | None:

@@ -88,7 +88,7 @@ def train(
     if fabric.global_rank:
         progress = Progress()
     threads = config.threads or max(1, environment.usable_cores() // processes.local_world_size())
-    with ExitStack() as held:
+    with ExitStack() as held:  # which gives back what belongs to the process
         held.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(threads)
         cuda = [torch.cuda.current_device()] if device == "cuda" else []
