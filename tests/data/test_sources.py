@@ -103,8 +103,9 @@ def test_the_variable_names_cifar10s_place_for_every_caller(tmp_path, monkeypatc
     for source in ("cifar10", "auto"):
         with pytest.raises(InputError, match="no such data folder"):
             load(source, None)
-    with pytest.raises(InputError, match="no such"):
-        load("folder", tmp_path / "nothing")
+    for place, why in ((tmp_path / "nothing", "no such"), (None, "--data-dir")):  # the variable is not for it
+        with pytest.raises(InputError, match=why):
+            load("folder", place)
 
 
 def test_training_in_python_follows_the_variable_and_evaluating_needs_it_no_more(tmp_path, monkeypatch):
