@@ -68,10 +68,8 @@ def in_each_process(folder):
             sys.stdout.write(json.dumps([out, error.exit_code, str(error)]) + "\n")
 
 
-@pytest.fixture(scope="module")
-def one_and_two(tmp_path_factory):
-    """A folder with what one process and what two together computed, and the errors that each of the two met."""
-    folder = tmp_path_factory.mktemp("processes")
+def one_and_two(folder):
+    """Write what one process and what two together compute; the errors that each of the two met."""
     contrast(folder / "one.pt")
     loop.train(CLASSIFIER, out=folder / "one")
     with socket.socket() as free:
@@ -87,19 +85,27 @@ def one_and_two(tmp_path_factory):
         running.append(subprocess.Popen([sys.executable, "-c", code, folder], env=environ, **ours))
     ended = [process.communicate(timeout=240) for process in running]
     assert [process.returncode for process in running] == [0, 0], "\n".join(error for _, error in ended)
-    return folder, [[json.loads(line) for line in output.splitlines()] for output, _ in ended]
+    return [[json.loads(line) for line in output.splitlines()] for output, _ in ended]
 
 
-def test_a_clip_contrasts_the_whole_batch_however_many_processes_share_it(one_and_two):
-    one, many = (torch.load(one_and_two[0] / f"{name}.pt") for name in ("one", "many"))
+def test_two_processes_train_as_one(tmp_path):
+    """One test, as it takes half a minute to start them; what is compared is what each function's name says."""
+    errors = one_and_two(tmp_path)
+    a_clip_contrasts_the_whole_batch(tmp_path)
+    a_classifier_has_the_same_losses(tmp_path)
+    a_fault_of_the_first_and_a_signal_to_the_second_end_both(tmp_path, *errors)
+
+
+def a_clip_contrasts_the_whole_batch(folder):
+    one, many = (torch.load(folder / f"{name}.pt") for name in ("one", "many"))
     assert one.keys() == many.keys()
     assert all(one[f"visual.patch_embed.proj.weight {step}"].abs().max() > 1e-3 for step in range(2))
     for name, value in one.items():
         torch.testing.assert_close(many[name], value, rtol=1e-4, atol=1e-5, msg=partial("{}: {}".format, name))
 
 
-def test_two_processes_give_the_losses_of_one(one_and_two):
-    one, two = (RunDir.open(one_and_two[0] / name) for name in ("one", "two"))
+def a_classifier_has_the_same_losses(folder):
+    one, two = (RunDir.open(folder / name) for name in ("one", "two"))
     assert two.environment["processes"] == 2
     for alone, shared in zip(one.metrics, two.metrics, strict=True):
         for key in ("train_loss", "val_loss", "gradient_norm"):
@@ -109,8 +115,7 @@ def test_two_processes_give_the_losses_of_one(one_and_two):
     assert two.result["test_loss"] == pytest.approx(one.result["test_loss"], rel=1e-4)
 
 
-def test_a_fault_of_the_first_and_a_signal_to_the_second_end_both(one_and_two):
-    folder, (first, second) = one_and_two
+def a_fault_of_the_first_and_a_signal_to_the_second_end_both(folder, first, second):
     assert first == second
     (taken, code, why), (stopped, by_signal, _) = first
     assert (taken, code, stopped, by_signal) == ("one", 3, "stopped", 143)
