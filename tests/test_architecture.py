@@ -1,7 +1,5 @@
 """The house: who may import whom, and that its core stands without the extras."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path
@@ -54,35 +52,37 @@ assert "torch" not in sys.modules
 """
 
 
-def python(code: str, folder: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=240, check=False
-    )
+def python(code, folder):
+    command, caught = [sys.executable, "-c", code], {"capture_output": True, "text": True, "check": False}
+    done = subprocess.run(command, cwd=folder, timeout=240, **caught)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_import_contracts_hold(tmp_path: Path) -> None:
-    command = [
-        str(Path(sys.executable).with_name("lint-imports")),
-        "--no-cache",
-        "--config",
-        str(ROOT / "pyproject.toml"),
-    ]
+def test_the_import_contracts_hold(tmp_path):
+    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache", "--config", ROOT / "pyproject.toml"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout
     assert "0 broken" in done.stdout
 
 
-def test_every_module_imports_and_training_works_without_the_extras(tmp_path: Path) -> None:
+def test_every_module_imports_and_training_works_without_the_extras(tmp_path):
     python(BLOCKED + IMPORT_ALL + TRAIN, tmp_path)
     for name in ("model.safetensors", "result.json", "report.html", "curves.png"):
         assert (tmp_path / "run" / name).is_file()
 
 
-def test_the_package_configuration_run_folders_and_reports_do_without_torch(tmp_path: Path) -> None:
+def test_the_package_configuration_run_folders_and_reports_do_without_torch(tmp_path):
     python(LIGHT, tmp_path)
 
 
-def test_a_function_lives_where_its_subject_lives() -> None:
+def test_a_function_lives_where_its_subject_lives():
     stems = {path.stem for path in (ROOT / "src" / "diffvit").rglob("*.py")}
     assert stems & {"utils", "util", "helpers", "common", "misc"} == set()
+
+
+def test_the_former_name_of_the_attention_package_is_the_package():
+    import diffvit.interpret
+    from diffvit.interpret import capture
+
+    assert diffvit.interpret is diffvit.attention
+    assert capture is diffvit.attention.capture

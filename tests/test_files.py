@@ -1,6 +1,5 @@
 """Files that are whole whatever happens."""
 
-import errno
 import json
 import os
 
@@ -8,22 +7,13 @@ import pytest
 
 from diffvit.errors import EnvironmentFault
 from diffvit.files import disk_faults, replace, to_json
-
-
-def test_replace_writes_and_leaves_nothing_else(tmp_path):
-    replace(tmp_path / "a.json", b"one")
-    replace(tmp_path / "a.json", b"two")
-    assert (tmp_path / "a.json").read_bytes() == b"two"
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+from tests.training.small import full
 
 
 def test_a_full_disk_keeps_the_old_content(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
-    replace(path, b"old")
-
-    def full(handle):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
+    for content in (b"older", b"old"):
+        replace(path, content)
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(EnvironmentFault) as caught, disk_faults(path, "The old one is kept."):
         replace(path, b"new")

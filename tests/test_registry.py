@@ -1,25 +1,19 @@
 """Registries and plugins: what is registered is a setting's value, has its effect, and is named where it is missing."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import diffvit
 from diffvit import registry
-from diffvit.config import parse
+from diffvit.config import AugmentConfig, parse
 from diffvit.data.augment import Augment
 from diffvit.errors import ConfigError
 from diffvit.models.attention import Attention
 
 
 @pytest.fixture(autouse=True)
-def _registries_as_they_were(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _registries_as_they_were(monkeypatch):
     for name in ("ATTENTION", "POSITIONS", "SOURCES", "AUGMENTATIONS"):
         monkeypatch.setattr(registry, name, getattr(registry, name))
     known = {name: dict(getattr(registry, name)) for name in ("ATTENTION", "POSITIONS", "SOURCES", "AUGMENTATIONS")}
@@ -34,11 +28,11 @@ def _registries_as_they_were(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 class Doubled(Attention):
     """Twice the output."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return 2 * super().forward(x)
 
 
-def test_an_attention_of_ones_own_is_built_validated_and_labelled() -> None:
+def test_an_attention_of_ones_own_is_built_validated_and_labelled():
     with pytest.raises(ConfigError, match=r"no such attention .'doubled' vs softmax, differential"):
         parse({"model": {"attention": "doubled"}})
     diffvit.register_attention("doubled", Doubled, label="Doubled ViT", refuse=lambda heads: "seven" * (heads == 7))
@@ -49,7 +43,7 @@ def test_an_attention_of_ones_own_is_built_validated_and_labelled() -> None:
     assert registry.label_of("unheard of") == "unheard of"
     torch.manual_seed(0)
     model = diffvit.VisionTransformer(attention="doubled", embed_dim=32, depth=2, num_heads=2, image_size=16)
-    block: Any = model.blocks[1]
+    block = model.blocks[1]
     x = torch.randn(2, 5, 32)
     plain = Attention(32, 2)
     plain.load_state_dict(block.attn.state_dict())
@@ -58,17 +52,17 @@ def test_an_attention_of_ones_own_is_built_validated_and_labelled() -> None:
     assert "blocks.0.attn" not in diffvit.accelerate(model)
 
 
-def test_a_position_embedding_of_ones_own_is_added_and_trained() -> None:
+def test_a_position_embedding_of_ones_own_is_added_and_trained():
     class Ramp(nn.Module):
-        def __init__(self, grid: tuple[int, int], dim: int, prefix: int) -> None:
+        def __init__(self, grid, dim, prefix):
             super().__init__()
             self.ramp = nn.Parameter(torch.arange(float(prefix + grid[0] * grid[1])).repeat(dim, 1).T[None])
 
-        def forward(self) -> Tensor:
+        def forward(self):
             return self.ramp
 
     diffvit.register_position("ramp", Ramp)
-    sizes: dict[str, Any] = {"embed_dim": 32, "depth": 1, "num_heads": 2, "image_size": 16}
+    sizes = {"embed_dim": 32, "depth": 1, "num_heads": 2, "image_size": 16}
     torch.manual_seed(0)
     model = diffvit.VisionTransformer(pos_embed="ramp", **sizes)
     bare = diffvit.VisionTransformer(pos_embed="none", **sizes)
@@ -81,16 +75,17 @@ def test_a_position_embedding_of_ones_own_is_added_and_trained() -> None:
     assert parse({"model": {"pos_embed": "ramp+rope-2d"}}).model.pos_embed == "ramp+rope-2d"
 
 
-def test_an_augmentations_draws_depend_on_the_sample_alone() -> None:
-    seen: list[Tensor] = []
+def test_an_augmentations_draws_depend_on_the_sample_alone():
+    seen = []
 
-    def shift(pixels: Tensor, draws: Tensor) -> Tensor:
+    def shift(pixels, draws):
         seen.append(draws)
         return pixels + (draws[:, 0, None, None, None] * 100).to(torch.uint8)
 
     diffvit.register_augmentation("shift", shift)
     pixels, labels = torch.zeros(6, 3, 8, 8, dtype=torch.uint8), torch.arange(6)
-    made = Augment(pixels, labels, num_classes=6, mean=[0.0] * 3, std=[1.0] * 3, seed=3, settings={"policy": "shift"})
+    chosen = AugmentConfig(policy="shift")
+    made = Augment(pixels, labels, num_classes=6, mean=[0.0] * 3, std=[1.0] * 3, seed=3, settings=chosen)
     whole = made.pictures(torch.arange(6), 1)
     parts = torch.cat([made.pictures(torch.tensor([index]), 1) for index in range(6)])
     assert torch.equal(whole, parts)
@@ -108,12 +103,12 @@ def test_an_augmentations_draws_depend_on_the_sample_alone() -> None:
         lambda: diffvit.register_augmentation("none", print),
     ],
 )
-def test_no_name_is_taken_twice(register: Any) -> None:
+def test_no_name_is_taken_twice(register):
     with pytest.raises(ValueError, match="registered already"):
         register()
 
 
-def test_a_plugin_is_loaded_once_and_its_faults_are_told(tmp_path: Path) -> None:
+def test_a_plugin_is_loaded_once_and_its_faults_are_told(tmp_path):
     good, bad, none = tmp_path / "good.py", tmp_path / "bad.py", tmp_path / "none.py"
     good.write_text("import diffvit\nfrom diffvit.models.attention import Attention\n")
     good.write_text(good.read_text() + "diffvit.register_attention('good', Attention)\n")

@@ -36,24 +36,24 @@ WHEREABOUTS = frozenset({"data_dir", "device", "threads", "checkpoint_every", "a
 _YOUNGER = ("qk_norm", "layer_scale", "registers", "class_token", "no_embed_class", "fc_norm")
 _Path = tuple[str, ...]  # of a setting: ("model", "depth")
 _Kind = TypeVar("_Kind", bound=Config)
+_Any = TypeVar("_Any", bound=BaseModel)
 
 
 def parse(values: Mapping[str, Any], where: str = "config") -> Config:
     """Validate nested plain values into a :class:`Config`, or a :class:`ClipConfig` where they name its objective.
 
-    Raises:
-        ConfigError: an unknown key (with the closest known one), a wrong type or an impossible combination.
+    ConfigError for an unknown key (with the closest known one), a wrong type or an impossible combination.
     """
     kind = ClipConfig if _is_contrastive(values) else Config
-    return _validate(kind, values, lambda path, _: f"{where}: {'.'.join(path) or 'config'}")
+    return validate(kind, values, lambda path, _: f"{where}: {'.'.join(path) or 'config'}")
 
 
 def _is_contrastive(values: Any) -> bool:
     return isinstance(values, Mapping) and "objective" in values
 
 
-def _validate(kind: type[_Kind], values: Mapping[str, Any], name: Callable[[_Path, str], str]) -> _Kind:
-    """The config; ``name`` makes the first words of an error from the setting's path and what is wrong with it."""
+def validate(kind: type[_Any], values: Mapping[str, Any], name: Callable[[_Path, str], str]) -> _Any:
+    """A config or a section of it; or a ConfigError, its first words ``name`` of the setting's path and the fault."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -91,11 +91,7 @@ class _Strict(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The plain values of one YAML file.
-
-    Raises:
-        ConfigError: the file is missing, unreadable, not YAML, or not a mapping.
-    """
+    """The plain values of one YAML file; ConfigError where it is missing, unreadable, not YAML, or not a mapping."""
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Strict)
     except FileNotFoundError:
@@ -115,10 +111,7 @@ def from_environment(environ: Mapping[str, str], kind: type[Config] = Config) ->
     """``DIFFVIT_EPOCHS=3`` and ``DIFFVIT_MODEL__EMBED_DIM=64`` as nested values.
 
     Variables that name no setting are ignored, also ``DIFFVIT_DATA``, which says where CIFAR-10 lies
-    (:func:`diffvit.data.sources.place_of`), not which data to take.
-
-    Raises:
-        ConfigError: a value is not YAML.
+    (:func:`diffvit.data.sources.place_of`), not which data to take. ConfigError for a value that is not YAML.
     """
     values: dict[str, Any] = {}
     for name, text in environ.items():
@@ -159,14 +152,9 @@ def resolve(
 ) -> _Kind:
     """The config of a command: flag > environment > file > default, a preset just below whatever names it.
 
-    Args:
-        file: a YAML file.
-        flags: nested values given on the command line, explicit ones only.
-        environ: variables; by default the process's.
-        kind: of config; a file for :class:`ClipConfig` is refused where a :class:`Config` is wanted.
-
-    Raises:
-        ConfigError: see :func:`parse` and :func:`read_yaml`; the line names the flag, variable or file at fault.
+    ``flags`` are the nested values given on the command line, explicit ones only; ``environ`` is by default the
+    process's. A file for :class:`ClipConfig` is refused where the ``kind`` wanted is a :class:`Config`.
+    ConfigError as for :func:`parse` and :func:`read_yaml`; the line names the flag, variable or file at fault.
     """
     in_file = read_yaml(file) if file else {}
     if kind is Config and _is_contrastive(in_file):
@@ -178,11 +166,8 @@ def resolve(
     if environ.get("DIFFVIT_DATA") and source in ("auto", "cifar10"):
         in_file = {key: value for key, value in in_file.items() if key != "data_dir"}  # the variable beats a file
     layers = [(f"{file}: ", in_file), ("DIFFVIT_", from_env), ("--", flags)]
-    return _validate(
-        kind,
-        merge(*_with_preset([values for _, values in layers])),
-        lambda path, why: _blame(path, why, layers if file else layers[1:]),
-    )
+    values = merge(*_with_preset([each for _, each in layers]))
+    return validate(kind, values, lambda path, why: _blame(path, why, layers if file else layers[1:]))
 
 
 def _with_preset(layers: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -14,10 +14,8 @@ from collections.abc import Iterable
 class DiffvitError(Exception):
     """A fault with one clear line. ``str(error)`` is that line without the leading ``error:``.
 
-    Args:
-        what: the thing at fault, as the user knows it (a key, a path, a flag).
-        why: what is wrong, with what was found against what is allowed.
-        hint: what was kept and what to do next; empty when there is nothing to add.
+    ``what`` is the thing at fault, as the user knows it (a key, a path, a flag), ``why`` what is wrong, with what was
+    found against what is allowed, and ``hint`` what was kept and what to do next.
     """
 
     exit_code = 1
@@ -67,6 +65,12 @@ class Interrupted(DiffvitError):
         self.exit_code = 128 + signal_number
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory is used up, an accelerator's or the machine's, for which torch has no exception of its own."""
+    said = "out of memory" in str(error) or "allocate memory" in str(error)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and said)
+
+
 def did_you_mean(found: str, allowed: Iterable[str]) -> str:
     """``" did you mean 'epochs'?"`` for the closest allowed name, or an empty string."""
     close = difflib.get_close_matches(found, list(allowed), n=1, cutoff=0.6)
@@ -74,11 +78,7 @@ def did_you_mean(found: str, allowed: Iterable[str]) -> str:
 
 
 def check_choice(what: str, found: str, allowed: Iterable[str]) -> None:
-    """Pass if ``found`` is one of the allowed names.
-
-    Raises:
-        ConfigError: it is not; the line lists the allowed names and the closest one.
-    """
+    """Raise a ConfigError that lists the allowed names and the closest one, unless ``found`` is one of them."""
     names = list(allowed)
     if found not in names:
         hint = did_you_mean(str(found), names).strip()

@@ -31,10 +31,9 @@ def cache_folder() -> Path:
 
 @contextlib.contextmanager
 def disk_faults(what: Path | str, kept: str = "") -> Iterator[None]:
-    """Turn an OSError inside the block (full disk, no permission, missing folder) into one clear line.
+    """Turn an OSError inside the block (full disk, no permission, missing folder) into an EnvironmentFault.
 
-    Raises:
-        EnvironmentFault: with ``kept`` as its hint.
+    ``kept`` is its hint: what the user still has, and what to do.
     """
     try:
         yield
@@ -67,11 +66,7 @@ def replacing(path: Path, temporary: Path | None = None) -> Iterator[Path]:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a file whole, under the temporary name ``.NAME.tmp`` first; its folder must be there.
-
-    Raises:
-        OSError: nothing changed.
-    """
+    """Write a file whole, under the temporary name ``.NAME.tmp`` first, or raise OSError; its folder must be there."""
     with replacing(path, path.with_name(f".{path.name}.tmp")) as temporary:
         temporary.write_bytes(content)
 
@@ -146,11 +141,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 
 def read_csv(path: Path) -> list[Row]:
-    """Rows of :func:`write_csv`, values typed again.
-
-    Raises:
-        InputError: unreadable, or a line that does not have the header's columns.
-    """
+    """Rows of :func:`write_csv`, values typed again; InputError where a line does not have the header's columns."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             lines = list(csv.reader(file))

@@ -28,12 +28,10 @@ ROPE = "rope-2d"
 class AttentionKind:
     """A registered attention.
 
-    Args:
-        make: ``make(dim, num_heads, layer_index=, qkv_bias=, qk_norm=, norm_eps=, rope=)`` gives a
-            :class:`diffvit.models.attention.AttentionModule`; or where such a function is, as ``"module:name"``.
-        label: the model's name in tables and plots.
-        maps: how many attention maps a layer has, from the softmax baseline's number of heads.
-        refuse: why there cannot be so many heads, or an empty string; None allows every number.
+    ``make(dim, num_heads, layer_index=, qkv_bias=, qk_norm=, norm_eps=, rope=)`` gives a
+    :class:`diffvit.models.attention.AttentionModule`; it may be written as ``"module:name"``. ``label`` is the model's
+    name in tables and plots, ``maps`` gives the number of a layer's attention maps from the softmax baseline's number
+    of heads, and ``refuse`` says why there cannot be so many heads (empty where there can; None allows every number).
     """
 
     make: Callable[..., Any] | str
@@ -87,17 +85,10 @@ def register_attention(
     maps: Callable[[int], int] = int,
     refuse: Callable[[int], str] | None = None,
 ) -> None:
-    """Add an attention of your own to the values of ``--model.attention``.
+    """Add an attention of your own to the values of ``--model.attention``; ValueError where its name is taken.
 
-    Args:
-        name: what the setting calls it.
-        make: see :class:`AttentionKind`; a subclass of :class:`diffvit.models.attention.Attention` will do.
-        label: the model's name in tables and plots; by default ``name``.
-        maps: see :class:`AttentionKind`.
-        refuse: see :class:`AttentionKind`.
-
-    Raises:
-        ValueError: there is one of this name already.
+    The arguments are those of :class:`AttentionKind`; a subclass of :class:`diffvit.models.attention.Attention` will do
+    as ``make``, and ``label`` is ``name`` by default.
     """
     if name in ATTENTION:
         raise ValueError(f"attention {name!r} is registered already")
@@ -107,14 +98,9 @@ def register_attention(
 def register_position(name: str, make: Callable[[tuple[int, int], int, int], Any]) -> None:
     """Add a position embedding of your own to the values of ``--model.pos-embed``, alone or as ``NAME+rope-2d``.
 
-    Args:
-        name: what the setting calls it.
-        make: ``make(grid, dim, prefix)`` gives a module. Called without arguments, that gives what is added to the
-            tokens, (1, prefix + rows * columns, dim): the ``prefix`` tokens before the patches first, then the patches
-            of ``grid`` (rows, columns) row by row.
-
-    Raises:
-        ValueError: there is one of this name already.
+    ``make(grid, dim, prefix)`` gives a module. Called without arguments, that gives what is added to the tokens,
+    (1, prefix + rows * columns, dim): the ``prefix`` tokens before the patches first, then the patches of ``grid``
+    (rows, columns) row by row. ValueError where the name is taken.
     """
     if name in position_names() or "+" in name:
         raise ValueError(f"position embedding {name!r} is registered already, or has a + in its name")
@@ -122,15 +108,10 @@ def register_position(name: str, make: Callable[[tuple[int, int], int, int], Any
 
 
 def register_source(name: str, load: Callable[..., Any]) -> None:
-    """Add a data source of your own to the values of ``--data``.
+    """Add a data source of your own to the values of ``--data``; ValueError where its name is taken.
 
-    Args:
-        name: what the setting calls it.
-        load: ``load(split, *, data_dir, image_size, **more)`` gives the :class:`diffvit.data.images.Images` of
-            ``"train"`` or ``"test"``, always the same in the same order; another size than ``image_size`` is resized.
-
-    Raises:
-        ValueError: there is one of this name already.
+    ``load(split, *, data_dir, image_size, **more)`` gives the :class:`diffvit.data.images.Images` of ``"train"`` or
+    ``"test"``, always the same in the same order; another size than ``image_size`` is resized.
     """
     if name in SOURCES:
         raise ValueError(f"data source {name!r} is registered already")
@@ -138,16 +119,11 @@ def register_source(name: str, load: Callable[..., Any]) -> None:
 
 
 def register_augmentation(name: str, augment: Callable[[Any, Any], Any]) -> None:
-    """Add an augmentation of your own to the values of ``--augment.policy``.
+    """Add an augmentation of your own to the values of ``--augment.policy``; ValueError where its name is taken.
 
-    Args:
-        name: what the setting calls it.
-        augment: ``augment(pixels, draws)`` gives the changed pixels, uint8 (batch, chans, height, width) as given.
-            ``draws`` are 16 uniform random numbers in [0, 1) for each sample, float32 (batch, 16), which depend on the
-            run's seed, the epoch and the sample alone: draw nothing else, and resuming repeats every bit.
-
-    Raises:
-        ValueError: there is one of this name already.
+    ``augment(pixels, draws)`` gives the changed pixels, uint8 (batch, chans, height, width) as given. ``draws`` are 16
+    uniform random numbers in [0, 1) for each sample, float32 (batch, 16), which depend on the run's seed, the epoch and
+    the sample alone: draw nothing else, and resuming repeats every bit.
     """
     if name in AUGMENTATIONS:
         raise ValueError(f"augmentation {name!r} is registered already")
@@ -168,10 +144,7 @@ def load_plugins(files: Iterable[Path | str] = ()) -> None:
     """Import plugins, each once: these files, those that ``DIFFVIT_PLUGINS`` names, and those of installed packages.
 
     A package names its module as an entry point of the group ``diffvit.plugins``. Processes started from here load the
-    same files.
-
-    Raises:
-        ConfigError: a file is missing, or a plugin raises an exception.
+    same files. ConfigError where a file is missing, or a plugin raises an exception.
     """
     named = [str(Path(file).absolute()) for file in files]
     known = [file for file in os.environ.get(PLUGINS, "").split(os.pathsep) if file]

@@ -1,20 +1,13 @@
 """``diffvit data``: what a source holds, and how it is fetched."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
-from typing import Any
 
-import pytest
 from PIL import Image
 
 from diffvit.cli.main import run
 
-Captured = pytest.CaptureFixture[str]
 
-
-def test_data_info_counts_and_draws(capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_data_info_counts_and_draws(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DIFFVIT_SHAPES__TRAIN", "40")
     monkeypatch.setenv("DIFFVIT_SHAPES__TEST", "20")
@@ -34,14 +27,12 @@ def test_data_info_counts_and_draws(capsys: Captured, monkeypatch: pytest.Monkey
     assert "sheet.jpg: a contact sheet is a PNG" in capsys.readouterr().err
 
 
-def test_fetching_says_where_the_data_lies_and_why_not(
-    capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_fetching_says_where_the_data_lies_and_why_not(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("DIFFVIT_OFFLINE", "1")
     assert run(["data", "fetch", "cifar10", "--data-dir", str(tmp_path)]) == 4
     assert capsys.readouterr().err.count("\n") == 1
 
-    def fetched(name: str, folder: Path | None, *, progress: Any) -> Path:
+    def fetched(name, folder, *, progress):
         for done in (1, 2, 50, 100):
             progress(done * 10**6, 10**8)
         assert folder == tmp_path

@@ -1,13 +1,10 @@
 """A newcomer's session on a tiny model: train twice, evaluate, predict, compare, stop and go on."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import signal
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -16,26 +13,15 @@ from PIL import Image
 from diffvit.app.images import TestImages
 from diffvit.app.models import Models, list_models
 from diffvit.cli.main import run
-from diffvit.config import parse
-from diffvit.training.progress import Progress
+from diffvit.config import merge, parse
 from diffvit.training.run_dir import RunDir
+from tests.training.small import SMALL, Recorder, pictures
 
-Captured = pytest.CaptureFixture[str]
-
-TINY = {
-    "data": "shapes",
-    "validation_size": 20,
-    "epochs": 1,
-    "batch_size": 20,
-    "threads": 1,
-    "precision": "fp32",
-    "model": {"image_size": 16, "patch_size": 8, "embed_dim": 8, "depth": 1, "num_heads": 2},
-    "shapes": {"size": 16, "train": 60, "test": 20},
-}
+TINY = merge(SMALL, {"validation_size": 20, "batch_size": 20, "shapes": {"train": 60}})
 
 
 @pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def session(tmp_path_factory):
     """A folder with tiny.yaml and the finished runs of both models."""
     folder = tmp_path_factory.mktemp("session")
     (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
@@ -47,7 +33,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def plain_report(run: RunDir) -> Path:
+def plain_report(run):
     """Stands in for the real report, which takes a second to draw."""
     path = run.path / "report.html"
     path.write_text("a report")
@@ -55,12 +41,12 @@ def plain_report(run: RunDir) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _in_the_session(session: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_the_session(session, monkeypatch):
     monkeypatch.chdir(session)
     monkeypatch.setattr("diffvit.reporting.render.run_report", plain_report)
 
 
-def succeeds(command: list[str], capsys: Captured) -> str:
+def succeeds(command, capsys):
     """Standard output of a command that must succeed without a word on standard error."""
     code = run(command)
     out, err = capsys.readouterr()
@@ -69,11 +55,11 @@ def succeeds(command: list[str], capsys: Captured) -> str:
     return out
 
 
-def last_json(out: str) -> dict[str, Any]:
+def last_json(out):
     return json.loads(out.splitlines()[-1])
 
 
-def test_training_leaves_a_run_with_curves_and_a_report_in_a_folder_named_after_it() -> None:
+def test_training_leaves_a_run_with_curves_and_a_report_in_a_folder_named_after_it():
     names = {path.name for path in Path("runs/shapes-softmax-s0").iterdir()}
     assert {"config.yaml", "metrics.jsonl", "model.safetensors", "result.json", "curves.png", "report.html"} <= names
     assert "data:image/png" in Path("runs/shapes-softmax-s0/report.html").read_text()
@@ -81,7 +67,7 @@ def test_training_leaves_a_run_with_curves_and_a_report_in_a_folder_named_after_
     assert RunDir.open("runs/twin").config.model.attention == "differential"
 
 
-def test_training_says_what_came_out_and_what_to_try_next(capsys: Captured) -> None:
+def test_training_says_what_came_out_and_what_to_try_next(capsys):
     out = succeeds(["train", "tiny.yaml", "--model.pool", "mean", "--out", "runs/spoken", "--json"], capsys)
     result = last_json(out)
     assert result["run"] == "runs/spoken"
@@ -92,20 +78,16 @@ def test_training_says_what_came_out_and_what_to_try_next(capsys: Captured) -> N
     assert "diffvit train runs/spoken/config.yaml --model.attention differential --out runs/spoken-differential" in out
 
 
-def test_a_taken_name_gets_a_number(capsys: Captured) -> None:
-    assert succeeds(["train", "tiny.yaml", "--seed", "7", "--quiet"], capsys) == ""
-    out = succeeds(["train", "tiny.yaml", "--seed", "7", "--quiet", "--json"], capsys)
+def test_a_taken_name_gets_a_number_and_many_processes_must_be_given_one(monkeypatch, capsys):
+    out = succeeds(["train", "tiny.yaml", "--quiet", "--json"], capsys)
     assert len(out.splitlines()) == 1
-    assert last_json(out)["run"] == "runs/shapes-softmax-s7-2"
-
-
-def test_many_processes_must_be_given_the_folder(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    assert last_json(out)["run"] == "runs/shapes-softmax-s0-2"
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run(["train", "tiny.yaml"]) == 2
     assert capsys.readouterr().err.startswith("error: --out: is needed when several processes train together.")
 
 
-def test_flags_beat_variables_and_variables_beat_the_file(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+def test_flags_beat_variables_and_variables_beat_the_file(monkeypatch, capsys):
     monkeypatch.setenv("DIFFVIT_MODEL__DEPTH", "2")
     monkeypatch.setenv("DIFFVIT_SEED", "5")
     flags = ["--seed", "3", "--model.no-qkv-bias", "--augment.flip", "--optimizer.name", "muon"]
@@ -116,42 +98,26 @@ def test_flags_beat_variables_and_variables_beat_the_file(monkeypatch: pytest.Mo
     )
 
 
-def test_an_existing_run_is_not_overwritten(capsys: Captured) -> None:
-    assert run(["train", "tiny.yaml", "--out", "runs/twin"]) == 3
-    err = capsys.readouterr().err
-    assert err.startswith("error: runs/twin: already holds a run.")
-    assert "diffvit train --resume runs/twin" in err
-
-
-def test_evaluate_shows_the_figures_and_every_class(capsys: Captured) -> None:
+def test_evaluate_shows_the_figures_and_every_class(capsys):
     out = succeeds(["evaluate", "runs/twin", "--json"], capsys)
     found = last_json(out)
     assert found["accuracy"] == RunDir.open("runs/twin").result["test_accuracy"]
-    assert {"top5", "calibration_error", "per_class_accuracy", "confusion", "parameters", "flops_per_image"} <= set(
-        found
-    )
+    assert {"top5", "calibration_error", "per_class_accuracy", "confusion", "flops_per_image"} <= set(found)
     for word in ("accuracy", "top-5", "calibration error", "images/s", *found["classes"]):
         assert word in out
     validation = last_json(succeeds(["evaluate", "runs/twin", "--split", "validation", "--json"], capsys))
     assert (validation["split"], validation["images"]) == ("validation", 20)
 
 
-def test_few_numbered_folders_have_no_top_5_and_are_listed_as_people_count(
-    capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_few_numbered_folders_have_no_top_5_and_are_listed_as_people_count(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for split in ("train", "test"):
-        for place, label in enumerate(("1", "2", "10", "100")):
-            (tmp_path / "set" / split / label).mkdir(parents=True)
-            for number in range(5):
-                picture = Image.new("RGB", (16, 16), (50 * place, 40 * number, 9))
-                picture.save(tmp_path / "set" / split / label / f"{number}.png")
+    pictures(tmp_path / "set", ("1", "2", "10", "100"), 5, 5)
     few = {**TINY, "data": "folder", "data_dir": "set", "validation_size": 0}
     Path("few.yaml").write_text(yaml.safe_dump({**few, "model": {**TINY["model"], "num_classes": 4}}))
     succeeds(["train", "few.yaml", "--out", "few", "--quiet"], capsys)
     assert RunDir.open("few").result["test_top5"] is None
 
-    def listed(out: str) -> list[str]:
+    def listed(out):
         return [line.split()[1] for line in out.splitlines() if line.startswith("│")]
 
     out = succeeds(["evaluate", "few", "--json"], capsys)
@@ -167,7 +133,7 @@ def test_few_numbered_folders_have_no_top_5_and_are_listed_as_people_count(
     assert page.index("| 2 |") < page.index("| 10 |") < page.index("| 100 |")
 
 
-def test_predict_names_the_likeliest_classes_of_every_image(capsys: Captured, tmp_path: Path) -> None:
+def test_predict_names_the_likeliest_classes_of_every_image(capsys, tmp_path):
     files = [tmp_path / "red [1].png", tmp_path / "blue.jpg"]
     for file, colour in zip(files, ("red", "blue"), strict=True):
         Image.new("RGB", (40, 30), colour).save(file)
@@ -183,7 +149,7 @@ def test_predict_names_the_likeliest_classes_of_every_image(capsys: Captured, tm
     assert len(found[0]["top"]) == 2
 
 
-def test_compare_shows_the_runs_side_by_side_and_writes_a_report(capsys: Captured) -> None:
+def test_compare_shows_the_runs_side_by_side_and_writes_a_report(capsys):
     out = succeeds(["compare", "runs/shapes-softmax-s0", "runs/twin", "--out", "compared", "--json"], capsys)
     found = last_json(out)
     assert [row["attention"] for row in found["rows"]] == ["softmax", "differential"]
@@ -198,17 +164,10 @@ def test_compare_shows_the_runs_side_by_side_and_writes_a_report(capsys: Capture
         assert word in out
 
 
-class Interrupting(Progress):
-    """Presses Ctrl-C after the first epoch."""
-
-    def epoch(self, row: Mapping[str, Any]) -> None:
-        if row["epoch"] == 1:
-            signal.raise_signal(signal.SIGINT)
-
-
-def test_ctrl_c_says_how_to_go_on_and_so_it_goes(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+def test_ctrl_c_says_how_to_go_on_and_so_it_goes(monkeypatch, capsys):
+    interrupt = partial(signal.raise_signal, signal.SIGINT)
     with monkeypatch.context() as patch:
-        patch.setattr("diffvit.training.progress.make_progress", lambda quiet: Interrupting())
+        patch.setattr("diffvit.training.progress.make_progress", lambda quiet: Recorder(epoch=1, action=interrupt))
         assert run(["train", "tiny.yaml", "--epochs", "2", "--out", "runs/stopped"]) == 130
     err = capsys.readouterr().err
     assert err.startswith("error: runs/stopped: stopped by Ctrl-C")
@@ -231,35 +190,30 @@ def test_ctrl_c_says_how_to_go_on_and_so_it_goes(monkeypatch: pytest.MonkeyPatch
     assert "model.attention differential vs softmax" in capsys.readouterr().err
 
 
-def test_a_run_that_someone_else_holds_is_code_6(capsys: Captured) -> None:
+def test_a_run_that_is_there_held_or_not_finite_has_its_line_and_code(capsys):
+    burst = ["--optimizer.lr", "1e30", "--schedule.warmup", "0", "--epochs", "3", "--out", "runs/burst", "--quiet"]
     with RunDir.open("runs/twin").lock():
-        assert run(["train", "--resume", "runs/twin"]) == 6
-    assert capsys.readouterr().err.startswith("error: runs/twin: another process")
+        held = run(["train", "--resume", "runs/twin"])
+    assert (held, run(["train", "tiny.yaml", "--out", "runs/twin"]), run(["train", "tiny.yaml", *burst])) == (6, 3, 5)
+    busy, there, burst_ = capsys.readouterr().err.splitlines()
+    assert busy.startswith("error: runs/twin: another process")
+    assert there.startswith("error: runs/twin: already holds a run.")
+    assert "diffvit train --resume runs/twin" in there
+    assert "finite" in burst_
 
 
-def test_non_finite_training_is_code_5(capsys: Captured) -> None:
-    flags = ["--optimizer.lr", "1e30", "--schedule.warmup", "0", "--epochs", "3", "--out", "runs/burst", "--quiet"]
-    assert run(["train", "tiny.yaml", *flags]) == 5
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1
-    assert "finite" in err
-
-
-def test_the_next_command_of_a_run_whose_twin_is_there_compares_them(capsys: Captured) -> None:
-    succeeds(["train", "tiny.yaml", "--out", "runs/pair", "--quiet"], capsys)
-    succeeds(["train", "tiny.yaml", "--model.attention", "differential", "--out", "runs/pair-differential"], capsys)
+def test_the_next_command_of_a_run_whose_twin_is_there_compares_them(session, capsys):
+    for old, new in (("runs/shapes-softmax-s0", "runs/pair"), ("runs/twin", "runs/pair-differential")):
+        shutil.copytree(old, new)
     out = succeeds(["train", "--resume", "runs/pair"], capsys)
     assert "diffvit compare runs/pair runs/pair-differential" in out
 
 
 @pytest.fixture(scope="module")
-def photos(session: Path) -> Path:
+def photos(session):
     """A folder with photos/ of two classes, and runs/photos, trained on them by a relative path."""
     place = session / "apart"
-    for number in range(24):
-        file = place / "photos" / ("train" if number < 16 else "test") / ("dark", "light")[number % 2] / f"{number}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (16, 16), (10 * number, 200 * (number % 2), 40)).save(file)
+    pictures(place / "photos", ("dark", "light"), 8, 4)
     (place / "cifar").mkdir()
     flags = ["--data", "folder", "--data-dir", "photos", "--validation-size", "0", "--model.num-classes", "2"]
     with pytest.MonkeyPatch.context() as patch:
@@ -270,9 +224,7 @@ def photos(session: Path) -> Path:
     return place
 
 
-def test_a_run_on_a_folder_keeps_it_whatever_the_variable_says(
-    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured, tmp_path: Path
-) -> None:
+def test_a_run_on_a_folder_keeps_it_whatever_the_variable_says(photos, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     trained, accuracy = photos / "runs" / "photos", RunDir(photos / "runs" / "photos").result["test_accuracy"]
     assert RunDir.open(trained).config.data_dir == photos / "photos"
@@ -288,18 +240,7 @@ def test_a_run_on_a_folder_keeps_it_whatever_the_variable_says(
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_folder_has_to_be_named_by_the_flag(photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
-    monkeypatch.setenv("DIFFVIT_DATA", str(photos / "photos"))
-    for command in (["train", "--data", "folder", "--out", "runs/none"], ["data", "info", "folder"]):
-        assert run(command) == 3
-        err = capsys.readouterr().err
-        assert err.count("\n") == 1
-        assert "--data-dir" in err
-
-
-def test_a_run_of_before_with_a_relative_folder_still_loads(
-    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured, tmp_path: Path
-) -> None:
+def test_a_run_of_before_with_a_relative_folder_still_loads(photos, monkeypatch, capsys, tmp_path):
     old = Path(shutil.copytree(photos / "runs" / "photos", tmp_path / "old"))
     written = (old / "config.yaml").read_text()
     (old / "config.yaml").write_text(written.replace(str(photos / "photos"), "photos"))

@@ -1,13 +1,9 @@
 """Writers of small CIFAR-10 look-alikes in every container, for the tests beside this file."""
 
-from __future__ import annotations
-
 import io
 import pickle
 import struct
 import tarfile
-from collections.abc import Collection
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,10 +11,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-Split = tuple[np.ndarray, np.ndarray]
 
 
-def synthetic(per_class: int, seed: int) -> Split:
+def synthetic(per_class, seed):
     """Random images (n, 3, 32, 32) and shuffled labels, one image twice under the same label."""
     generator = np.random.default_rng(seed)
     labels = generator.permutation(np.repeat(np.arange(10), per_class))
@@ -28,13 +23,13 @@ def synthetic(per_class: int, seed: int) -> Split:
     return pixels, labels
 
 
-def encode(pixels: np.ndarray, kind: str = "PNG") -> bytes:
+def encode(pixels, kind="PNG"):
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).save(buffer, kind)
     return buffer.getvalue()
 
 
-def write_parquet(folder: Path, split: str, data: Split, kind: str = "PNG", copied: Collection[int] = ()) -> Path:
+def write_parquet(folder, split, data, kind="PNG", copied=()):
     """``copied``: rows whose path says that they were taken from a JPEG copy."""
     names = [f"{row}.from-jpeg.png" if row in copied else f"{row}.png" for row in range(len(data[0]))]
     images = [{"bytes": encode(image, kind), "path": name} for image, name in zip(data[0], names, strict=True)]
@@ -50,7 +45,7 @@ def write_parquet(folder: Path, split: str, data: Split, kind: str = "PNG", copi
     return path
 
 
-def batches(split: str, data: Split) -> dict[str, Split]:
+def batches(split, data):
     """A training set is spread over five batches."""
     if split == "test":
         return {"test_batch": data}
@@ -58,7 +53,7 @@ def batches(split: str, data: Split) -> dict[str, Split]:
     return {f"data_batch_{number}": part for number, part in enumerate(parts, 1)}
 
 
-def batch_pickle(content: Split, protocol: int = 2, /, **changes: object) -> bytes:
+def batch_pickle(content, protocol=2, /, **changes):
     batch = {
         b"batch_label": b"training batch",
         b"labels": content[1].tolist(),
@@ -69,13 +64,13 @@ def batch_pickle(content: Split, protocol: int = 2, /, **changes: object) -> byt
     return pickle.dumps(batch, protocol)
 
 
-def python2_pickle(data: Split, claimed: int | None = None) -> bytes:
+def python2_pickle(data, claimed=None):
     """What the official script wrote: protocol 2 of Python 2, where every string is a byte string.
 
     ``claimed``: the number of rows in the array's shape, where that is not the true one.
     """
 
-    def text(value: bytes) -> bytes:
+    def text(value):
         return b"U" + bytes([len(value)]) + value
 
     count = len(data[0])
@@ -98,11 +93,11 @@ def python2_pickle(data: Split, claimed: int | None = None) -> bytes:
     return b"\x80\2}(" + items + text(b"filenames") + names + b"u."
 
 
-def records(data: Split) -> bytes:
+def records(data):
     return np.concatenate([data[1].astype(np.uint8)[:, None], data[0].reshape(len(data[0]), -1)], axis=1).tobytes()
 
 
-def archive(members: dict[str, bytes | tarfile.TarInfo]) -> bytes:
+def archive(members):
     """A .tar.gz of these members, in this order."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as tar:
@@ -116,18 +111,18 @@ def archive(members: dict[str, bytes | tarfile.TarInfo]) -> bytes:
     return buffer.getvalue()
 
 
-def python_members(sets: dict[str, Split]) -> dict[str, bytes | tarfile.TarInfo]:
+def python_members(sets):
     parts = {name: part for split, data in sets.items() for name, part in batches(split, data).items()}
     members = {f"cifar-10-batches-py/{name}": python2_pickle(part) for name, part in parts.items()}
     return {"cifar-10-batches-py/readme.html": b"<html>", **members}
 
 
-def binary_members(sets: dict[str, Split]) -> dict[str, bytes | tarfile.TarInfo]:
+def binary_members(sets):
     parts = {name: part for split, data in sets.items() for name, part in batches(split, data).items()}
     return {f"cifar-10-batches-bin/{name}.bin": records(part) for name, part in parts.items()}
 
 
-def write_folder(folder: Path, split: str, data: Split, kind: str = "PNG") -> None:
+def write_folder(folder, split, data, kind="PNG"):
     for row, (image, label) in enumerate(zip(*data, strict=True)):
         place = folder / split / CLASSES[label]
         place.mkdir(parents=True, exist_ok=True)

@@ -1,19 +1,11 @@
-from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from diffvit.config import AugmentConfig
-from diffvit.data.augment import Augment, Settings
+from diffvit.data.augment import Augment
 from diffvit.data.batches import channel_statistics, normalise
 from diffvit.data.image_ops import brightness, contrast, saturation
 from diffvit.data.random_draws import Stream, hash_uniform
@@ -26,7 +18,7 @@ LABELS = torch.randint(0, CLASSES, (N,), generator=_generator)
 MEAN, STD = channel_statistics(PIXELS)
 ALL = torch.arange(N)
 
-SINGLE: dict[str, dict[str, Any]] = {
+SINGLE = {
     "flip": {"flip": True},
     "crop": {"crop": 3},
     "color_jitter": {"color_jitter": 0.4},
@@ -37,29 +29,21 @@ SINGLE: dict[str, dict[str, Any]] = {
     "cutmix": {"cutmix": 1.0},
     "mixup and cutmix": {"mixup": 0.8, "cutmix": 1.0, "mix_probability": 0.6},
 }
-EVERYTHING = {
-    "flip": True,
-    "crop": 3,
-    "color_jitter": 0.3,
-    "policy": "randaugment",
-    "erasing": 0.3,
-    "mixup": 0.8,
-    "cutmix": 1.0,
-    "mix_probability": 0.7,
-}
+OWN = {"flip": True, "crop": 3, "color_jitter": 0.3, "policy": "randaugment", "erasing": 0.3}
+EVERYTHING = OWN | {"mixup": 0.8, "cutmix": 1.0, "mix_probability": 0.7}
 
 
-def make(chosen: dict[str, Any] | None = None, pixels: Tensor = PIXELS, **other: Any) -> Augment:
-    values: dict[str, Any] = {"num_classes": CLASSES, "mean": MEAN, "std": STD, "seed": 5, **other}
-    return Augment(pixels, LABELS, settings=chosen, **values)
+def make(chosen=None, pixels=PIXELS, **other):
+    values = {"num_classes": CLASSES, "mean": MEAN, "std": STD, "seed": 5, **other}
+    return Augment(pixels, LABELS, settings=AugmentConfig(**chosen or {}), **values)
 
 
-def one_hot(labels: Tensor) -> Tensor:
+def one_hot(labels):
     return torch.eye(CLASSES)[labels]
 
 
 @pytest.mark.parametrize("chosen", [{}, {"mixup": 0.8, "cutmix": 1.0, "mix_probability": 0.0}])
-def test_all_off_is_the_bare_normalised_image(chosen: dict[str, Any]):
+def test_all_off_is_the_bare_normalised_image(chosen):
     batch = make(chosen)(ALL, 3)
     assert torch.equal(batch.images, normalise(PIXELS, MEAN, STD))
     assert torch.equal(batch.targets, one_hot(LABELS))
@@ -75,7 +59,7 @@ def test_all_off_is_the_bare_normalised_image(chosen: dict[str, Any]):
     cuts=st.lists(st.integers(1, N - 1), unique=True, max_size=6),
     epoch=st.integers(0, 99),
 )
-def test_the_batch_split_and_order_change_nothing(order: Sequence[int], cuts: list[int], epoch: int):
+def test_the_batch_split_and_order_change_nothing(order, cuts, epoch):
     augment = make(EVERYTHING, label_smoothing=0.1)
     whole = augment(ALL, epoch)
     shuffled = torch.tensor(order)
@@ -86,7 +70,7 @@ def test_the_batch_split_and_order_change_nothing(order: Sequence[int], cuts: li
 
 
 @pytest.mark.parametrize("name", list(SINGLE))
-def test_a_sample_looks_the_same_again_and_different_in_another_epoch_or_seed(name: str):
+def test_a_sample_looks_the_same_again_and_different_in_another_epoch_or_seed(name):
     augment = make(SINGLE[name])
     pixels, labels, indices = PIXELS.clone(), LABELS.clone(), ALL.clone()
     first = augment(ALL, 1)
@@ -101,17 +85,7 @@ def test_a_sample_looks_the_same_again_and_different_in_another_epoch_or_seed(na
     assert torch.equal(first.labels, LABELS)
 
 
-@pytest.mark.parametrize("name", list(SINGLE))
-def test_draws_differ_between_samples(name: str):
-    # The same picture and label under every index: what differs comes from the draws.
-    alike = PIXELS[:1].expand(N, -1, -1, -1).contiguous()
-    if name.startswith(("mixup", "cutmix")):
-        alike[N // 2 :] = PIXELS[1]
-    images = make(SINGLE[name], alike)(ALL[: N // 2], 0).images
-    assert len(images.flatten(1).unique(dim=0)) > (1 if name == "flip" else 8)
-
-
-def coordinates(size: int) -> Tensor:
+def coordinates(size):
     """One image whose channels hold each pixel's row, column and 0."""
     rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     return torch.stack([rows, columns, torch.zeros_like(rows)]).to(torch.uint8)
@@ -127,7 +101,7 @@ def test_crops_and_flips_are_drawn_evenly_and_apart():
         mean=MEAN,
         std=STD,
         seed=0,
-        settings={"flip": True, "crop": pad},
+        settings=AugmentConfig(flip=True, crop=pad),
     )
     result = augment.pictures(torch.arange(n), 0).long()
     middle = size // 2
@@ -155,7 +129,7 @@ def test_colour_jitter_is_brightness_then_contrast_then_saturation():
 
 
 @pytest.mark.parametrize("chosen", [EVERYTHING, SINGLE["mixup"], SINGLE["cutmix"], SINGLE["mixup and cutmix"]])
-def test_a_mixed_image_is_two_augmented_pictures_and_its_target_says_how_much_of_each(chosen: dict[str, Any]):
+def test_a_mixed_image_is_two_augmented_pictures_and_its_target_says_how_much_of_each(chosen):
     """Found by search: some partner's own picture of this epoch, with the share that the target names."""
     augment = make(chosen)
     batch = augment(ALL, 3)
@@ -195,7 +169,7 @@ def test_label_smoothing_spreads_its_share_over_all_classes():
     torch.testing.assert_close(mixed(ALL, 0).targets.sum(1), torch.ones(N), rtol=0, atol=1e-6)
 
 
-def test_a_memory_mapped_set_gives_the_same_batches(tmp_path: Path):
+def test_a_memory_mapped_set_gives_the_same_batches(tmp_path):
     mapped = np.memmap(tmp_path / "pixels", dtype=np.uint8, mode="w+", shape=tuple(PIXELS.shape))
     mapped[:] = PIXELS.numpy()
     indices = torch.tensor([3, 59, 0, 17])
@@ -205,19 +179,16 @@ def test_a_memory_mapped_set_gives_the_same_batches(tmp_path: Path):
 
 
 def test_what_cannot_be_is_refused_in_one_line():
-    assert asdict(Settings()) == AugmentConfig().model_dump()  # what is refused there is not looked at again here
     with pytest.raises(ConfigError, match=r"augment.crop: cannot reflect 10 pixels .* 10 pixels wide \(at most 9\)"):
         make({"crop": 10})
     assert make({"crop": 9})(ALL, 0).images.shape == PIXELS.shape
     with pytest.raises(ConfigError, match=r"model.num_classes: the labels reach from 0 to 6, the classes from 0 to 2"):
         make(num_classes=3)
-    with pytest.raises(TypeError, match="mixpu"):
-        make({"mixpu": 1.0})
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("chosen", [{}, *SINGLE.values(), EVERYTHING])
-def test_a_gpu_makes_the_same_pictures(chosen: dict[str, Any]):
+def test_a_gpu_makes_the_same_pictures(chosen):
     here, there = make(chosen, label_smoothing=0.1), make(chosen, label_smoothing=0.1, device="cuda")
     assert torch.equal(here.pictures(ALL, 2), there.pictures(ALL, 2).cpu())
     ours, theirs = here(ALL, 2), there(ALL, 2)

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections import Counter
 
 import pytest
@@ -10,13 +8,13 @@ from hypothesis import strategies as st
 from diffvit.data.batches import channel_statistics, epoch_order, evaluation_batches, normalise
 
 
-def noise(n: int, size: tuple[int, int] = (4, 6)) -> torch.Tensor:
+def noise(n, size=(4, 6)):
     return torch.randint(0, 256, (n, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 2**63), epoch=st.integers(0, 10**6), n=st.integers(0, 500))
-def test_epoch_order_is_a_permutation_and_stateless(seed: int, epoch: int, n: int):
+def test_epoch_order_is_a_permutation_and_stateless(seed, epoch, n):
     order = epoch_order(seed, epoch, n)
     assert order.dtype == torch.int64
     assert torch.equal(order.sort().values, torch.arange(n))

@@ -1,9 +1,5 @@
 """CIFAR-10 in Parquet files and image folders that are damaged, hostile, incomplete or something else."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,18 +13,18 @@ SETS = {"train": synthetic(5, 1), "test": synthetic(2, 2)}
 
 
 @pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+def _small(monkeypatch):
     monkeypatch.setattr(cifar10, "PER_CLASS", {"train": 5, "test": 2})
 
 
-def load(folder: Path) -> None:
+def load(folder):
     cifar10.load(cifar10.find(folder), "test")
 
 
 @pytest.mark.parametrize(
     "content", [b"x", b"", None, b"PAR1", b"PK\3\4" + b"\0" * 100, b"PAR1" + b"\xff" * 64 + b"PAR1"]
 )
-def test_what_is_not_parquet_is_one_clear_line(content: bytes | None, tmp_path: Path) -> None:
+def test_what_is_not_parquet_is_one_clear_line(content, tmp_path):
     path = tmp_path / "test-00000-of-00001.parquet"
     cut_short = write_parquet(tmp_path, "test", SETS["test"]).read_bytes()[:-100]
     path.write_bytes(cut_short if content is None else content)
@@ -38,7 +34,7 @@ def test_what_is_not_parquet_is_one_clear_line(content: bytes | None, tmp_path: 
     assert str(path) in str(caught.value)
 
 
-def test_damaged_parquet_pages_give_a_refusal_or_the_right_images(tmp_path: Path) -> None:
+def test_damaged_parquet_pages_give_a_refusal_or_the_right_images(tmp_path):
     path = write_parquet(tmp_path, "test", SETS["test"])
     whole = path.read_bytes()
     generator = np.random.default_rng(0)
@@ -55,7 +51,7 @@ def test_damaged_parquet_pages_give_a_refusal_or_the_right_images(tmp_path: Path
     assert refused > 0
 
 
-def write_table(path: Path, **columns: object) -> None:
+def write_table(path, **columns):
     pq.write_table(pa.table(columns), path)
 
 
@@ -69,7 +65,7 @@ def write_table(path: Path, **columns: object) -> None:
         {"img": [{"bytes": "text", "path": "y"}], "label": [1]},
     ],
 )
-def test_another_schema_is_refused(columns: dict[str, object], tmp_path: Path) -> None:
+def test_another_schema_is_refused(columns, tmp_path):
     write_table(tmp_path / "test.parquet", **columns)
     with pytest.raises(InputError, match="another schema"):
         load(tmp_path)
@@ -84,7 +80,7 @@ def test_another_schema_is_refused(columns: dict[str, object], tmp_path: Path) -
         (b"\x89PNG\r\n\x1a\n", "decoded"),
     ],
 )
-def test_a_bad_row_is_named(image: bytes | None, why: str, tmp_path: Path) -> None:
+def test_a_bad_row_is_named(image, why, tmp_path):
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     write_table(tmp_path / "test.parquet", img=pa.array([{"bytes": image, "path": "y"}], kind), label=[1])
     with pytest.raises(InputError, match=why) as caught:
@@ -92,7 +88,7 @@ def test_a_bad_row_is_named(image: bytes | None, why: str, tmp_path: Path) -> No
     assert "row 0" in str(caught.value)
 
 
-def test_wrong_sizes_labels_and_counts(tmp_path: Path) -> None:
+def test_wrong_sizes_labels_and_counts(tmp_path):
     pixels, labels = SETS["test"]
     write_parquet(tmp_path / "large", "test", (np.zeros((20, 3, 33, 32), np.uint8), labels))
     with pytest.raises(InputError, match="32 x 33 pixels vs 32 x 32"):
@@ -112,7 +108,7 @@ def test_wrong_sizes_labels_and_counts(tmp_path: Path) -> None:
         load(tmp_path / "none")
 
 
-def test_image_folder_with_other_classes_or_files(tmp_path: Path) -> None:
+def test_image_folder_with_other_classes_or_files(tmp_path):
     write_folder(tmp_path, "test", SETS["test"])
     (tmp_path / "test" / "cat" / "x.png").write_text("not an image")
     with pytest.raises(InputError, match=r"x\.png: is not an image"):

@@ -1,32 +1,26 @@
 """Operations on images: equal to Pillow, to padding and cutting, or to the formula; each image on its own."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
-from torch import Tensor
 from torch.nn import functional as F
 
 from diffvit.data import image_ops
 from diffvit.data.image_ops import affine, box_mask, crop_and_flip, fixed_point
 
 
-def to_pil(pixels: Tensor) -> Image.Image:
+def to_pil(pixels):
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
-def from_pil(picture: Image.Image) -> Tensor:
+def from_pil(picture):
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
-def pictures(seed: int, size: tuple[int, int] = (13, 17)) -> Tensor:
+def pictures(seed, size=(13, 17)):
     """Noise, a ramp, two values, one value, a narrow band, a skewed histogram, and channels that differ."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randint(0, 256, (3, *size), generator=generator)
@@ -51,23 +45,15 @@ quick = settings(deadline=None, max_examples=15)
 
 @pytest.mark.parametrize("name", list(ENHANCERS))
 @quick
-@given(seed=seeds, data=st.data())
-def test_enhancers_equal_pillow(name: str, seed: int, data: st.DataObject):
+@given(seed=seeds, size=st.sampled_from([(13, 17), (1, 1), (2, 5), (3, 3)]), data=st.data())
+def test_enhancers_equal_pillow(name, seed, size, data):
     ours, theirs = ENHANCERS[name]
-    pixels = pictures(seed)
+    pixels = pictures(seed, size)
     factors = data.draw(st.lists(st.floats(0, 2, width=32), min_size=len(pixels), max_size=len(pixels)))
     expected = [from_pil(theirs(to_pil(p)).enhance(f)) for p, f in zip(pixels, factors, strict=True)]
     result = ours(pixels, torch.tensor(factors))
     assert result.dtype == torch.uint8
     assert torch.equal(result, torch.stack(expected))
-
-
-@quick
-@given(seed=seeds)
-def test_grey_equals_pillow(seed: int):
-    pixels = pictures(seed)
-    expected = [torch.from_numpy(np.array(to_pil(p).convert("L")))[None] for p in pixels]
-    assert torch.equal(image_ops.grey(pixels), torch.stack(expected))
 
 
 def test_grey_of_every_corner_of_the_cube():
@@ -78,10 +64,10 @@ def test_grey_of_every_corner_of_the_cube():
 
 @quick
 @given(seed=seeds, size=st.tuples(st.integers(1, 40), st.integers(1, 40)), threshold=st.integers(0, 256))
-def test_equalize_posterize_and_solarize_equal_pillow(seed: int, size: tuple[int, int], threshold: int):
+def test_equalize_posterize_and_solarize_equal_pillow(seed, size, threshold):
     pixels, bits = pictures(seed, size), 1 + seed % 8
 
-    def expected(change: Callable[..., Image.Image], *values: int) -> Tensor:
+    def expected(change, *values):
         return torch.stack([from_pil(change(to_pil(p), *values)) for p in pixels])
 
     assert torch.equal(image_ops.equalize(pixels), expected(ImageOps.equalize))
@@ -93,7 +79,7 @@ def test_equalize_posterize_and_solarize_equal_pillow(seed: int, size: tuple[int
 
 @quick
 @given(seed=seeds)
-def test_autocontrast_is_pillows_to_the_last_bit_of_its_floats(seed: int):
+def test_autocontrast_is_pillows_to_the_last_bit_of_its_floats(seed):
     pixels = pictures(seed)
     result = image_ops.autocontrast(pixels)
     expected = torch.stack([from_pil(ImageOps.autocontrast(to_pil(p))) for p in pixels])
@@ -106,51 +92,18 @@ def test_autocontrast_is_pillows_to_the_last_bit_of_its_floats(seed: int):
         assert torch.equal(channel.long(), exact.long())
 
 
-@pytest.mark.parametrize("size", [(1, 1), (2, 5), (3, 3)])
-def test_tiny_images(size: tuple[int, int]):
-    pixels = pictures(0, size)
-    factors = torch.full((len(pixels),), 0.3)
-    for name, (ours, theirs) in ENHANCERS.items():
-        expected = torch.stack([from_pil(theirs(to_pil(p)).enhance(factors[0].item())) for p in pixels])
-        assert torch.equal(ours(pixels, factors), expected), name
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        partial(image_ops.brightness, factor=torch.linspace(0.1, 1.9, 7)),
-        partial(image_ops.contrast, factor=torch.linspace(0.1, 1.9, 7)),
-        partial(image_ops.saturation, factor=torch.linspace(0.1, 1.9, 7)),
-        partial(image_ops.sharpness, factor=torch.linspace(0.1, 1.9, 7)),
-        partial(image_ops.posterize, bits=torch.arange(1, 8, dtype=torch.uint8)),
-        partial(image_ops.solarize, threshold=torch.arange(0, 257, 40)),
-        image_ops.autocontrast,
-        image_ops.equalize,
-    ],
-)
-def test_each_image_has_its_own_strength_and_statistics(change: Callable[..., Tensor]):
-    pixels = pictures(4)
-    before = pixels.clone()
-    whole = change(pixels)
-    assert torch.equal(pixels, before)
-    for i in range(len(pixels)):
-        own = {name: value[i : i + 1] for name, value in getattr(change, "keywords", {}).items()}
-        function = getattr(change, "func", change)
-        assert torch.equal(function(pixels[i : i + 1], **own)[0], whole[i])
-
-
 FILL = torch.tensor([10, 20, 30], dtype=torch.uint8)
 sizes = st.tuples(st.integers(2, 12), st.integers(2, 12))
 
 
-def noise(batch: int, size: tuple[int, int], seed: int = 0) -> Tensor:
+def noise(batch, size, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8, generator=generator)
 
 
 @settings(deadline=None, max_examples=40)
 @given(size=sizes, data=st.data())
-def test_crop_and_flip_equal_padding_cutting_and_mirroring(size: tuple[int, int], data: st.DataObject):
+def test_crop_and_flip_equal_padding_cutting_and_mirroring(size, data):
     pad = data.draw(st.integers(0, min(size) - 1))
     batch = 5
     shift = data.draw(st.lists(st.tuples(*[st.integers(-pad, pad)] * 2), min_size=batch, max_size=batch))
@@ -171,7 +124,7 @@ def test_crop_and_flip_equal_padding_cutting_and_mirroring(size: tuple[int, int]
     # Where both slants are zero Pillow takes another path, with float positions.
     matrix=st.tuples(*[st.floats(-2, 2), st.floats(0.01, 2), st.floats(-30, 30)] * 2),
 )
-def test_affine_equals_pillow(size: tuple[int, int], matrix: tuple[float, ...]):
+def test_affine_equals_pillow(size, matrix):
     pixels = noise(1, size)
     picture = Image.fromarray(pixels[0].permute(1, 2, 0).numpy())
     moved = picture.transform(
@@ -180,15 +133,6 @@ def test_affine_equals_pillow(size: tuple[int, int], matrix: tuple[float, ...]):
     expected = torch.from_numpy(np.array(moved)).permute(2, 0, 1)
     result = affine(pixels, torch.tensor([fixed_point(matrix)]), FILL)[0]
     assert torch.equal(result, expected)
-
-
-def test_each_image_has_its_own_map():
-    pixels = noise(4, (9, 7))
-    maps = torch.tensor([fixed_point((1.0, slant, slant, -slant, 1.0, 2 * slant)) for slant in (-1.0, 0.0, 0.5, 3.0)])
-    whole = affine(pixels, maps, FILL)
-    assert torch.equal(whole[1], pixels[1])
-    for i in range(4):
-        assert torch.equal(affine(pixels[i : i + 1], maps[i : i + 1], FILL)[0], whole[i])
 
 
 def test_box_mask_cuts_what_lies_outside():

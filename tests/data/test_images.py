@@ -1,7 +1,5 @@
 """The decoder: right pixels from every kind of picture, one clear refusal for everything else."""
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib
@@ -13,23 +11,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from diffvit.data.images import MAX_PIXELS, Images, decode, fingerprint, resize
 from diffvit.errors import InputError
 
 
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+def encoded(image, kind, **options):
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-def picture(height: int = 6, width: int = 9) -> np.ndarray:
+def picture(height=6, width=9):
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("BMP", {}), ("WEBP", {"lossless": True})])
-def test_lossless_formats_give_back_the_pixels(kind: str, options: dict[str, object]) -> None:
+def test_lossless_formats_give_back_the_pixels(kind, options):
     pixels = picture()
     found = decode(encoded(Image.fromarray(pixels), kind, **options), name="x")
     assert found.shape == (3, 6, 9)
@@ -41,7 +40,7 @@ RED = np.array([[[200, 0, 0, alpha] for alpha in (0, 255, 51)]], np.uint8)
 PALETTE = Image.new("P", (2, 1))
 PALETTE.putpalette([10, 20, 30, 40, 50, 60])
 PALETTE.putpixel((1, 0), 1)
-MODES: dict[str, tuple[Image.Image, dict[str, object], object]] = {
+MODES = {
     "grey": (Image.fromarray(GREY), {}, [GREY] * 3),
     "one bit": (Image.fromarray(GREY > 127), {}, [np.where(GREY > 127, 255, 0)] * 3),
     "16-bit grey, by its range": (
@@ -54,20 +53,20 @@ MODES: dict[str, tuple[Image.Image, dict[str, object], object]] = {
 
 
 @pytest.mark.parametrize("name", MODES)
-def test_every_mode_becomes_rgb(name: str) -> None:
+def test_every_mode_becomes_rgb(name):
     image, options, expected = MODES[name]
     assert np.array_equal(decode(encoded(image, "PNG", **options), name="x"), expected)
 
 
 @pytest.mark.parametrize(("ink", "colour"), [((0, 0, 0, 0), (255, 255, 255)), ((0, 255, 255, 0), (255, 0, 0))])
-def test_cmyk_jpeg(ink: tuple[int, ...], colour: tuple[int, ...]) -> None:
+def test_cmyk_jpeg(ink, colour):
     found = decode(encoded(Image.new("CMYK", (8, 8), ink), "JPEG", quality=95), name="x")
     assert np.abs(found[:, 4, 4].astype(int) - colour).max() <= 3
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
+def test_exif_orientation_is_applied(orientation, kind):
     upright = np.zeros((16, 24, 3), dtype=np.uint8)
     upright[:8, :8] = 255  # white top left, on its own
     undo = {
@@ -89,21 +88,29 @@ def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
     assert np.abs(found.transpose(1, 2, 0).astype(int) - upright).max() <= 12
 
 
-def test_broken_exif_leaves_the_image_as_it_lies() -> None:
+def test_orientation_is_also_read_from_xmp():
+    xmp, text = '<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>', PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", xmp)
+    stored = Image.fromarray(picture())
+    for data in (encoded(stored, "PNG", pnginfo=text), encoded(stored, "WEBP", lossless=True, xmp=xmp.encode())):
+        assert np.array_equal(decode(data, name="x"), np.rot90(picture(), -1).transpose(2, 0, 1))
+
+
+def test_broken_exif_leaves_the_image_as_it_lies():
     pixels = picture()
     found = decode(encoded(Image.fromarray(pixels), "PNG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff nonsense"), name="x")
     assert np.array_equal(found.transpose(1, 2, 0), pixels)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
-def test_first_frame_of_an_animation(kind: str) -> None:
+def test_first_frame_of_an_animation(kind):
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue", "lime")]
     options = {"lossless": True} if kind == "WEBP" else {}
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], duration=10, **options)
     assert np.array_equal(decode(data, name="x")[:, 0, 0], [255, 0, 0])
 
 
-def test_resize_takes_the_centred_square() -> None:
+def test_resize_takes_the_centred_square():
     pixels = np.zeros((3, 10, 30), dtype=np.uint8)
     pixels[:, :, 10:20] = 90
     assert np.array_equal(resize(pixels, 10), np.full((3, 10, 10), 90))
@@ -115,13 +122,13 @@ def test_resize_takes_the_centred_square() -> None:
         assert np.array_equal(resize(found, 32), np.broadcast_to(np.array([0, 128, 128])[:, None, None], (3, 32, 32)))
 
 
-def small() -> Images:
+def small():
     pixels = torch.arange(4 * 3 * 2 * 2, dtype=torch.uint8).view(4, 3, 2, 2)
     labels = torch.tensor([0, 1, 1, 0])
     return Images(pixels, labels, ["a", "b"], "small", fingerprint(pixels, labels, ["a", "b"]), pixels[:, 0] > 20)
 
 
-def test_select_keeps_images_labels_and_masks_together() -> None:
+def test_select_keeps_images_labels_and_masks_together():
     images = small()
     some = images.select(torch.tensor([3, 1]))
     assert len(some) == 2
@@ -133,7 +140,7 @@ def test_select_keeps_images_labels_and_masks_together() -> None:
     assert len(images.select([])) == 0
 
 
-def test_the_fingerprint_sees_pixels_labels_order_and_classes() -> None:
+def test_the_fingerprint_sees_pixels_labels_order_and_classes():
     images = small()
     prints = {
         images.fingerprint,
@@ -146,24 +153,24 @@ def test_the_fingerprint_sees_pixels_labels_order_and_classes() -> None:
     assert len(prints) == 6
 
 
-def chunk(kind: bytes, body: bytes) -> bytes:
+def chunk(kind, body):
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def png_header(width: int, height: int) -> bytes:
+def png_header(width, height):
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
 
 
 @pytest.mark.parametrize("side", [100_000, 20_000, 5_001])
-def test_a_large_claim_is_refused_before_decoding(side: int) -> None:
+def test_a_large_claim_is_refused_before_decoding(side):
     with pytest.raises(InputError, match="too many pixels"):
         decode(png_header(side, side), name="bomb.png")
     assert side * side > MAX_PIXELS
 
 
-def test_a_large_claim_in_other_formats() -> None:
+def test_a_large_claim_in_other_formats():
     webp = encoded(Image.new("RGB", (8, 8)), "WEBP", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0")
     place = webp.index(b"VP8X") + 12
     wide = webp[:place] + b"\xff\x3f\0\xff\x3f\0" + webp[place + 6 :]
@@ -179,7 +186,7 @@ def test_a_large_claim_in_other_formats() -> None:
     [b"", *(b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a", b"BM", b"RIFF"), b"%PDF-1.4", b"II*\0", png_header(0, 5)],
     ids=lambda data: repr(data[:8]),
 )
-def test_not_an_image_is_one_clear_line(data: bytes) -> None:
+def test_not_an_image_is_one_clear_line(data):
     with pytest.raises(InputError) as caught:
         decode(data, name="cat.png")
     assert str(caught.value).startswith("cat.png: ")
@@ -187,7 +194,7 @@ def test_not_an_image_is_one_clear_line(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "WEBP"])
-def test_a_truncated_image_is_refused(kind: str) -> None:
+def test_a_truncated_image_is_refused(kind):
     data = encoded(Image.fromarray(picture(40, 40)), kind)
     with pytest.raises(InputError):
         decode(data[: len(data) // 2], name="x")
@@ -195,7 +202,7 @@ def test_a_truncated_image_is_refused(kind: str) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "WEBP"]), st.data())
-def test_flipped_bytes_give_pixels_or_a_refusal(kind: str, data: st.DataObject) -> None:
+def test_flipped_bytes_give_pixels_or_a_refusal(kind, data):
     damaged = bytearray(encoded(Image.fromarray(picture(12, 12)), kind))
     for _ in range(data.draw(st.integers(1, 6))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
@@ -207,7 +214,7 @@ def test_flipped_bytes_give_pixels_or_a_refusal(kind: str, data: st.DataObject) 
     assert found.shape[0] == 3
 
 
-def test_files(tmp_path: Path) -> None:
+def test_files(tmp_path):
     with (tmp_path / "large.png").open("wb") as file:
         file.truncate(129 * 2**20)  # sparse
     with pytest.raises(InputError, match="too large"):

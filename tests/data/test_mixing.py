@@ -1,17 +1,14 @@
-from __future__ import annotations
-
 import math
 
 import pytest
 import torch
-from torch import Tensor
 
-from diffvit.data.augment import Erasing, Mix, Mixing
+from diffvit.data.augment import Erasing, Mixing
 
 N = 4000
 
 
-def rectangle(mask: Tensor) -> tuple[int, int]:
+def rectangle(mask):
     """Rows and columns of the rectangle that a (height, width) mask is; fails when it is not one."""
     rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
     if not len(rows):
@@ -21,11 +18,11 @@ def rectangle(mask: Tensor) -> tuple[int, int]:
     return box.shape[0], box.shape[1]
 
 
-def erase(pixels: Tensor, probability: float, epoch: int = 0) -> Tensor:
+def erase(pixels, probability, epoch=0):
     return Erasing(probability)(pixels, 0, epoch, torch.arange(len(pixels)))
 
 
-def draw(mixing: Mixing, epoch: int = 0, size: tuple[int, int] = (32, 32)) -> Mix:
+def draw(mixing, epoch=0, size=(32, 32)):
     return mixing.draw(0, epoch, torch.arange(N), 10, size)
 
 
@@ -33,7 +30,7 @@ def draw(mixing: Mixing, epoch: int = 0, size: tuple[int, int] = (32, 32)) -> Mi
 BLANK = torch.full((N, 3, 32, 32), 77, dtype=torch.uint8)
 
 
-def erased_boxes() -> tuple[Tensor, Tensor]:
+def erased_boxes():
     mask = (erase(BLANK, 1.0) != 77).any(1)
     shapes = []
     for one in mask:

@@ -1,10 +1,7 @@
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
-from torch import Tensor
 
 from diffvit.data.augment import OPERATIONS, Policy, Space, randaugment_space, trivialaugment_space
 
@@ -12,18 +9,18 @@ SIZE = (16, 20)
 FILL = torch.tensor([120, 60, 200], dtype=torch.uint8)
 
 
-def smooth_noise(batch: int) -> Tensor:
+def smooth_noise(batch):
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(batch, 3, 4, 5, generator=generator) * 255
     return torch.nn.functional.interpolate(coarse, SIZE, mode="bilinear").to(torch.uint8)
 
 
-def pillow(pixels: Tensor, name: str, space: Space, strength: float) -> Tensor:
+def pillow(pixels, name, space, strength):
     """One operation as the papers define it, with Pillow; ``strength`` is signed."""
     picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     fill = tuple(FILL.tolist())
 
-    def transform(*matrix: float) -> Image.Image:
+    def transform(*matrix):
         return picture.transform(picture.size, Image.Transform.AFFINE, matrix, fillcolor=fill)
 
     shear, move = space.shear * strength, round(space.translate * strength)
@@ -49,7 +46,7 @@ def pillow(pixels: Tensor, name: str, space: Space, strength: float) -> Tensor:
 
 @pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.parametrize("space", [randaugment_space(9.0, SIZE[1]), trivialaugment_space()], ids=["rand", "trivial"])
-def test_every_operation_at_every_strength_equals_pillow(name: str, space: Space):
+def test_every_operation_at_every_strength_equals_pillow(name, space):
     policy = Policy(space, 1, SIZE, FILL)
     signed = [sign * level for sign in (-1, 1) for level in space.levels]
     pixels = smooth_noise(len(signed))
@@ -69,6 +66,14 @@ def test_spaces_are_the_papers():
     assert trivial == Space(trivial.levels, shear=0.99, translate=32.0, rotate=135.0, enhance=0.99, posterize=6)
 
 
+def test_magnitude_zero_leaves_only_the_operations_without_strength():
+    pixels = smooth_noise(14)
+    policy = Policy(randaugment_space(0.0, SIZE[1]), 1, SIZE, FILL)
+    result = policy.apply(pixels, torch.arange(14), torch.zeros(14, dtype=torch.int64))
+    changed = {name for name, old, new in zip(OPERATIONS, pixels, result, strict=True) if not torch.equal(old, new)}
+    assert changed == {"auto-contrast", "equalize"}
+
+
 def test_a_mixed_batch_equals_one_image_at_a_time():
     policy = Policy(trivialaugment_space(), 1, SIZE, FILL)
     pixels = smooth_noise(60)
@@ -82,7 +87,7 @@ def test_a_mixed_batch_equals_one_image_at_a_time():
 
 
 @pytest.mark.parametrize("space", [trivialaugment_space(), randaugment_space(9.0, SIZE[1])])
-def test_doing_every_operation_to_every_image_gives_the_drawn_one(space: Space):
+def test_doing_every_operation_to_every_image_gives_the_drawn_one(space):
     pixels, indices = smooth_noise(200), torch.arange(200)
     some, every = (Policy(space, 2, SIZE, FILL, every=choice)(pixels, 5, 1, indices) for choice in (False, True))
     assert torch.equal(some, every)
@@ -90,10 +95,10 @@ def test_doing_every_operation_to_every_image_gives_the_drawn_one(space: Space):
 
 def test_draws_reach_all_operations_both_signs_and_all_strengths_alike():
     """Recover what was drawn by watching the calls, 14 operations x 62 strengths, 200,000 images of one pixel."""
-    seen: list[tuple[Tensor, Tensor]] = []
+    seen = []
 
     class Watched(Policy):
-        def apply(self, pixels: Tensor, operation: Tensor, strength: Tensor) -> Tensor:
+        def apply(self, pixels, operation, strength):
             seen.append((operation, strength))
             return pixels
 

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -14,7 +12,7 @@ GOLDEN = 0x9E3779B97F4A7C15
 N = 100_000
 
 
-def splitmix(word: int) -> int:
+def splitmix(word):
     """The published finaliser on unbounded integers."""
     word %= WORD
     word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9 % WORD
@@ -22,7 +20,7 @@ def splitmix(word: int) -> int:
     return word ^ (word >> 31)
 
 
-def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
+def correlation(a, b):
     return float(torch.corrcoef(torch.stack([a.flatten().double(), b.flatten().double()]))[0, 1])
 
 
@@ -38,7 +36,7 @@ def test_the_mixing_function_is_splitmix64():
     stream=st.integers(0, 20),
     count=st.integers(1, 5),
 )
-def test_words_equal_the_scheme_on_unbounded_integers(seed: int, epoch: int, index: int, stream: int, count: int):
+def test_words_equal_the_scheme_on_unbounded_integers(seed, epoch, index, stream, count):
     key = splitmix(splitmix(splitmix(seed + GOLDEN) + epoch * GOLDEN) + stream * GOLDEN)
     row = splitmix((index + 1) * GOLDEN + key)
     expected = [splitmix(row + position * GOLDEN) for position in range(1, count + 1)]
@@ -48,10 +46,8 @@ def test_words_equal_the_scheme_on_unbounded_integers(seed: int, epoch: int, ind
 
 def test_words_never_change_between_versions():
     words = hash_words(0, 0, torch.tensor([0, 49_999]), Stream.CROP, 2)
-    assert words.tolist() == [
-        [-2546417195612462268, -7392344646219915411],
-        [-8257762194278569308, -7361819629643016486],
-    ]
+    assert words[0].tolist() == [-2546417195612462268, -7392344646219915411]
+    assert words[1].tolist() == [-8257762194278569308, -7361819629643016486]
 
 
 def test_a_row_depends_on_its_index_alone():
@@ -76,6 +72,15 @@ def test_uniform_numbers_fill_the_unit_interval_evenly():
     pairs = (draws[:, 0] * 16).long() * 16 + (draws[:, 1] * 16).long()
     counts = torch.bincount(pairs, minlength=256).double()
     assert abs(float(((counts - N / 256) ** 2 / (N / 256)).sum()) - 255) < 5 * math.sqrt(2 * 255)
+
+
+def test_every_bit_is_fair_and_each_of_the_index_changes_half_of_them():
+    here = hash_words(1, 2, torch.arange(N), 3, 1)
+    for flipped in (None, *range(0, 40, 3)):
+        words = here if flipped is None else here ^ hash_words(1, 2, torch.arange(N) ^ (1 << flipped), 3, 1)
+        share = ((words >> torch.arange(64)) & 1).double().mean(0)
+        # A flip of a low bit pairs the indices, so that each changed word counts twice.
+        assert float((share - 0.5).abs().max()) < 5 * 0.5 / math.sqrt(N / 2), flipped
 
 
 def test_neighbours_in_every_coordinate_are_independent():
@@ -103,7 +108,7 @@ def test_uniform_stays_below_one_at_the_largest_word():
 
 
 @pytest.mark.parametrize("bound", [1, 2, 9, 14, 50_000])
-def test_below_reaches_every_integer_alike(bound: int):
+def test_below_reaches_every_integer_alike(bound):
     draws = below(hash_words(0, 0, torch.arange(4 * N), 1, 1)[:, 0], bound)
     counts = torch.bincount(draws, minlength=bound).double()
     assert len(counts) == bound
@@ -125,7 +130,7 @@ BETA_CDF = {
 
 
 @pytest.mark.parametrize("a", list(BETA_CDF))
-def test_beta_draws_follow_the_closed_form(a: float):
+def test_beta_draws_follow_the_closed_form(a):
     table = beta_quantiles(a)
     chances = torch.linspace(0, 1, 10_001)[:-1]
     draws = from_quantiles(table, chances)
@@ -133,7 +138,7 @@ def test_beta_draws_follow_the_closed_form(a: float):
 
 
 @pytest.mark.parametrize("a", [0.01, 0.1, 0.2, 0.8, 1.0, 4.0, 100.0, 1e6])
-def test_beta_draws_have_the_right_moments(a: float):
+def test_beta_draws_have_the_right_moments(a):
     draws = from_quantiles(beta_quantiles(a), hash_uniform(0, 0, torch.arange(2 * N), 1, 1)[:, 0]).double()
     variance = 1 / (4 * (2 * a + 1))
     assert 0 <= float(draws.min()) <= float(draws.max()) <= 1

@@ -1,7 +1,5 @@
 """Shapes: one image per (seed, split, index), with a true mask, and nothing but the outline tells the class."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +8,7 @@ from diffvit.data.shapes import CLASSES, SHAPES, generate
 from diffvit.errors import ConfigError
 
 
-def test_what_comes_back() -> None:
+def test_what_comes_back():
     images = generate("train", 25)
     assert images.pixels.shape == (25, 3, 32, 32)
     assert images.pixels.dtype == torch.uint8
@@ -21,7 +19,7 @@ def test_what_comes_back() -> None:
     assert images.name == "shapes (clutter 0.3, noise 0.1)"
 
 
-def test_an_image_depends_on_seed_split_and_index_alone() -> None:
+def test_an_image_depends_on_seed_split_and_index_alone():
     few, many = generate("train", 7), generate("train", 300)  # 300 crosses the generator's chunks
     assert torch.equal(few.pixels, many.pixels[:7])
     assert torch.equal(few.masks, many.masks[:7])
@@ -32,7 +30,7 @@ def test_an_image_depends_on_seed_split_and_index_alone() -> None:
     assert len({images.fingerprint for images in (few, many, *others)}) == 5
 
 
-def test_the_dials_change_the_image_and_not_the_shape() -> None:
+def test_the_dials_change_the_image_and_not_the_shape():
     plain = generate("train", 20, clutter=0.0, noise=0.0)
     for clutter, noise in ((0.5, 0.0), (0.0, 0.2), (1.0, 1.0)):
         other = generate("train", 20, clutter=clutter, noise=noise)
@@ -41,7 +39,7 @@ def test_the_dials_change_the_image_and_not_the_shape() -> None:
         assert other.name == f"shapes (clutter {clutter:g}, noise {noise:g})"
 
 
-def test_without_noise_the_clutter_leaves_the_object_alone() -> None:
+def test_without_noise_the_clutter_leaves_the_object_alone():
     plain, cluttered = (generate("train", 60, clutter=clutter, noise=0.0) for clutter in (0.0, 0.8))
     inside = torch.nn.functional.max_pool2d((~plain.masks).float()[:, None], 3, 1, 1)[:, 0] == 0
     inside = inside[:, None].expand(-1, 3, -1, -1)
@@ -50,7 +48,7 @@ def test_without_noise_the_clutter_leaves_the_object_alone() -> None:
 
 
 @pytest.mark.parametrize("clutter", [0.0, 0.3, 0.8])
-def test_the_clutter_dial_is_the_covered_share_of_the_background(clutter: float) -> None:
+def test_the_clutter_dial_is_the_covered_share_of_the_background(clutter):
     plain, cluttered = (generate("train", 200, clutter=value, noise=0.0) for value in (0.0, clutter))
     background = torch.nn.functional.max_pool2d(plain.masks.float()[:, None], 3, 1, 1)[:, 0] == 0
     changed = (plain.pixels.int() - cluttered.pixels.int()).abs().amax(1) > 6
@@ -58,7 +56,7 @@ def test_the_clutter_dial_is_the_covered_share_of_the_background(clutter: float)
 
 
 @pytest.mark.parametrize("noise", [0.05, 0.1])
-def test_the_noise_dial_is_a_standard_deviation(noise: float) -> None:
+def test_the_noise_dial_is_a_standard_deviation(noise):
     plain, noisy = (generate("train", 100, clutter=0.0, noise=value) for value in (0.0, noise))
     off_the_ends = (plain.pixels > 90) & (plain.pixels < 165)
     difference = (noisy.pixels.float() - plain.pixels.float())[off_the_ends] / 255
@@ -69,7 +67,7 @@ def test_the_noise_dial_is_a_standard_deviation(noise: float) -> None:
 
 
 @pytest.mark.parametrize("size", [16, 33, 64])
-def test_the_mask_is_the_object_whatever_the_size(size: int) -> None:
+def test_the_mask_is_the_object_whatever_the_size(size):
     images = generate("train", 60, size=size, clutter=0.0, noise=0.0)
     assert images.pixels.shape[-1] == size
     share = images.masks.float().mean((1, 2))
@@ -80,7 +78,7 @@ def test_the_mask_is_the_object_whatever_the_size(size: int) -> None:
         assert pixels[mask].mean() > pixels[~mask].mean() + 60
 
 
-def test_colours_do_not_tell_the_class() -> None:
+def test_colours_do_not_tell_the_class():
     images = generate("train", 1000, clutter=0.0, noise=0.0)
     masks = images.masks[:, None].float()
     paper = images.pixels[:, :, 0, 0].float()
@@ -90,7 +88,7 @@ def test_colours_do_not_tell_the_class() -> None:
         assert (means - value.mean()).abs().max() < 0.4 * value.std()
 
 
-def test_the_object_is_anywhere_in_the_image() -> None:
+def test_the_object_is_anywhere_in_the_image():
     images = generate("train", 1000, size=32)
     circles = images.masks[images.labels == 0].float()
     centre = (circles.sum(1) * torch.arange(32)).sum(1) / circles.sum((1, 2))
@@ -99,7 +97,7 @@ def test_the_object_is_anywhere_in_the_image() -> None:
     assert abs(centre.mean().item() - 15.5) < 1
 
 
-def test_every_outline_is_whole_inside_the_unit_circle_and_unlike_the_others() -> None:
+def test_every_outline_is_whole_inside_the_unit_circle_and_unlike_the_others():
     line = np.linspace(-1.2, 1.2, 121, dtype=np.float32)
     x, y = np.broadcast_arrays(line[None, None, :], line[None, :, None])
     drawn = {name: (outline(x, y) < 0)[0] for name, outline in SHAPES.items()}
@@ -117,12 +115,12 @@ def test_every_outline_is_whole_inside_the_unit_circle_and_unlike_the_others() -
 @pytest.mark.parametrize(
     "dials", [{"clutter": 1.1}, {"clutter": -0.1}, {"noise": 2.0}, {"noise": float("nan")}, {"size": 8}, {"count": 0}]
 )
-def test_dials_out_of_range(dials: dict[str, float]) -> None:
+def test_dials_out_of_range(dials):
     with pytest.raises(ConfigError, match="out of range"):
-        generate("train", **{"count": 10, **dials})  # pyright: ignore[reportArgumentType]
+        generate("train", **{"count": 10, **dials})
 
 
-def test_chosen_images_are_those_of_the_whole_set() -> None:
+def test_chosen_images_are_those_of_the_whole_set():
     whole, some = generate("test", 60, seed=3), torch.tensor([59, 0, 7, 7])
     found = generate("test", some, seed=3)
     assert torch.equal(found.pixels, whole.pixels[some])

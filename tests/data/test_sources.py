@@ -1,9 +1,6 @@
 """The one door to the data: who is looked at in which order, what is said when nothing is there, and the splits."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,21 +20,21 @@ SETS = {"train": synthetic(5, 1), "test": synthetic(2, 2)}
 
 
 @pytest.fixture(autouse=True)
-def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_network(monkeypatch):
     monkeypatch.setenv("DIFFVIT_OFFLINE", "1")
     monkeypatch.setattr(cifar10, "PER_CLASS", {"train": 5, "test": 2})
 
 
-def put_cifar10(folder: Path, *, lighter: bool = False) -> None:
+def put_cifar10(folder, *, lighter=False):
     for split, (pixels, labels) in SETS.items():
         write_parquet(folder, split, (pixels // 2 if lighter else pixels, labels))
 
 
-def load(source: str, data_dir: Path | None, **more: Any) -> sources.Images:
+def load(source, data_dir, **more):
     return sources.load(source, "test", data_dir=data_dir, image_size=32, **more)
 
 
-def test_the_named_folder_goes_before_the_cache_and_its_subfolder_before_itself(tmp_path: Path) -> None:
+def test_the_named_folder_goes_before_the_cache_and_its_subfolder_before_itself(tmp_path):
     put_cifar10(cache_folder() / "cifar10")
     from_cache = load("cifar10", None).fingerprint
     put_cifar10(tmp_path, lighter=True)
@@ -48,16 +45,14 @@ def test_the_named_folder_goes_before_the_cache_and_its_subfolder_before_itself(
     assert load("auto", tmp_path).fingerprint == from_cache
 
 
-def test_a_named_folder_without_cifar10_says_what_was_looked_for(tmp_path: Path) -> None:
+def test_a_named_folder_without_cifar10_says_what_was_looked_for(tmp_path):
     put_cifar10(cache_folder() / "cifar10")
-    with pytest.raises(
-        InputError, match=r"holds no CIFAR-10 .*train-\*\.parquet.*diffvit data fetch cifar10"
-    ) as caught:
+    with pytest.raises(InputError, match=r"no CIFAR-10 .*train-\*\.parquet.*diffvit data fetch cifar10") as caught:
         load("cifar10", tmp_path)
     assert str(tmp_path) in str(caught.value)
 
 
-def test_auto_takes_cifar10_from_the_cache_else_shapes(tmp_path: Path) -> None:
+def test_auto_takes_cifar10_from_the_cache_else_shapes(tmp_path):
     for data_dir in (None, tmp_path):
         assert sources.resolve_auto(data_dir) == "shapes"
         assert load("auto", data_dir, shapes={"test": 20}).name.startswith("shapes")
@@ -67,20 +62,20 @@ def test_auto_takes_cifar10_from_the_cache_else_shapes(tmp_path: Path) -> None:
         assert load("auto", data_dir).name == cifar10.UNKNOWN
 
 
-def test_cifar10_without_data_or_network_or_with_damaged_data(tmp_path: Path) -> None:
+def test_cifar10_without_data_or_network_or_with_damaged_data(tmp_path):
     (tmp_path / "test-00000-of-00001.parquet").write_bytes(b"x")
     with pytest.raises(InputError, match="cannot be read as Parquet"):  # no falling back to shapes
         load("auto", tmp_path)
-    said: list[str] = []
+    said = []
     with pytest.raises(EnvironmentFault, match="not in the cache"):
         load("cifar10", None, announce=said.append)
     assert len(said) == 1
 
 
-def test_cifar10_is_fetched_when_it_is_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[dict[str, Any]] = []
+def test_cifar10_is_fetched_when_it_is_nowhere(monkeypatch):
+    asked = []
 
-    def fetch(name: str, **settings: Any) -> Path:
+    def fetch(name, **settings):
         asked.append(settings)
         put_cifar10(cache_folder() / name)
         return cache_folder() / name
@@ -93,7 +88,7 @@ def test_cifar10_is_fetched_when_it_is_nowhere(monkeypatch: pytest.MonkeyPatch) 
     assert asked[0]["deadline"] <= 60
 
 
-def test_the_variable_names_cifar10s_place_for_every_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variable_names_cifar10s_place_for_every_caller(tmp_path, monkeypatch):
     put_cifar10(cache_folder() / "cifar10")
     from_cache = load("cifar10", None).fingerprint
     put_cifar10(tmp_path / "named" / "cifar10", lighter=True)
@@ -108,13 +103,12 @@ def test_the_variable_names_cifar10s_place_for_every_caller(tmp_path: Path, monk
     for source in ("cifar10", "auto"):
         with pytest.raises(InputError, match="no such data folder"):
             load(source, None)
-    with pytest.raises(InputError, match="no such"):
-        load("folder", tmp_path / "nothing")
+    for place, why in ((tmp_path / "nothing", "no such"), (None, "--data-dir")):  # the variable is not for it
+        with pytest.raises(InputError, match=why):
+            load("folder", place)
 
 
-def test_training_in_python_follows_the_variable_and_evaluating_needs_it_no_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_in_python_follows_the_variable_and_evaluating_needs_it_no_more(tmp_path, monkeypatch):
     put_cifar10(tmp_path / "data" / "cifar10")
     tiny = diffvit.Config.model_validate(
         {
@@ -138,21 +132,7 @@ def test_training_in_python_follows_the_variable_and_evaluating_needs_it_no_more
     assert diffvit.evaluate(run)["accuracy"] == run.result["test_accuracy"]
 
 
-def test_training_is_refused_at_once_where_the_test_set_is_not_whole(tmp_path: Path) -> None:
-    values = {"epochs": 1, "data": "cifar10", "data_dir": tmp_path / "data", "validation_size": 0, "threads": 1}
-    config = diffvit.Config.model_validate(values)
-    steps: list[object] = []
-    for test in (None, synthetic(1, 2)):
-        write_parquet(tmp_path / "data", "train", SETS["train"])
-        if test:
-            write_parquet(tmp_path / "data", "test", test)
-        with pytest.raises(InputError, match="test"):
-            diffvit.train(config, out=tmp_path / "run", on_ready=steps.append)
-        assert not steps
-        assert not (tmp_path / "run").exists()
-
-
-def test_other_sizes_are_resized(tmp_path: Path) -> None:
+def test_other_sizes_are_resized(tmp_path):
     write_parquet(tmp_path, "test", SETS["test"], copied=[2])
     large = sources.load("cifar10", "test", data_dir=tmp_path, image_size=64)
     assert large.pixels.shape == (20, 3, 64, 64)
@@ -165,7 +145,7 @@ def test_other_sizes_are_resized(tmp_path: Path) -> None:
     assert abs(drawn.masks.float().mean() - plain.masks.float().mean()) < 0.02
 
 
-def test_shapes_take_their_dials() -> None:
+def test_shapes_take_their_dials():
     dials = {"size": 32, "train": 30, "test": 20, "clutter": 0.0, "noise": 0.25, "seed": 3}
     images = load("shapes", None, shapes=dials)
     assert images.name == "shapes (clutter 0, noise 0.25)"
@@ -175,7 +155,7 @@ def test_shapes_take_their_dials() -> None:
         sources.load("shapes", "val", data_dir=None, image_size=32)
 
 
-def test_a_source_more_is_an_entry_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_more_is_an_entry_more(monkeypatch):
     monkeypatch.setitem(registry.SOURCES, "mine", lambda split, **_: shapes.generate(split, 20, size=16))
     assert load("mine", None).pixels.shape == (20, 3, 32, 32)
     with pytest.raises(ConfigError, match="have auto, cifar10, folder, shapes, mine"):
@@ -184,7 +164,7 @@ def test_a_source_more_is_an_entry_more(monkeypatch: pytest.MonkeyPatch) -> None
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=300), st.integers(0, 60), st.integers(0, 3))
-def test_validation_is_balanced_and_takes_every_image_once(labels: list[int], size: int, seed: int) -> None:
+def test_validation_is_balanced_and_takes_every_image_once(labels, size, seed):
     names = torch.tensor(labels)
     counts = np.bincount(labels)
     try:
@@ -200,7 +180,7 @@ def test_validation_is_balanced_and_takes_every_image_once(labels: list[int], si
     assert held.max() - held.min() <= 1
 
 
-def test_validation_is_fixed_whatever_the_random_state() -> None:
+def test_validation_is_fixed_whatever_the_random_state():
     labels = torch.arange(1000) % 10
     torch.manual_seed(0)
     first = sources.validation_split(labels, 100)[1]
@@ -215,7 +195,7 @@ def test_validation_is_fixed_whatever_the_random_state() -> None:
 FIRST_HELD_OUT = [8, 13, 24, 32, 54, 57, 65, 70]
 
 
-def test_validation_may_not_take_a_whole_class() -> None:
+def test_validation_may_not_take_a_whole_class():
     with pytest.raises(InputError, match="leaves nothing to train on of class 1"):
         sources.validation_split(torch.tensor([0] * 50 + [1] * 5), 10)
     train, validation = sources.validation_split(torch.tensor([0, 0, 1]), 0)

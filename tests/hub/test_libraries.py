@@ -1,23 +1,19 @@
 """Importing timm changes what belongs to the whole process, and threads do it at the same time."""
 
-from __future__ import annotations
-
 import contextlib
 import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
-
 from diffvit.hub import libraries
 
 
-def test_threads_leave_the_filters_of_warnings_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_leave_the_filters_of_warnings_as_they_were(monkeypatch):
     both = threading.Barrier(2)
     libraries.timm_library()
 
-    def slow_import() -> None:
+    def slow_import():
         """Waits until the other thread is here too, and leaves before it."""
         with contextlib.suppress(threading.BrokenBarrierError):
             time.sleep(0.1 * both.wait(0.3))

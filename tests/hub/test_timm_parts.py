@@ -1,9 +1,6 @@
 """timm's models that compute what ours cannot: refused by their first strange weight, or by their logits."""
 
-from __future__ import annotations
-
 from functools import partial
-from typing import Any
 
 import pytest
 import timm
@@ -15,16 +12,16 @@ from torch import nn
 from diffvit.errors import InputError
 from diffvit.hub.pretrained import check_logits, fit, load_pretrained, settings_of_timm
 
-SIZES: dict[str, Any] = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
+SIZES = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
 LOGITS = "has a part that is not supported: timm's model gives other logits"
 
 
 class DualLambda(DiffAttention):
-    def __init__(self, *args: Any, **more: Any) -> None:
+    def __init__(self, *args, **more):
         super().__init__(*args, dual_lambda=True, **more)
 
 
-BUILT: list[tuple[dict[str, Any], str]] = [
+BUILT = [
     ({"pre_norm": True}, "it lacks patch_embed.proj.bias"),
     ({"global_pool": "map"}, "it has the unexpected attn_pool."),
     ({"global_pool": "avgmax"}, LOGITS),
@@ -45,12 +42,12 @@ BUILT: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-def compare(model: Any) -> None:
+def compare(model):
     check_logits("m", model, fit("m", model.state_dict(), settings_of_timm("m", model)))
 
 
 @pytest.mark.parametrize(("changed", "part"), BUILT)
-def test_parts_that_ours_lacks_are_refused(changed: dict[str, Any], part: str) -> None:
+def test_parts_that_ours_lacks_are_refused(changed, part):
     with pytest.raises(InputError) as caught:
         compare(random_everywhere(VisionTransformer(**{**SIZES, **changed}), spread=0.2))
     assert str(caught.value).startswith("m: ")
@@ -59,10 +56,10 @@ def test_parts_that_ours_lacks_are_refused(changed: dict[str, Any], part: str) -
     assert caught.value.exit_code == 3
 
 
-def test_blocks_that_differ_and_parts_put_in_by_hand_are_refused() -> None:
+def test_blocks_that_differ_and_parts_put_in_by_hand_are_refused():
     in_training = {"patch_drop_rate": 0.5, "proj_drop_rate": 0.1, "drop_path_rate": 0.1}
     compare(random_everywhere(VisionTransformer(**SIZES, **in_training)))  # these change no logit
-    model: Any = VisionTransformer(**SIZES)
+    model = VisionTransformer(**SIZES)
     model.blocks[1] = VisionTransformer(**{**SIZES, "num_heads": 2}).blocks[0]
     with pytest.raises(InputError, match=LOGITS):
         compare(random_everywhere(model, spread=0.2))
@@ -85,12 +82,10 @@ def test_blocks_that_differ_and_parts_put_in_by_hand_are_refused() -> None:
         ("vit_small_r26_s32_224", "it has the unexpected patch_embed.backbone."),
     ],
 )
-def test_models_that_ours_is_not_are_refused_before_a_download(
-    name: str, part: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_models_that_ours_is_not_are_refused_before_a_download(name, part, monkeypatch):
     create = timm.create_model
 
-    def fetch(name: str, pretrained: bool) -> Any:
+    def fetch(name, pretrained):
         assert not pretrained
         return create(name)
 

@@ -1,14 +1,9 @@
 """timm's own attention maps, computed from its projections and norms on what its blocks receive: the oracle."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import torch
-from torch import Tensor, nn
 
 
-def random_everywhere(model: nn.Module, seed: int = 2, spread: float = 0.05) -> Any:
+def random_everywhere(model, seed=2, spread=0.05):
     """Also where a model starts from zeros and ones; in evaluation mode."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -18,9 +13,9 @@ def random_everywhere(model: nn.Module, seed: int = 2, spread: float = 0.05) -> 
 
 
 @torch.no_grad()
-def timm_maps(model: Any, images: Tensor, layer: int = -1) -> tuple[Tensor, Tensor | None]:
+def timm_maps(model, images, layer=-1):
     """One layer's softmax maps (batch, heads, query, key), and the subtracted ones of differential attention."""
-    received: list[Tensor] = []
+    received = []
     block = model.blocks[layer]
     handle = block.register_forward_pre_hook(lambda _, args: received.append(args[0]))
     model(images)

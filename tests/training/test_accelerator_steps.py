@@ -4,10 +4,7 @@ torch's ``meta`` device stands in for one: it has shapes and no values, so anyth
 raises, and copies from main memory can be watched.
 """
 
-from __future__ import annotations
-
 import contextlib
-from typing import Any
 
 import pytest
 import torch
@@ -30,13 +27,13 @@ class Device:
 
     device, world_size, global_rank = META, 1, 0
 
-    def setup_module(self, module: Any) -> Any:
+    def setup_module(self, module):
         return module
 
-    def backward(self, loss: torch.Tensor) -> None:
+    def backward(self, loss):
         loss.backward()
 
-    def no_backward_sync(self, module: Any, enabled: bool) -> contextlib.AbstractContextManager[None]:
+    def no_backward_sync(self, module, enabled):
         return contextlib.nullcontext()
 
 
@@ -45,26 +42,25 @@ class Waits(TorchDispatchMode):
 
     copies = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         if func is torch.ops.aten._to_copy.default and args[0].device != result.device:
             self.copies += not (kwargs or {}).get("non_blocking", False)
         return result
 
 
-@pytest.mark.parametrize("attention", ["softmax", "differential"])
 @pytest.mark.parametrize(
-    "changes",
+    ("attention", "changes"),
     [
-        {"augment": AUGMENT, "ema": 0.99, "optimizer": {"name": "muon", "split_qkv": True}},
-        {"augment": OTHERS},
-        {"augment": AUGMENT | OTHERS, "accumulate": 2, "optimizer": {"name": "adamw", "grad_clip": 1.0}},
+        ("softmax", {"augment": AUGMENT, "ema": 0.99, "optimizer": {"name": "muon", "split_qkv": True}}),
+        ("differential", {"augment": OTHERS, "optimizer": {"name": "muon"}}),
+        ("differential", {"augment": AUGMENT | OTHERS, "accumulate": 2, "optimizer": {"grad_clip": 1.0}}),
     ],
 )
-def test_steps_wait_for_nothing(attention: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    looks: list[int] = []
+def test_steps_wait_for_nothing(attention, changes, monkeypatch):
+    looks = []
 
-    def look(self: Trainer) -> None:
+    def look(self):
         looks.append(self.position.step)
         self._pending = None
 
@@ -75,7 +71,7 @@ def test_steps_wait_for_nothing(attention: str, changes: dict[str, Any], monkeyp
     model = {"image_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "attention": attention}
     config = parse({"data": "shapes", "batch_size": 8, "epochs": 2, "model": model, **changes})
     data = TrainingData("shapes", shapes.generate("train", 30, size=16), None, [0.5] * 3, [0.25] * 3, "")
-    trained: Any = Trainer(Device(), config, data, build_model(config.model, 0), Classification())  # pyright: ignore[reportArgumentType]
+    trained = Trainer(Device(), config, data, build_model(config.model, 0), Classification())
     with Waits() as waits:
         assert sum(1 for _ in trained.steps()) == 4
     assert waits.copies == 0

@@ -7,18 +7,7 @@ from diffvit.errors import ConfigError, EnvironmentFault
 from diffvit.kernels import library
 from diffvit.training import environment
 
-FACTS = {
-    "threads": 2,
-    "torch": "2.13.0",
-    "diffvit": "0.1.0",
-    "device": "cpu",
-    "precision": "bf16",
-    "processes": 1,
-    "kernels": "native",
-    "hardware": "one",
-    "commit": "a",
-    "data": {"fingerprint": "f" * 64},
-}
+FACTS = environment.describe(device="cpu", precision="bf16", threads=2, processes=1) | {"kernels": "native"}
 
 
 def test_the_device(monkeypatch):

@@ -1,12 +1,8 @@
 """Which kernels a run in bfloat16 on a CPU takes, says and keeps."""
 
-from __future__ import annotations
-
 import os
 import signal
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
@@ -15,35 +11,17 @@ import torch
 from diffvit.errors import ConfigError, Interrupted
 from diffvit.kernels import library
 from diffvit.training.loop import train
-from diffvit.training.progress import Progress
-from tests.training.small import small
+from tests.training.small import Recorder, small
 
-
-class Told(Progress):
-    """Keeps messages; may have the run stop after its first epoch."""
-
-    def __init__(self, *, stops: bool = False) -> None:
-        self.lines: list[str] = []
-        self.stops = stops
-
-    def message(self, text: str) -> None:
-        self.lines.append(text)
-
-    def epoch(self, row: Any) -> None:
-        if self.stops and row["epoch"] == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
+stop = partial(os.kill, os.getpid(), signal.SIGTERM)
 config = partial(small, {"precision": "bf16", "model": {"patch_size": 4, "embed_dim": 32, "depth": 2}})
 
 
 @pytest.mark.native
 @pytest.mark.parametrize("attention", ["softmax", "differential"])
-def test_with_the_kernels_a_run_learns_what_it_learns_without(
-    attention: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_with_the_kernels_a_run_learns_what_it_learns_without(attention, tmp_path, monkeypatch):
     settings = config(epochs=2, model={"attention": attention, "pos_embed": "sincos-2d+rope-2d"})
-    told = Told()
+    told = Recorder()
     native = train(settings, out=tmp_path / "native", progress=told)
     assert native.environment["kernels"] == "native"
     assert not any("kernels" in line for line in told.lines)
@@ -58,10 +36,10 @@ def test_with_the_kernels_a_run_learns_what_it_learns_without(
 
 
 @pytest.mark.native
-def test_a_run_goes_on_with_the_kernels_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_goes_on_with_the_kernels_it_began_with(tmp_path, monkeypatch):
     whole = train(config(epochs=2), out=tmp_path / "whole")
     with pytest.raises(Interrupted):
-        train(config(epochs=2), out=tmp_path / "run", progress=Told(stops=True))
+        train(config(epochs=2), out=tmp_path / "run", progress=Recorder(epoch=1, action=stop))
     with monkeypatch.context() as without:
         without.setattr(library, "_found", lambda: "switched off by DIFFVIT_NATIVE")
         with pytest.raises(ConfigError, match="kernels native vs torch"):
@@ -71,7 +49,7 @@ def test_a_run_goes_on_with_the_kernels_it_began_with(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("attention", ["softmax", "differential"])
-def test_a_run_may_train_the_plain_model_and_says_so(attention: str, tmp_path: Path) -> None:
+def test_a_run_may_train_the_plain_model_and_says_so(attention, tmp_path):
     model = {"attention": attention, "pos_embed": "sincos-2d+rope-2d"}
     fast = train(config(epochs=2, precision="fp32", model=model), out=tmp_path / "fast")
     plain = train(config(epochs=2, precision="fp32", model=model, accelerate=False), out=tmp_path / "plain")
@@ -84,6 +62,6 @@ def test_a_run_may_train_the_plain_model_and_says_so(attention: str, tmp_path: P
     assert weights[0].keys() == weights[1].keys()
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])  # rounded otherwise
     with pytest.raises(Interrupted):
-        train(config(epochs=2), out=tmp_path / "run", progress=Told(stops=True))
+        train(config(epochs=2), out=tmp_path / "run", progress=Recorder(epoch=1, action=stop))
     with pytest.raises(ConfigError, match=r"kernels \w+ vs plain"):
         train(config(epochs=2, accelerate="off"), out=tmp_path / "run", resume=True)

@@ -1,6 +1,5 @@
 """Training into a run folder, stopping it, and going on as if nothing had happened."""
 
-import errno
 import json
 import os
 import shutil
@@ -10,7 +9,6 @@ from functools import partial
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 import diffvit
@@ -19,10 +17,8 @@ from diffvit.data import cifar10, shapes, sources
 from diffvit.errors import ConfigError, EnvironmentFault, InputError, Interrupted, NonFiniteError, RunBusyError
 from diffvit.files import cache_folder
 from diffvit.training.loop import Trainer, train
-from diffvit.training.progress import Progress
 from diffvit.training.run_dir import RunDir
-from diffvit.training.task import Task
-from tests.training.small import small
+from tests.training.small import Recorder, full, pictures, small
 
 TIMING = ("seconds", "images_per_second", "train_seconds", "data_seconds", "compile_seconds")
 
@@ -34,32 +30,6 @@ EVERYTHING = {  # on, as small as it gets: 3 steps an epoch, the last with fewer
     "optimizer": {"name": "muon", "grad_clip": 1.0},
 }
 config = partial(small, EVERYTHING)
-
-
-class Recorder(Progress):
-    """Keeps what it is told, and acts at a step of the run."""
-
-    def __init__(self, at=None, action=None):
-        self.lines, self.steps, self.epochs, self.started, self.closed = [], [], [], None, False
-        self.at, self.action = at, action
-
-    def start(self, total_steps, epochs, title):
-        self.started = (total_steps, epochs, title)
-
-    def step(self, values):
-        self.steps.append(values)
-        if self.at is not None and values["step"] >= self.at:
-            self.at = None
-            self.action()
-
-    def epoch(self, row):
-        self.epochs.append(row)
-
-    def message(self, text):
-        self.lines.append(text)
-
-    def close(self):
-        self.closed = True
 
 
 @pytest.fixture(autouse=True)
@@ -104,17 +74,12 @@ def test_what_a_run_leaves(finished):
     assert sorted(path.name for path in finished.checkpoints.iterdir()) == ["step-00000006", "step-00000009"]
 
 
-def test_the_record_of_what_it_ran_on(finished):
-    facts = finished.environment
+def test_the_result_and_what_it_ran_on(finished):
+    result, facts = finished.result, finished.environment
     assert (facts["threads"], facts["processes"], facts["precision"], facts["device"]) == (1, 1, "fp32", "cpu")
     assert [facts["data"][key] for key in ("train", "validation", "test")] == [40, 10, 20]
-    assert len(facts["classes"]) == 10
-    assert len(facts["mean"]) == len(facts["std"]) == 3
+    assert (len(facts["classes"]), len(facts["mean"]), len(facts["std"])) == (10, 3, 3)
     assert facts["torch"] == torch.__version__
-
-
-def test_the_result(finished):
-    result = finished.result
     model = diffvit.load(finished.path)
     assert result["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert result["config_hash"] == config_hash(config())
@@ -236,16 +201,8 @@ def test_a_resume_with_anything_else_is_refused_in_one_line(tmp_path):
         assert found in line
     assert "\n" not in line
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
-
-
-def test_a_resume_under_another_torch_or_on_other_data_is_refused(tmp_path):
-    out = interrupted(tmp_path)
     facts = RunDir(out).environment
-    for changed, why in [
-        ({"torch": "2.0.0"}, "torch version 2.0.0 vs"),
-        ({"data": {**facts["data"], "fingerprint": "0" * 64}}, "data fingerprint 000000000000 vs"),
-        ({"processes": 2}, "processes 2 vs 1"),
-    ]:
+    for changed, why in (({"torch": "2.0.0"}, "torch version 2.0.0 vs"), ({"processes": 2}, "processes 2 vs 1")):
         RunDir(out).write_json("environment.json", {**facts, **changed})
         with pytest.raises(ConfigError, match=why):
             train(config(), out=out, resume=True)
@@ -286,10 +243,6 @@ def test_a_full_disk_damages_nothing(tmp_path, monkeypatch):
     with pytest.raises(Crash):
         train(config(), out=out, progress=Recorder(7, crash))
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
-
-    def full(handle):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
         with pytest.raises(EnvironmentFault, match=r"no space left on device.*--resume"):
@@ -315,14 +268,6 @@ def test_no_memory_is_one_clear_line_and_other_faults_stay_what_they_are(tmp_pat
         train(config(), out=tmp_path / "run", progress=Recorder(1, fail))
 
 
-def test_without_validation_its_columns_are_null(tmp_path):
-    run = train(config(validation_size=0, epochs=1), out=tmp_path / "run")
-    row = run.metrics[0]
-    assert (row["val_loss"], row["val_accuracy"], run.result["val_accuracy"]) == (None, None, None)
-    assert (row["images_seen"], row["step"]) == (50, 4)
-    assert run.environment["data"]["validation"] == 0
-
-
 def test_differential_attention_records_its_lambdas(tmp_path):
     run = train(config(epochs=1, ema=0.0, model={"attention": "differential"}), out=tmp_path / "run")
     assert run.metrics[0]["lambda"] == pytest.approx([0.2, 0.3555], abs=0.2)
@@ -330,23 +275,21 @@ def test_differential_attention_records_its_lambdas(tmp_path):
     assert diffvit.load(run.path).lambdas() == run.metrics[0]["lambda"]
 
 
-def test_the_first_lines_name_the_data(tmp_path):
-    progress = Recorder()
-    train(config(epochs=1), out=tmp_path / "run", progress=progress)
-    assert progress.lines[0].startswith("data: shapes")
-    assert "40 to train, 10 to validate" in progress.lines[0]
-    assert progress.started is not None
-    assert progress.started[:2] == (3, 1)
+def test_data_that_fell_back_and_is_not_validated_in_the_default_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "resolve_auto", lambda *_, **__: "shapes")
+    monkeypatch.chdir(tmp_path)
+    progress, chosen = Recorder(), config(data="auto", epochs=1, seed=5, validation_size=0)
+    run = train(chosen, progress=progress)
+    assert (run.path.parent.name, run.path.name) == ("runs", f"auto-softmax-{config_hash(chosen)}-s5")
+    assert "CIFAR-10 was not found: training on the built-in shapes" in progress.lines[0]
+    assert progress.lines[1].startswith("data: shapes")
+    assert "50 to train" in progress.lines[1]
+    assert progress.started[:2] == (4, 1)
     assert "ViT of" in progress.started[2]
     assert progress.closed
-
-
-def test_data_that_fell_back_is_the_very_first_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "resolve_auto", lambda *_, **__: "shapes")
-    progress = Recorder()
-    run = train(config(data="auto", epochs=1), out=tmp_path / "run", progress=progress)
-    assert "CIFAR-10 was not found" in progress.lines[0]
-    assert "shapes" in progress.lines[0]
+    row = run.metrics[0]
+    assert (row["val_loss"], row["val_accuracy"], run.result["val_accuracy"]) == (None, None, None)
+    assert (row["images_seen"], row["step"], run.environment["data"]["validation"]) == (50, 4, 0)
     assert run.result["data"].startswith("shapes")
 
 
@@ -365,70 +308,17 @@ def test_auto_finds_cifar10_in_the_cache_where_the_folder_that_is_named_has_none
         train(config(**given | {"data": "cifar10"}), out=tmp_path / "strict")
 
 
-def photos(root, *, train=("a", "b"), test=("a", "b"), name="test"):
-    """A data folder of two images a class in train and one in test."""
-    for split, labels, count in (("train", train, 2), (name, test, 1)):
-        for label in labels:
-            for number in range(count):
-                file = root / split / label / f"{number}.png"
-                file.parent.mkdir(parents=True, exist_ok=True)
-                Image.new("RGB", (20, 16), (60 * number, 90, ord(label))).save(file)
-    return root
-
-
-def on_photos(root, **changes):
-    return config(data="folder", data_dir=str(root), validation_size=0, epochs=1, model={"num_classes": 2}, **changes)
-
-
-def no_test_split(root):
-    shutil.rmtree(root / "test")
-    return "no such folder"
-
-
-def an_empty_class_in_test(root):
-    (root / "test" / "a" / "0.png").unlink()
-    return "holds no images"
-
-
-def a_class_that_train_lacks(root):
-    (root / "test" / "c").mkdir()
-    (root / "test" / "c" / "0.png").write_bytes((root / "test" / "a" / "0.png").read_bytes())
-    return "a class that train/ does not have"
-
-
-def a_test_image_that_cannot_be_read(root):
-    (root / "test" / "b" / "0.png").write_bytes(b"not an image")
-    return "is not an image"
-
-
-@pytest.mark.parametrize(
-    "damage", [no_test_split, an_empty_class_in_test, a_class_that_train_lacks, a_test_image_that_cannot_be_read]
-)
-def test_what_the_end_needs_is_checked_before_the_first_step(tmp_path, damage):
-    why, progress = damage(photos(tmp_path / "photos")), Recorder()
+@pytest.mark.parametrize(("damage", "why"), [(None, "no such folder"), (b"not an image", "is not an image")])
+def test_what_the_end_needs_is_checked_before_the_first_step(tmp_path, damage, why):
+    pictures(tmp_path / "photos", "ab", test=1 if damage else 0)
+    if damage:
+        (tmp_path / "photos" / "test" / "b" / "0.png").write_bytes(damage)
+    given = {"data": "folder", "data_dir": str(tmp_path / "photos"), "validation_size": 0, "model": {"num_classes": 2}}
+    progress = Recorder()
     with pytest.raises(InputError, match=why):
-        train(on_photos(tmp_path / "photos"), out=tmp_path / "runs" / "run", progress=progress)
+        train(config(**given), out=tmp_path / "runs" / "run", progress=progress)
     assert progress.started is None
     assert not (tmp_path / "runs").exists()
-
-
-def test_the_test_split_of_a_folder_may_be_called_val(tmp_path):
-    run = train(on_photos(photos(tmp_path / "photos", name="val")), out=tmp_path / "run")
-    assert run.environment["data"]["test"] == 2
-
-
-def test_a_model_that_cannot_be_counted_is_refused_before_the_first_step(tmp_path):
-    class NoSettings(Task):
-        def model(self, config, data):
-            model = super().model(config, data)
-            del model.settings
-            return model
-
-    progress = Recorder()
-    with pytest.raises(AttributeError, match="settings"):
-        train(config(), out=tmp_path / "run", progress=progress, task=NoSettings())
-    assert progress.started is None
-    assert not (tmp_path / "run").exists()
 
 
 def contents(folder):
@@ -492,10 +382,3 @@ def test_a_refused_start_leaves_what_was_there(finished, tmp_path):
             train(config(), out=tmp_path / "busy")
         assert contents(tmp_path) == before
     train(config(), out=run.path, resume=True)
-
-
-def test_the_default_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    run = train(config(epochs=1, seed=5))
-    assert run.path.parent.name == "runs"
-    assert run.path.name == f"shapes-softmax-{config_hash(config(epochs=1, seed=5))}-s5"

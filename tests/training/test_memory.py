@@ -1,12 +1,8 @@
 """Freed memory stays with the process, so that steps do not ask the system for the same pages again."""
 
-from __future__ import annotations
-
 import platform
 import subprocess
 import sys
-
-import pytest
 
 from diffvit.training.memory import give_memory_back
 
@@ -26,7 +22,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def faults(mode: str) -> int:
+def faults(mode):
     """Page faults of twenty allocations of the same 16 MB after the first."""
     # A fixed threshold from outside stops glibc from adapting, so that both modes start alike.
     done = subprocess.run(
@@ -43,7 +39,7 @@ def test_repeated_allocations_fault_no_more():
     assert faults("keep") * 4 < faults("default")
 
 
-def test_a_server_gives_memory_back_where_the_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_gives_memory_back_where_the_library_can(monkeypatch):
     code = "from diffvit.training.memory import give_memory_back; print(give_memory_back())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(sys.platform == "linux" and platform.libc_ver()[0] == "glibc")

@@ -12,7 +12,7 @@ from torch import nn
 from diffvit.models.vit import VisionTransformer
 from diffvit.settings import OptimizerConfig
 from diffvit.training import optimizers
-from diffvit.training.optimizers import SCHEDULES, Muon, WeightAverage, orthogonalise, schedule
+from diffvit.training.optimizers import SCHEDULES, Muon, WeightAverage, schedule
 
 SETTINGS = {"lr": 0.01, "muon_lr": 0.02, "weight_decay": 0.1}
 
@@ -70,28 +70,6 @@ def test_decay_shrinks_matrices_and_leaves_the_rest(name):
         torch.testing.assert_close(kept, before[key] * (1 - 0.5 * rate * 0.1))
 
 
-def test_muon_step_has_the_size_of_adamws():
-    model = small(embed_dim=64, num_heads=2)
-    weight = model.blocks[0].attn.proj.weight
-    before = weight.detach().clone()
-    for parameter in model.parameters():
-        parameter.grad = torch.randn_like(parameter)
-    muon = build(model, name="muon", weight_decay=0.0)["muon"]
-    muon.step()
-    root_mean_square = (weight - before).square().mean().sqrt().item() / 0.02
-    assert root_mean_square == pytest.approx(0.2, rel=0.2)  # arXiv 2502.16982: AdamW's is 0.2 to 0.4
-
-
-def test_rates_follow_the_peak():
-    built = build(small(), name="muon")
-    optimizers.set_rates(built, 0.25)
-    assert optimizers.rate(built, "adamw") == pytest.approx(0.0025)
-    assert optimizers.rate(built, "muon") == pytest.approx(0.005)
-    optimizers.set_rates(built, 1.0)
-    assert optimizers.rate(built, "muon") == pytest.approx(0.02)
-    assert optimizers.rate(build(small(), name="adamw"), "muon") is None
-
-
 def step_with(model, built, seed):
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
@@ -110,20 +88,6 @@ def test_what_they_remember_survives_a_round_trip():
     for model, both in zip(models, built, strict=True):
         step_with(model, both, 2)
     assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
-
-
-@pytest.mark.parametrize(
-    ("key", "tensor", "why"),
-    [
-        ("adamw/nothing/exp_avg", torch.zeros(1), "no parameter"),
-        ("muon/norm.weight/momentum_buffer", torch.zeros(16), "no parameter"),
-        ("adamw/norm.weight/exp_avg", torch.zeros(17), "another shape"),
-    ],
-)
-def test_foreign_state_is_refused(key, tensor, why):
-    model = small()
-    with pytest.raises(ValueError, match=why):
-        optimizers.load_state_tensors(build(model, name="muon"), model, {key: tensor})
 
 
 SHAPES = [(48, 16), (16, 16), (32, 16), (16, 32), (48, 16), (16, 16)]
@@ -153,13 +117,6 @@ def test_it_computes_what_torchs_muon_does():
         # Products of a batch may be rounded in another order, and they are bfloat16's.
         assert (one - other).norm() < 0.01 * (other - start).norm()
         torch.testing.assert_close(ours.state[one]["momentum_buffer"], theirs.state[other]["momentum_buffer"])
-
-
-def test_a_batch_of_matrices_is_each_matrix_by_itself():
-    many = torch.stack([torch.randn(16, 24, generator=torch.Generator().manual_seed(seed)) for seed in range(5)])
-    apart = torch.cat([orthogonalise(matrix[None]) for matrix in many])
-    assert apart.dtype == torch.bfloat16
-    assert (orthogonalise(many) - apart).norm() < 0.01 * apart.norm()
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (16, 48), (48, 16)])
@@ -193,7 +150,7 @@ def test_without_a_gradient_nothing_moves():
     parameter, other = torch.nn.Parameter(torch.ones(4, 4)), torch.nn.Parameter(torch.ones(4, 4))
     other.grad = torch.ones(4, 4)
     optimizer = Muon([parameter, other], lr=0.1, weight_decay=0.1)
-    assert optimizer.step(lambda: torch.tensor(3.0)) == 3.0
+    optimizer.step()
     assert torch.equal(parameter, torch.ones(4, 4))
     assert not torch.equal(other, torch.ones(4, 4))
     assert parameter not in optimizer.state
@@ -211,16 +168,10 @@ fractions = st.floats(0.0, 1.0)
 
 @settings(deadline=None, max_examples=60)
 @given(total=st.integers(1, 300), name=names, warmup=fractions, final=fractions)
-def test_every_step_has_a_rate_between_nothing_and_the_peak(total, name, warmup, final):
-    rates = [schedule(step, total, name=name, warmup=warmup, final=final) for step in range(total)]
-    assert all(0.0 < rate <= 1.0 for rate in rates)
-
-
-@settings(deadline=None, max_examples=60)
-@given(total=st.integers(1, 300), name=names, warmup=fractions, final=fractions)
 def test_the_rate_rises_then_never_rises_again_and_reaches_the_peak(total, name, warmup, final):
     rates = [schedule(step, total, name=name, warmup=warmup, final=final) for step in range(total)]
     rising = round(warmup * total)
+    assert all(0.0 < rate <= 1.0 for rate in rates)
     assert rates[:rising] == pytest.approx([(step + 1) / rising for step in range(rising)])
     assert max(rates) == 1.0
     fall = rates[rising:]
@@ -236,34 +187,19 @@ def test_schedules_at_half_of_the_fall():
     )
 
 
-def test_the_average_follows_the_recurrence():
-    model = nn.Linear(3, 2)
+def test_the_average_follows_the_recurrence_in_a_model_of_its_own_that_no_gradient_reaches():
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     average = WeightAverage(model, 0.6)
-    expected = model.weight.detach().double()
+    weight = model[0].weight
+    expected = weight.detach().double()
     for step in range(20):
         with torch.no_grad():
-            model.weight.add_(torch.randn(2, 3))
+            weight.add_(torch.randn(2, 3))
         average.update(step)
         decay = min(0.6, (1 + step) / (10 + step))
-        expected = decay * expected + (1 - decay) * model.weight.detach().double()
-        torch.testing.assert_close(average.model.weight.double(), expected, atol=1e-5, rtol=1e-5)
-
-
-def test_the_average_is_a_model_of_its_own_that_no_gradient_reaches():
-    model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))
-    average = WeightAverage(model, 0.9)
-    before = average.model[0].weight.clone()
-    nn.init.zeros_(model[0].weight)
-    assert torch.equal(average.model[0].weight, before)
-    assert not average.model.training
-    assert model.training
+        expected = decay * expected + (1 - decay) * weight.detach().double()
+        torch.testing.assert_close(average.model[0].weight.double(), expected, atol=1e-5, rtol=1e-5)
+    assert (model.training, average.model.training) == (True, False)
     assert not any(parameter.requires_grad for parameter in average.model.parameters())
-
-
-def test_the_average_of_a_constant_stays_bit_for_bit():
-    model = nn.BatchNorm1d(4)
-    average = WeightAverage(model, 0.999)
-    for step in range(50):
-        average.update(step)
     for mine, theirs in zip(average.model.buffers(), model.buffers(), strict=True):
-        assert torch.equal(mine, theirs)
+        assert torch.equal(mine, theirs)  # what stays as it is does so bit for bit

@@ -1,16 +1,12 @@
 """Training, scoring and loading leave the process that calls them as they found it."""
 
-from __future__ import annotations
-
 import atexit
 import logging
 import os
 import signal
 import warnings
-from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -34,15 +30,15 @@ config = partial(small, CHANGES)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> diffvit.RunDir:
+def run(tmp_path_factory):
     """Trained before anything is compared: what an import changes, it changes once."""
     return diffvit.train(config(), out=tmp_path_factory.mktemp("runs") / "first")
 
 
 @pytest.fixture
-def _as_a_caller_may_have_it(run: diffvit.RunDir) -> Iterator[None]:
+def _as_a_caller_may_have_it(run):
     """Settings other than those that training takes, in the same process, and its own afterwards."""
-    compiler: Any = torch._dynamo.config
+    compiler = torch._dynamo.config
     level, threads = LIGHTNING.level, torch.get_num_threads()
     torch.set_num_threads(2)
     LIGHTNING.setLevel(logging.INFO)
@@ -53,9 +49,9 @@ def _as_a_caller_may_have_it(run: diffvit.RunDir) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def state() -> dict[str, Any]:
+def state():
     """What belongs to the process and not to a call; but for ``random``, of which beartype draws in tests."""
-    compiler: Any = torch._dynamo.config
+    compiler = torch._dynamo.config
     loggers = [logging.getLogger(name) for name in ("", "torch", "diffvit", LIGHTNING.name)]
     return {
         "torch": torch.get_rng_state().tolist(),
@@ -67,29 +63,27 @@ def state() -> dict[str, Any]:
         "signals": {number: signal.getsignal(number) for number in signal.valid_signals()},
         "loggers": [(logger.name, logger.level, list(logger.handlers), logger.propagate) for logger in loggers],
         "warnings": (list(warnings.filters), warnings.showwarning),
-        "exit": atexit._ncallbacks(),  # pyright: ignore[reportAttributeAccessIssue]
+        "exit": atexit._ncallbacks(),
         "environ": dict(os.environ),
         "folder": Path.cwd(),
     }
 
 
-def settings_of_the_compiler() -> tuple[int, bool]:
-    compiler: Any = torch._dynamo.config
+def settings_of_the_compiler():
+    compiler = torch._dynamo.config
     return compiler.recompile_limit, compiler.fail_on_recompile_limit_hit
 
 
 @pytest.mark.usefixtures("_as_a_caller_may_have_it")
 @pytest.mark.parametrize("compiles", [False, True])
-def test_training_changes_nothing_of_the_process(
-    compiles: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[tuple[int, bool]] = []
+def test_training_changes_nothing_of_the_process(compiles, tmp_path, monkeypatch):
+    seen = []
 
-    def compile_nothing(model: Any, **_: Any) -> Any:
+    def compile_nothing(model, **_):
         seen.append(settings_of_the_compiler())
         return model
 
-    def fail(_: object) -> None:
+    def fail(_):
         assert torch.get_num_threads() == 1  # as the config says
         raise OSError("of the caller's own")
 
@@ -111,7 +105,7 @@ def test_training_changes_nothing_of_the_process(
 
 
 @pytest.mark.usefixtures("_as_a_caller_may_have_it")
-def test_the_callers_random_numbers_are_not_training_s(run: diffvit.RunDir, tmp_path: Path) -> None:
+def test_the_callers_random_numbers_are_not_training_s(run, tmp_path):
     again = diffvit.train(config(), out=tmp_path / "again")
     assert (again.path / "model.safetensors").read_bytes() == (run.path / "model.safetensors").read_bytes()
     before = state()
@@ -123,9 +117,7 @@ def test_the_callers_random_numbers_are_not_training_s(run: diffvit.RunDir, tmp_
 
 @pytest.mark.usefixtures("_as_a_caller_may_have_it")
 @pytest.mark.parametrize("use", [diffvit.evaluate, diffvit.load, lambda run: predict(run, [run.path / "red.png"])])
-def test_scoring_and_loading_change_nothing_of_the_process(
-    use: Callable[[diffvit.RunDir], object], run: diffvit.RunDir, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scoring_and_loading_change_nothing_of_the_process(use, run, monkeypatch):
     Image.new("RGB", (16, 16), "red").save(run.path / "red.png")
     monkeypatch.setattr(memory, "_set", lambda _: pytest.fail("the allocator is the whole process's"))
     before = state()
@@ -133,11 +125,11 @@ def test_scoring_and_loading_change_nothing_of_the_process(
     assert state() == before
 
 
-def test_the_command_line_keeps_freed_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_keeps_freed_memory(tmp_path, monkeypatch):
     from diffvit.cli.main import run as command
     from diffvit.config import to_yaml
 
-    asked: list[object] = []
+    asked = []
     monkeypatch.setattr(memory, "_set", lambda settings: asked.append(settings) or True)
     (tmp_path / "config.yaml").write_text(to_yaml(config()))
     assert command(["train", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "run"), "--quiet"]) == 0

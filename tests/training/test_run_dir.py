@@ -1,6 +1,5 @@
 """Run folders."""
 
-import errno
 import fcntl
 import os
 import re
@@ -14,6 +13,7 @@ from diffvit.config import ClipConfig, Config, parse
 from diffvit.errors import EnvironmentFault, InputError, RunBusyError
 from diffvit.training.load import locate
 from diffvit.training.run_dir import RunDir
+from tests.training.small import full
 
 
 def begun(path, config=None):
@@ -27,6 +27,10 @@ def test_reading_one_needs_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def far_enough(*_, **__):
+    raise InputError("far", "enough")
+
+
 @pytest.mark.parametrize(("kind", "command"), [(Config, "diffvit train"), (ClipConfig, "diffvit clip train")])
 def test_every_hint_names_the_command_that_takes_the_run_up(tmp_path, monkeypatch, capsys, kind, command):
     run = begun(tmp_path / "a run", kind(epochs=2))
@@ -38,21 +42,14 @@ def test_every_hint_names_the_command_that_takes_the_run_up(tmp_path, monkeypatc
     assert wanted in run.kept
     args = wanted.removeprefix("diffvit ").replace("'", "").split(" --resume ")
     with monkeypatch.context() as patched:  # far enough to see that it is the right kind of run
-        patched.setattr(
-            "diffvit.training.loop.train", lambda *_, **__: (_ for _ in ()).throw(InputError("far", "enough"))
-        )
+        patched.setattr("diffvit.training.loop.train", far_enough)
         assert main([*args[0].split(), "--resume", args[1]]) == 3
     assert "far: enough" in capsys.readouterr().err
 
 
-def test_create_takes_an_empty_folder_and_one_that_only_was_locked(tmp_path):
+def test_create_takes_an_empty_folder_and_what_a_run_killed_in_its_first_moment_left(tmp_path):
     (tmp_path / "empty").mkdir()
     assert RunDir.create(tmp_path / "empty").checkpoints.is_dir()
-    with RunDir(tmp_path / "locked").lock():
-        RunDir.create(tmp_path / "locked")
-
-
-def test_create_takes_what_a_run_killed_in_its_first_moment_left(tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / ".config.yaml.tmp").write_text("epo")
     with pytest.raises(InputError, match=r"no config\.yaml"):
@@ -124,15 +121,10 @@ def test_rows_cut_short_by_a_kill_damaged_and_lost(tmp_path):
 def test_a_full_disk_leaves_no_half_row(tmp_path, monkeypatch):
     run = begun(tmp_path / "run")
     run.append_row({"epoch": 1})
-    real = os.fsync
-
-    def full(handle):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(EnvironmentFault, match=r"no space left.*--resume"):
-        run.append_row({"epoch": 2})
-    monkeypatch.setattr(os, "fsync", real)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(EnvironmentFault, match=r"no space left.*--resume"):
+            run.append_row({"epoch": 2})
     run.append_row({"epoch": 2})
     assert (run.path / "metrics.jsonl").read_text() == '{"epoch": 1}\n{"epoch": 2}\n'
 
@@ -169,6 +161,7 @@ import os, random, sys, time
 from pathlib import Path
 from diffvit.errors import InputError, RunBusyError
 from diffvit.training.run_dir import RunDir
+from tests.training.small import full
 
 base, draws, held = Path(sys.argv[1]), random.Random(int(sys.argv[2])), 0
 end = time.monotonic() + 2

@@ -1,7 +1,5 @@
 """What a run learns: the model as it starts, and the loss."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 
@@ -12,7 +10,7 @@ from diffvit.data.batches import channel_statistics, normalise
 from diffvit.training.task import Classification, TrainingData, build_model, fresh_model
 
 
-def test_a_whitened_model_is_the_seeds_own_but_for_its_patches() -> None:
+def test_a_whitened_model_is_the_seeds_own_but_for_its_patches():
     images = shapes.generate("train", 300, size=16)
     mean, std = (values.tolist() for values in channel_statistics(images.pixels))
     data = TrainingData("shapes", images, None, mean, std, "")

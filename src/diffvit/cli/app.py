@@ -12,7 +12,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from diffvit.cli import show
-from diffvit.cli.options import COMMAND, OUTPUT, DataDir, Output
+from diffvit.cli.options import COMMAND, OUTPUT, SWITCH, DataDir, Output
 from diffvit.config import resolve
 from diffvit.errors import ConfigError, EnvironmentFault
 from diffvit.settings import Device
@@ -35,9 +35,7 @@ def app(
         ),
     ] = (),
     port: Annotated[int, Parameter(group=COMMAND, help="Port of the page; 0 picks a free one.")] = 7860,
-    open_browser: Annotated[
-        bool, Parameter(name="--open", group=COMMAND, negative="", show_default=False, help="Open it in a browser.")
-    ] = False,
+    open_browser: Annotated[bool, SWITCH, Parameter(name="--open", help="Open it in a browser.")] = False,
     data_dir: DataDir = None,
     clip_weights: Annotated[
         Path | None, Parameter(group=COMMAND, help="OpenAI's RN50.pt, to offer in addition to the small CLIP.")

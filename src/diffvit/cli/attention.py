@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from diffvit.cli import show
-from diffvit.cli.options import COMMAND, OUTPUT, Output
+from diffvit.cli.options import COMMAND, OUTPUT, SWITCH, Output
 from diffvit.config import resolve
 from diffvit.errors import ConfigError
 from diffvit.settings import Device
@@ -84,16 +84,10 @@ def attention(
     ] = (),
     /,
     *,
-    score: Annotated[
-        bool,
-        Parameter(
-            group=COMMAND, negative="", show_default=False, help="Score the maps on the test set: a table and plots."
-        ),
-    ] = False,
+    score: Annotated[bool, SWITCH, Parameter(help="Score the maps on the test set: a table and plots.")] = False,
     score_images: Annotated[int, Parameter(group=COMMAND, help="Number of test images to score.")] = 500,
     out: Annotated[
-        Path | None,
-        Parameter(group=COMMAND, help="Output folder; default RUN/attention, or attention-NAME."),
+        Path | None, Parameter(group=COMMAND, help="Output folder; default RUN/attention, or attention-NAME.")
     ] = None,
     device: Annotated[Device | None, Parameter(group=COMMAND, show_default="auto", help="Where to run.")] = None,
     what: Selection = Selection(),
@@ -118,11 +112,8 @@ def attention(
     if score_images < 1:
         raise ConfigError("--score-images", f"must be at least 1 (found {score_images})")
     if follow.rollout and layers is not None:
-        raise ConfigError(
-            "--rollout",
-            "follows every layer: --layers leaves some out",
-            "Give one of them; --start says where to begin.",
-        )
+        hint = "Give one of them; --start says where to begin."
+        raise ConfigError("--rollout", "follows every layer: --layers leaves some out", hint)
     place = resolve(None, {} if device is None else {"device": device}).device
 
     from diffvit.attention import inputs, report, scores
@@ -163,9 +154,7 @@ def _print_images(images: list[dict[str, Any]]) -> None:
     columns = [key for key in keys if any(image.get(key) not in (None, "") for image in images)]
     names = {"pointing": "peak on object", "mass": "mass on object"}
     yes = {"1.0": "yes", "0.0": "no"}
-    rows = [
-        [str(image["name"]), *(yes.get(text := keys[key](image[key]), text) for key in columns)] for image in images
-    ]
+    rows = [[image["name"], *(yes.get(text := keys[key](image[key]), text) for key in columns)] for image in images]
     show.table(["image", *(names.get(key, key) for key in columns)], rows)
 
 

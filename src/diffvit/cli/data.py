@@ -39,15 +39,10 @@ def info(
     classes, size = train.classes, [int(side) for side in train.pixels.shape[1:]]
     counts = {split: images.labels.bincount(minlength=len(classes)).tolist() for split, images in splits.items()}
     sheet = contact_sheet(train, sheet or Path(f"{name}-sheet.png"))
-    show.pairs(
-        {
-            "data": train.name,
-            "pixels": " x ".join(map(str, size)),
-            **{f"{split} images": f"{len(images):,}" for split, images in splits.items()},
-            **{f"{split} fingerprint": images.fingerprint for split, images in splits.items()},
-            "contact sheet": sheet,
-        }
-    )
+    said = {"data": train.name, "pixels": " x ".join(map(str, size))}
+    said |= {f"{split} images": f"{len(images):,}" for split, images in splits.items()}
+    said |= {f"{split} fingerprint": images.fingerprint for split, images in splits.items()}
+    show.pairs({**said, "contact sheet": sheet})
     rows = [[classes[place], *(f"{counts[split][place]:,}" for split in counts)] for place in reading_order(classes)]
     show.table(["class", *counts], rows)
     if output.json:

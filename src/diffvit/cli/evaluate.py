@@ -33,28 +33,24 @@ def evaluate(
 
     keep_freed_memory()
     found = score(run, split=split, data=data, data_dir=data_dir, **where)
-    per_class, exact = found["per_class_accuracy"], {}
-    if "accuracy_exact" in found:  # of the images that are the data set's own pixels, where some are not
-        exact["exact images"] = f"{show.percent(found['accuracy_exact'])} ({found['images_exact']:,} images)"
-    show.pairs(
-        {
-            "model": run,
-            "images": f"{found['images']:,} ({found['data']}, {split})",
-            **({"note": found["data_note"]} if "data_note" in found else {}),
-            "accuracy": show.percent(found["accuracy"]),
-            **exact,
-            **({} if found["top5"] is None else {"top-5": show.percent(found["top5"])}),
-            "calibration error": show.percent(found["calibration_error"]),
-            "loss": f"{found['loss']:.4f}",
-            "parameters": f"{found['parameters']:,}",
-            "FLOPs per image": f"{found['flops_per_image']:,}",
-            "images/s": f"{found['images_per_second']:,.0f} ({found['device']}, {found['precision']})",
-        }
-    )
-    show.table(
-        ["class", "accuracy"],
-        [[found["classes"][place], show.percent(per_class[place])] for place in reading_order(found["classes"])],
-    )
+    # Of the images that are the data set's own pixels, where some are not.
+    exact = f"{show.percent(found.get('accuracy_exact'))} ({found.get('images_exact', 0):,} images)"
+    said = {
+        "model": run,
+        "images": f"{found['images']:,} ({found['data']}, {split})",
+        "note": found.get("data_note"),
+        "accuracy": show.percent(found["accuracy"]),
+        "exact images": exact if "accuracy_exact" in found else None,
+        "top-5": None if found["top5"] is None else show.percent(found["top5"]),
+        "calibration error": show.percent(found["calibration_error"]),
+        "loss": f"{found['loss']:.4f}",
+        "parameters": f"{found['parameters']:,}",
+        "FLOPs per image": f"{found['flops_per_image']:,}",
+        "images/s": f"{found['images_per_second']:,.0f} ({found['device']}, {found['precision']})",
+    }
+    show.pairs({name: value for name, value in said.items() if value is not None})
+    order, per_class = reading_order(found["classes"]), found["per_class_accuracy"]
+    show.table(["class", "accuracy"], [[found["classes"][at], show.percent(per_class[at])] for at in order])
     if output.json:
         show.as_json({key: value for key, value in found.items() if key not in ("labels", "predictions")})
 

@@ -9,7 +9,7 @@ import itertools
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from cyclopts import App
 
@@ -17,42 +17,29 @@ from diffvit import __version__
 from diffvit.cli.faults import PIPE_CLOSED, explain, own_warnings
 from diffvit.registry import load_plugins
 
-
-class Verb(NamedTuple):
-    """Where a verb lives, and what ``--help`` says of it before it is imported."""
-
-    home: str
-    usage: str
-    help: str
-
-
+# Each verb's arguments, and what ``--help`` says of it before it is imported.
 VERBS = {
-    "train": Verb(
-        "diffvit.cli.train:train",
+    "train": (
         "[CONFIG.yaml] [OPTIONS]",
         "Train a model and write a run folder, or resume a stopped run.\n\n"
         "A flag beats the environment (DIFFVIT_EPOCHS, DIFFVIT_MODEL__DEPTH, ...), which beats the file, which beats "
         "the default. Ctrl-C saves the state and prints the command that resumes the run.",
     ),
-    "evaluate": Verb(
-        "diffvit.cli.evaluate:evaluate",
+    "evaluate": (
         "RUN [OPTIONS]",
         "Evaluate a trained model on labelled images.\n\nAccuracy, top-5, calibration error, accuracy by class.",
     ),
-    "predict": Verb("diffvit.cli.evaluate:predict", "RUN IMAGE... [OPTIONS]", "Classify image files."),
-    "compare": Verb(
-        "diffvit.cli.compare:compare",
+    "predict": ("RUN IMAGE... [OPTIONS]", "Classify image files."),
+    "compare": (
         "RUN... [OPTIONS]",
         "Compare finished runs.\n\nPrints a table and writes an HTML page with curves, lambdas and classes.",
     ),
-    "attention": Verb(
-        "diffvit.cli.attention:attention",
+    "attention": (
         "RUN [IMAGE...] [OPTIONS]",
         "Draw and score attention maps, with rollout.\n\n"
         "All heads and layers of a run or a pretrained model (--pretrained NAME IMAGE...), as figures and one page.",
     ),
-    "app": Verb(
-        "diffvit.cli.app:app",
+    "app": (
         "[OPTIONS]",
         "Start the explorer: a local web page that shows attention maps.\n\n"
         "Attention maps, run comparison, zero-shot CLIP, shapes. Needs the extra 'app'. Ctrl-C stops it.",
@@ -76,9 +63,10 @@ def build() -> App:
         help_format="plaintext",
         suppress_keyboard_interrupt=False,
     )
-    for place, (name, verb) in enumerate(VERBS.items()):
-        usage = f"Usage: diffvit {name} {verb.usage}"
-        app.command(verb.home, name=name, help=verb.help, usage=usage, sort_key=place)
+    for place, (name, (arguments, text)) in enumerate(VERBS.items()):
+        home = "evaluate" if name == "predict" else name
+        usage = f"Usage: diffvit {name} {arguments}"
+        app.command(f"diffvit.cli.{home}:{name}", name=name, help=text, usage=usage, sort_key=place)
     for place, (name, text) in enumerate(GROUPS.items(), len(VERBS)):
         app.command(f"diffvit.cli.{name}:app", name=name, help=text, sort_key=place)
     app.register_install_completion_command(help="Install completion for bash, zsh or fish.")
@@ -91,9 +79,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         with own_warnings(everything=debug):
             load_plugins(_plugins_in(arguments))
-            build()(
-                list(arguments), exit_on_error=False, print_error=False, verbose=False, result_action="return_value"
-            )
+            quiet: dict[str, Any] = {"exit_on_error": False, "print_error": False, "verbose": False}
+            build()(list(arguments), result_action="return_value", **quiet)
             sys.stdout.flush()
         return 0
     except SystemExit as error:

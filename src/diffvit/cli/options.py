@@ -20,6 +20,7 @@ from diffvit.settings import Device, Precision
 
 COMMAND = Group("Options", sort_key=1)
 RUN = Group("The run", sort_key=2)
+SWITCH = Parameter(group=COMMAND, negative="", show_default=False)
 
 
 @Parameter(name="*", group=COMMAND)
@@ -27,11 +28,11 @@ RUN = Group("The run", sort_key=2)
 class Output:
     """How a command reports."""
 
-    json: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    json: Annotated[bool, SWITCH] = False
     """Print the result as one JSON object on the last line of standard output."""
-    debug: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    debug: Annotated[bool, SWITCH] = False
     """Show the traceback of an error."""
-    plugin: Annotated[tuple[Path, ...], Parameter(negative="", show_default=False)] = ()
+    plugin: Annotated[tuple[Path, ...], SWITCH] = ()
     """Python file that registers your own attentions, positions, ...; repeatable."""
 
 
@@ -51,16 +52,10 @@ class Place:
         return {"device": config.device, "precision": config.precision}
 
 
-DataDir = Annotated[
-    Path | None,
-    Parameter(group=COMMAND, help="Folder of the data; for CIFAR-10 the default is DIFFVIT_DATA."),
-]
-
+_DATA_DIR = "Folder of the data; for CIFAR-10 the default is DIFFVIT_DATA."
+DataDir = Annotated[Path | None, Parameter(group=COMMAND, help=_DATA_DIR)]
 Resume = Annotated[Path | None, Parameter(group=COMMAND, help="Run folder of a stopped run to resume.")]
-Quiet = Annotated[
-    bool, Parameter(group=COMMAND, negative="", show_default=False, help="Show no progress and no summary.")
-]
-
+Quiet = Annotated[bool, SWITCH, Parameter(help="Show no progress and no summary.")]
 OUTPUT, PLACE = Output(), Place()
 
 
@@ -101,13 +96,8 @@ def flags_of(section: type[BaseModel], group: Group = RUN, *, without: frozenset
 
 def _meaning(name: str, field: FieldInfo) -> str:
     text = " ".join((field.description or "").split())
-    names = {
-        "preset": PRESETS,
-        "attention": ATTENTION,
-        "pos_embed": position_names(),
-        "policy": AUGMENTATIONS,
-        "data": SOURCES,
-    }.get(name)
+    known = {"preset": PRESETS, "attention": ATTENTION, "policy": AUGMENTATIONS, "data": SOURCES}
+    names = position_names() if name == "pos_embed" else known.get(name)
     return f"{text} One of {', '.join(names)}." if names else text
 
 

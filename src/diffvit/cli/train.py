@@ -73,10 +73,8 @@ def run_and_report(
 def resumed(run: Path, out: Path | None, file: Path | None, flags: Mapping[str, Any], kind: type[_Kind]) -> _Kind:
     """The config to take a run up with: its own, but for settings of where and how.
 
-    Raises:
-        ConfigError: flags, environment or file ask for another computation than the run began, or it is a run of
-            another kind.
-        InputError: not a run folder.
+    ConfigError where flags, environment or file ask for another computation than the run began, or it is a run of
+    another kind; InputError for no run folder.
     """
     from diffvit.training.run_dir import RunDir
 
@@ -105,8 +103,7 @@ def free_folder(folder: Path) -> Path:
 def default_folder(config: Config, kind: str = "") -> Path:
     """``runs/DATA-ATTENTION-sSEED``, ``kind`` before the attention; with ``-2``, ``-3``, ... where that is taken.
 
-    Raises:
-        ConfigError: several processes train together, which could not agree on a free name.
+    ConfigError where several processes train together, which could not agree on a free name.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("--out", "is needed when several processes train together", "Give all of them the same one.")

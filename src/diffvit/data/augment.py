@@ -9,7 +9,7 @@ image is processed, and those that drew no change keep their values. Both give t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffvit.data import image_ops
-from diffvit.data.batches import normalise, send
+from diffvit.data.batches import Channels, Device, normalise, send
 from diffvit.data.image_ops import Pixels, Rgb, affine, box_mask, crop_and_flip, fixed_point
 from diffvit.data.random_draws import Stream, below, beta_quantiles, from_quantiles, hash_uniform, hash_words, uniform
 from diffvit.errors import ConfigError
@@ -28,22 +28,6 @@ from diffvit.registry import AUGMENTATIONS
 
 OWN_DRAWS = 16  # uniform numbers for each sample that a user's own augmentation is given
 Indices = Int64[Tensor, " batch"]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The strengths of the augmentation, all off by default; ``config.AugmentConfig`` says what each means."""
-
-    flip: bool = False
-    crop: int = 0
-    color_jitter: float = 0.0
-    policy: str = "none"
-    policy_ops: int = 2
-    policy_magnitude: float = 9.0
-    erasing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    mix_probability: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -63,15 +47,9 @@ class Augment:
     A sample's picture depends on (seed, epoch, index) and the settings alone: not on the batch it comes in, its place
     there, the number of workers, the device, or on having resumed.
 
-    Args:
-        pixels: uint8 (n, 3, height, width), the whole training set; may lie in a memory-mapped file.
-        labels: int64 (n,).
-        mean, std: of each channel, in 0 .. 1.
-        settings: the fields of :class:`Settings`; those left out are off.
-        device: where batches are made.
-
-    Raises:
-        ConfigError: a crop that reaches beyond one reflection of the image, or labels beyond the classes.
+    ``pixels``, uint8 (n, 3, height, width), are the whole training set and may lie in a memory-mapped file; ``mean``
+    and ``std`` are those of each channel, in 0 .. 1; ``settings`` is a :class:`diffvit.config.AugmentConfig`.
+    ConfigError for a crop that reaches beyond one reflection of the image, or labels beyond the classes.
     """
 
     def __init__(
@@ -80,21 +58,20 @@ class Augment:
         labels: Int64[Tensor, " n"],
         *,
         num_classes: int,
-        mean: Sequence[float] | Tensor,
-        std: Sequence[float] | Tensor,
+        mean: Channels,
+        std: Channels,
         seed: int,
+        settings: Any,
         label_smoothing: float = 0.0,
-        settings: Mapping[str, Any] | None = None,
-        device: torch.device | str = "cpu",
+        device: Device = "cpu",
     ) -> None:
-        self.settings = Settings(**(settings or {}))
+        self.settings = chosen = settings
         self.device = torch.device(device)
         self.pixels, self.labels = _on_device(pixels, self.device), labels.to(self.device)
         self.size = (pixels.shape[2], pixels.shape[3])
         self.num_classes, self.seed, self.label_smoothing = num_classes, seed, label_smoothing
         self.mean, self.std = (torch.as_tensor(v, dtype=torch.float32, device=self.device) for v in (mean, std))
-        _check(self.settings, self.size, labels, num_classes)
-        chosen = self.settings
+        _check(chosen.crop, self.size, labels, num_classes)
         every = self.device.type != "cpu"
         self._policy = self._erasing = self._mixing = None
         if own := AUGMENTATIONS[chosen.policy]:
@@ -161,9 +138,9 @@ def _with_draws(own: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, in
     return augment
 
 
-def _check(settings: Settings, size: tuple[int, int], labels: Tensor, num_classes: int) -> None:
-    if settings.crop >= min(size):
-        found = f"{settings.crop} pixels at the edge of an image {min(size)} pixels wide"
+def _check(crop: int, size: tuple[int, int], labels: Tensor, num_classes: int) -> None:
+    if crop >= min(size):
+        found = f"{crop} pixels at the edge of an image {min(size)} pixels wide"
         raise ConfigError("augment.crop", f"cannot reflect {found} (at most {min(size) - 1})")
     low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
     if not 0 <= low <= high < num_classes:
@@ -306,7 +283,7 @@ class Erasing:
     AREA = (0.02, 0.4)
     ASPECT = 0.3
 
-    def __init__(self, probability: float, device: torch.device | str = "cpu", *, every: bool = False) -> None:
+    def __init__(self, probability: float, device: Device = "cpu", *, every: bool = False) -> None:
         self.probability, self.every = probability, every
         aspects = np.geomspace(self.ASPECT, 1 / self.ASPECT, 1025)
         self._aspects = torch.tensor(aspects, dtype=torch.float32, device=device)
@@ -363,13 +340,7 @@ class Mixing:
     """
 
     def __init__(
-        self,
-        mixup: float,
-        cutmix: float,
-        probability: float,
-        device: torch.device | str = "cpu",
-        *,
-        every: bool = False,
+        self, mixup: float, cutmix: float, probability: float, device: Device = "cpu", *, every: bool = False
     ) -> None:
         self.probability, self.every = probability, every
         self._tables = [beta_quantiles(a).to(device) if a else None for a in (mixup, cutmix)]

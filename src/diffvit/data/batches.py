@@ -10,6 +10,8 @@ from torch import Tensor
 
 from diffvit.data.random_draws import Stream, hash_words
 
+Channels = Sequence[float] | Tensor  # a number for each
+Device = torch.device | str
 _CHUNK = 1 << 24  # bytes read at a time, so that a memory-mapped set is never in memory as a whole
 
 
@@ -43,7 +45,7 @@ def channel_statistics(
 
 
 def normalise(
-    pixels: UInt8[Tensor, "batch chans height width"], mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor
+    pixels: UInt8[Tensor, "batch chans height width"], mean: Channels, std: Channels
 ) -> Float32[Tensor, "batch chans height width"]:
     """``(pixels / 255 - mean) / std`` for each channel; mean and standard deviation in 0 .. 1."""
     offset, scale = (torch.as_tensor(v, dtype=torch.float32, device=pixels.device).view(-1, 1, 1) for v in (mean, std))
@@ -61,9 +63,9 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 def evaluation_batches(
     pixels: UInt8[Tensor, "n chans height width"],
     batch_size: int,
-    mean: Sequence[float] | Tensor,
-    std: Sequence[float] | Tensor,
-    device: torch.device | str = "cpu",
+    mean: Channels,
+    std: Channels,
+    device: Device = "cpu",
 ) -> Iterator[Float32[Tensor, "batch chans height width"]]:
     """Every image once, in order, normalised, on ``device``; the last batch may be smaller."""
     device = torch.device(device)

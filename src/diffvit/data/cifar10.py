@@ -108,14 +108,9 @@ LOOKED_FOR = (
 
 
 def load(container: Container, split: str) -> Images:
-    """Read one split, check that it is whole, and sort it by content.
+    """Read one split, train (50,000 images) or test (10,000), check that it is whole, and sort it by content.
 
-    Args:
-        container: from :func:`find`.
-        split: train (50,000 images) or test (10,000).
-
-    Raises:
-        InputError: the container is damaged, hostile, of another kind, or not complete.
+    InputError where the container is damaged, hostile, of another kind, or not complete.
     """
     files = parquet_files(container.path, split) if container.kind == "parquet" else []
     cached = cache_folder() / "decoded" / f"{_content_key(files, split)}.safetensors"
@@ -383,9 +378,7 @@ class _BatchUnpickler(pickle._Unpickler):
 def _from_pickle(data: bytes, name: str) -> Rows:
     try:
         loaded = _BatchUnpickler(data).load()
-        batch = dict[Any, Any](
-            (key.decode() if isinstance(key, bytes) else key, value) for key, value in loaded.items()
-        )
+        batch: dict[Any, Any] = {k.decode() if isinstance(k, bytes) else k: value for k, value in loaded.items()}
         labels = batch.get("labels")
         _, shape, kind, fortran, raw = batch["data"].state  # version, shape, type, order and bytes of the array
         (count, width), kind = map(operator.index, shape), kind.arguments[0]

@@ -79,19 +79,11 @@ def fetch(
 ) -> Path:
     """Fetch a public data set into the cache; returns its folder.
 
-    Files already there are checked, not fetched again. A set of files appears whole or not at all.
-
-    Args:
-        name: cifar10.
-        cache_dir: where the folder ``name`` is made; by default the user's cache.
-        timeout: seconds without an answer after which a host is given up.
-        deadline: seconds after which the whole attempt is given up.
-        progress: called with (bytes so far, bytes in all) of the set being fetched.
-
-    Raises:
-        ConfigError: no such data set.
-        EnvironmentFault: no source could be reached or gave the right bytes, the disk is full, or ``DIFFVIT_OFFLINE``
-            is set.
+    Files already there are checked, not fetched again. A set of files appears whole or not at all. The folder ``name``
+    is made in ``cache_dir``, by default the user's cache; a host is given up after ``timeout`` seconds without an
+    answer, the whole attempt after ``deadline`` seconds; ``progress`` is called with (bytes so far, bytes in all).
+    EnvironmentFault where no source could be reached or gave the right bytes, the disk is full, or ``DIFFVIT_OFFLINE``
+    is set.
     """
     check_choice("data set", name, SOURCES)
     folder = (cache_dir or cache_folder()) / name

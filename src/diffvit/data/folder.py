@@ -30,16 +30,11 @@ _AT_A_TIME = 256  # images decoded before their pixels are written
 
 
 def load(folder: Path, split: str, *, image_size: int) -> Images:
-    """Read one split; images are ordered by class, then path.
+    """Read one split, train or test (or, in its place, ``val``); images are ordered by class, then path.
 
-    Args:
-        folder: holds ``train`` and ``test`` (or, in its place, ``val``).
-        split: train or test.
-        image_size: side of the square every image is cropped (centred) and resized to, pixels.
-
-    Raises:
-        InputError: no such folders, a class of test that train lacks, an empty class, an unreadable image.
-        EnvironmentFault: the cache's disk has no room.
+    Every image is cropped to the centred square and resized to ``image_size`` pixels a side. InputError for no such
+    folders, a class of test that train lacks, an empty class or an unreadable image; EnvironmentFault where the cache's
+    disk has no room.
     """
     root = folder / split
     if split == "test" and not root.is_dir() and (folder / "val").is_dir():

@@ -16,6 +16,7 @@ from torch import Tensor
 
 Pixels = UInt8[Tensor, "batch chans height width"]
 Rgb = UInt8[Tensor, "batch 3 height width"]
+Edges = Int64[Tensor, " batch"]
 
 # ITU-R 601 luma in 1/65536; the weighted sum stays below 2**24, so that float32 holds it exactly.
 _LUMA = (19595.0, 38470.0, 7471.0)
@@ -162,11 +163,7 @@ def fixed_point(matrix: Sequence[float]) -> list[int]:
 
 
 def box_mask(
-    top: Int64[Tensor, " batch"],
-    left: Int64[Tensor, " batch"],
-    bottom: Int64[Tensor, " batch"],
-    right: Int64[Tensor, " batch"],
-    size: tuple[int, int],
+    top: Edges, left: Edges, bottom: Edges, right: Edges, size: tuple[int, int]
 ) -> Bool[Tensor, "batch 1 height width"]:
     """True inside each image's box: rows ``top .. bottom - 1``, columns ``left .. right - 1``.
 

@@ -41,27 +41,16 @@ _LINUX_NORESERVE = 0x4000  # mmap.MAP_NORESERVE, which Python 3.11 does not name
 
 @dataclass(frozen=True)
 class Images:
-    """Labelled images of one split.
+    """Labelled images of one split."""
 
-    Attributes:
-        pixels: RGB, 0 to 255; may lie in a memory-mapped file. Read only, by agreement.
-        labels: index into ``classes``.
-        classes: class names in label order.
-        name: of the data in reports, e.g. ``"CIFAR-10 (JPEG)"``.
-        fingerprint: SHA-256 (hex) of the content, see :func:`fingerprint`.
-        masks: the object's pixels, where the source knows them (shapes).
-        exact: which images have the original pixels, where some are known to be re-encoded; None if not known.
-        note: footnote for every number measured on these images, e.g. "117 of 60,000 images from a JPEG copy".
-    """
-
-    pixels: UInt8[Tensor, "n 3 h w"]
-    labels: Int64[Tensor, " n"]
+    pixels: UInt8[Tensor, "n 3 h w"]  # RGB, 0 to 255; may lie in a memory-mapped file. Read only, by agreement
+    labels: Int64[Tensor, " n"]  # index into classes
     classes: list[str]
-    name: str
-    fingerprint: str
-    masks: Bool[Tensor, "n h w"] | None = None
-    exact: Bool[Tensor, " n"] | None = None
-    note: str = ""
+    name: str  # of the data in reports, as "CIFAR-10 (JPEG)"
+    fingerprint: str  # SHA-256 (hex) of the content, see the function of this name
+    masks: Bool[Tensor, "n h w"] | None = None  # the object's pixels, where the source knows them (shapes)
+    exact: Bool[Tensor, " n"] | None = None  # which have the original pixels, where some are known to be re-encoded
+    note: str = ""  # footnote for every number measured on them, as "117 of 60,000 images from a JPEG copy"
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -69,10 +58,8 @@ class Images:
     def select(self, indices: Int64[Tensor, " m"] | Sequence[int]) -> Images:
         """These images, in this order; the fingerprint is derived from this one's and the indices.
 
-        A selection of more than 2 GiB is written to an unnamed file in the cache and memory-mapped.
-
-        Raises:
-            EnvironmentFault: the cache's disk has no room for such a file.
+        A selection of more than 2 GiB is written to an unnamed file in the cache and memory-mapped; EnvironmentFault
+        where the cache's disk has no room for it.
         """
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         digest = hashlib.sha256(self.fingerprint.encode() + chosen.numpy().tobytes()).hexdigest()
@@ -137,15 +124,9 @@ FORMATS = "JPEG, PNG, GIF, BMP, WebP"
 def decode(data: bytes | Path, *, name: str) -> UInt8[np.ndarray, "3 h w"]:
     """Decode one image to upright RGB.
 
-    JPEG, PNG, GIF, BMP and WebP up to 25 megapixels. An animation's first frame is read; 16-bit grey is scaled by
-    its range; transparency is drawn on white; CMYK, palettes and EXIF orientation are resolved.
-
-    Args:
-        data: the encoded bytes, or a file of at most 128 MiB.
-        name: what an error calls the image.
-
-    Raises:
-        InputError: not such an image, damaged, or over a limit.
+    JPEG, PNG, GIF, BMP and WebP up to 25 megapixels, as bytes or a file of at most 128 MiB. An animation's first frame
+    is read; 16-bit grey is scaled by its range; transparency is drawn on white; CMYK, palettes and EXIF orientation are
+    resolved. InputError, which calls the image ``name``, where it is none of these, damaged, or over a limit.
     """
     encoded = _read(data, name) if isinstance(data, Path) else data
     reader = next((reader for magic, reader in _READERS.items() if encoded.startswith(magic)), None)

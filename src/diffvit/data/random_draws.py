@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
+Indices = Int64[Tensor, " n"]
 _WORD = 1 << 64
 _GOLDEN = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio, odd: steps of it visit every word
 _FIRST = 0xBF58476D1CE4E5B9
@@ -61,9 +62,7 @@ def _mix(words: Tensor) -> Tensor:
     return words ^ _shift_right(words, 31)
 
 
-def hash_words(
-    seed: int, epoch: int, indices: Int64[Tensor, " n"], stream: int, count: int
-) -> Int64[Tensor, "n count"]:
+def hash_words(seed: int, epoch: int, indices: Indices, stream: int, count: int) -> Int64[Tensor, "n count"]:
     """64 random bits for each sample index and position, on the indices' device.
 
     Row i depends on ``indices[i]`` alone, so neither the batch split nor the order matters, and the first positions do
@@ -85,9 +84,7 @@ def below(words: Int64[Tensor, "*shape"], bound: int | Tensor) -> Int64[Tensor, 
     return _shift_right(_shift_right(words, 32) * bound, 32)
 
 
-def hash_uniform(
-    seed: int, epoch: int, indices: Int64[Tensor, " n"], stream: int, count: int
-) -> Float32[Tensor, "n count"]:
+def hash_uniform(seed: int, epoch: int, indices: Indices, stream: int, count: int) -> Float32[Tensor, "n count"]:
     """Uniform numbers in [0, 1) that depend on what :func:`hash_words` names."""
     return uniform(hash_words(seed, epoch, indices, stream, count))
 

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor
 
 from diffvit.data.images import Images, fingerprint
-from diffvit.data.random_draws import hash_uniform, hash_words
+from diffvit.data.random_draws import Indices, hash_uniform, hash_words
 from diffvit.errors import ConfigError, check_choice
 
 # Outlines of the ten shapes and of the clutter: functions of coordinates (x to the right, y up) that return about the
@@ -91,26 +91,13 @@ _PIECE_SHARE = 0.0185  # mean share of the image that one piece covers, measured
 
 
 def generate(
-    split: str,
-    count: int | Int64[Tensor, " n"],
-    *,
-    size: int = 32,
-    clutter: float = 0.3,
-    noise: float = 0.1,
-    seed: int = 0,
+    split: str, count: int | Indices, *, size: int = 32, clutter: float = 0.3, noise: float = 0.1, seed: int = 0
 ) -> Images:
     """Draw the first ``count`` images of a split, or those of the given indices; the class is the index modulo 10.
 
-    Args:
-        split: train or test; they share no draws.
-        count: number of images, or which images, counted from 0.
-        size: side, pixels.
-        clutter: share of the background that distractors cover, 0 to 1.
-        noise: standard deviation of the pixel noise, of full scale, 0 to 1.
-        seed: of every draw.
-
-    Raises:
-        ConfigError: an unknown split or a setting out of range.
+    ``split`` is train or test, which share no draws; ``size`` the side, pixels; ``clutter`` the share of the background
+    that distractors cover, and ``noise`` the standard deviation of the pixel noise, of full scale, both 0 to 1.
+    ConfigError for an unknown split or a setting out of range.
     """
     check_choice("split", split, _SPLITS)
     indices = count if isinstance(count, Tensor) else torch.arange(max(count, 0))
@@ -128,7 +115,7 @@ def generate(
 
 
 def _draw(
-    indices: Int64[Tensor, " n"], split: int, size: int, clutter: float, noise: float, seed: int
+    indices: Indices, split: int, size: int, clutter: float, noise: float, seed: int
 ) -> tuple[UInt8[np.ndarray, "n 3 s s"], Bool[np.ndarray, "n s s"]]:
     scene = hash_uniform(seed, split, indices, _SCENE, 16).numpy()
     canvas = _background(scene[:, 4:10], size)

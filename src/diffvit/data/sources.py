@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diffvit.data import cifar10, folder
 from diffvit.data import shapes as shape_images
+from diffvit.data.cifar10 import Container
 from diffvit.data.download import fetch
 from diffvit.data.images import Images, fingerprint, resize
 from diffvit.data.random_draws import hash_words
@@ -66,9 +67,7 @@ def resolve_auto(data_dir: Path | None, *, announce: Announce | None = None) -> 
 
     Looked for in this order: ``data_dir``, or else where ``DIFFVIT_DATA`` points (another folder may be there without
     CIFAR-10); the user's cache; the public files, for at most 3 seconds without an answer, or one minute in all.
-
-    Raises:
-        InputError: the folder that is named does not exist.
+    InputError where the folder that is named does not exist.
     """
     try:
         _find_cifar10(data_dir, announce, timeout=_QUICK, deadline=_QUICK_IN_ALL, strict=False)
@@ -116,14 +115,7 @@ def load_shapes(split: str, *, shapes: Mapping[str, Any], **_: Any) -> Images:
     return shape_images.generate(split, counts[split], **chosen)
 
 
-def _find_cifar10(
-    data_dir: Path | None,
-    announce: Announce | None,
-    *,
-    timeout: float = 10.0,
-    deadline: float | None = None,
-    strict: bool,
-) -> cifar10.Container:
+def _find_cifar10(data_dir: Path | None, announce: Announce | None, *, strict: bool, **limits: Any) -> Container:
     """Find CIFAR-10, or fetch it. ``strict``: a folder that is named and lacks it is an error."""
     place = place_of("cifar10", data_dir)
     if place is not None:
@@ -139,7 +131,7 @@ def _find_cifar10(
         return found
     if announce:
         announce("CIFAR-10 is not on this machine: trying to fetch it (about 144 MB)")
-    found = cifar10.find(fetch("cifar10", timeout=timeout, deadline=deadline))
+    found = cifar10.find(fetch("cifar10", **limits))
     assert found is not None  # fetch gives these files or raises
     return found
 
@@ -161,10 +153,8 @@ def validation_split(
     """Split a training set into training and validation indices, with the same number of validation images per class.
 
     Both are ascending, and hold together every image once. They depend on the labels' order, ``size`` (where it is no
-    multiple of the number of classes, the first classes give one more) and ``seed`` alone.
-
-    Raises:
-        InputError: a class has too few images to leave any for training.
+    multiple of the number of classes, the first classes give one more) and ``seed`` alone. InputError where a class has
+    too few images to leave any for training.
     """
     present = labels.unique().tolist()
     rank = hash_words(seed, 0, torch.arange(len(labels)), _VALIDATION, 1)[:, 0]

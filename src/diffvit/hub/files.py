@@ -22,6 +22,7 @@ from torch import Tensor
 
 from diffvit.errors import InputError
 
+Shapes = Mapping[str, Sequence[int]]  # by the weights' names
 _HEADER_LIMIT = 4 * 1024 * 1024  # bytes; a header of ours has about 20 kB
 OWN_HINT = "Give a run folder, a model.safetensors that diffvit wrote, or a packaged name."
 _HINT = "Give a .safetensors file or one that torch.save wrote, with a state dict in it."
@@ -32,12 +33,10 @@ _COUNTERS = (torch.int64, torch.int32)
 
 
 class WeightsFile(NamedTuple):
-    """The weights in a file.
+    """The weights in a file, by their plain names, in its dtype; they may share memory with it.
 
-    Args:
-        tensors: by their plain names, in the file's dtype; they may share memory with the file.
-        nest: the key they were stored under (``teacher``, ``student``, ``state_dict``, ``model``), or empty. The first
-            two are from self-distillation, whose ``head`` is a projection, not a classifier.
+    ``nest`` is the key they were stored under (``teacher``, ``student``, ``state_dict``, ``model``), or empty. The
+    first two are from self-distillation, whose ``head`` is a projection, not a classifier.
     """
 
     tensors: dict[str, Tensor]
@@ -49,13 +48,8 @@ def read_weights(path: Path, *, counters: bool = False) -> WeightsFile:
 
     Of a full DINO checkpoint (arXiv 2104.14294) this gives the teacher's backbone without its projection head. Torch
     files are mapped into memory and read with ``weights_only=True``: no code runs, and no claimed size is allocated.
-
-    Args:
-        path: the file.
-        counters: allow integer tensors, as BatchNorm's count of batches.
-
-    Raises:
-        InputError: no such file, not such a file, damaged, hostile, or without named float weights.
+    ``counters`` allows integer tensors, as BatchNorm's count of batches. InputError for no such file, not such a file,
+    or one that is damaged, hostile, or without named float weights.
     """
     try:
         with path.open("rb") as file:
@@ -65,7 +59,7 @@ def read_weights(path: Path, *, counters: bool = False) -> WeightsFile:
     if start.startswith(b"PK"):
         found = _from_torch(path)
     elif path.suffix == ".safetensors" or start[8:] == b"{":
-        found = _from_safetensors(path)
+        found = read_safetensors(path, _HINT)
     elif start.startswith(b"\x80\x02"):
         hint = "Load it with torch and save it again, or give a .safetensors file."
         raise InputError(str(path), "is a pickle, or of torch before 1.6: refused", hint)
@@ -82,8 +76,7 @@ def read_weights(path: Path, *, counters: bool = False) -> WeightsFile:
 def read_header(path: Path, hint: str = OWN_HINT) -> dict[str, Any]:
     """The JSON header of a safetensors file, its sizes checked against the file's; no tensor is read.
 
-    Raises:
-        InputError: not a safetensors file, cut short, or claiming other sizes than it has.
+    InputError for what is not a safetensors file, cut short, or claims other sizes than it has.
     """
     try:
         size = path.stat().st_size
@@ -105,12 +98,13 @@ def read_header(path: Path, hint: str = OWN_HINT) -> dict[str, Any]:
     return header
 
 
-def _from_safetensors(path: Path) -> dict[str, Tensor]:
-    read_header(path, _HINT)
+def read_safetensors(path: Path, hint: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, as they are; InputError where it is none, or damaged."""
+    read_header(path, hint)
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
-        raise InputError(str(path), f"is damaged ({' '.join(str(error).split())[:120]})", _HINT) from None
+        raise InputError(str(path), f"is damaged ({' '.join(str(error).split())[:120]})", hint) from None
 
 
 def _from_torch(path: Path) -> Any:
@@ -184,22 +178,14 @@ def _check_tensors(path: Path, tensors: Mapping[str, Any], dtypes: tuple[torch.d
 
 
 def check_weights(
-    source: str,
-    found: Mapping[str, Sequence[int]],
-    expected: Mapping[str, Sequence[int]],
-    *,
-    why: str = "does not fit the model: ",
-    hint: str = "",
+    source: str, found: Shapes, expected: Shapes, *, why: str = "does not fit the model: ", hint: str = ""
 ) -> None:
-    """Check the names and shapes of weights against a model's; ``source``, ``why`` and ``hint`` are for the message.
+    """Raise an InputError that names a missing, unexpected or misshapen weight; each is known by its name and shape.
 
-    Raises:
-        InputError: a missing, unexpected or misshapen weight; the line names the first.
+    ``source``, ``why`` and ``hint`` are for the message.
     """
-    for problem, names in (
-        ("it lacks", expected.keys() - found.keys()),
-        ("it has the unexpected", found.keys() - expected.keys()),
-    ):
+    problems = {"it lacks": expected.keys() - found.keys(), "it has the unexpected": found.keys() - expected.keys()}
+    for problem, names in problems.items():
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise InputError(source, f"{why}{problem} {min(names)}{more}", hint)
@@ -210,11 +196,7 @@ def check_weights(
 
 
 def check_finite(source: str, tensors: Mapping[str, Tensor], hint: str = "") -> None:
-    """Refuse NaN and infinite weights.
-
-    Raises:
-        InputError: the line names the first such tensor.
-    """
+    """Raise an InputError that names the first tensor with NaN or infinite values."""
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             raise InputError(source, f"{name} holds NaN or infinite values", hint)

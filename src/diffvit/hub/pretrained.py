@@ -71,15 +71,11 @@ class Pretrained:
 def load_pretrained(name: str | None = None, weights: Path | None = None) -> Pretrained:
     """A pretrained Vision Transformer by timm's name, from a weights file, or both.
 
-    Args:
-        name: one of :data:`DINO`, or any that timm has (extra ``pretrained``); without it, the architecture is
-            read from the weights.
-        weights: read by :func:`diffvit.hub.files.read_weights`; without it, timm downloads them.
-
-    Raises:
-        ConfigError: neither is given, no such model, or one that nobody published weights for.
-        InputError: the file or the model is not supported; the line names the weight or the part.
-        EnvironmentFault: timm is missing, or the download failed.
+    ``name`` is one of :data:`DINO`, or any that timm has (extra ``pretrained``); without it, the architecture is read
+    from the weights. The file is read by :func:`diffvit.hub.files.read_weights`; without it, timm downloads them.
+    ConfigError where neither is given, or there is no such model, or nobody published weights for it; InputError where
+    the file or the model is not supported (the line names the weight or the part); EnvironmentFault where timm is
+    missing, or the download failed.
     """
     if weights is None:
         if name is None:
@@ -88,7 +84,7 @@ def load_pretrained(name: str | None = None, weights: Path | None = None) -> Pre
     if name is None or name in DINO:
         return _from_file(weights, name, DINO.get(name or ""), IMAGENET_MEAN, IMAGENET_STD)
     theirs = _skeleton(name)
-    config = _config(theirs)
+    config = theirs.pretrained_cfg
     found = _from_file(weights, name, settings_of_timm(name, theirs), config["mean"], config["std"])
     if found.image_size != theirs.patch_embed.img_size[0]:
         theirs = _skeleton(name, img_size=found.image_size)
@@ -116,7 +112,7 @@ def _from_file(
 def _downloaded(name: str) -> Pretrained:
     skeleton = _skeleton(name)
     timm = timm_library(_INSTALL)
-    settings, config = settings_of_timm(name, skeleton), _config(skeleton)  # before hundreds of megabytes are fetched
+    settings, config = settings_of_timm(name, skeleton), skeleton.pretrained_cfg  # before megabytes are fetched
     if not timm.models.is_model_pretrained(name):
         raise ConfigError("pretrained", f"nobody published weights for {name}", "Give some with --weights FILE.")
     try:
@@ -152,17 +148,11 @@ def _unsupported(name: str, part: str) -> InputError:
     return InputError(name, f"has a part that is not supported: {part}", "It cannot be looked into.")
 
 
-def _config(skeleton: nn.Module) -> dict[str, Any]:
-    return dict(getattr(skeleton, "pretrained_cfg", {}))
-
-
 def settings_of_timm(name: str, model: Any) -> dict[str, Any]:
     """Settings of the :class:`diffvit.VisionTransformer` with the weights of timm's ``model``, on any device.
 
-    Whether it also computes the same is for :func:`check_logits` to say.
-
-    Raises:
-        InputError: a weight that :class:`diffvit.VisionTransformer` lacks, or that only it has.
+    Whether it also computes the same is for :func:`check_logits` to say. InputError for a weight that
+    :class:`diffvit.VisionTransformer` lacks, or that only it has.
     """
     try:
         attn = model.blocks[0].attn
@@ -190,8 +180,7 @@ def settings_of_timm(name: str, model: Any) -> dict[str, Any]:
 def check_logits(name: str, theirs: nn.Module, ours: VisionTransformer) -> None:
     """Compare two models on one random image; both are in evaluation mode afterwards.
 
-    Raises:
-        InputError: their logits (or features, without a head) differ by more than float32 explains.
+    InputError where their logits (or features, without a head) differ by more than float32 explains.
     """
     side = ours.settings["image_size"]
     image = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
@@ -201,12 +190,12 @@ def check_logits(name: str, theirs: nn.Module, ours: VisionTransformer) -> None:
         raise _unsupported(name, f"timm's model gives other logits (by {off:.1g} of the largest vs {_TOLERANCE:g})")
 
 
-def _classes(timm: ModuleType, model: nn.Module) -> list[str] | None:
+def _classes(timm: ModuleType, model: Any) -> list[str] | None:
     """The names of the classes: those in the model's settings, or ImageNet's where their number says so."""
     head = getattr(model, "head", None)
     if not isinstance(head, nn.Linear):
         return None
-    names = _config(model).get("label_names")
+    names = model.pretrained_cfg.get("label_names")
     if not names:
         subset = timm.data.infer_imagenet_subset(model)
         if subset is None:
@@ -220,10 +209,7 @@ def infer(source: str, tensors: Mapping[str, Tensor], heads: int | None = None) 
     """Settings of the :class:`diffvit.VisionTransformer` that such weights belong to, and a note on what is assumed.
 
     Where ``heads`` is not given, it follows from the lambdas or the query norms where there are some; else heads are
-    taken as 64 wide. ``source`` names the weights in errors.
-
-    Raises:
-        InputError: not the weights of a Vision Transformer that is supported.
+    taken as 64 wide. InputError, which calls them ``source``, for weights of no Vision Transformer that is supported.
     """
     shapes = _shapes(tensors)
     first = "blocks.0."
@@ -233,7 +219,8 @@ def infer(source: str, tensors: Mapping[str, Tensor], heads: int | None = None) 
             raise InputError(source, why, _HINT)
     dim, channels, patch, _ = shapes["patch_embed.proj.weight"]
     differential = f"{first}attn.lambda_q1" in shapes
-    known = shapes.get(f"{first}attn.lambda_q1") or shapes.get(f"{first}attn.q_norm.weight")
+    q_norm = f"{first}attn.q_norm.weight"
+    known = shapes.get(f"{first}attn.lambda_q1") or shapes.get(q_norm)
     width = known[0] if known else _HEAD_DIM
     if heads is None and dim % width:
         raise InputError(source, f"its number of heads cannot be inferred ({dim} is not a multiple of {width})", _HINT)
@@ -255,7 +242,7 @@ def infer(source: str, tensors: Mapping[str, Tensor], heads: int | None = None) 
         "num_classes": shapes.get("head.weight", (0,))[0],
         "attention": "differential" if differential else "softmax",
         "qkv_bias": f"{first}attn.qkv.bias" in shapes,
-        "qk_norm": _norm_kind(shapes, f"{first}attn.q_norm."),
+        "qk_norm": "none" if q_norm not in shapes else "layer" if f"{first}attn.q_norm.bias" in shapes else "rms",
         "layer_scale": LAYER_SCALE if f"{first}ls1.gamma" in shapes else 0.0,
         "class_token": "cls_token" in shapes,
         "registers": prefix - int("cls_token" in shapes),
@@ -277,10 +264,8 @@ def fit(source: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any])
     """The model of these settings with these weights, in float32 and evaluation mode, for images of any size.
 
     Positions of another square image than the settings' are taken as they are, and the model is built for that image.
-    The tensors are copied; ``source`` names them in errors.
-
-    Raises:
-        InputError: missing, unexpected, misshapen or non-finite weights, or settings that do not go together.
+    The tensors are copied. InputError, which calls them ``source``, for missing, unexpected, misshapen or non-finite
+    weights, or settings that do not go together.
     """
     settings = _with_grid_of(tensors, settings)
     if not 1 <= settings["depth"] <= _MAX_DEPTH or settings["in_chans"] != 3:
@@ -310,12 +295,6 @@ def _with_grid_of(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) ->
     before = 0 if settings["no_embed_class"] else int(settings["class_token"]) + settings["registers"]
     side = _side(positions.shape[1] - before)
     return settings if side is None else {**settings, "image_size": side * settings["patch_size"]}
-
-
-def _norm_kind(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> str:
-    if f"{prefix}weight" not in shapes:
-        return "none"
-    return "layer" if f"{prefix}bias" in shapes else "rms"
 
 
 def _side(tokens: int) -> int | None:

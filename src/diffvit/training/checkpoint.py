@@ -43,9 +43,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], p
     """Write the checkpoint after ``step`` optimiser steps and drop all but the newest two.
 
     ``tensors`` are named tensors by the name of their file, without suffix; ``progress`` holds plain JSON values.
-
-    Raises:
-        OSError: the disk refuses; the checkpoints that were there are untouched.
+    OSError where the disk refuses; the checkpoints that were there are then untouched.
     """
     final, temporary = folder / f"{_PREFIX}{step:08d}", folder / f"{_TEMPORARY}{step:08d}"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -81,12 +79,9 @@ def _write(file: Path, content: bytes) -> dict[str, Any]:
 
 
 def newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest intact checkpoint; None where none was ever written.
+    """The newest intact checkpoint; None where none was ever written, InputError where every one is damaged.
 
     ``warn`` gets one line for each damaged one that is skipped.
-
-    Raises:
-        InputError: there are checkpoints and every one is damaged.
     """
     found = sorted(_steps(folder).items(), reverse=True)
     for step, path in found:

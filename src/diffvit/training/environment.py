@@ -20,11 +20,7 @@ _BINDING = ("threads", "torch", "diffvit", "device", "precision", "processes", "
 
 
 def resolve_device(name: str) -> str:
-    """``auto`` takes CUDA where there is one.
-
-    Raises:
-        EnvironmentFault: CUDA was asked for and is not there.
-    """
+    """``auto`` takes CUDA where there is one; EnvironmentFault where CUDA was asked for and is not there."""
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise EnvironmentFault("device cuda", "no CUDA device is usable here", "Give --device cpu or auto.")
@@ -107,9 +103,8 @@ def describe(*, device: str, precision: str, threads: int, processes: int, accel
 def refuse_differences(run: Path, settings: Sequence[str], then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Let a run go on only where its bits come out the same.
 
-    Raises:
-        ConfigError: listing what differs between the configs (``settings``), and between environment.json as the run
-            in this folder began (``then``) and that of this process.
+    Else a ConfigError lists what differs between the configs (``settings``), and between environment.json as the run
+    in this folder began (``then``) and that of this process (``now``).
     """
     found = list(settings)
     before = {"kernels": "torch", **then}  # which runs did not record before there were others

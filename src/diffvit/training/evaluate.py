@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,16 @@ from diffvit.errors import ConfigError, InputError, did_you_mean
 from diffvit.files import disk_faults, replace, to_json
 from diffvit.kernels import accelerate
 from diffvit.training.environment import hardware, resolve_device, resolve_precision
-from diffvit.training.load import load_with_meta
+from diffvit.training.load import Meta, Reference, load_with_meta
 from diffvit.training.run_dir import RunDir, config_faults
 from diffvit.training.score import described, flops_per_image, logits_of, score
 
 SPLITS = ("test", "validation", "train")
+Wanted = tuple[str, str | None, Path | None]  # split, and where other than the run says: data source, its folder
 
 
 def evaluate(
-    run: RunDir | Path | str,
+    run: Reference,
     *,
     split: str = "test",
     data: str | None = None,
@@ -34,7 +35,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a trained model; on its own data the figures are also written into the run folder.
 
-    The file is ``evaluation.json`` for the test set and ``evaluation-SPLIT.json`` for the others.
+    The file is ``evaluation.json`` for the test set and ``evaluation-SPLIT.json`` for the others. Returned are the
+    figures of :func:`score` with ``run``, ``split``, ``data``, ``fingerprint``, ``classes``, ``parameters``,
+    ``flops_per_image``, ``device``, ``hardware`` and ``precision``; on CIFAR-10 with some images from a JPEG copy also
+    ``data_note``, and ``accuracy_exact`` on the other ``images_exact``.
 
     Args:
         run: a run folder, a weights file or a packaged name.
@@ -45,11 +49,6 @@ def evaluate(
             for (:func:`diffvit.data.sources.load`).
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: ``fp32``, ``bf16``, or ``auto``: see :func:`precision_of`.
-
-    Returns:
-        The figures of :func:`score` with ``run``, ``split``, ``data``, ``fingerprint``, ``classes``, ``parameters``,
-        ``flops_per_image``, ``device``, ``hardware`` and ``precision``; on CIFAR-10 with some images from a JPEG copy
-        also ``data_note``, and ``accuracy_exact`` on the other ``images_exact``.
 
     Raises:
         ConfigError: no such split, or the model does not say which data it is for.
@@ -83,13 +82,13 @@ def evaluate(
     return figures
 
 
-def config_of(run: object, meta: Mapping[str, Any]) -> Config | None:
+def config_of(run: object, meta: Meta) -> Config | None:
     """The run's config from its model's metadata; None where it has none; InputError where it is damaged."""
     with config_faults():
         return None if meta["config"] is None else parse(meta["config"], str(run))
 
 
-def precision_of(meta: Mapping[str, Any], asked: str, device: str) -> str:
+def precision_of(meta: Meta, asked: str, device: str) -> str:
     """What was asked for; for ``auto`` what the run recorded, so that its figures can be repeated anywhere."""
     recorded, path = meta.get("precision"), Path(meta["file"]).parent
     if recorded is None and (path / "environment.json").is_file():
@@ -97,13 +96,7 @@ def precision_of(meta: Mapping[str, Any], asked: str, device: str) -> str:
     return resolve_precision(recorded if asked == "auto" and recorded in ("fp32", "bf16") else asked, device)
 
 
-def images_of(
-    run: object,
-    image_size: int,
-    meta: Mapping[str, Any],
-    config: Config | None,
-    wanted: tuple[str, str | None, Path | None],
-) -> Images:
+def images_of(run: object, image_size: int, meta: Meta, config: Config | None, wanted: Wanted) -> Images:
     """The images to score on, their classes checked against the model's."""
     split, data, data_dir = wanted
     source = data or (config.data if config else "auto")
@@ -121,13 +114,8 @@ def images_of(
         data_dir = sources.place_of(source, None) or config.data_dir  # the variable stands above a run's config.yaml
         if source != "folder" and data_dir and not data_dir.is_dir():
             data_dir = None  # as on another machine: CIFAR-10 is the same wherever it is found
-    images = sources.load(
-        source,
-        "test" if split == "test" else "train",
-        data_dir=data_dir,
-        image_size=image_size,
-        shapes=to_dict(config.shapes) if config else None,
-    )
+    part, shapes = "test" if split == "test" else "train", to_dict(config.shapes) if config else None
+    images = sources.load(source, part, data_dir=data_dir, image_size=image_size, shapes=shapes)
     if sorted(images.classes) != sorted(meta["classes"]):
         why = f"has other classes than the model ({_few(images.classes)} vs {_few(meta['classes'])})"
         raise InputError(images.name, why, "Take the data the model was trained on.")
@@ -145,20 +133,12 @@ def _few(names: Sequence[str]) -> str:
 
 
 def predict(
-    run: RunDir | Path | str,
-    paths: Sequence[Path | str],
-    top: int = 5,
-    *,
-    device: str = "auto",
-    precision: str = "auto",
+    run: Reference, paths: Sequence[Path | str], top: int = 5, *, device: str = "auto", precision: str = "auto"
 ) -> list[dict[str, Any]]:
     """What a trained model sees in image files: the centred square, scaled to the model's input.
 
-    Returns:
-        Per image ``{"image": path, "top": [[class name, probability], ...]}``, likeliest first.
-
-    Raises:
-        InputError: the model or an image is missing, damaged or over a limit.
+    Per image ``{"image": path, "top": [[class name, probability], ...]}``, likeliest first. InputError where the model
+    or an image is missing, damaged or over a limit.
     """
     device = resolve_device(device)
     model, meta = load_with_meta(run, device=device)

@@ -14,54 +14,43 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError
 from torch import nn
 
 from diffvit import weights
-from diffvit.config import ModelConfig
+from diffvit.config import ModelConfig, validate
 from diffvit.errors import ConfigError, InputError, did_you_mean
 from diffvit.files import disk_faults, replace, to_json
-from diffvit.hub.files import OWN_HINT as _HINT
-from diffvit.hub.files import check_finite, check_weights, read_header
+from diffvit.hub.files import OWN_HINT, check_finite, check_weights, read_header, read_safetensors
 from diffvit.models.vit import VisionTransformer
 from diffvit.training.run_dir import RunDir
 
 MODEL_FILE = "model.safetensors"
 METADATA_KEY = "diffvit"
+Reference = RunDir | Path | str  # what a user calls a model by
+Meta = dict[str, Any]
 
 
-def load(reference: RunDir | Path | str, *, device: torch.device | str = "cpu") -> VisionTransformer:
-    """A trained model in evaluation mode, float32.
+def load(reference: Reference, *, device: torch.device | str = "cpu") -> VisionTransformer:
+    """A trained model in evaluation mode, float32, on ``device`` (``"auto"`` takes CUDA where there is one).
 
-    Args:
-        reference: a run folder (``runs/NAME``), a ``.safetensors`` file, or a packaged name (``cifar10-vit``).
-        device: where the weights go; ``"auto"`` takes CUDA where there is one.
-
-    Raises:
-        InputError: no such model; not a weights file of diffvit; damaged; missing, unexpected, misshapen or non-finite
-            weights.
+    ``reference`` is a run folder (``runs/NAME``), a ``.safetensors`` file, or a packaged name (``cifar10-vit``).
+    InputError for no such model, no weights file of diffvit, a damaged one, or missing, unexpected, misshapen or
+    non-finite weights.
     """
     return load_with_meta(reference, device=device)[0]
 
 
-def load_with_meta(
-    reference: RunDir | Path | str, *, device: torch.device | str = "cpu"
-) -> tuple[VisionTransformer, dict[str, Any]]:
+def load_with_meta(reference: Reference, *, device: torch.device | str = "cpu") -> tuple[VisionTransformer, Meta]:
     """As :func:`load`, with what the file says of itself.
 
-    Returns:
-        The model, and a dict with ``classes``, ``mean``, ``std`` (per channel, 0..1), ``data``, ``fingerprint``,
-        ``config`` (nested plain values, or None where unknown) and ``file``.
+    That is a dict with ``classes``, ``mean``, ``std`` (per channel, 0..1), ``data``, ``fingerprint``, ``config``
+    (nested plain values, or None where unknown) and ``file``.
     """
     path = locate(reference)
     header = read_header(path)
     settings, meta = _metadata(path, header)
     _check_shapes(path, header, settings)
-    try:
-        state = safetensors.torch.load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(str(path), f"cannot be read as weights ({' '.join(str(error).split())})", _HINT) from None
+    state = read_safetensors(path, OWN_HINT)
     check_finite(str(path), state, "Train it again or take another file.")
     model = _build(settings)
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=True)
@@ -72,22 +61,18 @@ def load_with_meta(
     return model.to(device).eval(), {**meta, "config": own, "file": path}
 
 
-def locate(reference: RunDir | Path | str) -> Path:
+def locate(reference: Reference) -> Path:
     """The weights file a reference means; a packaged one and a finished run's are checked against their SHA-256.
 
-    Raises:
-        InputError: nothing there, or a damaged file.
+    InputError where nothing is there, or a damaged file.
     """
     place: Path | str = reference if isinstance(reference, Path | str) else reference.path
     path = Path(place)
-    if path.is_dir():
-        file = path / MODEL_FILE
-        if not file.is_file():
-            why = f"has no {MODEL_FILE}: the run did not finish, or it is not a run folder"
-            raise InputError(str(path), why, f"Finish it with: {RunDir(path).resume_command}")
-        return _intact(file)
-    if path.is_file():
-        return _intact(path)
+    if path.is_dir() and not (path / MODEL_FILE).is_file():
+        why = f"has no {MODEL_FILE}: the run did not finish, or it is not a run folder"
+        raise InputError(str(path), why, f"Finish it with: {RunDir(path).resume_command}")
+    if path.exists():
+        return _intact(path / MODEL_FILE if path.is_dir() else path)
     file = weights.packaged(str(place))
     if file is None:
         names = weights.names()
@@ -109,15 +94,14 @@ def _intact(file: Path) -> Path:
 def metadata_of(path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
     """What a weights file of ours says of itself, ``model`` (its settings) among it.
 
-    Raises:
-        InputError: it says nothing, or that its settings do not give the model that was trained.
+    InputError where it says nothing, or that its settings do not give the model that was trained.
     """
     try:
         meta = dict(json.loads(header["__metadata__"][METADATA_KEY]))
         meta["model"] = dict(meta["model"])
         own = dict(meta.get("own_modules", {}))
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise InputError(str(path), "has no model metadata: diffvit did not write it", _HINT) from None
+        raise InputError(str(path), "has no model metadata: diffvit did not write it", OWN_HINT) from None
     for name, kind in own.items():
         more = f", and {len(own) - 1} more" if len(own) > 1 else ""
         why = f"cannot be rebuilt: {name or 'the model'} is {kind}, which its settings do not describe{more}"
@@ -133,12 +117,9 @@ def _metadata(path: Path, header: Mapping[str, Any]) -> tuple[dict[str, Any], di
         hint = f"Use it with: diffvit clip classify IMAGE --model {path} --labels A,B"
         raise InputError(str(path), "is a CLIP, not a classifier", hint)
     try:
-        config = ModelConfig.model_validate(settings)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"]) or "its settings"
-        why = f"describes an impossible model: {key}: {first['msg'].removeprefix('Value error, ')}"
-        raise InputError(str(path), why) from None
+        config = validate(ModelConfig, settings, lambda key, _: ".".join(key) or "its settings")
+    except ConfigError as error:
+        raise InputError(str(path), f"describes an impossible model: {error.what}: {error.why}") from None
     for key, expected in (("classes", config.num_classes), ("mean", config.in_chans), ("std", config.in_chans)):
         found = meta.get(key)
         count = len(found) if isinstance(found, list) else "none"
@@ -186,9 +167,8 @@ def own_modules(model: Any) -> dict[str, str]:
     settings = {name: value for name, value in model.settings.items() if name != "kind"}
     with torch.random.fork_rng(devices=[]):
         usual = {name: _signature(module) for name, module in type(model)(**settings).named_modules()}
-    return {
-        name: qualified_name(module) for name, module in model.named_modules() if _signature(module) != usual.get(name)
-    }
+    own = {name: module for name, module in model.named_modules() if _signature(module) != usual.get(name)}
+    return {name: qualified_name(module) for name, module in own.items()}
 
 
 def qualified_name(thing: object) -> str:
@@ -204,11 +184,7 @@ def _signature(module: nn.Module) -> tuple[object, ...]:
 
 
 def save_model(run: RunDir, model: Any, facts: Mapping[str, Any]) -> str:
-    """model.safetensors: the weights to evaluate, with what is needed to use them; returns its SHA-256, 64 hex digits.
-
-    Raises:
-        EnvironmentFault: the disk refuses.
-    """
+    """Write model.safetensors, the weights with what is needed to use them; returns its SHA-256, 64 hex digits."""
     meta = {
         "model": model.settings,
         **{name: facts[name] for name in ("classes", "mean", "std")},

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from diffvit.config import WHEREABOUTS, ClipConfig, Config, config_hash, differe
 from diffvit.data.batches import epoch_order
 from diffvit.data.images import Images
 from diffvit.data.sources import place_of
-from diffvit.errors import EnvironmentFault, InputError, Interrupted, NonFiniteError
+from diffvit.errors import EnvironmentFault, InputError, Interrupted, NonFiniteError, out_of_memory
 from diffvit.files import disk_faults
 from diffvit.kernels import accelerate
 from diffvit.training import checkpoint, environment, optimizers, processes
@@ -89,8 +88,13 @@ def train(
     if fabric.global_rank:
         progress = Progress()
     threads = config.threads or max(1, environment.usable_cores() // processes.local_world_size())
-    with ExitStack() as held:
-        held.enter_context(_process_settings(threads, device, config.compile))
+    with ExitStack() as held:  # which gives back what belongs to the process
+        held.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(threads)
+        cuda = [torch.cuda.current_device()] if device == "cuda" else []
+        held.enter_context(torch.random.fork_rng(devices=cuda))
+        if config.compile:
+            held.enter_context(compile_limits())
         held.enter_context(_memory_faults(folder.path, config))
         held.callback(progress.close)
         by_the_first(fabric, lambda: held.enter_context(_held(folder, resume)))
@@ -105,23 +109,10 @@ def train(
     return folder
 
 
-@contextmanager
-def _process_settings(threads: int, device: str, compiles: bool) -> Iterator[None]:
-    """The number of threads, torch's random numbers and its compiler's limits: set, and given back afterwards."""
-    former = torch.get_num_threads()
-    cuda = [torch.cuda.current_device()] if device == "cuda" else []
-    torch.set_num_threads(threads)
-    try:
-        with torch.random.fork_rng(devices=cuda), compile_limits() if compiles else nullcontext():
-            yield
-    finally:
-        torch.set_num_threads(former)
-
-
 def compile_limits() -> AbstractContextManager[None]:
-    """Compile many models in one process, as a study's worker does; one that cannot be compiled is an error.
+    """Limits of torch's compiler at which one process compiles many models, as a study's worker does; then put back.
 
-    Beyond torch's usual limit a model would go on uncompiled. torch's limits are put back afterwards.
+    Beyond its usual limit a model would go on uncompiled; one that cannot be compiled is an error.
     """
     settings: Any = torch._dynamo.config
     return settings.patch(recompile_limit=_COMPILATIONS, fail_on_recompile_limit_hit=True)
@@ -144,7 +135,7 @@ def _memory_faults(out: Path, config: Config) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
+        if not out_of_memory(error):
             raise
         kept = f"Checkpoints in {out} are kept. " if (out / "config.yaml").is_file() else ""
         instead = "" if isinstance(config, ClipConfig) else " or a larger --accumulate"  # which would split its batch
@@ -177,7 +168,7 @@ def _run(
     facts |= {"mean": data.mean, "std": data.std}
     facts |= {"task": qualified_name(task), "own_modules": own_modules(model)}
     begun = resume and (folder.path / "environment.json").exists()
-    found = _checkpoint_to_resume(folder, config, facts, progress) if begun else None
+    found = _found_to_resume(folder, config, facts, progress) if begun else None
     if found:  # as recorded: the last bits of a mean are not to depend on how it is computed today
         data = replace(data, mean=facts["mean"], std=facts["std"])
     trainer = Trainer(fabric, config, data, model, task.objective(config, data))
@@ -234,9 +225,7 @@ def _run(
         by_the_first(fabric, finish)
 
 
-def _checkpoint_to_resume(
-    folder: RunDir, config: Config, facts: dict[str, Any], progress: Progress
-) -> Checkpoint | None:
+def _found_to_resume(folder: RunDir, config: Config, facts: dict[str, Any], progress: Progress) -> Checkpoint | None:
     """What a run that stopped goes on from, once it is checked that it can; ``facts`` takes over what it recorded."""
     before = folder.environment
     if "task" in before and (then := _named(before)) != (now := _named(facts)):
@@ -271,8 +260,8 @@ def _steps_of_epoch(trainer: Trainer, folder: RunDir, progress: Progress, stop: 
             if time.monotonic() - trainer.shown >= _SHOWN_EVERY:
                 trainer.shown = time.monotonic()
                 progress.step(trainer.running())
-            # Many processes ask each other, and the answer has to be waited for, as the figures have to be.
-            asks = trainer.fabric.world_size == 1 or trainer.figures_read
+            # Many processes ask each other, and wait for the answer, only where they have waited for the figures too.
+            asks = trainer.fabric.world_size == 1 or (trainer.position.step - 1) % trainer.read_every == 0
             if asks and trainer.position.in_epoch < trainer.steps_per_epoch:
                 _stop_if_asked(trainer, folder, stop)
     except NonFiniteStep as error:
@@ -363,7 +352,7 @@ class Trainer:
         forward = compiled(self.model, config, fabric.device) if config.compile else self.model
         self._forward = fabric.setup_module(forward)
         self._pending: Tensor | None = None  # figures of the steps since they were last read, on the device
-        self._read_every = _READ_EVERY.get(fabric.device.type, 1)
+        self.read_every = _READ_EVERY.get(fabric.device.type, 1)
         self.batches = data.batches(config, fabric.device)
         self.images = len(data.train)
         self.steps_per_epoch = math.ceil(self.images / config.batch_size)
@@ -377,18 +366,11 @@ class Trainer:
         """The model to evaluate: the weights' moving average if there is one."""
         return self.average.model if self.average else self.model
 
-    @property
-    def figures_read(self) -> bool:
-        """Whether the step that has just ended read the figures; depends on its number alone."""
-        return (self.position.step - 1) % self._read_every == 0
-
     def steps(self) -> Iterator[None]:
-        """Run the rest of the present epoch; yields after every optimiser step.
-
-        Raises:
-            NonFiniteStep: see there.
-        """
-        batches = self._epoch_batches()
+        """Run the rest of the present epoch; yields after every optimiser step, or raises :class:`NonFiniteStep`."""
+        at, size = self.position, self.config.batch_size
+        order = epoch_order(self.config.seed, at.epoch, self.images)
+        batches = (self._share(indices, at.epoch) for indices in order.split(size)[at.in_epoch :])
         upcoming = next(batches, None)
         while upcoming is not None:
             start = time.perf_counter()
@@ -401,14 +383,8 @@ class Trainer:
             self.position.seconds += time.perf_counter() - start
             yield
 
-    def _epoch_batches(self) -> Iterator[tuple[int, list[tuple[Any, int]]]]:
-        """(images of the whole step, this process's micro-batches with their number of images) from here on."""
-        epoch = self.position.epoch
-        order = epoch_order(self.config.seed, epoch, self.images)
-        for indices in order.split(self.config.batch_size)[self.position.in_epoch :]:
-            yield self._share(indices, epoch)
-
     def _share(self, indices: Tensor, epoch: int) -> tuple[int, list[tuple[Any, int]]]:
+        """The number of a step's images, and this process's micro-batches of them, each with its number of images."""
         world, rank = self.fabric.world_size, self.fabric.global_rank
         slices = indices.tensor_split(self.config.accumulate * world)[rank::world]
         # A process without an image of its own still has to take part in the exchange of gradients.
@@ -440,7 +416,7 @@ class Trainer:
         norm = get_total_norm([parameter.grad for parameter in self.parameters if parameter.grad is not None])
         figures = torch.cat([sums, norm.double().reshape(1)])
         self._pending = figures if self._pending is None else self._pending + figures
-        if position.step % self._read_every == 0:
+        if position.step % self.read_every == 0:
             self._read()
         if config.optimizer.grad_clip:
             clip_grads_with_norm_(self.parameters, config.optimizer.grad_clip, norm)
@@ -499,29 +475,20 @@ class Trainer:
             "seconds": seconds,
         }
 
-    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """Everything a resume needs: groups of tensors, and plain values.
+    def save(self, folder: RunDir) -> None:
+        """Write a checkpoint, all that a resume needs, unless there is one of this step.
 
-        Raises:
-            NonFiniteStep: a step since the figures were last read was not finite.
+        EnvironmentFault where the disk refuses, NonFiniteStep where a step that was not yet read is not finite.
         """
+        if self.saved == self.position.step:
+            return
         self._timed_read()
         tensors = {"model": self.model.state_dict(), "optimizer": optimizers.state_tensors(self.optimizers, self.model)}
         if self.average:
             tensors["ema"] = self.average.model.state_dict()
-        return tensors, asdict(self.position)
-
-    def save(self, folder: RunDir) -> None:
-        """Write a checkpoint, unless there is one of this step.
-
-        Raises:
-            EnvironmentFault: the disk refuses.
-            NonFiniteStep: see :meth:`state`.
-        """
-        if self.saved != self.position.step:
-            with disk_faults(folder.checkpoints, folder.kept):
-                checkpoint.save(folder.checkpoints, self.position.step, *self.state())
-            self.saved = self.position.step
+        with disk_faults(folder.checkpoints, folder.kept):
+            checkpoint.save(folder.checkpoints, self.position.step, tensors, asdict(self.position))
+        self.saved = self.position.step
 
     def restore(self, found: Checkpoint) -> None:
         """Restore the state of a checkpoint of the same run."""
@@ -532,17 +499,16 @@ class Trainer:
         self.position, self.saved = Position(**found.progress), found.step
 
     def warm_up(self, stopped: Callable[[], object] = lambda: False) -> float:
-        """Compile for every batch size and discard the results; returns the seconds it took.
+        """Compile, where the config says so, for every batch size; returns the seconds it took.
 
-        Nothing the run computes depends on it. Without ``compile`` there is nothing to do. Once ``stopped`` says yes,
-        the rest is left to the steps.
+        Nothing the run computes depends on it. Once ``stopped`` says yes, the rest is left to the steps.
         """
         if not self.config.compile:
             return 0.0
         start = time.perf_counter()
         pieces = torch.arange(self.images).split(self.config.batch_size)
         for indices in {len(piece): piece for piece in (pieces[0], pieces[-1])}.values():
-            for _ in range(3 if self._read_every > 1 else 1):  # CUDA graphs are recorded on the second pass
+            for _ in range(3 if self.read_every > 1 else 1):  # CUDA graphs are recorded on the second pass
                 if stopped():
                     break
                 self._backward(*self._share(indices, epoch=0)).tolist()

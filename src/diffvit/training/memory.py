@@ -21,18 +21,15 @@ def keep_freed_memory() -> bool:
     return _set(((_MMAP_THRESHOLD, _LARGEST), (_TRIM_THRESHOLD, _LARGEST), (_TOP_PAD, 2**26)))
 
 
-def give_memory_back(arenas: int = 2, above: int = 2**20) -> bool:
+def give_memory_back() -> bool:
     """Have the C library of a server give memory back; returns whether it will.
 
     Left alone, glibc gives each thread an arena of its own, and what one frees another cannot use; and having seen a
     large block freed, it keeps the next ones. Then memory grows with the threads that were ever busy, and with the
-    largest picture that was ever decoded. Other C libraries are left as they are.
-
-    Args:
-        arenas: that all threads share.
-        above: bytes; larger blocks go back to the system as they are freed.
+    largest picture that was ever decoded. So all threads share two arenas, and blocks above a megabyte go back to the
+    system as they are freed. Other C libraries are left as they are.
     """
-    return _set(((_ARENA_MAX, arenas), (_MMAP_THRESHOLD, above)))
+    return _set(((_ARENA_MAX, 2), (_MMAP_THRESHOLD, 2**20)))
 
 
 def _set(settings: Sequence[tuple[int, int]]) -> bool:

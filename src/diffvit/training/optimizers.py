@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
+from torch.optim.optimizer import ParamsT
 
 from diffvit.settings import OptimizerConfig
 
@@ -35,16 +36,11 @@ def build(model: nn.Module, settings: OptimizerConfig) -> dict[str, Optimizer]:
         else:  # norms, biases, positions, tokens and lambdas do not decay
             group = "decayed" if decays else "plain"
         groups[group].append(parameter)
-    adamw = [
-        {"params": groups["decayed"], "weight_decay": settings.weight_decay},
-        {"params": groups["plain"], "weight_decay": 0.0},
-    ]
-    adamw = [group for group in adamw if group["params"]]
-    muon = [{"params": groups["muon"]}, {"params": groups["qkv"], "split": 3}]
-    muon = [group for group in muon if group["params"]]
-    betas = (settings.beta1, settings.beta2)
-    optimizers: dict[str, Optimizer] = {"adamw": AdamW(adamw, lr=settings.lr, betas=betas, fused=True)}
-    if muon:
+    decayed = {"params": groups["decayed"], "weight_decay": settings.weight_decay}
+    rest, betas = {"params": groups["plain"], "weight_decay": 0.0}, (settings.beta1, settings.beta2)
+    optimizers: dict[str, Optimizer] = {"adamw": AdamW([decayed, rest], lr=settings.lr, betas=betas, fused=True)}
+    if settings.name == "muon":
+        muon = [{"params": groups["muon"]}, {"params": groups["qkv"], "split": 3}]
         momentum, decay = settings.momentum, settings.weight_decay
         optimizers["muon"] = Muon(muon, lr=settings.muon_lr, momentum=momentum, weight_decay=decay)
     for optimizer in optimizers.values():
@@ -77,20 +73,11 @@ def state_tensors(optimizers: Mapping[str, Optimizer], model: nn.Module) -> dict
 
 
 def load_state_tensors(optimizers: Mapping[str, Optimizer], model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Give back what :func:`state_tensors` returned.
-
-    Raises:
-        ValueError: a tensor belongs to no parameter, or has another shape than its parameter.
-    """
+    """Give back what :func:`state_tensors` returned, for the same model and settings."""
     parameters = dict(model.named_parameters())
-    owner = {id(p): name for name, o in optimizers.items() for group in o.param_groups for p in group["params"]}
     for key, tensor in tensors.items():
         name, parameter_name, field = key.split("/")
-        parameter = parameters.get(parameter_name)
-        if parameter is None or owner[id(parameter)] != name:
-            raise ValueError(f"{key} belongs to no parameter of the model")
-        if tensor.ndim and tensor.shape != parameter.shape:
-            raise ValueError(f"{key} has another shape than its parameter")
+        parameter = parameters[parameter_name]
         state = optimizers[name].state[parameter]
         state[field] = tensor.to(device=parameter.device, dtype=tensor.dtype, memory_format=torch.preserve_format)
 
@@ -126,24 +113,12 @@ class Muon(Optimizer):
     group may say ``split=n``: its matrices hold n matrices below one another, as a layer's queries, keys and values
     do, and each is made orthogonal by itself.
 
-    Args:
-        params: matrices, or groups of them.
-        lr: of a matrix; the root mean square of its step is 0.2 times this.
-        momentum: of the gradients' average, used with Nesterov's look ahead.
-        weight_decay: decoupled.
-
-    Raises:
-        ValueError: a parameter that is no matrix, or whose rows ``split`` does not divide.
+    The root mean square of a matrix's step is 0.2 times ``lr``; ``momentum`` is that of the gradients' average, used
+    with Nesterov's look ahead; ``weight_decay`` is decoupled. ValueError for a parameter that is no matrix, or whose
+    rows ``split`` does not divide.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Tensor] | Iterable[dict[str, Any]],
-        *,
-        lr: float,
-        momentum: float = 0.95,
-        weight_decay: float = 0.0,
-    ) -> None:
+    def __init__(self, params: ParamsT, *, lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "split": 1}
         super().__init__(params, defaults)
         for group in self.param_groups:
@@ -153,15 +128,10 @@ class Muon(Optimizer):
                     raise ValueError(f"Muon updates matrices of {group['split']} x n rows (found {shape})")
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Update every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         for group in self.param_groups:
             self._step_group(group)
-        return loss
 
     def _step_group(self, group: dict[str, Any]) -> None:
         parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -180,18 +150,12 @@ class Muon(Optimizer):
         for place, update in enumerate(ahead):
             places_of.setdefault((len(update) // split, update.shape[1]), []).append(place)
         for places in places_of.values():
-            steps = _orthogonal_factors([ahead[place].unflatten(0, (split, -1)) for place in places])
+            stacked = torch.cat([ahead[place].unflatten(0, (split, -1)) for place in places])
+            tall = stacked.shape[1] > stacked.shape[2]
+            steps = orthogonalise(stacked.mT.contiguous()).mT if tall else orthogonalise(stacked)
             rate = group["lr"] * 0.2 * max(steps.shape[-2:]) ** 0.5
             for place, step in zip(places, steps.split(split), strict=True):
                 parameters[place].add_(step.flatten(0, 1), alpha=-rate)
-
-
-def _orthogonal_factors(updates: list[Tensor]) -> Tensor:
-    """The orthogonal factors of many (split, rows, columns) updates, one after the other in the first dimension."""
-    stacked = torch.cat(updates)
-    if stacked.shape[1] > stacked.shape[2]:
-        return orthogonalise(stacked.mT.contiguous()).mT
-    return orthogonalise(stacked)
 
 
 def orthogonalise(matrices: Float[Tensor, "batch rows columns"]) -> Float[Tensor, "batch rows columns"]:

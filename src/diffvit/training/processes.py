@@ -52,8 +52,7 @@ def local_world_size() -> int:
 def by_the_first(fabric: Fabric, action: Callable[[], Outcome]) -> Outcome | None:
     """Have the first process do something while the others wait; None in the others.
 
-    Raises:
-        DiffvitError: what it raised, in every process, so that none is left waiting.
+    A DiffvitError that it raises is raised in every process, so that none is left waiting.
     """
     if fabric.world_size == 1:
         return action()

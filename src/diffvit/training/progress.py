@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Mapping
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -15,46 +15,25 @@ from rich.progress import Progress as RichBars
 
 
 class Progress:
-    """Where the loop reports; this one shows nothing."""
+    """Where the loop reports: a bar on a terminal, lines elsewhere; nothing without a console.
+
+    The bar has loss, accuracy, images/s and time left, with the finished epochs above it. The lines within an epoch are
+    ``interval`` seconds apart.
+    """
+
+    # Of the class, as a subclass may leave out the constructor.
+    _console: Console | None = None
+    _bars: RichBars | None = None
+    _interval, _last, _total, _epochs = 30.0, 0.0, 0, 0
+
+    def __init__(self, console: Console | None = None, interval: float = 30.0) -> None:
+        self._console, self._interval, self._last = console, interval, time.monotonic()
 
     def start(self, total_steps: int, epochs: int, title: str) -> None:
         """Training begins (or goes on)."""
-
-    def step(self, values: Mapping[str, Any]) -> None:
-        """At most ten times a second: ``step``, 1-based ``epoch``, its ``loss`` and ``accuracy``, images_per_second."""
-
-    def epoch(self, row: Mapping[str, Any]) -> None:
-        """An epoch is done; ``row`` is its row of metrics.jsonl."""
-
-    def message(self, text: str) -> None:
-        """One line for the user."""
-
-    def close(self) -> None:
-        """Nothing more comes."""
-
-
-def make_progress(quiet: bool = False) -> Progress:
-    """Shows training on standard output; nothing when quiet."""
-    return Progress() if quiet else ConsoleProgress()
-
-
-class ConsoleProgress(Progress):
-    """On a terminal a bar with loss, accuracy, images/s and time left, finished epochs above it; else lines.
-
-    Args:
-        console: where to; standard output if not given.
-        interval: seconds between lines within an epoch, where there is no terminal.
-    """
-
-    def __init__(self, console: Console | None = None, interval: float = 30.0) -> None:
-        self._console = console or Console()
-        self._interval, self._last = interval, time.monotonic()
-        self._total, self._epochs = 0, 0
-        self._bars: RichBars | None = None
-
-    def start(self, total_steps: int, epochs: int, title: str) -> None:
-        """See :class:`Progress`."""
         self._total, self._epochs, self._last = total_steps, epochs, time.monotonic()
+        if not self._console:
+            return
         self.message(title)
         if self._console.is_terminal:
             self._bars = RichBars(
@@ -66,16 +45,18 @@ class ConsoleProgress(Progress):
             self._bars.start()
 
     def step(self, values: Mapping[str, Any]) -> None:
-        """See :class:`Progress`."""
+        """At most ten times a second: ``step``, 1-based ``epoch``, its ``loss`` and ``accuracy``, images_per_second."""
         epoch, step, figures = f"epoch {values['epoch']}/{self._epochs}", values["step"], _figures(values)
         if self._bars:
             self._bars.update(self._task, completed=step, description=epoch, figures=figures)
-        elif time.monotonic() - self._last >= self._interval:
+        elif self._console and time.monotonic() - self._last >= self._interval:
             self._last = time.monotonic()
             self.message(f"{epoch} step {step}/{self._total} {figures}")
 
     def epoch(self, row: Mapping[str, Any]) -> None:
-        """See :class:`Progress`."""
+        """An epoch is done; ``row`` is its row of metrics.jsonl."""
+        if not self._console:
+            return
         self._last = time.monotonic()
         if self._bars:
             self._bars.update(self._task, completed=row["step"])
@@ -86,14 +67,20 @@ class ConsoleProgress(Progress):
         self.message(f"epoch {row['epoch']}/{self._epochs} {figures} | {row['seconds']:.0f} s{validation}")
 
     def message(self, text: str) -> None:
-        """See :class:`Progress`."""
-        self._console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        """One line for the user."""
+        if self._console:
+            self._console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def close(self) -> None:
-        """See :class:`Progress`."""
+        """Nothing more comes."""
         if self._bars:
             self._bars.stop()
             self._bars = None
+
+
+def make_progress(quiet: bool = False) -> Progress:
+    """Shows training on standard output; nothing when quiet."""
+    return Progress(None if quiet else Console())
 
 
 def _figures(values: Mapping[str, Any]) -> str:
@@ -128,9 +115,7 @@ class StopRequest:
                 self.signal = self._outer.signal
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)
         self._former, self._outer = {}, None

@@ -25,11 +25,7 @@ _BEGINNING = {_LOCK, "checkpoints", ".config.yaml.tmp"}
 
 @contextlib.contextmanager
 def config_faults() -> Iterator[None]:
-    """A config of a run that cannot be read is a damaged file, not wrong usage.
-
-    Raises:
-        InputError: instead of the :class:`ConfigError` raised inside.
-    """
+    """A config of a run that cannot be read is a damaged file, an InputError, and not wrong usage, a ConfigError."""
     try:
         yield
     except ConfigError as error:
@@ -56,12 +52,7 @@ class RunDir:
 
     @classmethod
     def create(cls, path: Path | str) -> RunDir:
-        """Make the folder; :meth:`begin` then makes it a run.
-
-        Raises:
-            InputError: something is there already.
-            EnvironmentFault: the disk refuses.
-        """
+        """Make the folder, which :meth:`begin` then makes a run; InputError where something is there already."""
         path = Path(path)
         if path.exists() and not path.is_dir():
             raise InputError(str(path), "is a file, not a folder for a run", "Give another --out.")
@@ -75,27 +66,18 @@ class RunDir:
 
     @classmethod
     def open(cls, path: Path | str) -> RunDir:
-        """An existing run.
-
-        Raises:
-            InputError: no such folder, or one without config.yaml.
-        """
+        """An existing run; InputError where there is no such folder, or one without config.yaml."""
         path = Path(path)
         if not path.is_dir():
             raise InputError(str(path), "no such run folder" if not path.exists() else "is a file, not a run folder")
         if not (path / "config.yaml").is_file():
-            raise InputError(
-                str(path), "is not a run folder (it has no config.yaml)", "Start a run with: diffvit train"
-            )
+            why = "is not a run folder (it has no config.yaml)"
+            raise InputError(str(path), why, "Start a run with: diffvit train")
         return cls(path)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The plain values of config.yaml.
-
-        Raises:
-            InputError: it is damaged or empty.
-        """
+        """The plain values of config.yaml; InputError where it is damaged or empty."""
         file = self.path / "config.yaml"
         with config_faults():
             values = read_yaml(file)
@@ -125,11 +107,7 @@ class RunDir:
 
     @property
     def result(self) -> dict[str, Any]:
-        """The figures of the finished run.
-
-        Raises:
-            InputError: it is not finished.
-        """
+        """The figures of the finished run; InputError where it is not finished."""
         if not self.finished:
             hint = f"Finish it with: {self.resume_command}"
             raise InputError(str(self.path), "the run is not finished (no result.json)", hint)
@@ -142,13 +120,8 @@ class RunDir:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The epochs' rows, oldest first; a last line cut short by a kill is left out.
-
-        Raises:
-            InputError: a line before the last is damaged.
-        """
-        rows = []
-        lines = self._metric_lines()
+        """The epochs' rows, oldest first, without a last line cut short by a kill; InputError for other damage."""
+        rows, lines = [], self._metric_lines()
         for number, line in enumerate(lines, 1):
             try:
                 rows.append(json.loads(line))
@@ -168,11 +141,7 @@ class RunDir:
         """Lock the folder; the lock is released when the process ends, however it ends.
 
         Where an exception ends it before config.yaml is written, what it made is removed: the folder, its parents, and
-        what a start puts into it.
-
-        Raises:
-            RunBusyError: another process holds it.
-            EnvironmentFault: the disk refuses.
+        what a start puts into it. RunBusyError where another process holds it, EnvironmentFault where the disk refuses.
         """
         file, places = self.path / _LOCK, [self.path, *self.path.parents]
         made = [path for path in (self.checkpoints, file, *places) if not path.exists()]
@@ -256,11 +225,7 @@ class RunDir:
                 raise
 
     def truncate_rows(self, count: int) -> None:
-        """Keep the first ``count`` rows.
-
-        Raises:
-            InputError: there are fewer.
-        """
+        """Keep the first ``count`` rows; InputError where there are fewer."""
         lines = [line for line in self._metric_lines() if line.endswith(b"\n")]
         if len(lines) < count:
             why = f"has lost rows ({len(lines)} epochs vs {count} in the checkpoint)"

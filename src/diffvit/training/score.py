@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffvit.data.batches import evaluation_batches
+from diffvit.data.batches import Channels, Device, evaluation_batches
 from diffvit.data.images import Images
 from diffvit.kernels import accelerate
 
@@ -45,11 +45,11 @@ def logits_of(
     model: nn.Module,
     pixels: Tensor,
     *,
-    mean: Sequence[float] | Tensor,
-    std: Sequence[float] | Tensor,
+    mean: Channels,
+    std: Channels,
     batch_size: int = 500,
     precision: str = "fp32",
-    device: torch.device | str = "cpu",
+    device: Device = "cpu",
 ) -> Tensor:
     """Logits of uint8 images (n, channels, height, width): float32 (n, classes) on the CPU.
 
@@ -65,27 +65,17 @@ def logits_of(
         return torch.cat([part.float() for part in parts]).cpu()
 
 
-def score(
-    model: nn.Module,
-    images: Images,
-    *,
-    mean: Sequence[float] | Tensor,
-    std: Sequence[float] | Tensor,
-    batch_size: int = 500,
-    precision: str = "fp32",
-    device: torch.device | str = "cpu",
-) -> dict[str, Any]:
-    """Score a classifier on labelled images; plain numbers and lists, ready for JSON.
+def score(model: nn.Module, images: Images, **how: Any) -> dict[str, Any]:
+    """Score a classifier on labelled images, computed as :func:`logits_of` does; numbers and lists, ready for JSON.
 
-    Returns:
-        ``loss`` (mean cross-entropy, nats), ``accuracy``, ``top5`` (fractions; ``top5`` is None for fewer than six
-        classes, of which it says nothing), ``per_class_accuracy`` (one fraction per class, None for a class without
-        images), ``confusion`` (counts, row = true class, column = predicted class), ``calibration_error`` (expected, a
-        fraction, 15 equal bins of confidence; arXiv 1706.04599, eq. 3), ``images_per_second`` (forward passes with
-        normalisation), ``labels`` and ``predictions`` (class index per image, in order), ``images`` (their number).
+    ``loss`` (mean cross-entropy, nats), ``accuracy``, ``top5`` (fractions; ``top5`` is None for fewer than six classes,
+    of which it says nothing), ``per_class_accuracy`` (one fraction per class, None for a class without images),
+    ``confusion`` (counts, row = true class, column = predicted class), ``calibration_error`` (expected, a fraction, 15
+    equal bins of confidence; arXiv 1706.04599, eq. 3), ``images_per_second`` (forward passes with normalisation),
+    ``labels`` and ``predictions`` (class index per image, in order), ``images`` (their number).
     """
-    start, where = time.perf_counter(), {"precision": precision, "device": device}
-    logits = logits_of(model, images.pixels, mean=mean, std=std, batch_size=batch_size, **where)
+    start = time.perf_counter()
+    logits = logits_of(model, images.pixels, **how)
     seconds = time.perf_counter() - start
     return {**metrics_of(logits, images.labels), "images_per_second": len(images.labels) / seconds}
 
@@ -104,7 +94,7 @@ def metrics_of(logits: Tensor, labels: Tensor) -> dict[str, Any]:
         "top5": int((top == labels[:, None]).any(1).sum()) / count if classes > TOP else None,
         "per_class_accuracy": per_class,
         "confusion": confusion.tolist(),
-        "calibration_error": calibration_error(logits, labels),
+        "calibration_error": calibration_gap(logits.double().softmax(1).amax(1), predicted == labels),
         "labels": labels.tolist(),
         "predictions": predicted.tolist(),
         "images": count,
@@ -125,12 +115,6 @@ def described(images: Images, figures: Mapping[str, Any]) -> dict[str, Any]:
         right = [found == true for exact, found, true in pairs if exact]
         about |= {"accuracy_exact": sum(right) / len(right) if right else None, "images_exact": len(right)}
     return about
-
-
-def calibration_error(logits: Tensor, labels: Tensor, bins: int = CALIBRATION_BINS) -> float:
-    """:func:`calibration_gap` of logits (n, classes) and labels (n,)."""
-    confidence, predicted = logits.double().softmax(1).max(1)
-    return calibration_gap(confidence, predicted == labels, bins)
 
 
 def calibration_gap(confidence: Tensor, correct: Tensor, bins: int = CALIBRATION_BINS) -> float:

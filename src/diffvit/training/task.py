@@ -49,7 +49,7 @@ class TrainingData:
             std=self.std,
             seed=config.seed,
             label_smoothing=config.label_smoothing,
-            settings=to_dict(config.augment),
+            settings=config.augment,
             device=device,
         )
 
@@ -64,11 +64,7 @@ def source_of(config: Config) -> str:
 
 
 def load_data(config: Config, say: Callable[[str], None]) -> TrainingData:
-    """The training data of a config; ``say`` gets the run's first lines.
-
-    Raises:
-        ConfigError, InputError: see :func:`load_split`.
-    """
+    """The training data of a config; ``say`` gets the run's first lines. Errors are those of :func:`load_split`."""
     source = source_of(config)  # announces no download: that data fell back has to be the first line
     if source != config.data:
         say("CIFAR-10 was not found: training on the built-in shapes data instead (data: auto)")
@@ -87,9 +83,7 @@ def load_data(config: Config, say: Callable[[str], None]) -> TrainingData:
 def load_split(config: Config, source: str, split: str, say: Callable[[str], None] | None = None) -> Images:
     """``train`` or ``test`` of a source, as the config wants it; ``say`` gets a line when a download starts.
 
-    Raises:
-        ConfigError: the model does not fit the data.
-        InputError: the data is missing or damaged.
+    ConfigError where the model does not fit the data, InputError where the data is missing or damaged.
     """
     where = {"data_dir": config.data_dir, "image_size": config.model.image_size}
     images = sources.load(source, split, **where, shapes=to_dict(config.shapes), announce=say)
