@@ -33,11 +33,6 @@ from diffvit.errors import InputError
 FIRST, SECOND = "shapes-vit", "shapes-diffvit"
 
 
-@pytest.fixture(scope="module")
-def explorer() -> Explorer:
-    return made_explorer()
-
-
 def test_filters_are_those_of_a_plain_count(explorer: Explorer) -> None:
     images = explorer.test_images.images(FIRST)
     right = {}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from fast import fast
+from fast import apart, fast, numbers
 from torch import Tensor, nn
 
 from diffvit.kernels import library, native
@@ -14,14 +14,6 @@ from diffvit.models.attention import Attention, DifferentialAttention
 from diffvit.models.pos_embed import Rope2d
 
 pytestmark = pytest.mark.native
-
-
-def numbers(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
-
-
-def apart(mine: Tensor, theirs: Tensor) -> float:
-    return ((mine - theirs).norm() / theirs.norm()).item()
 
 
 @pytest.mark.parametrize("maps", [1, 2])

@@ -10,7 +10,7 @@ from timm.layers import RmsNorm
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import nn
 
-from diffvit.errors import ConfigError, InputError
+from diffvit.errors import InputError
 from diffvit.models.attention import DifferentialAttention
 from diffvit.models.vit import VisionTransformer
 
@@ -125,15 +125,3 @@ def test_images_that_do_not_fit_are_refused(shape: tuple[int, int, int]) -> None
         InputError, match=rf"images: do not fit the model \({found} vs 3 channels, sides multiples of 8\)"
     ):
         model(torch.zeros(1, *shape))
-
-
-def test_parts_that_do_not_go_together_are_refused() -> None:
-    for change, why in (
-        ({"class_token": False}, "pool: cls needs a class token"),
-        ({"pool": "max"}, "no pool 'max'"),
-        ({"qk_norm": "group"}, "no qk_norm 'group'"),
-        ({"image_size": 30}, "8 does not divide"),
-        ({"attention": "differential", "num_heads": 3}, "odd"),
-    ):
-        with pytest.raises(ConfigError, match=why):
-            VisionTransformer(**{**OURS, **change})

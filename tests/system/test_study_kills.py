@@ -32,8 +32,8 @@ base:
   epochs: 1
   batch_size: 16
   validation_size: 0
-  shapes: {train: 32, test: 16}
-  model: {embed_dim: 8, depth: 1, num_heads: 2, patch_size: 16}
+  shapes: {size: 16, train: 16, test: 10}
+  model: {image_size: 16, patch_size: 8, embed_dim: 8, depth: 1, num_heads: 2}
 arms:
 """ + "".join(f"  arm {arm}: {{label_smoothing: {arm / 100}}}\n" for arm in range(10))
 CELLS, SEEDS = 200, 10
@@ -174,7 +174,7 @@ def test_a_search_loses_no_trial(storage: str, tmp_path: Path) -> None:
         assert set(trial.params) == set(space_of(study).settings)
     assert not (tmp_path / "twice").exists()
     asked = [*options[:-2], "--reports", "reports"]
-    for command in (["run", *asked, "--workers", "2", "--device", "cpu"], ["report", *asked]):
+    for command in (["run", *asked, "--device", "cpu"], ["report", *asked]):
         process = forked.start(forked.diffvit, "study", *command, folder=tmp_path, log=tmp_path / "log")
         assert forked.finish(process) == 0, (tmp_path / "log").read_text()[-2000:]
     assert "complete, the others pruned" in (tmp_path / "reports" / "trials" / "report.md").read_text()
