@@ -24,7 +24,7 @@ esac
 seeds="0 1 2"
 # bf16 alone: every model is compiled anew in each dtype, which takes longer than measuring it.
 bench=(--precision bf16 --batch-size 1024 --steps 10) layer=(--precision bf16 --tokens-per-step 65536 --steps 20)
-tiny=() profiled=() trained=(--compiled)
+tiny=() profiled=() compiled=(--compiled)
 precisions=(--device cuda --batch-sizes 1,2,4,8,16,32,64,128,256,512 --images 512 --budget 180)
 together=(configs/cifar10_vit.yaml --epochs-each 5 --checkpoint-every 50)
 tier=full device=cuda
@@ -41,8 +41,8 @@ if $dry; then
   export DIFFVIT_MODEL__EMBED_DIM=16 DIFFVIT_MODEL__DEPTH=2 DIFFVIT_MODEL__NUM_HEADS=2 DIFFVIT_THREADS=1
   export DIFFVIT_SHAPES__TRAIN=200 DIFFVIT_SHAPES__TEST=40
   tiny=(--data shapes)
-  # No peers: theirs need no CUDA to be tested, and an extra. Compiling takes longer than all else: forward passes alone are.
-  trained=()
+  # No peers: theirs need no CUDA to be tested, and an extra. Nothing compiled: that takes longer than all else together.
+  compiled=()
   bench=(--device cpu --embed-dim 32 --depth 1 --num-heads 2 --batch-size 2 --rounds 1 --warmup 0 --peers none --precision bf16)
   layer=(--device cpu --widths 64 --tokens 16 --tokens-per-step 64 --rounds 1 --peers none)
   profiled=(--data shapes --steps 3)
@@ -165,8 +165,8 @@ benchmark() {
 study gpu-50-epochs cifar10_vit cifar10_diffvit
 study gpu-time-to-80 cifar10_80_gpu
 study gpu-time-to-85 cifar10_85_gpu
-benchmark train "${trained[@]}" "${bench[@]}"
-benchmark inference --compiled --no-memory "${bench[@]}"
+benchmark train "${compiled[@]}" "${bench[@]}"
+benchmark inference "${compiled[@]}" --no-memory "${bench[@]}"
 benchmark attention "${layer[@]}"
 benchmark profile configs/cifar10_vit.yaml configs/cifar10_diffvit.yaml configs/cifar10_80_gpu.yaml "${profiled[@]}"
 # Minutes each. The studies come last, for they take whatever time there is.

@@ -20,6 +20,7 @@ OURS |= {"mlp_ratio": 3.0, "num_classes": 0}
 # timm's settings, and ours
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({"num_classes": 0}, {}),
+    "smaller patches": ({"num_classes": 5, "patch_size": 4}, {"num_classes": 5, "patch_size": 4}),
     "classes": ({"num_classes": 7, "qkv_bias": False}, {"num_classes": 7, "qkv_bias": False}),
     "registers": (
         {"num_classes": 0, "reg_tokens": 3, "init_values": 1e-5},
