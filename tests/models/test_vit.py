@@ -286,3 +286,20 @@ def test_torch_exports_it_for_any_number_of_images(attention: str, pool: str) ->
     two, five = (torch.randn(count, 3, 16, 16, dtype=torch.float64) for count in (2, 5))
     exported = torch.export.export(model, (two,), dynamic_shapes=({0: torch.export.Dim("images", max=512)},))
     torch.testing.assert_close(exported.module()(five), model(five), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_parameter_counts(name: str) -> None:
+    with torch.device("meta"):
+        counts = [
+            sum(parameter.numel() for parameter in create_model(name, attention=attention).parameters())
+            for attention in ("softmax", "differential")
+        ]
+    assert counts == [PRESETS[name].softmax, PRESETS[name].differential]
+
+
+def test_every_preset_works_with_both_attentions_on_an_image() -> None:
+    for name in PRESETS:
+        for attention in ("softmax", "differential"):
+            model = create_model(name, attention=attention, depth=1)
+            assert model(torch.randn(1, 3, 32, 32)).shape == (1, 10)

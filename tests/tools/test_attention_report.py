@@ -103,13 +103,6 @@ def test_outcomes_say_what_the_rows_say(better: float, outcome: str) -> None:
     text = report(study)
     favoured = {"better": "6 favour Diff-ViT", "worse": "6 favour ViT", "undecided": "6 are undecided"}
     assert favoured[outcome] in text
-    moved = {
-        "better": "in 3 of 3 maps (layer 0",
-        "worse": "away from it in 3 (layer 0",
-        "undecided": "3 are undecided.",
-    }
-    assert f"Within Diff-ViT the subtraction moves mass onto the object {'in 0 of 3 maps' * (better <= 0)}" in text
-    assert moved[outcome] in text
 
 
 def test_the_report_and_its_plots_are_made_from_the_rows(tmp_path: Path) -> None:
