@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
 
 import gradio
 import pytest
 import torch
-from app_parts import made_explorer
+from app_parts import DIALS, made_explorer
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -27,7 +26,6 @@ from diffvit.errors import ConfigError, InputError
 from diffvit.training.loop import train
 
 VIT, DIFFVIT = "shapes-vit", "shapes-diffvit"
-DIALS: tuple[Any, ...] = (2, 1, True, "the model", 1, 1, 1.0, "inferno", 1.0, "mean", "clamp", 0.0, 0.5)
 
 
 def test_two_models_side_by_side_and_their_figure(explorer: Explorer, client: TestClient) -> None:
