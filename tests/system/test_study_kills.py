@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import forked
+import optuna
 import pytest
+from optuna.storages._heartbeat import HeartbeatThread
 from postgresql import database
 
 from diffvit.experiments.runner import Runner
 from diffvit.experiments.search import close, space_of, studies_in
-from diffvit.experiments.study import STUDIES, cells_of, load_study
+from diffvit.experiments.study import STUDIES, Study, cells_of, load_study
 from diffvit.files import to_json
 from diffvit.training.run_dir import RunDir
 
@@ -130,24 +133,53 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
             yield url
 
 
-def test_a_search_loses_no_trial(storage: str, tmp_path: Path) -> None:
-    study = STUDIES["search"].model_copy(update={"name": "trials"})
-    assert study.search is not None
-    wanted = 14
-    text = json.dumps(
-        {
-            "question": "Is every trial finished?",
-            "attentions": ["softmax"],
-            "base": {"epochs": 2, "shapes": {"train": 200, "test": 16}, "validation_size": 50},
-            "search": {
-                "trials": {"smoke": wanted},
-                "settings": {name: each.model_dump() for name, each in study.search.settings.items()},
-            },
-        }
-    )
-    (tmp_path / "trials.yaml").write_text(text)
-    study = load_study(tmp_path / "trials.yaml")
+def search_of(wanted: int, storage: str, folder: Path) -> tuple[Study, list[str]]:
+    """The study ``search`` with so many small trials, and a worker's options."""
+    search = STUDIES["search"].search
+    assert search is not None
+    found = {
+        "question": "Is every trial finished?",
+        "attentions": ["softmax"],
+        "base": {"epochs": 2, "shapes": {"train": 200, "test": 16}, "validation_size": 50},
+        "search": {
+            "trials": {"smoke": wanted},
+            "settings": {name: each.model_dump() for name, each in search.settings.items()},
+        },
+    }
+    (folder / "trials.yaml").write_text(json.dumps(found))
     options = ["trials.yaml", "--tier", "smoke", "--runs", "runs", "--storage", storage, "--lease", "3"]
+    return load_study(folder / "trials.yaml"), options
+
+
+def work_until_begun(*options: str) -> None:
+    """A worker that is killed once its trial is noted as begun, before the heartbeat's thread was there."""
+    noted = optuna.Trial.set_user_attr
+
+    def note(self: optuna.Trial, key: str, value: Any) -> None:
+        noted(self, key, value)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    HeartbeatThread.start = lambda self: None
+    optuna.Trial.set_user_attr = note
+    work(*options)
+
+
+def test_a_trial_killed_before_its_first_heartbeat_is_repeated(tmp_path: Path) -> None:
+    study, options = search_of(2, str(tmp_path / "search.db"), tmp_path)
+    codes = [
+        forked.finish(forked.start(worker, *options, folder=tmp_path, log=tmp_path / "log"))
+        for worker in (work_until_begun, work)
+    ]
+    assert codes == [-signal.SIGKILL, 0]
+    [found] = studies_in(str(tmp_path / "search.db"), study, "smoke", "softmax")
+    states = [trial.state.name for trial in found.get_trials()]
+    close(found)
+    assert states == ["FAIL", "COMPLETE", "COMPLETE"]
+
+
+def test_a_search_loses_no_trial(storage: str, tmp_path: Path) -> None:
+    wanted = 14
+    study, options = search_of(wanted, storage, tmp_path)
     worker = partial(forked.start, work, *options, folder=tmp_path, log=tmp_path / "log")
 
     def done() -> int:  # or pruned: all runs that began but the last few
