@@ -24,7 +24,7 @@ esac
 seeds="0 1 2"
 # bf16 alone: every model is compiled anew in each dtype, which takes longer than measuring it.
 bench=(--precision bf16 --batch-size 1024 --steps 10) layer=(--precision bf16 --tokens-per-step 65536 --steps 20)
-tiny=() profiled=()
+tiny=() profiled=() compiled=(--compiled)
 precisions=(--device cuda --batch-sizes 1,2,4,8,16,32,64,128,256,512 --images 512 --budget 180)
 together=(configs/cifar10_vit.yaml --epochs-each 5 --checkpoint-every 50)
 tier=full device=cuda
@@ -41,11 +41,12 @@ if $dry; then
   export DIFFVIT_MODEL__EMBED_DIM=16 DIFFVIT_MODEL__DEPTH=2 DIFFVIT_MODEL__NUM_HEADS=2 DIFFVIT_THREADS=1
   export DIFFVIT_SHAPES__TRAIN=200 DIFFVIT_SHAPES__TEST=40
   tiny=(--data shapes)
-  # No peers: theirs need no CUDA to be tested, and an extra. One dtype: each is compiled anew, which takes long.
+  # No peers: theirs need no CUDA to be tested, and an extra. Nothing compiled: that takes longer than all else together.
+  compiled=()
   bench=(--device cpu --embed-dim 32 --depth 1 --num-heads 2 --batch-size 2 --rounds 1 --warmup 0 --peers none --precision bf16)
   layer=(--device cpu --widths 64 --tokens 16 --tokens-per-step 64 --rounds 1 --peers none)
   profiled=(--data shapes --steps 3)
-  precisions=(--device cpu --threads 1 --batch-sizes 1 --images 2 --budget 25)
+  precisions=(--device cpu --threads 1 --batch-sizes 1 --images 2 --budget 15)
   together=(configs/cifar10_vit.yaml --epochs-each 2 --epochs 200)
 elif ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
   echo "error: CUDA device: none found. Nothing was run; try every step on the CPU with --dry-run." >&2
@@ -120,7 +121,7 @@ exact_resume() {
   [ -f "$root/reports/gpu-resume/result.json" ] && ! $dry && { echo "== exact resume: in reports/ already"; return 0; }
   mkdir -p "$folder"
   local long=()
-  $dry && long=(DIFFVIT_EPOCHS=60) # long enough to be stopped in the middle
+  $dry && long=(DIFFVIT_EPOCHS=25) # long enough to be stopped in the middle
   spend "exact resume" env CUBLAS_WORKSPACE_CONFIG=:4096:8 "${long[@]}" "$PYTHON" benchmarks/exact_resume.py \
     configs/cifar10_80_gpu.yaml --runs "$runs" --out "$folder/result.json" "${tiny[@]}" || true
 }
@@ -164,8 +165,8 @@ benchmark() {
 study gpu-50-epochs cifar10_vit cifar10_diffvit
 study gpu-time-to-80 cifar10_80_gpu
 study gpu-time-to-85 cifar10_85_gpu
-benchmark train --compiled "${bench[@]}"
-benchmark inference --compiled --no-memory "${bench[@]}"
+benchmark train "${compiled[@]}" "${bench[@]}"
+benchmark inference "${compiled[@]}" --no-memory "${bench[@]}"
 benchmark attention "${layer[@]}"
 benchmark profile configs/cifar10_vit.yaml configs/cifar10_diffvit.yaml configs/cifar10_80_gpu.yaml "${profiled[@]}"
 # Minutes each. The studies come last, for they take whatever time there is.

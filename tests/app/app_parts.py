@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp
@@ -14,6 +15,8 @@ from diffvit.app.models import Models, list_models
 from diffvit.app.web.server import application
 
 HOST = "http://127.0.0.1:7860"
+# Values of the first tab's controls after the models.
+DIALS: tuple[Any, ...] = (2, 1, True, "the model", 1, 1, 1.0, "inferno", 1.0, "mean", "clamp", 0.0, 0.5)
 
 
 def made_explorer(limiter: Limiter | None = None) -> Explorer:

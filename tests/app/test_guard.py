@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from app_parts import HOST, made_client, made_explorer
+from app_parts import HOST
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from diffvit.app.web.guard import MAX_BODY, Guard
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[TestClient]:
-    with made_client(made_explorer()) as made:
-        yield made
 
 
 def test_the_page_comes_with_a_policy_that_lets_it_ask_nobody_else(client: TestClient) -> None:

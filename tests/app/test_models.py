@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from app_parts import DIALS
 from PIL import Image
 
 from diffvit import weights
@@ -20,7 +21,6 @@ from diffvit.models.vit import VisionTransformer
 
 OURS = "shapes-vit"
 TEST = ImageRef("test", 7, OURS)
-DIALS = (2, 1, True, "the model", 1, 1, 1.0, "inferno", 1.0, "mean", "clamp", 0.0, 0.5)
 
 
 def copied(folder: Path, name: str = "shapes-vit", *, finished: bool = True) -> Path:

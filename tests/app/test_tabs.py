@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import gradio
 import pytest
 import torch
-from app_parts import made_client, made_explorer
+from app_parts import DIALS, made_explorer
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -28,18 +26,6 @@ from diffvit.errors import ConfigError, InputError
 from diffvit.training.loop import train
 
 VIT, DIFFVIT = "shapes-vit", "shapes-diffvit"
-DIALS: tuple[Any, ...] = (2, 1, True, "the model", 1, 1, 1.0, "inferno", 1.0, "mean", "clamp", 0.0, 0.5)
-
-
-@pytest.fixture(scope="module")
-def explorer() -> Explorer:
-    return made_explorer()
-
-
-@pytest.fixture(scope="module")
-def client(explorer: Explorer) -> Iterator[TestClient]:
-    with made_client(explorer) as made:
-        yield made
 
 
 def test_two_models_side_by_side_and_their_figure(explorer: Explorer, client: TestClient) -> None:

@@ -94,6 +94,9 @@ def test_a_small_study_is_trained_scored_and_reported_and_goes_on_where_it_stopp
     small: tuple[Study, Runner], tmp_path: Path
 ) -> None:
     study, runner = small
+    with pytest.raises(InputError, match="has no finished run and no committed row"):
+        write_rows(study, tmp_path / "runs", tmp_path)
+    assert not (tmp_path / "maps").exists()
     first = replace(runner, cells=runner.cells[:3])
     assert first.work() == 3
     accuracies = [RunDir(runner.folders[cell.name]).result["test_accuracy"] for cell in first.cells]
@@ -135,12 +138,6 @@ def test_without_masks_patches_are_removed(small: tuple[Study, Runner], monkeypa
     assert {row["removal_images"] for row in found["scores"]} == {None, 5}
     assert {row["clutter"] for row in found["scores"]} == {None}
     assert len(found["removal"]) == len(plain.curves) > 0
-
-
-def test_without_a_run_there_are_no_rows(small: tuple[Study, Runner], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="has no finished run and no committed row"):
-        gathered(small[0], tmp_path / "runs", tmp_path)
-    assert not (tmp_path / "maps").exists()
 
 
 def test_the_command_scores_and_writes_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

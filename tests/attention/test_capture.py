@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from typing import Any
 
 import pytest
@@ -8,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from diffvit.attention import capture, captures
-from diffvit.attention import capture as capture_function
 from diffvit.attention.capture import capture_with_logits
 from diffvit.errors import ConfigError, InputError
 from diffvit.models.attention import AttentionMaps, DifferentialAttention
@@ -61,36 +61,20 @@ def test_the_map_times_the_values_gives_the_fast_paths_output(patch_size: int, a
             fast = block(x)
             assert (block_from_map(block, x, maps) - fast).abs().max() < 1e-5 * fast.abs().max().clamp_min(1)
             x = fast
-
-
-@pytest.mark.parametrize("attention", ATTENTIONS)
-def test_logits_follow_from_the_captured_maps_alone(attention: str) -> None:
-    model = model_of(attention=attention)
-    images = images_of(model)
-    with torch.no_grad():
-        x = model.tokens(images)
-        for block, maps in zip(model.blocks, capture(model, images).layers, strict=True):
-            assert isinstance(block, Block)
-            x = block_from_map(block, x, maps)
-        logits = model.head(model.norm(x)[:, 0])
+        logits = model.forward_head(x)
         assert (logits - model(images)).abs().max() < 1e-5 * logits.abs().max().clamp_min(1)
 
 
 @pytest.mark.parametrize("pos_embed", ["learned-1d", "learned-2d", "sincos-2d+rope-2d", "none"])
-def test_rows_of_softmax_sum_to_one_and_differential_rows_to_one_minus_lambda(pos_embed: str) -> None:
+def test_rows_of_softmax_sum_to_one_and_differential_rows_to_one_minus_the_layers_lambda(pos_embed: str) -> None:
     for attention in ATTENTIONS:
         model = model_of(attention=attention, pos_embed=pos_embed)
-        for maps in capture(model, images_of(model)).layers:
+        layers = capture(model, images_of(model)).layers
+        assert [float(maps.lam) for maps in layers if maps.lam is not None] == pytest.approx(model.lambdas(), abs=1e-6)
+        for maps, lam in zip(layers, model.lambdas() or [0.0] * 3, strict=True):
             assert (maps.positive.sum(dim=-1) - 1).abs().max() < 1e-5
-            left = 1.0 if maps.lam is None else 1 - float(maps.lam)
-            assert (maps.effective.sum(dim=-1) - left).abs().max() < 1e-5
+            assert (maps.effective.sum(dim=-1) - (1 - lam)).abs().max() < 1e-5
             assert (maps.negative is None) == (attention == "softmax")
-
-
-def test_lambda_is_the_layers_own() -> None:
-    model = model_of(attention="differential")
-    found = [float(maps.lam) for maps in capture(model, images_of(model)).layers if maps.lam is not None]
-    assert found == pytest.approx(model.lambdas(), abs=1e-6)
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
@@ -109,8 +93,6 @@ def test_chunks_change_nothing(attention: str) -> None:
 
 
 def test_memory_stays_bounded_by_chunks_of_the_right_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     module = sys.modules["diffvit.attention.capture"]
     model = model_of()
     one = 4 * 16**2 * 4  # bytes of a layer of one image: heads x patches^2 x float32
@@ -199,14 +181,6 @@ def test_what_is_not_there_is_refused() -> None:
         capture(model, torch.zeros(3, 16, 16))
     with pytest.raises(InputError, match="another shape than the model"):
         capture(model, torch.zeros(1, 3, 20, 16))
-
-
-def test_the_package_gives_the_function_of_a_modules_name() -> None:
-    import diffvit.attention
-
-    assert diffvit.attention.capture is capture_function
-    assert callable(diffvit.attention.rollout)
-    assert not isinstance(diffvit.attention.rollout, type(torch))
 
 
 def test_a_saved_head_is_not_needed() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
@@ -15,6 +18,7 @@ from diffvit.attention import Record, capture, figures, rollout
 from diffvit.attention.figures import blend, marked
 from diffvit.attention.metrics import mass_mask
 from diffvit.attention.statistics import head_statistics, position_similarity
+from diffvit.models.attention import AttentionMaps
 from diffvit.models.vit import VisionTransformer
 from diffvit.reporting.style import to_png, to_svg
 
@@ -42,7 +46,10 @@ def words(made: Figure) -> str:
 
 
 def picture(made: Figure) -> np.ndarray:
-    with Image.open(io.BytesIO(to_png(made))) as image:
+    """Its pixels, 60 an inch."""
+    buffer = io.BytesIO()
+    made.savefig(buffer, format="png", dpi=60)
+    with Image.open(buffer) as image:
         return np.asarray(image.convert("RGB"))
 
 
@@ -64,8 +71,6 @@ def test_a_grid_has_every_head_of_every_layer_and_says_who_asks() -> None:
 
 
 def test_a_cell_shows_its_map_and_a_row_one_scale() -> None:
-    from matplotlib import colormaps
-
     record = record_of("softmax")
     cells = images_in(figures.maps_grid(record, 1, IMAGE))[1:]
     for layer in range(3):
@@ -118,6 +123,7 @@ def test_a_mask_darkens_what_it_does_not_keep() -> None:
     assert found[:, 8:].float().mean() < 0.3 * IMAGE[:, 8:].float().mean()
 
 
+@cache
 def every() -> dict[str, Callable[[], Figure]]:
     plain, differential = record_of("softmax"), record_of("differential")
     heat, model = plain.to_patches(-1)[0].mean(0), model_of("differential", pos_embed="sincos-2d+rope-2d")
@@ -139,20 +145,16 @@ def every() -> dict[str, Callable[[], Figure]]:
     return found
 
 
-def test_every_figure_comes_out() -> None:
+def test_every_figure_comes_out_and_files_are_the_same_each_time() -> None:
     for name, draw in every().items():
         pixels = picture(draw())
-        assert pixels.shape[0] > 200, name
+        assert pixels.shape[0] > 120, name
         assert pixels[0, 0, 0] == 255, name
         assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20, name
-
-
-def test_files_are_the_same_each_time() -> None:
-    for draw in (every()["heads"], every()["panels"]):
-        assert to_png(draw()) == to_png(draw())
-        found = to_svg(draw())
-        assert found == to_svg(draw())
-        assert b"<svg" in found
+    assert to_png(every()["panels"]()) == to_png(every()["panels"]())
+    found = to_svg(every()["heads"]())
+    assert found == to_svg(every()["heads"]())
+    assert b"<svg" in found
 
 
 def test_head_figures_say_what_they_show() -> None:
@@ -171,14 +173,10 @@ def test_large_grids_show_every_few_patches_and_say_so() -> None:
 
 
 def test_twelve_layers_of_twelve_heads_on_a_long_picture_are_drawn_in_time() -> None:
-    import time
-
     maps = [(torch.randn(1, 12, 61, 61)).softmax(-1) for _ in range(12)]
-    from diffvit.models.attention import AttentionMaps
-
     record = Record([AttentionMaps(each) for each in maps], list(range(12)), (6, 10), 1, "cls")
     image = torch.zeros(3, 96, 160, dtype=torch.uint8)
     before = time.process_time()
-    pixels = picture(figures.maps_grid(record, 0, image))
-    assert time.process_time() - before < 6
-    assert pixels.shape[1] > pixels.shape[0]
+    with Image.open(io.BytesIO(to_png(figures.maps_grid(record, 0, image)))) as drawn:
+        assert time.process_time() - before < 6
+        assert drawn.width > drawn.height

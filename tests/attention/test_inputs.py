@@ -84,9 +84,6 @@ def test_folders_give_their_files_in_order_and_bad_ones_are_named(tmp_path: Path
         read_samples([tmp_path / "empty"], model_of(None))
     with pytest.raises(InputError, match=r"gone\.png"):
         read_samples([tmp_path / "gone.png"], model_of(None))
-
-
-def test_pictures_smaller_than_a_patch_and_such_sizes_are_refused(tmp_path: Path) -> None:
     small = picture(tmp_path / "small.png", 40, 9)
     with pytest.raises(InputError, match=r"is smaller than a patch \(40 x 9 vs 16"):
         read_samples([small], model_of(None))
@@ -119,8 +116,5 @@ def test_a_packaged_model_and_its_own_test_images(cifar10_dir: Path) -> None:
     with torch.no_grad():
         answers = loaded.model(loaded.normalised(images.pixels[:500])).argmax(dim=1)
     assert float((answers == images.labels[:500]).float().mean()) > 0.75
-
-
-def test_a_missing_run_is_named() -> None:
     with pytest.raises(InputError, match="no such run, file or packaged model"):
         load_model("runs/none")

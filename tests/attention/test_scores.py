@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -78,16 +80,10 @@ def test_rows_are_means_of_the_scores_of_each_image() -> None:
 
 
 def test_without_masks_only_deletion_and_insertion() -> None:
-    import dataclasses
-
     found = score_maps(subject_of(), dataclasses.replace(IMAGES, masks=None), removal_images=4)
     assert all(row["pointing"] is row["mass"] is row["iou"] is None for row in found.rows)
-    assert {row["map"] for row in found.rows if row["deletion"] is not None} == {
-        "layer 1",
-        "rollout",
-        "centre",
-        "random",
-    }
+    removed = {row["map"] for row in found.rows if row["deletion"] is not None}
+    assert removed == {"layer 1", "rollout", "centre", "random"}
 
 
 def test_a_model_without_classes_is_not_taken_apart() -> None:

@@ -134,9 +134,3 @@ def test_rotary_positions_by_the_product_of_turned_vectors() -> None:
     turned = rope(ones)[0, :, 0]  # the first head
     products = (turned @ turned.mT) / 16
     assert (products - position_similarity(model)["rotary"].flatten(0, 1).flatten(1)).abs().max() < 1e-5
-
-
-def test_near_patches_are_alike_with_fixed_positions() -> None:
-    similarity = position_similarity(model_with_positions("sincos-2d"))["added"]
-    assert similarity[0, 0, 0, 1] > similarity[0, 0, 0, 3]
-    assert similarity[0, 0, 1, 0] > similarity[0, 0, 3, 0]

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from fast import fast
+from fast import apart, fast, numbers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -49,14 +49,6 @@ def native(projected: Tensor, heads: int, maps: int, lam: Tensor, turn: Tensor |
     if maps == 1:
         return kernel.softmax(projected, heads, turn)
     return kernel.differential(projected, heads, lam, EPS, turn)
-
-
-def numbers(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
-
-
-def apart(mine: Tensor, theirs: Tensor) -> float:
-    return ((mine.double() - theirs.double()).norm() / theirs.double().norm()).item()
 
 
 def check(batch: int, tokens: int, width: int, heads: int, maps: int, seed: int) -> None:

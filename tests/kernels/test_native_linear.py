@@ -5,15 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from fast import apart
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from diffvit.kernels.native import linear
-
-
-def apart(mine: Tensor, theirs: Tensor) -> float:
-    return ((mine.double() - theirs.double()).norm() / theirs.double().norm()).item()
 
 
 @pytest.mark.native

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from fast import fast
+from fast import apart, fast, numbers
 from torch import Tensor, nn
 
 from diffvit.kernels import library, native
@@ -14,14 +14,6 @@ from diffvit.models.attention import Attention, DifferentialAttention
 from diffvit.models.pos_embed import Rope2d
 
 pytestmark = pytest.mark.native
-
-
-def numbers(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
-
-
-def apart(mine: Tensor, theirs: Tensor) -> float:
-    return ((mine - theirs).norm() / theirs.norm()).item()
 
 
 @pytest.mark.parametrize("maps", [1, 2])
@@ -87,16 +79,13 @@ def test_what_the_kernels_leave_to_torch(x: Tensor, head_dim: int) -> None:
     assert not native.works(x, head_dim)
 
 
-def test_a_trace_in_the_making_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert native.works(torch.zeros(2, 9, 32).bfloat16(), 16)
-    monkeypatch.setattr(torch._C, "_is_tracing", lambda: True)
-    assert not native.works(torch.zeros(2, 9, 32).bfloat16(), 16)
-
-
-def test_autocast_decides() -> None:
+def test_autocast_decides_and_a_trace_in_the_making_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.zeros(2, 9, 32)
+    assert native.works(x.bfloat16(), 16)
     with torch.autocast("cpu", torch.bfloat16):
         assert native.works(x, 16)
         assert not native.works(x.double(), 16)
     with torch.autocast("cpu", torch.float16):
         assert not native.works(x, 16)
+    monkeypatch.setattr(torch._C, "_is_tracing", lambda: True)
+    assert not native.works(x.bfloat16(), 16)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from fast import fast
+from fast import apart, fast
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -30,10 +30,6 @@ def norm_of(width: int, seed: int = 0) -> nn.LayerNorm:
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 2 + 0.5
-
-
-def apart(mine: Tensor, theirs: Tensor) -> float:
-    return ((mine.double() - theirs.double()).norm() / theirs.double().norm()).item()
 
 
 def by_formula(norm: nn.LayerNorm, total: Tensor) -> Tensor:

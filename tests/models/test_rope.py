@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffvit.errors import ConfigError
 from diffvit.models.pos_embed import Rope2d
 from diffvit.models.vit import VisionTransformer
 
@@ -111,8 +110,3 @@ def test_a_model_with_it(attention: str, pool: str) -> None:
 def test_in_bfloat16_it_is_rounded_once() -> None:
     rope, x = Rope2d(GRID, 8, 0), drawn(1, 15, 2, 8).bfloat16()
     torch.testing.assert_close(rope(x), rope(x.double()).bfloat16(), atol=0, rtol=2**-7)
-
-
-def test_a_width_that_does_not_split_is_refused() -> None:
-    with pytest.raises(ConfigError, match="leaves heads 6 wide: rope-2d needs a multiple of 4"):
-        VisionTransformer(embed_dim=24, num_heads=4, depth=1, pos_embed="rope-2d")

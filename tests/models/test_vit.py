@@ -37,55 +37,35 @@ def lively(model: VisionTransformer) -> VisionTransformer:
 
 @settings(deadline=None, max_examples=25)
 @given(
-    attention=st.sampled_from(["softmax", "differential"]),
-    pos_embed=st.sampled_from(POSITIONS),
-    pool=st.sampled_from(["cls", "mean"]),
-    head=st.sampled_from(["linear", "mlp"]),
-    patch_size=st.sampled_from([1, 2, 4]),
+    parts=st.fixed_dictionaries(
+        {
+            "attention": st.sampled_from(["softmax", "differential"]),
+            "pos_embed": st.sampled_from(POSITIONS),
+            "pool": st.sampled_from(["cls", "mean"]),
+            "head": st.sampled_from(["linear", "mlp"]),
+            "patch_size": st.sampled_from([1, 2, 4]),
+            "depth": st.integers(1, 3),
+            "in_chans": st.sampled_from([1, 3]),
+        }
+    ),
     side=st.integers(1, 3),
     width=st.sampled_from([2, 6]),
     pairs=st.integers(1, 2),
-    depth=st.integers(1, 3),
-    in_chans=st.sampled_from([1, 3]),
     batch=st.integers(1, 3),
 )
-def test_any_combination(
-    attention: str,
-    pos_embed: str,
-    pool: str,
-    head: str,
-    patch_size: int,
-    side: int,
-    width: int,
-    pairs: int,
-    depth: int,
-    in_chans: int,
-    batch: int,
-) -> None:
-    model = VisionTransformer(
-        image_size=side * patch_size,
-        patch_size=patch_size,
-        in_chans=in_chans,
-        num_classes=7,
-        embed_dim=2 * pairs * width,
-        depth=depth,
-        num_heads=2 * pairs,
-        attention=attention,
-        pos_embed=pos_embed,
-        pool=pool,
-        head=head,
-    )
-    images = torch.randn(batch, in_chans, side * patch_size, side * patch_size)
-    tokens = side * side + (pool == "cls")
+def test_any_combination(parts: dict[str, Any], side: int, width: int, pairs: int, batch: int) -> None:
+    pixels, dim, depth = side * parts["patch_size"], 2 * pairs * width, parts["depth"]
+    model = VisionTransformer(**parts, image_size=pixels, num_classes=7, embed_dim=dim, num_heads=2 * pairs)
+    images = torch.randn(batch, parts["in_chans"], pixels, pixels)
+    tokens = side * side + (parts["pool"] == "cls")
     logits = model(images)
     assert logits.shape == (batch, 7)
     assert logits.isfinite().all()
     assert model.grid == (side, side)
-    assert model.tokens(images).shape == (batch, tokens, 2 * pairs * width)
-    layers = model.attention_maps(images)
-    heads = pairs if attention == "differential" else 2 * pairs
-    assert [layer.effective.shape for layer in layers] == [(batch, heads, tokens, tokens)] * depth
-    assert len(model.lambdas()) == (depth if attention == "differential" else 0)
+    assert model.tokens(images).shape == (batch, tokens, dim)
+    heads = pairs if parts["attention"] == "differential" else 2 * pairs
+    assert [maps.effective.shape for maps in model.attention_maps(images)] == [(batch, heads, tokens, tokens)] * depth
+    assert len(model.lambdas()) == (depth if parts["attention"] == "differential" else 0)
     logits.sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
@@ -157,6 +137,27 @@ def test_attention_maps_are_each_blocks_own(attention: str) -> None:
         assert (layer.effective.sum(-1) - (1 - lam)).abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("attention", ["softmax", "differential"])
+def test_a_block_is_two_residual_steps(attention: str) -> None:
+    torch.manual_seed(0)
+    layer, x = Block(16, 4, 32, attention=attention, layer_index=0), torch.randn(2, 5, 16)
+    middle = x + layer.attn(layer.norm1(x))
+    assert torch.equal(layer(x), middle + layer.mlp(layer.norm2(middle)))
+    dropped = Block(16, 4, 32, attention=attention, layer_index=0, drop_path=0.999999).train()
+    assert torch.equal(dropped(x), x)
+
+
+def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    per_sample = DropPath(0.25).train()(torch.ones(4000, 3, 2)).flatten(1)
+    assert torch.equal(per_sample, per_sample[:, :1].expand_as(per_sample))
+    assert sorted(set(per_sample[:, 0].tolist())) == pytest.approx([0.0, 4 / 3])
+    assert per_sample[:, 0].mean().item() == pytest.approx(1.0, abs=0.04)
+    x = torch.randn(3, 2, 2)
+    assert DropPath(0.5).eval()(x) is x
+    assert DropPath(0.0).train()(x) is x
+
+
 def test_autocast_gives_bf16_logits_close_to_float32() -> None:
     for attention in ("softmax", "differential"):
         model, images = small(attention=attention), torch.randn(4, 3, 16, 16)
@@ -204,10 +205,18 @@ def _as_users_have_it() -> Iterator[None]:
         ({"patch_size": 5}, "patch_size: 5 does not divide image_size 16."),
         ({"num_heads": 5}, "num_heads: 5 does not divide embed_dim 32."),
         ({"num_heads": 1, "attention": "differential"}, "num_heads: 1 is odd: differential attention subtracts"),
+        ({"num_heads": 3, "embed_dim": 48, "attention": "differential"}, "num_heads: 3 is odd: differential attention"),
         ({"attention": "diferential"}, "attention: no attention 'diferential' (have softmax, differential). Did you"),
         ({"pos_embed": "alibi"}, "pos_embed: no pos_embed 'alibi' (have none, learned-1d, learned-2d, sincos-1d,"),
         ({"pos_embed": "sincos-2d", "embed_dim": 30, "num_heads": 2}, "embed_dim: 30 is not a multiple of 4: sincos-2"),
         ({"pos_embed": "learned-2d", "embed_dim": 15, "num_heads": 3}, "embed_dim: 15 is not a multiple of 2: learned"),
+        (
+            {"pos_embed": "sincos-1d", "embed_dim": 15, "num_heads": 3},
+            "embed_dim: 15 is not a multiple of 2: sincos-1",
+        ),
+        ({"pos_embed": "rope-2d", "embed_dim": 24}, "num_heads: leaves heads 6 wide: rope-2d needs a multiple of 4"),
+        ({"qk_norm": "group"}, "qk_norm: no qk_norm 'group'"),
+        ({"class_token": False}, "pool: cls needs a class token"),
         ({"pool": "max"}, "pool: no pool 'max' (have cls, mean)."),
         ({"head": "liner"}, "head: no head 'liner' (have linear, mlp). Did you mean 'linear'?"),
         ({"init": "xavier"}, "init: no init 'xavier' (have trunc-normal, mimetic)."),
@@ -277,3 +286,20 @@ def test_torch_exports_it_for_any_number_of_images(attention: str, pool: str) ->
     two, five = (torch.randn(count, 3, 16, 16, dtype=torch.float64) for count in (2, 5))
     exported = torch.export.export(model, (two,), dynamic_shapes=({0: torch.export.Dim("images", max=512)},))
     torch.testing.assert_close(exported.module()(five), model(five), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_parameter_counts(name: str) -> None:
+    with torch.device("meta"):
+        counts = [
+            sum(parameter.numel() for parameter in create_model(name, attention=attention).parameters())
+            for attention in ("softmax", "differential")
+        ]
+    assert counts == [PRESETS[name].softmax, PRESETS[name].differential]
+
+
+def test_every_preset_works_with_both_attentions_on_an_image() -> None:
+    for name in PRESETS:
+        for attention in ("softmax", "differential"):
+            model = create_model(name, attention=attention, depth=1)
+            assert model(torch.randn(1, 3, 32, 32)).shape == (1, 10)

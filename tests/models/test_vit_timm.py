@@ -1,4 +1,4 @@
-"""The model against timm's: weights move both ways without renaming and compute the same."""
+"""The model and the parts that published ones have, against timm: the same names, the same numbers, at any size."""
 
 from __future__ import annotations
 
@@ -7,19 +7,136 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers import RmsNorm
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import nn
 
+from diffvit.errors import InputError
+from diffvit.models.attention import DifferentialAttention
 from diffvit.models.vit import VisionTransformer
 
-SIZES: dict[str, Any] = {"embed_dim": 64, "depth": 3, "mlp_ratio": 2.0, "num_classes": 10, "in_chans": 3}
+SIZES: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 4, "mlp_ratio": 3.0}
+OURS: dict[str, Any] = {"image_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 4}
+OURS |= {"mlp_ratio": 3.0, "num_classes": 0}
+# timm's settings, and ours
+KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "plain": ({"num_classes": 0}, {}),
+    "smaller patches": ({"num_classes": 5, "patch_size": 4}, {"num_classes": 5, "patch_size": 4}),
+    "classes": ({"num_classes": 7, "qkv_bias": False}, {"num_classes": 7, "qkv_bias": False}),
+    "registers": (
+        {"num_classes": 0, "reg_tokens": 3, "init_values": 1e-5},
+        {"registers": 3, "layer_scale": 1e-5},
+    ),
+    "no-embed-class": (
+        {"num_classes": 5, "no_embed_class": True, "reg_tokens": 2},
+        {"num_classes": 5, "no_embed_class": True, "registers": 2},
+    ),
+    "mean-beside-class": (
+        {"num_classes": 5, "global_pool": "avg"},
+        {"num_classes": 5, "pool": "mean", "fc_norm": True, "class_token": True},
+    ),
+    "mean-alone": (
+        {"num_classes": 5, "global_pool": "avg", "class_token": False, "fc_norm": False},
+        {"num_classes": 5, "pool": "mean", "class_token": False},
+    ),
+    "norm-after-class": ({"num_classes": 5, "fc_norm": True}, {"num_classes": 5, "fc_norm": True}),
+    "query-key-norm": ({"num_classes": 5, "qk_norm": True}, {"num_classes": 5, "qk_norm": "layer"}),
+    "differential": (
+        {"attn_layer": "diff", "num_heads": 2, "num_classes": 5, "init_values": 1e-5, "reg_tokens": 1}
+        | {"class_token": False, "no_embed_class": True, "global_pool": "avg"},
+        {"attention": "differential", "num_classes": 5, "layer_scale": 1e-5, "registers": 1}
+        | {"class_token": False, "no_embed_class": True, "pool": "mean", "fc_norm": True},
+    ),
+    "differential-query-key-norm": (
+        {"attn_layer": "diff", "num_heads": 2, "num_classes": 5, "qk_norm": True},
+        {"attention": "differential", "num_classes": 5, "qk_norm": "layer"},
+    ),
+    "rms-query-key-norm": ({"num_classes": 5, "qk_norm": True}, {"num_classes": 5, "qk_norm": "rms"}),
+}
 
 
-def timms(*, patch_size: int = 4, pool: str = "cls", attention: str = "softmax", **more: Any) -> nn.Module:
+def random_everywhere(model: nn.Module) -> nn.Module:
+    """Also where a model starts from zeros and ones."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def pair(kind: str, **more: Any) -> tuple[nn.Module, VisionTransformer]:
+    theirs, ours = KINDS[kind]
+    torch.manual_seed(1)
+    model: Any = TimmVisionTransformer(**{**SIZES, **theirs, **more})
+    if kind.startswith("rms"):
+        for block in model.blocks:
+            block.attn.q_norm, block.attn.k_norm = RmsNorm(12, eps=1e-6), RmsNorm(12, eps=1e-6)
+    mine = VisionTransformer(**{**OURS, **ours}).eval()
+    mine.patch_embed.any_size = True
+    mine.load_state_dict(random_everywhere(model).state_dict())
+    return model, mine
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_outputs_are_timms_at_any_size(kind: str) -> None:
+    theirs, mine = pair(kind, dynamic_img_size=True)
+    assert mine.state_dict().keys() == theirs.state_dict().keys()
+    for height, width in ((32, 32), (48, 24), (8, 40), (64, 64), (112, 96)):
+        images = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(3))
+        with torch.no_grad():
+            expected = theirs(images)
+            assert mine(images).shape == expected.shape
+            assert (mine(images) - expected).abs().max() < 1e-5 * expected.abs().max().clamp(min=1.0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_maps_are_those_that_the_output_comes_from(kind: str) -> None:
+    mine = pair(kind)[1].double()
+    x = mine.tokens(torch.randn(2, 3, 24, 40, dtype=torch.float64))
+    block: Any = mine.blocks[0]
+    attn, normed = block.attn, block.norm1(x)
+    read = attn.maps(normed).effective @ attn.heads(normed)[2]
+    if isinstance(attn, DifferentialAttention):
+        read = attn.sub_norm(read) * (1.0 - attn.lambda_init)
+    expected = attn.proj(read.transpose(1, 2).flatten(2))
+    assert (attn(normed) - expected).abs().max() < 1e-10
+    scaled = "layer_scale" in KINDS[kind][1]
+    branch = expected * block.ls1.gamma if scaled else expected
+    rest = block.mlp(block.norm2(x + branch))
+    rest = rest * block.ls2.gamma if scaled else rest
+    assert (block(x) - (x + branch + rest)).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("kind", ["query-key-norm", "differential", "differential-query-key-norm"])
+def test_bf16_by_autocast_is_near_float32(kind: str) -> None:
+    mine = pair(kind)[1]
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = mine(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = mine(images)
+    assert (found - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+@pytest.mark.parametrize("shape", [(3, 33, 32), (3, 32, 20), (1, 32, 32), (3, 0, 32)])
+def test_images_that_do_not_fit_are_refused(shape: tuple[int, int, int]) -> None:
+    found = "x".join(map(str, shape))
+    model = VisionTransformer(**OURS)
+    model.patch_embed.any_size = True
+    with pytest.raises(
+        InputError, match=rf"images: do not fit the model \({found} vs 3 channels, sides multiples of 8\)"
+    ):
+        model(torch.zeros(1, *shape))
+
+
+SMALL: dict[str, Any] = {"embed_dim": 64, "depth": 3, "mlp_ratio": 2.0, "num_classes": 10, "in_chans": 3}
+
+
+def timms(*, pool: str = "cls", attention: str = "softmax", **more: Any) -> nn.Module:
     kind: dict[str, Any] = {"num_heads": 4} if attention == "softmax" else {"num_heads": 2, "attn_layer": "diff"}
     kind |= {"class_token": False, "global_pool": "avg", "fc_norm": False} if pool == "mean" else {}
     torch.manual_seed(1)
-    model = TimmVisionTransformer(img_size=32, patch_size=patch_size, **SIZES, **kind, **more)
+    model = TimmVisionTransformer(img_size=32, patch_size=4, **SMALL, **kind, **more)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():  # random everywhere: also where a model starts from zeros and ones
         for parameter in model.parameters():
@@ -27,24 +144,8 @@ def timms(*, patch_size: int = 4, pool: str = "cls", attention: str = "softmax",
     return model.eval()
 
 
-def ours(*, patch_size: int = 4, pool: str = "cls", attention: str = "softmax", **more: Any) -> VisionTransformer:
-    return VisionTransformer(patch_size=patch_size, pool=pool, attention=attention, num_heads=4, **SIZES, **more).eval()
-
-
-@pytest.mark.parametrize("attention", ["softmax", "differential"])
-@pytest.mark.parametrize("pool", ["cls", "mean"])
-@pytest.mark.parametrize("patch_size", [2, 4, 8])
-def test_logits_are_timms(patch_size: int, pool: str, attention: str) -> None:
-    kind = {"patch_size": patch_size, "pool": pool, "attention": attention}
-    theirs, mine = timms(**kind), ours(**kind)
-    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
-    with torch.no_grad():
-        mine.load_state_dict(theirs.state_dict())
-        assert (mine(images) - theirs(images)).abs().max() < 1e-5
-        back = timms(**kind)
-        back.load_state_dict(ours(**kind).state_dict())  # strict: no name too many or too few
-        back.load_state_dict(mine.state_dict())
-        assert torch.equal(back(images), theirs(images))
+def ours(*, pool: str = "cls", attention: str = "softmax", **more: Any) -> VisionTransformer:
+    return VisionTransformer(patch_size=4, pool=pool, attention=attention, num_heads=4, **SMALL, **more).eval()
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
@@ -87,7 +188,7 @@ def test_one_optimizer_step_in_float64(
 
 def test_initial_weights_have_timms_spread() -> None:
     torch.manual_seed(0)
-    theirs = dict(TimmVisionTransformer(img_size=32, patch_size=4, num_heads=4, **SIZES).named_parameters())
+    theirs = dict(TimmVisionTransformer(img_size=32, patch_size=4, num_heads=4, **SMALL).named_parameters())
     mine = dict(ours().named_parameters())
     assert mine.keys() == theirs.keys()
     large = [name for name, parameter in theirs.items() if parameter.numel() >= 1000]

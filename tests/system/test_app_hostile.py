@@ -13,21 +13,16 @@ from urllib.parse import quote
 import httpx
 import numpy as np
 import pytest
-from explorer_page import explorer, memory
+from explorer_page import explorer
 from PIL import Image
 
+from benchmarks.app_load import resident
 from diffvit.app.images import MAX_BYTES
 from diffvit.app.web.controls import INTERNAL_ERROR
 
 pytestmark = pytest.mark.system
-_NAMES = [
-    "a.png",
-    "..\\..\\boot.ini",
-    "../../../etc/passwd",
-    "x\0.png",
-    "<img src=x onerror=alert(1)>.gif",
-    "A" * 5_000,
-]
+_NAMES = ["a.png", "..\\..\\boot.ini", "../../../etc/passwd", "x\0.png", "<img src=x onerror=alert(1)>.gif"]
+_NAMES.append("A" * 5_000)
 
 
 def encoded(image: Image.Image, form: str, **more: object) -> bytes:
@@ -149,7 +144,7 @@ def test_two_hundred_hostile_uploads(page: tuple[str, int, Path, Path]) -> None:
 
         for number in range(len(KINDS) * 2):  # every decoder is there, and the memories of pictures have their size
             send(number)
-        before, known = memory(pid), files_of(folder)
+        before, known = resident(pid), files_of(folder)
         refused = 0
         for number in range(200):
             wanted, found = send(number)
@@ -162,7 +157,7 @@ def test_two_hundred_hostile_uploads(page: tuple[str, int, Path, Path]) -> None:
                 assert len(said) < 400
                 assert ".." not in said
                 assert "\0" not in said
-        after = memory(pid)
+        after = resident(pid)
         assert client.get("/").status_code == 200
     assert refused > 90
     assert after < 1.1 * before, f"{after >> 20} MiB after {before >> 20} MiB"

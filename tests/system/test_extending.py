@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 import time
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -33,16 +32,20 @@ SMALL = (
 pytestmark = pytest.mark.system
 
 
-def diffvit(folder: Path, command: str, code: int = 0) -> str:
-    """Run a command of the page; returns what it printed."""
+def started(folder: Path, command: str) -> ForkServerProcess:
+    """A process with a command of the page; it prints into the folder's log."""
     words = shlex.split(command)[1:]
     words += shlex.split(SMALL) if words[0] == "train" and "--resume" not in words else []
-    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
-    done = subprocess.run(
-        [sys.executable, "-m", "diffvit.cli.main", *words], cwd=folder, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == code, done.stderr
-    return done.stdout + done.stderr
+    return forked.start(forked.diffvit, *words, folder=folder, log=folder / "log")
+
+
+def diffvit(folder: Path, command: str, code: int = 0) -> str:
+    """Run a command of the page; returns what it printed."""
+    (folder / "log").write_bytes(b"")
+    found = forked.finish(started(folder, command))
+    said = (folder / "log").read_text()
+    assert found == code, said
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -82,16 +85,13 @@ def test_the_attention_is_in_the_run_the_comparison_and_the_study(folder: Path) 
 def test_killed_and_resumed_it_is_the_same_to_the_bit(folder: Path) -> None:
     longer = COMMANDS[0].replace("--epochs 2", "--epochs 6")
     diffvit(folder, longer.replace("runs/temperature", "runs/whole"))
-    words = shlex.split(f"{longer.replace('runs/temperature', 'runs/killed')} {SMALL}")[1:]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "diffvit.cli.main", *words], cwd=folder, stdout=subprocess.DEVNULL
-    )
+    process = started(folder, longer.replace("runs/temperature", "runs/killed"))
     metrics = folder / "runs" / "killed" / "metrics.jsonl"
     while not (metrics.is_file() and metrics.read_text().count("\n") >= 2):
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.01)
     process.kill()
-    process.wait()
+    process.join()
     assert not (folder / "runs" / "killed" / "result.json").exists()
     diffvit(folder, "diffvit train --resume runs/killed --plugin my_attention.py")
     whole, killed = (load_file(folder / "runs" / name / "model.safetensors") for name in ("whole", "killed"))

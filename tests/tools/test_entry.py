@@ -18,7 +18,13 @@ Captured = pytest.CaptureFixture[str]
 def test_every_committed_document_is_made_from_the_committed_results(capsys: Captured) -> None:
     assert entry.main(["--check"]) == 0
     assert capsys.readouterr().out == ""
+
+
+def test_makers_are_found_by_name(capsys: Captured) -> None:
     assert {"app_load", "attention", "clip", "readme", "recipes", "results", "speed"} <= set(entry.makers())
+    assert list(entry.makers(["speed"])) == ["speed"]
+    assert entry.main(["sped"]) == 2
+    assert "did you mean 'speed'?" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -50,12 +56,6 @@ def test_an_error_is_one_line_and_its_own_code(maker: ModuleType, tmp_path: Path
     maker.documents = damaged  # pyright: ignore[reportAttributeAccessIssue]
     assert entry.main(["--check"], tmp_path) == 3
     assert capsys.readouterr().err == "error: rows.csv: is damaged.\n"
-
-
-def test_an_unknown_name_is_refused(capsys: Captured) -> None:
-    assert list(entry.makers(["speed"])) == ["speed"]
-    assert entry.main(["sped"]) == 2
-    assert "did you mean 'speed'?" in capsys.readouterr().err
 
 
 def test_a_picture_is_drawn_where_its_stamp_differs(tmp_path: Path) -> None:

@@ -67,21 +67,3 @@ def test_other_recipes_get_a_sentence_from_their_rows(project: Path, make_run: M
     assert "**On a GPU:** ViT reaches 80.00% (73.9 to 85.0) in 31.5 s of training, after at most 24.2 s of" in text
     assert "**On a GPU:** Diff-ViT reaches 82.00%" in text
     assert "on a GPU:**" not in text  # the other folders have no rows
-
-
-def test_a_changed_row_an_edited_readme_and_an_old_plot_are_found(project: Path) -> None:
-    folder, plot = project / ROWS, f"{ROWS}/curves.png"
-    refresh(project)
-    readme = (project / "README.md").read_text()
-    (project / "README.md").write_text(readme.replace("80.00%", "88.00%"))
-    assert refresh(project, check=True) == ["README.md"]
-    refresh(project)
-    assert (project / "README.md").read_text() == readme
-    rows = (folder / "epochs.csv").read_text()
-    (folder / "epochs.csv").write_text(rows.replace("480.5", "481.5"))
-    assert refresh(project, check=True) == [plot]
-    (folder / "curves.png").write_bytes(b"not a picture")
-    assert refresh(project, check=True) == [plot]
-    (folder / "curves.png").unlink()
-    assert refresh(project) == [plot]
-    assert refresh(project, check=True) == []

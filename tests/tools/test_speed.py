@@ -91,18 +91,13 @@ def test_a_changed_result_makes_the_report_and_its_own_plot_stale(folder: Path, 
     def stale(check: bool = True) -> list[str]:
         return [line.partition(":")[0] for line in update(speed.documents(tmp_path), "speed", tmp_path, check=check)]
 
-    stale(check=False)
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert len(stale(check=False)) == 4
     assert stale() == []
     changed = models()
     changed["arms"][0] |= {"images_per_second": 999.0, "low": 998.0, "high": 1001.0}
     write(changed, folder)
     assert stale() == ["reports/speed/report.md", "reports/speed/train.png"]
     write(models(), folder)
-    for path in [*folder.glob("*.png"), folder / "report.md"]:
-        path.unlink()
-    stale(check=False)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     write(layers(), tmp_path / "reports" / "speed-cuda")
     assert stale() == ["reports/speed-cuda/report.md", "reports/speed-cuda/attention.png"]
 

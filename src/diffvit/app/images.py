@@ -111,11 +111,11 @@ class TestImages:
         return selected.nonzero()[:, 0].tolist()
 
     def _by_error(self, which: str, first: str, second: str | None) -> Bool[Tensor, " n"]:
-        right = self.predictions(first) == self.images(first).labels
-        if which == WRONG:
-            return ~right
-        if second is None:
+        if which != WRONG and second is None:
             raise InputError("filter", "compares two models", "Choose a second one.")
+        right = self.predictions(first) == self.images(first).labels
+        if which == WRONG or second is None:
+            return ~right
         others = self.images(second)
         if others.fingerprint != self.images(first).fingerprint:
             raise InputError(second, f"has other test images than {first}", "Choose two models of the same data.")

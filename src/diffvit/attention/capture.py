@@ -108,8 +108,7 @@ def capture(
         ConfigError: no such layer, or more than 8 GiB of maps (see :func:`captures` for those).
         InputError: the images do not fit the model.
     """
-    _check(images)
-    wanted = _wanted(model, layers)
+    wanted = _wanted(model, images, layers)
     _check_room(model, len(images), len(wanted), grid_of(model, images))
     parts = list(captures(model, images, layers=layers, chunk=chunk))
     first = parts[0]
@@ -123,8 +122,7 @@ def captures(
     model: VisionTransformer, images: Tensor, *, layers: Sequence[int] | None = None, chunk: int | None = None
 ) -> Iterator[Record]:
     """As :func:`capture`, a record per chunk, so that the maps of any number of images pass through bounded memory."""
-    _check(images)
-    wanted = _wanted(model, layers)
+    wanted = _wanted(model, images, layers)
     rows, columns = grid_of(model, images)
     size = chunk or max(1, _WORKING // _bytes_of_a_layer(model, rows * columns))
     for part in images.split(size):
@@ -143,8 +141,7 @@ def capture_with_logits(
         ConfigError: no such layer, or more than 8 GiB of maps.
         InputError: the images do not fit the model.
     """
-    _check(images)
-    wanted = _wanted(model, layers)
+    wanted = _wanted(model, images, layers)
     _check_room(model, len(images), len(wanted), grid_of(model, images))
     return _encode(model, images, wanted, classify=not isinstance(model.head, nn.Identity))
 
@@ -172,16 +169,18 @@ def grid_of(model: VisionTransformer, images: Tensor) -> tuple[int, int]:
     return images.shape[-2] // side, images.shape[-1] // side
 
 
-def _wanted(model: VisionTransformer, layers: Sequence[int] | None) -> list[int]:
+def _wanted(model: VisionTransformer, images: Tensor, layers: Sequence[int] | None) -> list[int]:
+    """The blocks to capture, after a check of images and layers."""
+    if images.ndim != 4 or not len(images) or not images.is_floating_point():
+        found = f"{images.dtype} of shape {'x'.join(map(str, images.shape))}".removeprefix("torch.")
+        raise InputError("images", f"must be normalised floats, batch x channels x height x width (found {found})")
     depth = len(model.blocks)
-    if layers is None:
-        return list(range(depth))
-    for layer in layers:
+    for layer in layers or ():
         if not -depth <= layer < depth:
             raise ConfigError("layers", f"no such layer (found {layer} vs 0 to {depth - 1})")
-    if not layers:
+    if layers is not None and not layers:
         raise ConfigError("layers", f"none asked for (have 0 to {depth - 1})")
-    return sorted({layer % depth for layer in layers})
+    return list(range(depth)) if layers is None else sorted({layer % depth for layer in layers})
 
 
 def _check_room(model: VisionTransformer, images: int, layers: int, grid: tuple[int, int]) -> None:
@@ -191,12 +190,6 @@ def _check_room(model: VisionTransformer, images: int, layers: int, grid: tuple[
         found = f"{layers} layers of {patches:,} patches for {images} images: {needed / 2**30:.1f} GiB"
         hint = "Ask for fewer layers or images, or a smaller image size."
         raise ConfigError("maps", f"would take too much memory ({found} vs {MAX_BYTES / 2**30:g} GiB)", hint)
-
-
-def _check(images: Tensor) -> None:
-    if images.ndim != 4 or not len(images) or not images.is_floating_point():
-        found = f"{images.dtype} of shape {'x'.join(map(str, images.shape))}".removeprefix("torch.")
-        raise InputError("images", f"must be normalised floats, batch x channels x height x width (found {found})")
 
 
 def _bytes_of_a_layer(model: VisionTransformer, patches: int) -> int:

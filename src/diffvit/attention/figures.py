@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
-from diffvit.attention.capture import Record
+from diffvit.attention.capture import KINDS, Record
 from diffvit.attention.statistics import HeadStatistics
 from diffvit.reporting.plots import lambda_init
 from diffvit.reporting.style import LIGHT, colour, dress, figure
@@ -64,8 +63,8 @@ def maps_grid(
     signed = any(float(layer.min()) < 0 for layer in layers)
     said = f"{_queried(record, query)}; each layer has its own scale"
     said += ", white is zero" if signed else ""
-    cells = _Cells(layers, heads, signed)
-    return _mosaic(record, cells, image, query=query, titles=(title or "Attention maps", said))
+    titles = (title or "Attention maps", said)
+    return _mosaic(record, layers, heads, image, signed=signed, query=query, titles=titles)
 
 
 def differential_panels(
@@ -84,79 +83,59 @@ def differential_panels(
     layers = []
     for at, maps in enumerate(record.layers):
         assert maps.lam is not None
-        taken = float(maps.lam) * record.to_patches(at, "negative", query)[index]
-        parts = (
-            record.to_patches(at, "positive", query)[index],
-            taken,
-            record.to_patches(at, "effective", query)[index],
-        )
+        left, first, second = (record.to_patches(at, kind, query)[index] for kind in KINDS)
+        parts = (first, float(maps.lam) * second, left)
         layers.append(torch.stack(parts, dim=1).flatten(0, 1))  # head by head, three each
     heads = range(layers[0].shape[0] // 3)
     names = [name for head in heads for name in (f"head {head}: A1", f"{_LAMBDA} A2", f"A1 {_MINUS} {_LAMBDA} A2")]
     said = f"{_queried(record, query)}; one scale per layer, white is zero"
-    cells = _Cells(layers, names, signed=True, every=3)
-    return _mosaic(record, cells, image, query=query, titles=(title or "Differential attention", said))
-
-
-@dataclass(frozen=True)
-class _Cells:
-    """The maps of a figure with a row per layer.
-
-    Args:
-        layers: per layer, its cells from left to right.
-        names: of the cells, the same in every layer.
-        signed: whether zero is in the middle of the colours.
-        every: number of cells that belong together; a gap follows them.
-    """
-
-    layers: Sequence[Float[Tensor, "cells rows columns"]]
-    names: Sequence[str]
-    signed: bool
-    every: int = 1
+    titles = (title or "Differential attention", said)
+    return _mosaic(record, layers, names, image, signed=True, query=query, titles=titles, every=3)
 
 
 def _mosaic(
     record: Record,
-    cells: _Cells,
+    layers: Sequence[Float[Tensor, "cells rows columns"]],
+    names: Sequence[str],
     image: UInt8[Tensor, "3 h w"],
     *,
+    signed: bool,
     query: tuple[int, int] | None,
     titles: tuple[str, str],
+    every: int = 1,
 ) -> Figure:
-    """The figure: titles, the image at the left, and per layer its name, its maps and its colour bar.
+    """The figure: titles, the image at the left, and per layer its name, its named maps and its colour bar.
 
+    A gap follows each ``every`` maps; where ``signed``, zero is in the middle of the colours.
     There may be 144 maps, so a layer has one axes for all of its maps, and positions are computed here: matplotlib's
     layout engine would take longer than the drawing.
     """
     rows, columns = record.grid
     wide = _CELL * columns / rows
-    lefts = [1.08 * wide * at + 0.25 * wide * (at // cells.every) * (cells.every > 1) for at in range(len(cells.names))]
+    lefts = [1.08 * wide * at + 0.25 * wide * (at // every) * (every > 1) for at in range(len(names))]
     breadth = lefts[-1] + wide
-    width, height = max(_LEFT + breadth + _RIGHT, 7.0), _TOP + len(cells.layers) * _LINE + _BOTTOM
+    width, height = max(_LEFT + breadth + _RIGHT, 7.0), _TOP + len(layers) * _LINE + _BOTTOM
     made = figure(LIGHT, width, height)
     made.set_layout_engine("none")
     _draw_image(made, image, query, record.grid, titles)
-    for line, values in enumerate(cells.layers):
+    for line, values in enumerate(layers):
         bottom = (height - _TOP - (line + 1) * _LINE + 0.05) / height
         axes = made.add_axes((_LEFT / width, bottom, breadth / width, _CELL / height))
-        scale = _scale(values, cells.signed)
+        scale = _scale(values, signed)
         for value, left in zip(values, lefts, strict=True):
             axes.imshow(scale.to_rgba(value.numpy()), interpolation="nearest", extent=(left, left + wide, _CELL, 0.0))
             if query is not None:
                 axes.add_patch(_outline(query, (left, 0.0), (wide / columns, _CELL / rows)))
         if line == 0:
-            for name, left in zip(cells.names, lefts, strict=True):
+            for name, left in zip(names, lefts, strict=True):
                 axes.text(left, -0.06, name, fontsize=10, color=LIGHT.ink, ha="left", va="bottom")
         axes.set(xlim=(0, breadth), ylim=(_CELL, 0), aspect="auto")
         axes.axis("off")
-        axes.text(-0.12, _CELL / 2, _layer_name(record, line), fontsize=10.5, color=LIGHT.ink, ha="right", va="center")
+        lam = record.layers[line].lam
+        name = f"layer {record.blocks[line]}" + ("" if lam is None else f"\n{_LAMBDA} = {float(lam):.2f}")
+        axes.text(-0.12, _CELL / 2, name, fontsize=10.5, color=LIGHT.ink, ha="right", va="center")
         _colour_bar(made, scale, ((_LEFT + breadth + 0.1) / width, bottom, 0.1 / width, _CELL / height))
     return made
-
-
-def _layer_name(record: Record, line: int) -> str:
-    lam = record.layers[line].lam
-    return f"layer {record.blocks[line]}" + ("" if lam is None else f"\n{_LAMBDA} = {float(lam):.2f}")
 
 
 def _scale(values: Tensor, signed: bool) -> ScalarMappable:

@@ -263,6 +263,7 @@ class Search:
         """Ask what to try, and train it; the validation accuracy at the end."""
         import optuna
 
+        trial.study._storage.record_heartbeat(trial._trial_id)  # the thread's first beat may come after the note below
         trial.set_user_attr(_BEGUN, trial.number)
         try:
             values = {name: _suggested(trial, name, each) for name, each in space_of(self.study).settings.items()}

@@ -179,7 +179,8 @@ def draw_shapes(
         image = shapes_image(index, size=model.image_size or 32, clutter=clutter, noise=noise)
         assert image.mask is not None
         result = explorer.forward(model, image)
-        note = _table_html(score_table(result, selection, image.mask), f"Scores of {name}")
+        table = score_table(result, selection, image.mask)
+        note = html("table", columns=table.columns, rows=table.rows, caption=f"Scores of {name}")
         panels.append(panel(result, selection, OverlayStyle(), note=note, clickable=False))
     return html("models", panels=panels, note="shapes")
 
@@ -201,15 +202,11 @@ def score_table(result: ForwardPass, selection: MapSelection, mask: Tensor) -> T
     return Table(["Map", "Points at the object", "Mass on it", "Overlap"], rows)
 
 
-def _table_html(table: Table, caption: str) -> str:
-    return html("table", columns=table.columns, rows=table.rows, caption=caption)
-
-
 def build_models(explorer: Explorer) -> None:
     """Add the tab that lists the offered models and says how to get more."""
     rows = []
     for info in (*explorer.models.vits, *explorer.models.clips):
         origin = "others" if info.pretrained else "packaged" if info.folder is None else "run"
         rows.append([info.name, info.description, origin])
-    gradio.HTML(_table_html(Table(["Model", "What it is", "From"], rows), "Available models"))
+    gradio.HTML(html("table", columns=["Model", "What it is", "From"], rows=rows, caption="Available models"))
     gradio.Markdown(Path(__file__).with_name("models.md").read_text(encoding="utf-8"))
