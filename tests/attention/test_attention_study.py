@@ -95,7 +95,7 @@ def test_a_small_study_is_trained_scored_and_reported_and_goes_on_where_it_stopp
 ) -> None:
     study, runner = small
     with pytest.raises(InputError, match="has no finished run and no committed row"):
-        write_rows(study, tmp_path / "runs", tmp_path)
+        gathered(study, tmp_path / "runs", tmp_path)
     assert not (tmp_path / "maps").exists()
     first = replace(runner, cells=runner.cells[:3])
     assert first.work() == 3
