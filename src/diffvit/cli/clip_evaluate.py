@@ -109,20 +109,12 @@ def evaluate(where: Where, /, *, options: Options = USUAL, choice: ClipChoice = 
 
 
 def compare(where: Where, /, *, options: Options = USUAL, choice: ClipChoice = CLIP, output: Output = OUTPUT) -> None:
-    """CLIP beside a supervised model on the same pictures: by category, with intervals and galleries, as one page.
-
-    The same as ``diffvit clip evaluate WHERE --compare``.
-    """
+    """``diffvit clip evaluate WHERE --compare``."""
     evaluate(where, options=replace(options, compare=True), choice=choice, output=output)
 
 
 def published(where: Where, /, *, options: Options = USUAL, choice: ClipChoice = CLIP, output: Output = OUTPUT) -> None:
-    """Every figure that needs published weights: CLIP's RN50 beside both ResNet-50s on ImageNet and on CIFAR-10.
-
-    A page for each comparison, and CLIP's image encoder in several precisions. What was computed for a picture is kept
-    in the user's cache: an interrupted call goes on. Where CIFAR-10 is not at hand it is left out, and said. The same
-    as ``diffvit clip evaluate WHERE --published``.
-    """
+    """``diffvit clip evaluate WHERE --published``: CIFAR-10 is left out, and said, where it is not at hand."""
     evaluate(where, options=replace(options, published=True), choice=choice, output=output)
 
 
@@ -188,11 +180,11 @@ def _repeat(where: str, options: Options, choice: ClipChoice) -> str:
     """The command that repeats a comparison, without the options that are as usual."""
     command = ["diffvit", "clip", "compare", where, "--model", choice.model]
     command += ["--supervised", options.supervised or RESNET50]
-    for name, value in {**vars(choice), **vars(options)}.items():
-        usual = vars(CLIP).get(name, vars(USUAL).get(name))
-        if value != usual and name not in ("model", "device", "compare", "supervised"):
-            for each in value if isinstance(value, tuple) else (value,):
-                command += [f"--{name.replace('_', '-')}", str(each)]
+    for given, usual in ((choice, CLIP), (options, USUAL)):
+        for name, value in vars(given).items():
+            if value != vars(usual)[name] and name not in ("model", "device", "compare", "supervised"):
+                for each in value if isinstance(value, tuple) else (value,):
+                    command += [f"--{name.replace('_', '-')}", str(each)]
     return shlex.join(command)
 
 
@@ -285,21 +277,18 @@ def _tell_comparison(result: Result) -> None:
     from diffvit.clip.compare_page import decided_note, in_order, shift_statements, statements
     from diffvit.clip.render import render
 
-    said = statements(result)
-    if result["shifts"]:
-        said += shift_statements(result["shifts"], *(model["model"] for model in result["models"]))
+    said = statements(result) + shift_statements(result)
     show.line(render("compare.txt", **result, said=said).rstrip())
+    columns = ["pictures", "first", "second", "difference", "95% interval", "decided"]
     for title, key, of in (("category", "class", "per_class"), ("superclass", "superclass", "superclasses")):
-        rows = in_order(result[of])
-        columns = [title, "pictures", "first", "second", "difference", "95% interval", "decided"]
-        cells = [
-            [
-                *(row[key], f"{row['images']:,}", show.percent(row["first"]), show.percent(row["second"])),
-                *(f"{100 * row['difference']:+.1f}", f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"),
-                "yes" if row["decided"] else "no",
+        if rows := in_order(result[of]):
+            cells = [
+                [
+                    *(row[key], f"{row['images']:,}", show.percent(row["first"]), show.percent(row["second"])),
+                    *(f"{100 * row['difference']:+.1f}", f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"),
+                    "yes" if row["decided"] else "no",
+                ]
+                for row in _ends(rows)
             ]
-            for row in _ends(rows)
-        ]
-        if cells:
-            show.table(columns, cells)
+            show.table([title, *columns], cells)
             show.line(decided_note(rows))

@@ -59,7 +59,7 @@ def comparison_files(found: Evaluation, shifts: Sequence[Shift], command: str) -
         note=decided_note(rows),
         superclasses=above,
         superclass_note=decided_note(above),
-        shift_statements=shift_statements(shifted, one, two) if shifted else [],
+        shift_statements=shift_statements(result),
         shift_examples=to_png(shift_examples(shifts, found.shifted, 0)) if shifted else b"",
         shown={number: _thumbnail(labelled.read(int(number))) for number in result["answers"]},
         command=command,
@@ -78,9 +78,9 @@ def statements(result: Mapping[str, Any]) -> list[str]:
     return [line for line in render("statements.txt", **result, note=note).splitlines() if line]
 
 
-def shift_statements(shifts: Mapping[str, Any], one: str, two: str) -> list[str]:
-    """What may be said of the changes: which model loses more where, if that is decided."""
-    return render("shifts.txt", **shifts, one=one, two=two).splitlines()
+def shift_statements(result: Mapping[str, Any]) -> list[str]:
+    """What may be said of the shifts, if any: which model loses more where, if that is decided."""
+    return render("shifts.txt", **result).splitlines()
 
 
 def decided_note(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""The one door to open_clip and timm: their models without weights, their tokenizers, and where weights come from."""
+"""The one door to open_clip and timm: their models, their tokenizers, and where weights come from."""
 
 from __future__ import annotations
 
@@ -94,26 +94,6 @@ def tokenizer_of(name: str) -> Any:
         raise EnvironmentFault(name, f"its tokenizer could not be fetched ({reason(error)})") from None
 
 
-def text_transformer(*, context_length: int, width: int, heads: int, layers: int, output_dim: int) -> Any:
-    """open_clip's causal text transformer with fresh weights, and one token: whoever builds it brings a vocabulary."""
-    return open_clip_library().transformer.TextTransformer(
-        context_length=context_length, vocab_size=1, width=width, heads=heads, layers=layers, output_dim=output_dim
-    )
-
-
-def rn50_image_encoder() -> nn.Module:
-    """OpenAI's RN50 image encoder (arXiv 2103.00020, appendix F) with fresh random weights."""
-    open_clip_library()
-    from open_clip.modified_resnet import ModifiedResNet
-
-    return ModifiedResNet([3, 4, 6, 3], output_dim=1024, heads=32, image_size=224, width=64)
-
-
-def simple_tokenizer(context_length: int) -> Any:
-    """OpenAI's tokenizer as open_clip has it, for texts of this many tokens: ``tokenizer(texts) -> int64``."""
-    return open_clip_library().SimpleTokenizer(context_length=context_length)
-
-
 def _unfetched(name: str, why: str, hub: str, url: str, give: str) -> EnvironmentFault:
     """Says what could not be fetched, from where it can be had, and where to put it."""
     published = " or ".join(place for place in (hub and f"https://huggingface.co/{hub}", url) if place)
@@ -148,9 +128,8 @@ def arranged(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     library = open_clip_library()
     from open_clip.convert import convert_state_dict
 
-    state = dict(tensors)
     try:
-        state = convert_state_dict(model, state)
+        state = convert_state_dict(model, dict(tensors))
     except (KeyError, RuntimeError, AttributeError, ValueError) as error:
         raise InputError("weights", f"cannot be brought into open_clip's layout ({reason(error)})") from None
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
@@ -163,28 +142,21 @@ def arranged(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if name in wanted or not name.endswith(".position_ids")}
 
 
-def timm_skeleton(name: str) -> tuple[nn.Module, dict[str, Any]]:
-    """A model of timm's by name, with throw-away weights, and its settings; random numbers stay as they were."""
-    library = timm_library()
-    with quietly(), torch.random.fork_rng(devices=[]):
-        model = library.create_model(name, pretrained=False).eval()
-    return model, dict(model.pretrained_cfg)
-
-
-def fetch_timm(name: str, config: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
-    """The weights of a timm model, from its caches or the public hubs, and words for where they came from.
+def timm_model(name: str, *, pretrained: bool) -> tuple[nn.Module, str]:
+    """A model of timm's in evaluation mode, and words for its weights' source; random numbers stay as they were.
 
     Raises:
-        EnvironmentFault: they are in no cache and cannot be fetched; the line says what to put where.
+        EnvironmentFault: the weights are in no cache and cannot be fetched; the line says what to put where.
     """
     library = timm_library()
-    hub, url = config.get("hf_hub_id") or "", config.get("url") or ""
+    config = library.get_pretrained_cfg(name)
+    hub, url = config.hf_hub_id or "", config.url or ""
     try:
         with quietly(), cache_where_offline(), torch.random.fork_rng(devices=[]):
-            model: nn.Module = library.create_model(name, pretrained=True)
+            model: nn.Module = library.create_model(name, pretrained=pretrained).eval()
     except Exception as error:  # each way of fetching has errors of its own
         raise _unfetched(name, f"its weights could not be fetched ({reason(error)})", hub, url, "as a file") from None
-    return model.state_dict(), f"timm {library.__version__}, {hub or url}"
+    return model, f"timm {library.__version__}, {hub or url}"
 
 
 # Text features without the padding: the tower is causal, so what follows a text's end changes nothing before it

@@ -16,9 +16,8 @@ from diffvit.clip.hub import (
     arranged,
     clip_skeleton,
     fetch_clip,
-    fetch_timm,
     open_clip_library,
-    timm_skeleton,
+    timm_model,
     tokenizer_of,
 )
 from diffvit.clip.preprocess import Preprocessing, of_clip, of_ours, of_timm
@@ -30,7 +29,7 @@ from diffvit.training.load import load_with_meta
 _COUNTS = ".num_batches_tracked"  # of BatchNorm; old files lack them, and nothing is computed from them
 # Whole numbers that OpenAI's archives keep among the weights; nothing else has them.
 _OPENAI_NOTES = frozenset({"input_resolution", "context_length", "vocab_size"})
-# torchvision's two sets of weights, by our short names.
+# torchvision's two sets of weights: our short names, timm's, and what they are.
 RESNET50 = {"tv-v1": "resnet50.tv_in1k", "tv-v2": "resnet50.tv2_in1k"}
 _VERSIONS = {
     "resnet50.tv_in1k": "torchvision IMAGENET1K_V1 (published top-1 76.1)",
@@ -95,8 +94,7 @@ def load_clip(
         name: any of ``open_clip.list_models()``.
         pretrained: which of its weights (``open_clip.list_pretrained()``). With ``weights``, what those are: the tag
             says whether the model has QuickGELU and how images are prepared; None for neither, as for own training.
-        weights: a file instead of the network: one of the archives that OpenAI published, or a state dict of
-            open_clip's names (torch or safetensors).
+        weights: a file instead of the network: an archive that OpenAI published, or a state dict of open_clip's names.
         device: where the weights go; ``"auto"`` takes CUDA where there is one.
 
     Raises:
@@ -172,10 +170,10 @@ def load_resnet50(
         have = ", ".join([*RESNET50, *RESNET50.values(), "..."])
         hint = did_you_mean(weights, [*RESNET50, *names]).replace(" did", "Did", 1)
         raise ConfigError("resnet50", f"no weights {weights!r} (have {have})", hint)
-    model, config = timm_skeleton(name)
-    if file is None:
-        tensors, source = fetch_timm(name, config)
-    else:
+    model, source = timm_model(name, pretrained=file is None)
+    config: Any = model.pretrained_cfg
+    tensors = model.state_dict()
+    if file is not None:
         tensors, source = read_weights(file, counters=True).tensors, str(file)
     fill(source, "ResNet-50", model, tensors)
     version = _VERSIONS.get(name, f"timm {name}")

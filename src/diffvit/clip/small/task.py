@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
 
-from diffvit.clip.hub import simple_tokenizer
+from diffvit.clip.hub import open_clip_library
 from diffvit.clip.load import Clip
 from diffvit.clip.small.load import as_clip
 from diffvit.clip.small.model import SmallClip
@@ -79,7 +79,7 @@ class ContrastiveTask(Task):
 
 
 def _captions(config: ClipConfig, data: TrainingData) -> Captions:
-    tokenizer = simple_tokenizer(config.text.context_length)
+    tokenizer = open_clip_library().SimpleTokenizer(context_length=config.text.context_length)
     return Captions(data.train.classes, config.captions.names, config.captions.templates, tokenizer)
 
 
