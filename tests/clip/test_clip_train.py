@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from diffvit.clip.zero_shot import classify, zero_shot_classifier
 from diffvit.config import ClipConfig, Config, parse
 from diffvit.data import sources
 from diffvit.errors import ConfigError, EnvironmentFault, InputError, Interrupted
+from diffvit.hub.files import read_header
+from diffvit.training.load import metadata_of
 from diffvit.training.loop import train
 from diffvit.training.progress import Progress
 from diffvit.training.run_dir import RunDir
@@ -137,16 +141,13 @@ class StopAt(Progress):
         self.at = step
 
     def step(self, values: Any) -> None:
-        import os
-        import signal
-
         if values["step"] == self.at:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_going_on_gives_the_same_weights(finished: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffvit.training.loop._SHOWN_EVERY", 0.0)
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted, match="resume with: diffvit clip train --resume"):
         train(clip_config(), out=tmp_path / "r", task=ContrastiveTask(), progress=StopAt(25))
     assert run(["clip", "train", "--resume", str(tmp_path / "r"), "--quiet"]) == 0
     one, other = (load_file(folder / "model.safetensors") for folder in (finished.path, tmp_path / "r"))
@@ -154,11 +155,7 @@ def test_going_on_gives_the_same_weights(finished: RunDir, tmp_path: Path, monke
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_stopped_run_and_a_full_memory_say_what_helps_a_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffvit.training.loop._SHOWN_EVERY", 0.0)
-    with pytest.raises(Interrupted, match="resume with: diffvit clip train --resume"):
-        train(clip_config(), out=tmp_path / "r", task=ContrastiveTask(), progress=StopAt(3))
-
+def test_a_full_memory_says_what_helps_a_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise MemoryError
 
@@ -204,23 +201,19 @@ def test_settings_that_cannot_be(change: dict[str, Any], said: str) -> None:
         parse({"objective": "contrastive", **change})
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"kind": "clip"}, "describes an impossible model"),
+def test_a_file_that_lies(finished: RunDir, tmp_path: Path) -> None:
+    tensors = load_file(finished.path / "model.safetensors")
+    meta = metadata_of(finished.path, read_header(finished.path / "model.safetensors"))
+    for change, said in (
         ({"vocabulary": 10**9}, "its sizes do not go together"),
         ({"vocabulary": 3}, "text.token_embedding.tokens has the wrong size"),
         ({"visual": {"embed_dim": 33}}, "describes an impossible model"),
-    ],
-)
-def test_a_file_that_lies(finished: RunDir, tmp_path: Path, change: dict[str, Any], said: str) -> None:
-    file = finished.path / "model.safetensors"
-    size = int.from_bytes(file.read_bytes()[:8], "little")
-    meta = json.loads(json.loads(file.read_bytes()[8 : 8 + size])["__metadata__"]["diffvit"])
-    meta["model"] = change if change == {"kind": "clip"} else {**meta["model"], **change}
-    save_file(load_file(file), tmp_path / "m.safetensors", {"diffvit": json.dumps(meta)})
-    with pytest.raises(InputError, match=said):
-        load_small(tmp_path / "m.safetensors")
+        ({"visual": None}, "describes an impossible model"),
+    ):
+        wrong = {**meta, "model": {**meta["model"], **change}}
+        save_file(tensors, tmp_path / "m.safetensors", {"diffvit": json.dumps(wrong)})
+        with pytest.raises(InputError, match=said):
+            load_small(tmp_path / "m.safetensors")
 
 
 def test_templates_that_nobody_has_are_refused_before_the_first_step(tmp_path: Path) -> None:
