@@ -67,11 +67,8 @@ def test_a_corrupt_image_among_many_good_ones(capsys: Captured) -> None:
     found = json.loads(out.splitlines()[-1])
     assert [image["image"] for image in found["images"]] == ["p0.png", *["p1.png"] * 8]
     assert [image["image"] for image in found["failed"]] == ["bad.png", "none.png"]
-    assert sorted(file.name for file in Path("seen").iterdir()) == [
-        "classify-01.png",
-        "classify-02.png",
-        "classify.json",
-    ]
+    seen = sorted(file.name for file in Path("seen").iterdir())
+    assert seen == ["classify-01.png", "classify-02.png", "classify.json"]
 
 
 def test_words_that_a_small_clip_never_read_are_named(capsys: Captured) -> None:

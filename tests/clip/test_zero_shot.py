@@ -228,11 +228,11 @@ def custom(text: dict[str, Any]) -> Any:
 MODELS = {
     "openai": small_model,
     "custom": lambda: custom({}),
+}
+WHOLE = {
     "end of text by its number": lambda: custom({"pool_type": "eos", "eos_id": 49407}),
     "with a bias": lambda: custom({"proj_bias": True}),
     "without projection": lambda: custom({"proj_type": "none"}),
-}
-WHOLE = {
     "not causal": lambda: custom({"no_causal_mask": True}),
     "pooled at the last": lambda: custom({"pool_type": "last"}),
     "pooled at a class token": lambda: custom({"embed_cls": True, "pool_type": "argmax"}),

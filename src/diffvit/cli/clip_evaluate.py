@@ -139,15 +139,15 @@ def _evaluated(where: str, options: Options, choice: ClipChoice) -> tuple[dict[s
     if names is not None:
         labelled.renamed(names)  # refused before weights are read or fetched
     supervised = _supervised(options, labelled, choice.place)
-    how: Any = {"compare": options.compare, "shifts": changes, "shift_images": options.shift_pictures}
-    found = run(choice.load(), labelled, prompts, supervised=supervised, names=names, watch=Lines, **how)
+    how: Any = {"shifts": changes, "shift_images": options.shift_pictures, "watch": Lines}
+    found = run(choice.load(), labelled, prompts, supervised=supervised, names=names, compare=options.compare, **how)
     result = found.result
     if result["unreadable"] == result["images"]:
         raise summed(found.faults)
     show.warn(found.warnings)
     if options.compare:
         _tell_comparison(result)
-        files = comparison_files(found, changes, _repeat(where, options, choice))
+        files = comparison_files(found, changes, shlex.join(["diffvit", *sys.argv[1:]]))
     else:
         show.line(render("evaluate.txt", **result))
         _class_table(result["models"], result["classes"])
@@ -176,18 +176,6 @@ def _supervised(options: Options, labelled: Labelled, device: str) -> Supervised
     return supervised
 
 
-def _repeat(where: str, options: Options, choice: ClipChoice) -> str:
-    """The command that repeats a comparison, without the options that are as usual."""
-    command = ["diffvit", "clip", "compare", where, "--model", choice.model]
-    command += ["--supervised", options.supervised or RESNET50]
-    for given, usual in ((choice, CLIP), (options, USUAL)):
-        for name, value in vars(given).items():
-            if value != vars(usual)[name] and name not in ("model", "device", "compare", "supervised"):
-                for each in value if isinstance(value, tuple) else (value,):
-                    command += [f"--{name.replace('_', '-')}", str(each)]
-    return shlex.join(command)
-
-
 def _published(where: str, options: Options, choice: ClipChoice) -> tuple[dict[str, Any], list[InputError]]:
     """Three comparisons, and the image encoder in several precisions."""
     out = options.out or Path("reports/clip-published")
@@ -200,7 +188,6 @@ def _published(where: str, options: Options, choice: ClipChoice) -> tuple[dict[s
     if options.pictures(where).wordnet_ids is None:
         why = "is not ImageNet's layout: its folders are not all named by WordNet ids of ImageNet-1k"
         raise InputError(where, why, "Give its validation set with a folder per class, as n01440764.")
-    same = {name: getattr(options, name) for name in ("templates", "limit", "data_dir", "shift_pictures")}
     faults: dict[str, InputError] = {}
     for data, version, file in (
         ("imagenet", "tv-v2", options.v2_weights),
@@ -208,8 +195,8 @@ def _published(where: str, options: Options, choice: ClipChoice) -> tuple[dict[s
         ("cifar10", "tv-v2", options.v2_weights),
     ):
         place, shifts = (where, options.shifts) if data == "imagenet" else (data, "none")
-        beside: Any = {"supervised": version, "supervised_weights": file, "shifts": shifts}
-        asked = Options(compare=True, out=out / f"{data}-{version}", **beside, **same)
+        asked = replace(options, compare=True, out=out / f"{data}-{version}", split="test", shifts=shifts)
+        asked = replace(asked, supervised=version, supervised_weights=file)
         try:
             faults |= {fault.what: fault for fault in _evaluated(place, asked, choice)[1]}
         except EnvironmentFault as fault:

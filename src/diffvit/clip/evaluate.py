@@ -34,8 +34,8 @@ Watch = Callable[[str], Progress]  # from what is counted ("pictures, CLIP RN50"
 class Predictions:
     """A model's predictions, one per image; where one could not be read, -1, NaN and a rank beyond every place.
 
-    ``top`` are the best classes, best first, at most five, of equal probabilities the first, with their
-    ``probabilities``; ``truth`` is the probability of the true class, and ``rank`` its place, 0 the best.
+    ``top`` are the best classes, at most five, of equal probabilities the first; ``truth`` is the probability of the
+    true class, and ``rank`` its place, 0 the best.
     """
 
     top: Int64[Tensor, "n k"]
@@ -50,8 +50,8 @@ class Predictions:
 class Evaluation:
     """What :func:`evaluate` gives: the figures, ready for JSON, and the images and texts behind them.
 
-    ``labelled`` are the images of the classes that all models can answer, ``shifted`` those that shifts were done to;
-    ``faults`` are of images that could not be read, ``warnings`` of what CLIP cannot read of the class names.
+    ``labelled`` are images of classes that all models can answer, ``shifted`` those that shifts were done to;
+    ``faults`` are of unreadable images, ``warnings`` of what CLIP cannot read of the class names.
     """
 
     result: dict[str, Any]
@@ -152,12 +152,12 @@ def evaluate(
         "unknown_words": list(first.unknown),
         "cut_labels": list(first.cut),
         "models": [
-            {**_about(each, encoded, model.encoder), **summary(predictions, classes)}
+            {"model": model.encoder.name, **each.facts, **_cost(encoded), **summary(predictions, classes)}
             for each, encoded, model, predictions in zip(used, found.encoded, models, found.predictions, strict=True)
         ],
         "failed": [{"image": _text(fault.what), "error": _text(str(fault))} for fault in found.faults],
     }
-    sets = [{"name": each.name, "count": len(each.texts)} for each in templates]
+    sets: list[dict[str, Any]] = [{"name": each.name, "count": len(each.texts)} for each in templates]
     if not compare:
         ids = labelled.wordnet_ids
         result |= {
@@ -172,9 +172,10 @@ def evaluate(
     shifted = labelled.spread(shift_images, readable.nonzero()[:, 0].tolist())
     result |= _comparison(labelled, above, found)
     rows, labels = found.encoded[0].rows, found.predictions[0].labels
-    ranks = [predictions_of(each.probabilities(rows), labels, readable).rank[readable] for each in zero_shot]
-    accuracies = [float((rank == 0).double().mean()) for rank in ranks]
-    result["templates"] = [{**each, "accuracy": value} for each, value in zip(sets, accuracies, strict=True)]
+    for each, model in zip(sets, zero_shot, strict=True):
+        right = predictions_of(model.probabilities(rows), labels, readable).rank[readable] == 0
+        each["accuracy"] = float(right.double().mean())
+    result["templates"] = sets
     result["shifts"] = under_shifts(models, shifted, shifts, watch=watch) if shifts else None
     return Evaluation(result, labelled, shifted, found.faults, first.warnings)
 
@@ -202,19 +203,9 @@ def predict(
     return Predicted(predictions, encoded, list(faults.values()))
 
 
-def _about(model: Clip | Supervised, encoded: Encoded, encoder: Encoder) -> dict[str, Any]:
-    """What was used, and what it cost."""
-    return {
-        "model": encoder.name,
-        "weights": model.source,
-        "preprocessing": encoder.preprocessing.words,
-        "parameters": sum(parameter.numel() for parameter in model.model.parameters()),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
-        "computed": encoded.computed,
-        "seconds": encoded.seconds,
-        "images_per_second": encoded.computed / encoded.seconds if encoded.computed else None,
-    }
+def _cost(encoded: Encoded) -> dict[str, Any]:
+    speed = encoded.computed / encoded.seconds if encoded.computed else None
+    return {"computed": encoded.computed, "seconds": encoded.seconds, "images_per_second": speed}
 
 
 def _text(line: str) -> str:

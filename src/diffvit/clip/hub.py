@@ -53,9 +53,9 @@ def imagenet_wordnet_ids() -> tuple[str, ...]:
 
 
 def clip_skeleton(name: str, *, quick_gelu: bool) -> nn.Module:
-    """open_clip's model of that name with throw-away weights; the caller's random numbers stay as they were.
+    """open_clip's model of that name with throw-away weights, and QuickGELU where it or ``quick_gelu`` says so.
 
-    It has QuickGELU where its own settings say so, or ``quick_gelu``.
+    Random numbers stay as they were.
 
     Raises:
         EnvironmentFault: it needs settings from a hub that cannot be reached.
@@ -79,9 +79,7 @@ def clip_skeleton(name: str, *, quick_gelu: bool) -> nn.Module:
 
 
 def tokenizer_of(name: str) -> Any:
-    """open_clip's tokenizer for a model: ``tokenizer(texts) -> int64 (texts, context)``.
-
-    Longer texts are cut to the context, the end-of-text token last.
+    """open_clip's tokenizer for a model: int64 (texts, context), longer texts cut with the end-of-text token last.
 
     Raises:
         EnvironmentFault: it lies on a hub that cannot be reached.
@@ -165,12 +163,12 @@ def timm_model(name: str, *, pretrained: bool) -> tuple[nn.Module, str]:
 def text_features(model: nn.Module, tokens: Int64[Tensor, "n context"]) -> Float[Tensor, "n dim"]:
     """``model.encode_text(tokens)``, not normalised, on the CPU, in a fraction of the time.
 
-    Texts are sorted by length, and each batch is cut after the end of its longest text. Towers that are not causal, or
-    that pool over all positions, get all of them.
+    Texts are sorted by length, and each batch is cut after the end of its longest text. Models without a
+    :func:`causal_tower` get all positions.
     """
     device = next(model.parameters()).device
     tower = causal_tower(model)
-    lengths = torch.full((len(tokens),), tokens.shape[1]) if tower is None else ends(tower, tokens) + 1
+    lengths = torch.full((len(tokens),), tokens.shape[1]) if tower is None else tokens.argmax(dim=1) + 1
     order = lengths.argsort(stable=True)
     found: list[Tensor] = []
     rest = order
@@ -188,37 +186,25 @@ def text_features(model: nn.Module, tokens: Int64[Tensor, "n context"]) -> Float
 
 
 def encode_text(tower: Any, tokens: Int64[Tensor, "n cut"]) -> Float[Tensor, "n dim"]:
-    """As open_clip's ``encode_text``, on as many positions as there are tokens, which it does not take itself.
+    """As open_clip's ``encode_text``, also of tokens that are cut after the end of the longest text.
 
-    ``tower`` is of :func:`causal_tower`; tokens may be cut after the end of the longest text.
+    ``tower`` is of :func:`causal_tower`; a text's end is its largest token.
     """
     cut, dtype = tokens.shape[1], tower.transformer.get_cast_dtype()
     x = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:cut].to(dtype)
     x = tower.ln_final(tower.transformer(x, attn_mask=tower.attn_mask[:cut, :cut]))
-    x = x[torch.arange(len(x), device=x.device), ends(tower, tokens)]
-    projection = tower.text_projection
-    if projection is None:
-        return x
-    return projection(x) if isinstance(projection, nn.Module) else x @ projection
-
-
-def ends(tower: Any, tokens: Int64[Tensor, "n cut"]) -> Int64[Tensor, " n"]:
-    """The place of each text whose feature stands for it: of its largest token, or of the tower's own end token."""
-    pool, end = _pooling(tower)
-    return (tokens if pool == "argmax" else (tokens == end).int()).argmax(dim=-1)
+    return x[torch.arange(len(x), device=x.device), tokens.argmax(dim=-1)] @ tower.text_projection
 
 
 def causal_tower(model: nn.Module) -> Any:
-    """The module that holds the text tower (``model`` itself or its ``text``), or None where it cannot be cut."""
+    """The module that holds the text tower (``model`` itself or its ``text``), or None where it is not as OpenAI's.
+
+    As OpenAI's: causal, a text's feature is that of its largest token, and its projection a matrix.
+    """
     tower: Any = getattr(model, "text", model)
-    mask = getattr(tower, "attn_mask", None)
-    if _pooling(tower)[0] not in ("argmax", "eos") or mask is None or getattr(tower, "cls_emb", None) is not None:
+    pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
+    mask, special = getattr(tower, "attn_mask", None), getattr(tower, "cls_emb", None)
+    if pool != "argmax" or mask is None or special is not None or getattr(tower, "use_pad_mask", False):
         return None
-    causal = bool((mask[:1, 1:] == float("-inf")).all()) and not getattr(tower, "use_pad_mask", False)
-    return tower if causal else None
-
-
-def _pooling(tower: Any) -> tuple[str | None, int | None]:
-    """How a text is pooled, and its end token; a CLIP that holds its own text tower has text_ before both names."""
-    prefix = "text_" if hasattr(tower, "text_pool_type") else ""
-    return getattr(tower, f"{prefix}pool_type", None), getattr(tower, f"{prefix}eos_id", None)
+    causal = bool((mask[:1, 1:] == float("-inf")).all())
+    return tower if causal and isinstance(tower.text_projection, Tensor) else None

@@ -282,9 +282,8 @@ class Observer(TorchDispatchMode):
 def observed_name(products: Iterable[str], bits: Mapping[str, Mapping[str, int]]) -> str:
     """Name of the precision observed: by the products' dtypes (:class:`Observer`) and each one's :func:`kept_bits`.
 
-    Returns:
-        ``float32``, ``tf32``, ``float16`` or ``bfloat16``; several joined with ``+``; ``none`` without products.
-        float32 tensors whose products keep 10 bits are ``tf32``; other lost bits read like ``float16 of 7 bits``.
+    Several are joined with ``+``; float32 whose products keep 10 bits is ``tf32``; other lost bits read like ``float16
+    of 7 bits``.
     """
     names = set()
     for dtype in products:
