@@ -14,7 +14,6 @@ import torch
 from small_clip import NAME, broken, openai_archive, openai_state, publish, random_everywhere, register, small_model
 
 from diffvit.clip import hub
-from diffvit.clip.hub import tokenizer_of
 from diffvit.clip.load import load_clip, load_resnet50
 from diffvit.clip.zero_shot import text_fingerprint
 from diffvit.errors import ConfigError, EnvironmentFault, InputError
@@ -154,17 +153,6 @@ def test_a_missing_library_is_named_with_its_cure(library: str, monkeypatch: pyt
 def test_unknown_names(name: str, tag: str | None, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         load_clip(name, tag)
-
-
-def test_tokens_are_open_clips_and_cut_with_the_end_last() -> None:
-    texts = ["", "Ünïcödé 日本語", "<b>&amp; it's", "a\tb <end_of_text>", "word " * 500, "🐈" * 300]
-    found = tokenizer_of("RN50")(texts)
-    assert torch.equal(found, open_clip.tokenize(texts))
-    start, end = 49406, 49407
-    assert found[0].tolist() == [start, end, *[0] * 75]
-    for long in found[4:]:
-        assert (long[-1], len(long)) == (end, 77)
-        assert (long[:-1] != end).all()
 
 
 def test_a_resnet50_from_a_file_is_timms(tmp_path: Path) -> None:

@@ -85,26 +85,19 @@ def test_it_learns_to_classify_by_names(finished: RunDir) -> None:
     assert (finished.path / "report.html").read_text().count("CLIP (ViT)") > 0
 
 
-def test_the_loaded_model_gives_the_runs_figures(finished: RunDir) -> None:
+def test_the_loaded_model_gives_the_runs_figures_and_tries_each_name_in_its_classs_place(finished: RunDir) -> None:
     clip = load_small(finished.path)
-    images = sources.load(
-        "shapes", "test", data_dir=None, image_size=16, shapes=SETTINGS["shapes"] | {"train": 1700, "test": 200}
-    )
-    classifier = zero_shot_classifier(clip, images.classes, load_templates("single"), use_cache=False)
+    assert clip.name == "run"
+    assert str(clip.pretrained).startswith("shapes")
+    images = sources.load("shapes", "test", data_dir=None, image_size=16, shapes=SETTINGS["shapes"])
+    templates, words = load_templates("single"), clip_config().captions
+    classifier = zero_shot_classifier(clip, images.classes, templates, use_cache=False)
     chances = classify(clip, classifier, clip.preprocessing.normalised(images.pixels))
     accuracy = float((chances.argmax(1) == images.labels).double().mean())
     assert accuracy == pytest.approx(finished.result["zero_shot_accuracy"], abs=0.0051)  # one image may tie
-    assert clip.name == "run"
-    assert str(clip.pretrained).startswith("shapes")
-
-
-def test_each_name_is_tried_in_its_classs_place(finished: RunDir) -> None:
-    clip = load_small(finished.path)
-    images = sources.load("shapes", "test", data_dir=None, image_size=16, shapes=SETTINGS["shapes"])
     model: Any = clip.model
     with torch.no_grad():
         features = model.encode_image(clip.preprocessing.normalised(images.pixels), normalize=True)
-    templates, words = load_templates("single"), clip_config().captions
     found = names_tried(clip, features, images, words, templates)
     kept = json.loads((finished.path / "evaluation.json").read_text())
     assert [each["name"] for each in kept["names"]] == [each["name"] for each in found["names"]]

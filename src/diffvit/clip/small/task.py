@@ -79,9 +79,11 @@ class ContrastiveTask(Task):
         captions = _own(config).captions
         return score_clip(model, images, data.mean, data.std, captions, device=device, names_too=names_too)
 
-    def last_score(self, *args: Any) -> dict[str, Any]:
+    def last_score(
+        self, model: Any, images: Images, config: Config, data: TrainingData, precision: str, device: torch.device
+    ) -> dict[str, Any]:
         """Also what :func:`names_tried` gives, and ``zero_shot_accuracy``."""
-        return self.score(*args, names_too=True)
+        return self.score(model, images, config, data, precision, device, names_too=True)
 
 
 def _captions(config: ClipConfig, data: TrainingData) -> Captions:
