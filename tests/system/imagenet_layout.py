@@ -18,7 +18,7 @@ from PIL import Image
 from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor, nn
 
-DIFFERENT, FOLDERS = 14, 3  # pictures; of so many classes each
+DIFFERENT, FOLDERS = 10, 3  # pictures; of so many classes each
 NEAR = 1e-4  # of the probabilities' logarithms: closer ones float32 may order either way
 
 
