@@ -97,9 +97,6 @@ def small_clip(root: Path) -> str:
     result = _json(folder / "compare" / "compare.json", "make clip-cifar10")
     own = {row["class"]: row["recall"] for row in names if row["name"] == row["class"]}
     unknown = [row for row in names if kind_of(row) == UNKNOWN]
-    said = statements(result)
-    if result["shifts"]:
-        said += shift_statements(result["shifts"], *(model["model"] for model in result["models"]))
     return render(
         "clip-small.md",
         runs=tables.markdown(_runs(folder)),
@@ -108,7 +105,7 @@ def small_clip(root: Path) -> str:
         unknown=len(unknown),
         half=sum(row["recall"] < own[row["class"]] / 2 for row in unknown),
         shared=len(unknown) - len({(row["class"], row["recall"]) for row in unknown}),
-        statements=said,
+        statements=statements(result) + shift_statements(result),
     )
 
 

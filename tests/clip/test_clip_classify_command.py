@@ -34,13 +34,11 @@ def test_the_answers_are_open_clips(capsys: Captured) -> None:
     assert run([*command, "--templates", "openai-7"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    lines = out.splitlines()
-    assert lines[0].startswith("model          RN-small, ")
-    assert lines[1] == "weights        openai, from w.pt"
-    assert lines[2].startswith("preprocessing  shorter side to 64 (bicubic, antialiased), centre crop 64, mean 0.4815")
-    assert lines[3] == "templates      openai-7 (7), as in: itap of a {}."
-    assert lines[4] == "labels         3 (3 computed now, the others cached)"
-    found = json.loads(lines[-1])
+    assert "labels         3 (3 computed now, the others cached)" in out
+    found = json.loads(out.splitlines()[-1])
+    assert (found["model"], found["pretrained"], found["weights"]) == (NAME, "openai", "w.pt")
+    assert found["templates"] == {"name": "openai-7", "count": 7}
+    assert found["preprocessing"].startswith("shorter side to 64 (bicubic, antialiased), centre crop 64, mean 0.4815")
     labels = ["cat", "dog", "red $5 & $6 car"]
     chances = open_clips_probabilities(
         [Path(f"p{n}.png") for n in range(3)], labels, list(open_clip.SIMPLE_IMAGENET_TEMPLATES)
@@ -52,33 +50,23 @@ def test_the_answers_are_open_clips(capsys: Captured) -> None:
     assert found["files"] == ["seen/classify.png", "seen/classify.json"]
     with Image.open("seen/classify.png") as figure:
         assert figure.size[0] > 1000
-    kept = json.loads(Path("seen/classify.json").read_text())
-    assert kept["images"] == found["images"]
-    assert run([*command, "--templates", "openai-7"]) == 0
+    assert json.loads(Path("seen/classify.json").read_text())["images"] == found["images"]
+    assert run([*command[:-2], "--templates", "openai-7"]) == 0
     assert "labels         3 (0 computed now" in capsys.readouterr().out
 
 
-def test_many_images_fill_several_figures(capsys: Captured) -> None:
-    images = ["p0.png"] * 9
-    assert run([*BASE, *images, "--labels", "a,b", "--templates", "single", "--top", "1", "--out", "seen"]) == 0
-    assert sorted(file.name for file in Path("seen").iterdir()) == [
-        "classify-01.png",
-        "classify-02.png",
-        "classify.json",
-    ]
-
-
-def test_a_corrupt_image_among_good_ones(capsys: Captured) -> None:
-    command = [*BASE, "p0.png", "bad.png", "p1.png", "none.png", "--labels", "a,b", "--templates", "single"]
-    assert run([*command, "--json", "--out", "seen"]) == 3
+def test_a_corrupt_image_among_many_good_ones(capsys: Captured) -> None:
+    command = [*BASE, "p0.png", "bad.png", *["p1.png"] * 8, "none.png", "--labels", "a,b", "--templates", "single"]
+    assert run([*command, "--json", "--out", "seen", "--top", "1"]) == 3
     out, err = capsys.readouterr()
     assert err.startswith("error: bad.png: cannot be decoded as an image (")
     assert err.endswith("1 more could not be read either. The other images are above.\n")
     assert err.count("\n") == 1
     found = json.loads(out.splitlines()[-1])
-    assert [image["image"] for image in found["images"]] == ["p0.png", "p1.png"]
+    assert [image["image"] for image in found["images"]] == ["p0.png", *["p1.png"] * 8]
     assert [image["image"] for image in found["failed"]] == ["bad.png", "none.png"]
-    assert Path("seen/classify.png").is_file()
+    seen = sorted(file.name for file in Path("seen").iterdir())
+    assert seen == ["classify-01.png", "classify-02.png", "classify.json"]
 
 
 def test_words_that_a_small_clip_never_read_are_named(capsys: Captured) -> None:

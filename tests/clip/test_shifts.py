@@ -86,7 +86,10 @@ def test_edges(side: int, severity: int, share: float) -> None:
     close(only("edges")[severity - 1].apply(pixels, 0), wanted)
 
 
-def test_inversion() -> None:
+def test_inversion_and_all_their_words() -> None:
+    assert [(shift.name, shift.severity) for shift in shifts()] == [(kind, s) for kind in KINDS for s in range(1, 6)]
+    assert len({shift.words for shift in shifts()}) == 30
+    assert shifts(["blur"], [5])[0].words == "Gaussian blur, deviation 7.5% of the shorter side"
     pixels = np.arange(3 * 16 * 16).reshape(3, 16, 16).astype(np.uint8)
     for shift, threshold in zip(only("inversion"), (204, 153, 102, 51, 0), strict=True):
         wanted = [255 - value if value >= threshold else value for value in pixels.flatten().tolist()]
@@ -164,13 +167,3 @@ def test_large_pictures_are_reduced_and_none_is_enlarged(height: int, width: int
     assert np.array_equal(only("inversion")[4].apply(pixels, 0), 255 - reduced)
     for kind in KINDS:
         assert only(kind)[0].apply(pixels, 0).shape == (3, *wanted)
-
-
-def test_which_are_made_and_their_words() -> None:
-    assert [(shift.name, shift.severity) for shift in shifts()] == [(kind, s) for kind in KINDS for s in range(1, 6)]
-    assert len({shift.words for shift in shifts()}) == 30
-    found = shifts(("jpeg", "blur"), (5,))
-    assert [shift.words for shift in found] == [
-        "JPEG quality 6",
-        "Gaussian blur, deviation 7.5% of the shorter side",
-    ]

@@ -9,7 +9,6 @@ import open_clip
 import pytest
 
 from diffvit.clip.templates import (
-    MAX_LABELS,
     Templates,
     imagenet_names,
     load_labels,
@@ -42,17 +41,11 @@ def test_single_needs_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.exit_code == 4
 
 
-def test_braces_in_a_label_mean_nothing() -> None:
-    assert Templates("t", ("a {} or {}",)).prompts("{0.__class__} {}") == ["a {0.__class__} {} or {0.__class__} {}"]
-
-
-@pytest.mark.parametrize(
-    ("label", "put"),
-    [("a toaster", "toaster"), ("An apple", "apple"), ("THE sun", "sun"), ("a", "a"), ("anthill", "anthill")],
-)
-def test_one_leading_article_is_left_out(label: str, put: str) -> None:
-    assert load_templates("single").prompts(label) == [f"a photo of a {put}."]
-    assert load_templates("single").prompts("a the one") == ["a photo of a the one."]
+def test_one_leading_article_is_left_out_and_braces_mean_nothing() -> None:
+    put = {"a toaster": "toaster", "An apple": "apple", "THE sun": "sun", "a": "a", "anthill": "anthill"}
+    put |= {"a the one": "the one", "{0.__class__} {}": "{0.__class__} {}"}
+    for label, bare in put.items():
+        assert Templates("t", ("a {} or {}",)).prompts(label) == [f"a {bare} or {bare}"]
 
 
 def test_files_of_templates_and_labels(tmp_path: Path) -> None:
@@ -98,13 +91,9 @@ def test_labels_that_are_wrong(case: int, tmp_path: Path) -> None:
     assert caught.value.exit_code == code
 
 
-def test_both_or_none_of_the_label_options() -> None:
-    for given in ((None, None), ("a,b", Path("l.txt"))):
-        with pytest.raises(ConfigError, match="give --labels a,b,c or --labels-file FILE, one of them"):
-            load_labels(*given)
-
-
 def test_templates_that_are_wrong(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="give --labels a,b,c or --labels-file FILE, one of them"):
+        load_labels("a,b", Path("l.txt"))
     with pytest.raises(ConfigError, match=r"no such templates or file: 'openai-8' .*Did you mean 'openai-80'\?"):
         load_templates("openai-8")
     (tmp_path / "t.txt").write_text("a {}\na photo of a cat\n")
@@ -113,8 +102,3 @@ def test_templates_that_are_wrong(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("a {}\n" * 1001)
     with pytest.raises(InputError, match=r"has too many templates \(1,001 vs at most 1,000\)"):
         load_templates(str(tmp_path / "t.txt"))
-
-
-def test_the_limit_itself_is_allowed(tmp_path: Path) -> None:
-    (tmp_path / "l.txt").write_text("\n".join(map(str, range(MAX_LABELS))))
-    assert len(load_labels(file=tmp_path / "l.txt")) == MAX_LABELS

@@ -61,14 +61,10 @@ def classify(
     made = zero_shot_classifier(clip, given, prompts, progress=Lines("labels"))
     show.warn(made.warnings)
     named = name_pictures(clip, made, pictures, top)
-    dtype, words = str(clip.dtype).removeprefix("torch."), clip.preprocessing.words
     result: dict[str, Any] = {
         "model": clip.name,
         "pretrained": clip.pretrained,
-        "weights": clip.source,
-        "dtype": dtype,
-        "device": str(clip.device),
-        "preprocessing": words,
+        **clip.facts,
         "templates": {"name": prompts.name, "count": len(prompts.texts)},
         "labels": len(given),
         "labels_computed": made.computed,
@@ -78,16 +74,13 @@ def classify(
         "images": [{"image": str(each.path), "top": [list(pair) for pair in each.top]} for each in named],
         "failed": [{"image": fault.what, "error": str(fault)} for fault in faults],
     }
-    count = sum(parameter.numel() for parameter in clip.model.parameters())
-    show.line(
-        render("clip/pages/classify.txt", **result, parameters=count, first=prompts.texts[0], names=given).rstrip()
-    )
+    show.line(render("clip/pages/classify.txt", **result, first=prompts.texts[0], names=given).rstrip())
     for each in named:
         rows = [[label, show.percent(chance)] for label, chance in each.top]
         show.table(["label", "probability"], rows, title=str(each.path))
     if out is not None:
         title = f"{clip.name} ({clip.pretrained or 'own weights'}), zero-shot"
-        note = f"{len(given):,} labels, templates {prompts.name}; {words}"
+        note = f"{len(given):,} labels, templates {prompts.name}; {clip.preprocessing.words}"
         files = {**figures(named, title=title, note=note), "classify.json": to_json(result)}
         result["files"] = write_files(out, files, "The answers are above.")
         show.line(f"files  {', '.join(str(file) for file in result['files'])}")

@@ -109,20 +109,12 @@ def evaluate(where: Where, /, *, options: Options = USUAL, choice: ClipChoice = 
 
 
 def compare(where: Where, /, *, options: Options = USUAL, choice: ClipChoice = CLIP, output: Output = OUTPUT) -> None:
-    """CLIP beside a supervised model on the same pictures: by category, with intervals and galleries, as one page.
-
-    The same as ``diffvit clip evaluate WHERE --compare``.
-    """
+    """``diffvit clip evaluate WHERE --compare``."""
     evaluate(where, options=replace(options, compare=True), choice=choice, output=output)
 
 
 def published(where: Where, /, *, options: Options = USUAL, choice: ClipChoice = CLIP, output: Output = OUTPUT) -> None:
-    """Every figure that needs published weights: CLIP's RN50 beside both ResNet-50s on ImageNet and on CIFAR-10.
-
-    A page for each comparison, and CLIP's image encoder in several precisions. What was computed for a picture is kept
-    in the user's cache: an interrupted call goes on. Where CIFAR-10 is not at hand it is left out, and said. The same
-    as ``diffvit clip evaluate WHERE --published``.
-    """
+    """``diffvit clip evaluate WHERE --published``: CIFAR-10 is left out, and said, where it is not at hand."""
     evaluate(where, options=replace(options, published=True), choice=choice, output=output)
 
 
@@ -148,15 +140,15 @@ def _evaluated(where: str, options: Options, choice: ClipChoice) -> tuple[dict[s
     if names is not None:
         labelled.renamed(names)  # refused before weights are read or fetched
     supervised = _supervised(options, labelled, choice.place)
-    how: Any = {"compare": options.compare, "shifts": changes, "shift_images": options.shift_pictures}
-    found = run(choice.load(), labelled, prompts, supervised=supervised, names=names, watch=Lines, **how)
+    how: Any = {"shifts": changes, "shift_images": options.shift_pictures, "watch": Lines}
+    found = run(choice.load(), labelled, prompts, supervised=supervised, names=names, compare=options.compare, **how)
     result = found.result
     if result["unreadable"] == result["images"]:
         raise summed(found.faults)
     show.warn(found.warnings)
     if options.compare:
         _tell_comparison(result)
-        files = comparison_files(found, changes, _repeat(where, options, choice))
+        files = comparison_files(found, changes, shlex.join(["diffvit", *sys.argv[1:]]))
     else:
         show.line(render("clip/pages/evaluate.txt", **result))
         _class_table(result["models"], result["classes"])
@@ -185,18 +177,6 @@ def _supervised(options: Options, labelled: Labelled, device: str) -> Supervised
     return supervised
 
 
-def _repeat(where: str, options: Options, choice: ClipChoice) -> str:
-    """The command that repeats a comparison, without the options that are as usual."""
-    command = ["diffvit", "clip", "compare", where, "--model", choice.model]
-    command += ["--supervised", options.supervised or RESNET50]
-    for name, value in {**vars(choice), **vars(options)}.items():
-        usual = vars(CLIP).get(name, vars(USUAL).get(name))
-        if value != usual and name not in ("model", "device", "compare", "supervised"):
-            for each in value if isinstance(value, tuple) else (value,):
-                command += [f"--{name.replace('_', '-')}", str(each)]
-    return shlex.join(command)
-
-
 def _published(where: str, options: Options, choice: ClipChoice) -> tuple[dict[str, Any], list[InputError]]:
     """Three comparisons, and the image encoder in several precisions."""
     out = options.out or Path("reports/clip-published")
@@ -209,7 +189,6 @@ def _published(where: str, options: Options, choice: ClipChoice) -> tuple[dict[s
     if options.pictures(where).wordnet_ids is None:
         why = "is not ImageNet's layout: its folders are not all named by WordNet ids of ImageNet-1k"
         raise InputError(where, why, "Give its validation set with a folder per class, as n01440764.")
-    same = {name: getattr(options, name) for name in ("templates", "limit", "data_dir", "shift_pictures")}
     faults: dict[str, InputError] = {}
     for data, version, file in (
         ("imagenet", "tv-v2", options.v2_weights),
@@ -217,8 +196,8 @@ def _published(where: str, options: Options, choice: ClipChoice) -> tuple[dict[s
         ("cifar10", "tv-v2", options.v2_weights),
     ):
         place, shifts = (where, options.shifts) if data == "imagenet" else (data, "none")
-        beside: Any = {"supervised": version, "supervised_weights": file, "shifts": shifts}
-        asked = Options(compare=True, out=out / f"{data}-{version}", **beside, **same)
+        asked = replace(options, compare=True, out=out / f"{data}-{version}", split="test", shifts=shifts)
+        asked = replace(asked, supervised=version, supervised_weights=file)
         try:
             faults |= {fault.what: fault for fault in _evaluated(place, asked, choice)[1]}
         except EnvironmentFault as fault:
@@ -286,21 +265,18 @@ def _tell_comparison(result: Result) -> None:
     from diffvit.clip.compare_page import decided_note, in_order, shift_statements, statements
     from diffvit.reporting.texts import render
 
-    said = statements(result)
-    if result["shifts"]:
-        said += shift_statements(result["shifts"], *(model["model"] for model in result["models"]))
+    said = statements(result) + shift_statements(result)
     show.line(render("clip/pages/compare.txt", **result, said=said).rstrip())
+    columns = ["pictures", "first", "second", "difference", "95% interval", "decided"]
     for title, key, of in (("category", "class", "per_class"), ("superclass", "superclass", "superclasses")):
-        rows = in_order(result[of])
-        columns = [title, "pictures", "first", "second", "difference", "95% interval", "decided"]
-        cells = [
-            [
-                *(row[key], f"{row['images']:,}", show.percent(row["first"]), show.percent(row["second"])),
-                *(f"{100 * row['difference']:+.1f}", f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"),
-                "yes" if row["decided"] else "no",
+        if rows := in_order(result[of]):
+            cells = [
+                [
+                    *(row[key], f"{row['images']:,}", show.percent(row["first"]), show.percent(row["second"])),
+                    *(f"{100 * row['difference']:+.1f}", f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"),
+                    "yes" if row["decided"] else "no",
+                ]
+                for row in _ends(rows)
             ]
-            for row in _ends(rows)
-        ]
-        if cells:
-            show.table(columns, cells)
+            show.table([title, *columns], cells)
             show.line(decided_note(rows))

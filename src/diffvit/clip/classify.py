@@ -61,14 +61,14 @@ def name_pictures(
 
 
 def figures(named: Sequence[Named], *, title: str, note: str) -> dict[str, bytes]:
-    """``classify.png``, or several with :data:`PER_FIGURE` pictures each; see :func:`draw_named`."""
+    """``classify.png``, or several with :data:`PER_FIGURE` pictures each, as PNG bytes."""
     parts = [named[first : first + PER_FIGURE] for first in range(0, len(named), PER_FIGURE)]
     names = ["classify.png"] if len(parts) == 1 else [f"classify-{place:02}.png" for place in range(1, len(parts) + 1)]
-    return {name: to_png(draw_named(part, title=title, note=note)) for name, part in zip(names, parts, strict=True)}
+    return {name: to_png(_drawn(part, title=title, note=note)) for name, part in zip(names, parts, strict=True)}
 
 
-def draw_named(named: Sequence[Named], *, title: str, note: str) -> Figure:
-    """Each picture (at most :data:`PER_FIGURE`) as the model sees it, with a bar per label, a title and a note."""
+def _drawn(named: Sequence[Named], *, title: str, note: str) -> Figure:
+    """Each picture as the model sees it, with a bar per label, a title and a note."""
     theme = LIGHT
     columns = 1 if len(named) == 1 else 2
     lines = -(-len(named) // columns)

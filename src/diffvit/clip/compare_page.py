@@ -16,6 +16,7 @@ from diffvit import __version__
 from diffvit.clip.encode import image_number
 from diffvit.clip.evaluate import Evaluation
 from diffvit.clip.labelled import Labelled
+from diffvit.clip.preprocess import to_image
 from diffvit.clip.shifts import Shift
 from diffvit.files import to_csv, to_json
 from diffvit.reporting.stats import wilson
@@ -59,7 +60,7 @@ def comparison_files(found: Evaluation, shifts: Sequence[Shift], command: str) -
         note=decided_note(rows),
         superclasses=above,
         superclass_note=decided_note(above),
-        shift_statements=shift_statements(shifted, one, two) if shifted else [],
+        shift_statements=shift_statements(result),
         shift_examples=to_png(shift_examples(shifts, found.shifted, 0)) if shifted else b"",
         shown={number: _thumbnail(labelled.read(int(number))) for number in result["answers"]},
         command=command,
@@ -78,9 +79,9 @@ def statements(result: Mapping[str, Any]) -> list[str]:
     return [line for line in render("clip/pages/statements.txt", **result, note=note).splitlines() if line]
 
 
-def shift_statements(shifts: Mapping[str, Any], one: str, two: str) -> list[str]:
-    """What may be said of the changes: which model loses more where, if that is decided."""
-    return render("clip/pages/shifts.txt", **shifts, one=one, two=two).splitlines()
+def shift_statements(result: Mapping[str, Any]) -> list[str]:
+    """What may be said of the shifts, if any: which model loses more where, if that is decided."""
+    return render("clip/pages/shifts.txt", **result).splitlines()
 
 
 def decided_note(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -94,7 +95,7 @@ def decided_note(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _thumbnail(pixels: UInt8[np.ndarray, "3 h w"]) -> bytes:
-    picture = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    picture = to_image(pixels)
     side = max(picture.size)
     scale = _THUMBNAIL / side if side > _THUMBNAIL else max(1, _THUMBNAIL // side)
     width, height = (max(1, round(length * scale)) for length in picture.size)
@@ -110,9 +111,8 @@ def forest(rows: Rows, one: str, two: str, *, key: str = "class") -> Figure:
     shown = list(rows) if len(rows) <= _PLOTTED else [*rows[:half], *rows[-half:]]
     made = figure(LIGHT, 9.0, 1.5 + 0.27 * len(shown))
     axes = made.add_subplot()
-    title = "By category" if key == "class" else "By superclass"
-    title += ", with 95% intervals (grey: not decided)"
-    title += "" if len(shown) == len(rows) else f"; the {half} at each end"
+    ends = "" if len(shown) == len(rows) else f"; the {half} at each end"
+    title = f"By {'category' if key == 'class' else key}, with 95% intervals (grey: not decided){ends}"
     dress(axes, LIGHT, title=title, x=plain(f"{one} minus {two}, points of accuracy"), y="", grid=False)
     for place, row in enumerate(shown):
         shade = LIGHT.series[_GREY if not row["decided"] else 0 if row["low"] > 0 else 1]
@@ -170,7 +170,6 @@ def shift_examples(shifts: Sequence[Shift], labelled: Labelled, number: int) -> 
         if severity == 0:
             axes.set_ylabel(kind, color=LIGHT.ink, fontsize=10)
     for axes in panels.flat:
-        axes.set_xticks([])
-        axes.set_yticks([])
+        axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
     return made

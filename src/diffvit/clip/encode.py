@@ -33,17 +33,15 @@ from diffvit.files import cache_folder, replacing
 Progress = Callable[[int, int], None]
 _SUM = 32  # bytes of a SHA-256
 _VERSION = 2  # of what is computed here; a change invalidates the cache
-_PART = 256  # images
+_PART, _BATCH = 256, 32  # images of a part; of a pass, whose size may change the last bits
 _READERS = 4  # threads that decode and resize
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A model as what it computes of an image, whatever is asked of it afterwards.
+    """A model as what it computes of an image: ``encode`` makes ``width`` numbers of each square, 0 to 255, on the CPU.
 
-    ``encode`` makes ``width`` numbers of each square, 0 to 255, on the CPU; products of float32 are computed in full
-    also on CUDA. ``key`` is the SHA-256 (hex) of all that they depend on: weights, modules, preprocessing, dtype,
-    device, versions.
+    ``key`` is the SHA-256 (hex) of all that they depend on: weights, modules, preprocessing, dtype, device, versions.
     """
 
     name: str
@@ -98,22 +96,14 @@ def image_number(place: str) -> int:
 
 
 def encode_all(
-    encoder: Encoder,
-    labelled: Labelled,
-    *,
-    shift: Shift | None = None,
-    cache_dir: Path | None = None,
-    use_cache: bool = True,
-    progress: Progress | None = None,
-    batch_size: int = 32,
+    encoder: Encoder, labelled: Labelled, *, shift: Shift | None = None, progress: Progress | None = None
 ) -> Encoded:
-    """The features of all images; those of the cache where they are known, unless ``use_cache`` is False.
+    """The features of all images; those of the cache where they are known.
 
     They are written in parts of 256 images as they are done. An interrupted call goes on at the part where it was, a
     repeated one reads; a changed file invalidates the part that it is in. Images that cannot be read are named, and
     stop nothing. A shift is done to each image before the model's own preprocessing. ``progress`` is called with
-    (images done, images in all), first before any is computed. Another ``batch_size`` may give other last bits, and has
-    parts of its own.
+    (images done, images in all), first before any is computed.
 
     Raises:
         InputError: the model's features are not finite.
@@ -139,10 +129,10 @@ def encode_all(
         pool = ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1))
         try:
             waiting = [pool.submit(square, place) for place in span]  # read while others are encoded
-            for first in range(0, len(span), batch_size):
+            for first in range(0, len(span), _BATCH):
                 if progress:
                     progress(done + first, total)
-                squares = [future.result() for future in waiting[first : first + batch_size]]
+                squares = [future.result() for future in waiting[first : first + _BATCH]]
                 good = {place: each for place, each in enumerate(squares, first) if each is not None}
                 if good:
                     found = encoder.encode(torch.from_numpy(np.stack(list(good.values()))))
@@ -157,13 +147,12 @@ def encode_all(
     def accept(index: int, rows: Float32[Tensor, "rows width"]) -> bool:
         """Images that could not be read are tried again: a permission may have changed, which no stamp tells."""
         unread = [spans[index][place] for place in rows.isnan().any(dim=1).nonzero()[:, 0].tolist()]
-        return rows.shape[1] == encoder.width and all(square(place) is None for place in unread)
+        return all(square(place) is None for place in unread)
 
-    key = digest([encoder.key, shift.title if shift else None, batch_size])
-    cache = FeatureCache(key, f"what {encoder.name} computed", cache_dir, use_cache)
+    key = digest([encoder.key, shift.title if shift else None, _BATCH])
     parts = [(len(s), digest([(labelled.places[n], labelled.stamps[n]) for n in s])) for s in spans]
     start = time.perf_counter()
-    found = cache.rows(parts, compute, accept)
+    found = cached_rows(key, f"what {encoder.name} computed", parts, compute, accept)
     seconds = time.perf_counter() - start
     if progress:
         progress(total, total)
@@ -193,71 +182,58 @@ def fingerprint(model: nn.Module, wanted: Callable[[str], bool] = lambda _: True
     return found.hexdigest()
 
 
-@dataclass(frozen=True)
-class FeatureCache:
-    """The parts of one set of features: a classifier's rows, or what an encoder makes of images.
+def cached_rows(
+    key: str,
+    name: str,
+    parts: Sequence[tuple[int, str]],
+    compute: Callable[[int, int], Float32[Tensor, "rows dim"]],
+    accept: Callable[[int, Float32[Tensor, "rows dim"]], bool] = lambda *_: True,
+) -> list[Float32[Tensor, "rows dim"]]:
+    """Features of texts or of images, part by part, from the user's cache where they are there.
 
-    ``key`` is the hash of all that every row depends on; it goes into each part's checksum. ``name`` is what a warning
-    calls the features. ``folder`` is by default the user's cache folder; without ``use`` nothing is read or written.
+    Parts that are not are computed and written as they are done; if one cannot be, a warning says so, once. Several
+    processes may write the same part.
+
+    Args:
+        key: the hash of all that every row depends on; it goes into each part's checksum.
+        name: what the warning calls the features.
+        parts: for each its number of rows, and the hash of what it alone depends on (or empty).
+        compute: from a part's index and the number of rows that are done to its rows.
+        accept: whether the rows read for a part are to be used.
     """
+    folder, saving = cache_folder() / "clip" / key[:32], True
 
-    key: str
-    name: str
-    folder: Path | None = None
-    use: bool = True
+    def path(index: int) -> Path:
+        return folder / f"{index:06}{'-' * bool(parts[index][1])}{parts[index][1][:32]}.rows"
 
-    def rows(
-        self,
-        parts: Sequence[tuple[int, str]],
-        compute: Callable[[int, int], Float32[Tensor, "rows dim"]],
-        accept: Callable[[int, Float32[Tensor, "rows dim"]], bool] = lambda *_: True,
-    ) -> list[Float32[Tensor, "rows dim"]]:
-        """The features part by part; parts that are not in the cache are computed and written as they are done.
+    def checksum(index: int, body: bytes) -> bytes:
+        count, identity = parts[index]
+        return hashlib.sha256(f"{key} {index} {count}{identity and f' {identity}'}\n".encode() + body).digest()
 
-        Args:
-            parts: for each its number of rows, and the hash of what it alone depends on (or empty).
-            compute: from a part's index and the number of rows that are done to its rows.
-            accept: whether the rows read for a part are to be used.
-        """
-        found: dict[int, Tensor] = {}
-        for index, (count, identity) in enumerate(parts if self.use else ()):
-            rows = self._load(index, count, identity)
-            if rows is not None and accept(index, rows):
-                found[index] = rows
-        done, saving = sum(map(len, found.values())), self.use
-        for index, (count, identity) in enumerate(parts):
-            if index not in found:
-                found[index] = compute(index, done)
-                done += count
-                saving = saving and self._saved(index, found[index], identity)
-        return [found[index] for index in range(len(parts))]
-
-    def _path(self, index: int, identity: str) -> Path:
-        """Parts of one index and different identities lie beside each other."""
-        name = f"{index:06}-{identity[:32]}.rows" if identity else f"{index:06}.rows"
-        return (self.folder or cache_folder()) / "clip" / self.key[:32] / name
-
-    def _load(self, index: int, rows: int, identity: str) -> Tensor | None:
+    found: dict[int, Tensor] = {}
+    for index, (count, _) in enumerate(parts):
         try:
-            content = self._path(index, identity).read_bytes()
+            content = path(index).read_bytes()
         except OSError:
-            return None
+            continue
         body = content[_SUM:]
-        if content[:_SUM] != self._sum(index, rows, identity, body) or not body or len(body) % (4 * rows):
-            return None
-        return torch.from_numpy(np.frombuffer(body, dtype="<f4").astype(np.float32).reshape(rows, -1))
-
-    def _saved(self, index: int, rows: Tensor, identity: str) -> bool:
-        """Whether a part could be written; if not, a warning says so. Several processes may write the same part."""
-        body = rows.contiguous().numpy().astype("<f4").tobytes()
-        path = self._path(index, identity)
+        if body and content[:_SUM] == checksum(index, body):
+            rows = torch.from_numpy(np.frombuffer(body, dtype="<f4").astype(np.float32).reshape(count, -1))
+            if accept(index, rows):
+                found[index] = rows
+    done = sum(map(len, found.values()))
+    for index, (count, _) in enumerate(parts):
+        if index in found:
+            continue
+        found[index] = compute(index, done)
+        done += count
+        if not saving:
+            continue
+        body = found[index].contiguous().numpy().astype("<f4").tobytes()
         try:
-            with replacing(path) as temporary:
-                temporary.write_bytes(self._sum(index, len(rows), identity, body) + body)
+            with replacing(path(index)) as temporary:
+                temporary.write_bytes(checksum(index, body) + body)
         except OSError as error:
-            warnings.warn(f"{path.parent}: {self.name} is not cached ({error.strerror or error})", stacklevel=4)
-            return False
-        return True
-
-    def _sum(self, index: int, rows: int, identity: str, body: bytes) -> bytes:
-        return hashlib.sha256(f"{self.key} {index} {rows}{identity and f' {identity}'}\n".encode() + body).digest()
+            warnings.warn(f"{folder}: {name} is not cached ({error.strerror or error})", stacklevel=3)
+            saving = False
+    return [found[index] for index in range(len(parts))]

@@ -6,7 +6,7 @@ Each image is encoded once per model (:mod:`diffvit.clip.encode`); every figure 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,13 +19,12 @@ from diffvit.clip.labelled import Labelled, Superclass, imagenet_groups, supercl
 from diffvit.clip.load import Clip, Supervised
 from diffvit.clip.shifts import Shift
 from diffvit.clip.templates import Templates
-from diffvit.clip.zero_shot import Progress, zero_shot_classifier, zero_shot_probabilities
+from diffvit.clip.zero_shot import PIECE, Progress, zero_shot_classifier, zero_shot_probabilities
 from diffvit.errors import ConfigError, InputError
 from diffvit.reporting.stats import CONFIDENCE, exact_paired, wilson
 from diffvit.training.score import calibration_gap
 
 TOP = 5
-_PIECE = 4_096  # images at once: beside the probabilities themselves, 1000 classes then take tens of MB
 NO_IDS = "the classes are not named by WordNet ids"
 _SHOWN, _PER_CLASS = 12, 2  # images of a gallery; of these of one class
 Watch = Callable[[str], Progress]  # from what is counted ("pictures, CLIP RN50") to who is told
@@ -35,8 +34,8 @@ Watch = Callable[[str], Progress]  # from what is counted ("pictures, CLIP RN50"
 class Predictions:
     """A model's predictions, one per image; where one could not be read, -1, NaN and a rank beyond every place.
 
-    ``top`` are the best classes, best first, at most five, of equal probabilities the first, with their
-    ``probabilities``; ``truth`` is the probability of the true class, and ``rank`` its place, 0 the best.
+    ``top`` are the best classes, at most five, of equal probabilities the first; ``truth`` is the probability of the
+    true class, and ``rank`` its place, 0 the best.
     """
 
     top: Int64[Tensor, "n k"]
@@ -51,8 +50,8 @@ class Predictions:
 class Evaluation:
     """What :func:`evaluate` gives: the figures, ready for JSON, and the images and texts behind them.
 
-    ``labelled`` are the images of the classes that all models can answer, ``shifted`` those that shifts were done to;
-    ``faults`` are of images that could not be read, ``warnings`` of what CLIP cannot read of the class names.
+    ``labelled`` are images of classes that all models can answer, ``shifted`` those that shifts were done to;
+    ``faults`` are of unreadable images, ``warnings`` of what CLIP cannot read of the class names.
     """
 
     result: dict[str, Any]
@@ -77,12 +76,8 @@ class Predicted(NamedTuple):
     faults: list[InputError]
 
 
-def answerable(labelled: Labelled, supervised: Supervised | None) -> tuple[list[int], list[list[int]]]:
-    """The places of the classes that a supervised model can answer too, and for each its places among the model's own.
-
-    Raises:
-        ConfigError: the model knows none of the classes.
-    """
+def _answerable(labelled: Labelled, supervised: Supervised | None) -> tuple[list[int], list[list[int]]]:
+    """The places of the classes that both models can answer, and for each its places among the supervised model's."""
     classes = labelled.classes
     if supervised is None:
         return list(range(len(classes))), []
@@ -116,23 +111,20 @@ def evaluate(
         templates: the first set makes the classifier; a comparison gives the accuracy with each of the others too.
         supervised: the other model.
         names: for prompts and results, one per class; by default the classes' own.
-        compare: whether both models are compared: by category and superclass, under shifts, with galleries.
+        compare: whether both models are compared: by category and superclass, with galleries, and under shifts.
         shifts: done to ``shift_images`` of the images, spread over the classes.
         shift_images: how many.
         watch: makes a progress callback from what is counted.
 
     Returns:
-        The result has ``data``, ``images``, ``unreadable``, ``classes``, ``left_out``, ``unknown_words``,
-        ``cut_labels``, ``failed`` and ``models``, each with what :func:`summary` gives. Of an evaluation also
-        ``wordnet_ids``, ``same_names``, ``labels_computed`` and ``templates`` (the first set); of a comparison
-        ``overall``, ``per_class``, ``superclasses``, ``templates`` (all sets, with accuracies), ``shifts`` (of
-        :func:`under_shifts`), ``galleries`` and the ``answers`` to their images.
+        Of each model what :func:`summary` gives; of a comparison also what :func:`paired` gives, over all images and by
+        class and superclass, and what :func:`under_shifts` gives.
 
     Raises:
-        ConfigError: class names that CLIP cannot tell apart, or see :func:`answerable`.
+        ConfigError: class names that CLIP cannot tell apart, or of which the supervised model knows none.
         InputError: a model's features are not finite, or a comparison in which no image can be read.
     """
-    places, groups = answerable(labelled, supervised)
+    places, groups = _answerable(labelled, supervised)
     named = labelled if names is None else labelled.renamed(names)
     left_out = [name for place, name in enumerate(named.classes) if place not in set(places)]
     above = superclasses(labelled.only(places)) if compare else ()  # by the classes' own names
@@ -160,12 +152,12 @@ def evaluate(
         "unknown_words": list(first.unknown),
         "cut_labels": list(first.cut),
         "models": [
-            {**_about(each, encoded, model.encoder), **summary(predictions, classes)}
+            {"model": model.encoder.name, **each.facts, **_cost(encoded), **summary(predictions, classes)}
             for each, encoded, model, predictions in zip(used, found.encoded, models, found.predictions, strict=True)
         ],
         "failed": [{"image": _text(fault.what), "error": _text(str(fault))} for fault in found.faults],
     }
-    sets = [{"name": each.name, "count": len(each.texts)} for each in templates]
+    sets: list[dict[str, Any]] = [{"name": each.name, "count": len(each.texts)} for each in templates]
     if not compare:
         ids = labelled.wordnet_ids
         result |= {
@@ -180,9 +172,10 @@ def evaluate(
     shifted = labelled.spread(shift_images, readable.nonzero()[:, 0].tolist())
     result |= _comparison(labelled, above, found)
     rows, labels = found.encoded[0].rows, found.predictions[0].labels
-    ranks = [predictions_of(each.probabilities(rows), labels, readable).rank[readable] for each in zero_shot]
-    accuracies = [float((rank == 0).double().mean()) for rank in ranks]
-    result["templates"] = [{**each, "accuracy": value} for each, value in zip(sets, accuracies, strict=True)]
+    for each, model in zip(sets, zero_shot, strict=True):
+        right = predictions_of(model.probabilities(rows), labels, readable).rank[readable] == 0
+        each["accuracy"] = float(right.double().mean())
+    result["templates"] = sets
     result["shifts"] = under_shifts(models, shifted, shifts, watch=watch) if shifts else None
     return Evaluation(result, labelled, shifted, found.faults, first.warnings)
 
@@ -210,19 +203,9 @@ def predict(
     return Predicted(predictions, encoded, list(faults.values()))
 
 
-def _about(model: Clip | Supervised, encoded: Encoded, encoder: Encoder) -> dict[str, Any]:
-    """What was used, and what it cost."""
-    return {
-        "model": encoder.name,
-        "weights": model.source,
-        "preprocessing": encoder.preprocessing.words,
-        "parameters": sum(parameter.numel() for parameter in model.model.parameters()),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
-        "computed": encoded.computed,
-        "seconds": encoded.seconds,
-        "images_per_second": encoded.computed / encoded.seconds if encoded.computed else None,
-    }
+def _cost(encoded: Encoded) -> dict[str, Any]:
+    speed = encoded.computed / encoded.seconds if encoded.computed else None
+    return {"computed": encoded.computed, "seconds": encoded.seconds, "images_per_second": speed}
 
 
 def _text(line: str) -> str:
@@ -259,15 +242,14 @@ def _comparison(labelled: Labelled, groups: Sequence[Superclass], found: Predict
 def gallery(winner: Predictions, loser: Predictions) -> list[int]:
     """Images that the one gets right and the other does not, those first where they are furthest apart; at most 12."""
     places = ((winner.rank == 0) & (loser.rank > 0) & winner.readable).nonzero()[:, 0]
-    order = places[(loser.truth[places] - winner.truth[places]).argsort(stable=True)].tolist()
     chosen: list[int] = []
     counts = Counter[int]()
-    for place in order:
+    for place in places[(loser.truth[places] - winner.truth[places]).argsort(stable=True)].tolist():
         label = int(winner.labels[place])
-        if counts[label] < _PER_CLASS and len(chosen) < _SHOWN:
-            counts[label] += 1
+        counts[label] += 1
+        if counts[label] <= _PER_CLASS:
             chosen.append(place)
-    return chosen
+    return chosen[:_SHOWN]
 
 
 def under_shifts(
@@ -275,12 +257,9 @@ def under_shifts(
 ) -> dict[str, Any]:
     """Two models on these images (of which one at least can be read) as they are and under each shift.
 
-    Returns:
-        ``images``; ``original``, and ``cells`` with ``shift``, ``severity`` and ``words``, of what
-        :func:`paired` gives; ``kinds``, which are means over the severities of each:
-        ``shift``, ``first``, ``second`` (accuracies), ``difference``, ``change`` (of the difference, from the original
-        images), its 95% interval ``low`` and ``high`` over which images were drawn, ``p_value``, and ``decided``,
-        for all kinds together (see :func:`decided`).
+    Returns what :func:`paired` gives of the ``original`` images and of each of the ``cells``; ``kinds`` has means over
+    the severities: the ``change`` of the difference from the original images, its 95% interval ``low`` to ``high`` over
+    which images were drawn, and ``decided``, for all kinds together (see :func:`decided`).
     """
     original = predict(models, labelled, watch=watch).predictions
     cells: list[dict[str, Any]] = []
@@ -301,17 +280,10 @@ def _means(original: Sequence[Predictions], found: Sequence[Sequence[Predictions
     before = (original[0].rank[seen] == 0).double() - (original[1].rank[seen] == 0).double()
     changes = ((right[0] - right[1] - before) * len(found)).round().int().tolist()  # in units of one severity
     interval, p_value = exact_paired(changes, largest=2 * len(found))
-    estimate, low, high = (each / len(found) for each in (interval.estimate, interval.low, interval.high))
     first, second = (float(each.mean()) for each in right)
-    return {
-        "first": first,
-        "second": second,
-        "difference": first - second,
-        "change": estimate,
-        "low": low,
-        "high": high,
-        "p_value": p_value,
-    }
+    means = {"first": first, "second": second, "difference": first - second}
+    of_change = {"change": interval.estimate, "low": interval.low, "high": interval.high}
+    return means | {name: value / len(found) for name, value in of_change.items()} | {"p_value": p_value}
 
 
 # From features to figures
@@ -322,19 +294,12 @@ def supervised_probabilities(
 ) -> Float32[Tensor, "n groups"]:
     """The probability of each group of classes: softmax over all classes that are in one, summed over the group.
 
-    ``logits`` are on the CPU; NaN rows stay NaN.
-
-    Raises:
-        ValueError: an empty group, or a class in two.
+    ``logits`` are on the CPU; NaN rows stay NaN. No class is in two groups.
     """
     members = [place for group in groups for place in group]
-    if len(set(members)) != len(members) or not all(groups):
-        raise ValueError("groups must not be empty or share a class")
     owner = torch.tensor([place for place, group in enumerate(groups) for _ in group])
-    found = torch.zeros(len(logits), len(groups))
-    for piece in _pieces(len(logits)):
-        found[piece] = found[piece].index_add(1, owner, logits[piece][:, members].softmax(dim=1))
-    return found
+    shares = [piece[:, members].softmax(dim=1) for piece in logits.split(PIECE)]
+    return torch.cat([torch.zeros(len(each), len(groups)).index_add(1, owner, each) for each in shares])
 
 
 def predictions_of(
@@ -343,32 +308,21 @@ def predictions_of(
     """The predictions that these probabilities (NaN where unreadable) give."""
     count, classes = probabilities.shape
     best = min(TOP, classes)
-    top = torch.full((count, best), -1)
-    values = torch.full((count, best), torch.nan)
-    truth = torch.full((count,), torch.nan)
-    rank = torch.full((count,), classes)
-    numbers = torch.arange(classes)
-    for piece in _pieces(count):
-        where = readable[piece].nonzero()[:, 0] + piece.start
-        rows, mine = probabilities[where], labels[where, None]
-        own = rows.gather(1, mine)
-        truth[where] = own[:, 0]
-        rank[where] = ((rows > own) | ((rows == own) & (numbers < mine))).sum(dim=1)
-        for place in range(best):  # argmax takes the first of equal ones, which topk does not promise
-            found = rows.argmax(dim=1, keepdim=True) if len(rows) else mine
-            top[where, place], values[where, place] = found[:, 0], rows.gather(1, found)[:, 0]
-            rows.scatter_(1, found, -1.0)
+    top, values = torch.full((count, best), -1), torch.full((count, best), torch.nan)
+    truth, rank = torch.full((count,), torch.nan), torch.full((count,), classes)
+    for where in readable.nonzero()[:, 0].split(PIECE):
+        ordered, order = probabilities[where].sort(dim=1, descending=True, stable=True)  # of equal ones the first first
+        top[where], values[where] = order[:, :best], ordered[:, :best]
+        rank[where] = (order == labels[where, None]).int().argmax(dim=1)
+        truth[where] = probabilities[where, labels[where]]
     return Predictions(top, values, truth, rank, labels, readable)
 
 
 def summary(predictions: Predictions, classes: Sequence[str]) -> dict[str, Any]:
     """One model's figures over the images that could be read, ready for JSON; ``classes`` are names in label order.
 
-    Returns:
-        ``images`` and ``unreadable`` (counts), ``accuracy`` with ``low`` and ``high`` (Wilson's interval, 95%),
-        ``top5``, ``mean_confidence``, ``calibration_error`` (15 bins), all fractions or None without images
-        (``top5`` also for fewer than six classes), and
-        ``per_class``: ``class``, ``images``, ``accuracy``, ``low``, ``high`` of each.
+    Fractions are None without images: ``accuracy`` with ``low`` and ``high`` (Wilson's interval, 95%), ``top5`` (from
+    six classes on), ``mean_confidence``, ``calibration_error`` (15 bins), and the accuracies ``per_class``.
     """
     seen = predictions.readable
     rank, labels = predictions.rank[seen], predictions.labels[seen]
@@ -395,19 +349,12 @@ def _share(correct: int, count: int) -> dict[str, Any]:
     return {"images": count, "accuracy": found.estimate, "low": found.low, "high": found.high}
 
 
-def _pieces(count: int) -> Iterator[slice]:
-    for first in range(0, count, _PIECE):
-        yield slice(first, min(first + _PIECE, count))
-
-
 def paired(predictions: Sequence[Predictions], places: Sequence[int] | None = None) -> dict[str, Any]:
     """The first model's accuracy minus the second's, over the images of the classes at ``places`` (None: of all).
 
-    Returns:
-        ``images``, ``first``, ``second`` (accuracies), ``only_first``, ``only_second`` (counts of images that one model
-        alone gets right), ``difference``, ``low``, ``high`` (fractions; the 95% interval is over which images were
-        drawn), ``p_value`` (McNemar's exact test; see :func:`diffvit.reporting.stats.exact_paired`); None without
-        images.
+    ``only_first`` and ``only_second`` count images that one model alone gets right; the 95% interval is over which
+    images were drawn, ``p_value`` is McNemar's exact test (:func:`diffvit.reporting.stats.exact_paired`). Fractions are
+    None without images.
     """
     one, two = predictions
     seen = one.readable if places is None else one.readable & torch.isin(one.labels, torch.tensor(places))
@@ -417,15 +364,8 @@ def paired(predictions: Sequence[Predictions], places: Sequence[int] | None = No
     if not count:
         return found | dict.fromkeys(("first", "second", "difference", "low", "high", "p_value"))
     interval, p_value = exact_paired(differences)
-    first, second = (int(each.sum()) / count for each in right)
-    return found | {
-        "first": first,
-        "second": second,
-        "difference": interval.estimate,
-        "low": interval.low,
-        "high": interval.high,
-        "p_value": p_value,
-    }
+    found |= {"first": int(right[0].sum()) / count, "second": int(right[1].sum()) / count}
+    return found | {"difference": interval.estimate, "low": interval.low, "high": interval.high, "p_value": p_value}
 
 
 def decided(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -434,12 +374,10 @@ def decided(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     Holm 1979, "A simple sequentially rejective multiple test procedure": with 95% none of the rows is decided wrongly,
     however many there are.
     """
-    order = sorted(
-        (place for place, row in enumerate(rows) if row["p_value"] is not None), key=lambda n: rows[n]["p_value"]
-    )
+    tested = [place for place, row in enumerate(rows) if row["p_value"] is not None]
     passed: set[int] = set()
-    for rank, place in enumerate(order):
-        if rows[place]["p_value"] > (1 - CONFIDENCE) / (len(order) - rank):
+    for rank, place in enumerate(sorted(tested, key=lambda place: rows[place]["p_value"])):
+        if rows[place]["p_value"] > (1 - CONFIDENCE) / (len(tested) - rank):
             break
         passed.add(place)
     # A shift's interval may hold zero where its test decides; of categories both agree.

@@ -1,4 +1,4 @@
-"""The one door to open_clip and timm: their models without weights, their tokenizers, and where weights come from."""
+"""The one door to open_clip and timm: their models, their tokenizers, and where weights come from."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def imagenet_wordnet_ids() -> tuple[str, ...]:
 
 
 def clip_skeleton(name: str, *, quick_gelu: bool) -> nn.Module:
-    """open_clip's model of that name with throw-away weights; the caller's random numbers stay as they were.
+    """open_clip's model of that name with throw-away weights, and QuickGELU where it or ``quick_gelu`` says so.
 
-    It has QuickGELU where its own settings say so, or ``quick_gelu``.
+    Random numbers stay as they were.
 
     Raises:
         EnvironmentFault: it needs settings from a hub that cannot be reached.
@@ -79,9 +79,7 @@ def clip_skeleton(name: str, *, quick_gelu: bool) -> nn.Module:
 
 
 def tokenizer_of(name: str) -> Any:
-    """open_clip's tokenizer for a model: ``tokenizer(texts) -> int64 (texts, context)``.
-
-    Longer texts are cut to the context, the end-of-text token last.
+    """open_clip's tokenizer for a model: int64 (texts, context), longer texts cut with the end-of-text token last.
 
     Raises:
         EnvironmentFault: it lies on a hub that cannot be reached.
@@ -92,26 +90,6 @@ def tokenizer_of(name: str) -> Any:
             return library.get_tokenizer(name)
     except Exception as error:  # each way of fetching has errors of its own
         raise EnvironmentFault(name, f"its tokenizer could not be fetched ({reason(error)})") from None
-
-
-def text_transformer(*, context_length: int, width: int, heads: int, layers: int, output_dim: int) -> Any:
-    """open_clip's causal text transformer with fresh weights, and one token: whoever builds it brings a vocabulary."""
-    return open_clip_library().transformer.TextTransformer(
-        context_length=context_length, vocab_size=1, width=width, heads=heads, layers=layers, output_dim=output_dim
-    )
-
-
-def rn50_image_encoder() -> nn.Module:
-    """OpenAI's RN50 image encoder (arXiv 2103.00020, appendix F) with fresh random weights."""
-    open_clip_library()
-    from open_clip.modified_resnet import ModifiedResNet
-
-    return ModifiedResNet([3, 4, 6, 3], output_dim=1024, heads=32, image_size=224, width=64)
-
-
-def simple_tokenizer(context_length: int) -> Any:
-    """OpenAI's tokenizer as open_clip has it, for texts of this many tokens: ``tokenizer(texts) -> int64``."""
-    return open_clip_library().SimpleTokenizer(context_length=context_length)
 
 
 def _unfetched(name: str, why: str, hub: str, url: str, give: str) -> EnvironmentFault:
@@ -148,9 +126,8 @@ def arranged(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     library = open_clip_library()
     from open_clip.convert import convert_state_dict
 
-    state = dict(tensors)
     try:
-        state = convert_state_dict(model, state)
+        state = convert_state_dict(model, dict(tensors))
     except (KeyError, RuntimeError, AttributeError, ValueError) as error:
         raise InputError("weights", f"cannot be brought into open_clip's layout ({reason(error)})") from None
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
@@ -163,28 +140,21 @@ def arranged(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if name in wanted or not name.endswith(".position_ids")}
 
 
-def timm_skeleton(name: str) -> tuple[nn.Module, dict[str, Any]]:
-    """A model of timm's by name, with throw-away weights, and its settings; random numbers stay as they were."""
-    library = timm_library()
-    with quietly(), torch.random.fork_rng(devices=[]):
-        model = library.create_model(name, pretrained=False).eval()
-    return model, dict(model.pretrained_cfg)
-
-
-def fetch_timm(name: str, config: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
-    """The weights of a timm model, from its caches or the public hubs, and words for where they came from.
+def timm_model(name: str, *, pretrained: bool) -> tuple[nn.Module, str]:
+    """A model of timm's in evaluation mode, and words for its weights' source; random numbers stay as they were.
 
     Raises:
-        EnvironmentFault: they are in no cache and cannot be fetched; the line says what to put where.
+        EnvironmentFault: the weights are in no cache and cannot be fetched; the line says what to put where.
     """
     library = timm_library()
-    hub, url = config.get("hf_hub_id") or "", config.get("url") or ""
+    config = library.get_pretrained_cfg(name)
+    hub, url = config.hf_hub_id or "", config.url or ""
     try:
         with quietly(), cache_where_offline(), torch.random.fork_rng(devices=[]):
-            model: nn.Module = library.create_model(name, pretrained=True)
+            model: nn.Module = library.create_model(name, pretrained=pretrained).eval()
     except Exception as error:  # each way of fetching has errors of its own
         raise _unfetched(name, f"its weights could not be fetched ({reason(error)})", hub, url, "as a file") from None
-    return model.state_dict(), f"timm {library.__version__}, {hub or url}"
+    return model, f"timm {library.__version__}, {hub or url}"
 
 
 # Text features without the padding: the tower is causal, so what follows a text's end changes nothing before it
@@ -193,12 +163,12 @@ def fetch_timm(name: str, config: Mapping[str, Any]) -> tuple[dict[str, Tensor],
 def text_features(model: nn.Module, tokens: Int64[Tensor, "n context"]) -> Float[Tensor, "n dim"]:
     """``model.encode_text(tokens)``, not normalised, on the CPU, in a fraction of the time.
 
-    Texts are sorted by length, and each batch is cut after the end of its longest text. Towers that are not causal, or
-    that pool over all positions, get all of them.
+    Texts are sorted by length, and each batch is cut after the end of its longest text. Models without a
+    :func:`causal_tower` get all positions.
     """
     device = next(model.parameters()).device
     tower = causal_tower(model)
-    lengths = torch.full((len(tokens),), tokens.shape[1]) if tower is None else ends(tower, tokens) + 1
+    lengths = torch.full((len(tokens),), tokens.shape[1]) if tower is None else tokens.argmax(dim=1) + 1
     order = lengths.argsort(stable=True)
     found: list[Tensor] = []
     rest = order
@@ -216,37 +186,25 @@ def text_features(model: nn.Module, tokens: Int64[Tensor, "n context"]) -> Float
 
 
 def encode_text(tower: Any, tokens: Int64[Tensor, "n cut"]) -> Float[Tensor, "n dim"]:
-    """As open_clip's ``encode_text``, on as many positions as there are tokens, which it does not take itself.
+    """As open_clip's ``encode_text``, also of tokens that are cut after the end of the longest text.
 
-    ``tower`` is of :func:`causal_tower`; tokens may be cut after the end of the longest text.
+    ``tower`` is of :func:`causal_tower`; a text's end is its largest token.
     """
     cut, dtype = tokens.shape[1], tower.transformer.get_cast_dtype()
     x = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:cut].to(dtype)
     x = tower.ln_final(tower.transformer(x, attn_mask=tower.attn_mask[:cut, :cut]))
-    x = x[torch.arange(len(x), device=x.device), ends(tower, tokens)]
-    projection = tower.text_projection
-    if projection is None:
-        return x
-    return projection(x) if isinstance(projection, nn.Module) else x @ projection
-
-
-def ends(tower: Any, tokens: Int64[Tensor, "n cut"]) -> Int64[Tensor, " n"]:
-    """The place of each text whose feature stands for it: of its largest token, or of the tower's own end token."""
-    pool, end = _pooling(tower)
-    return (tokens if pool == "argmax" else (tokens == end).int()).argmax(dim=-1)
+    return x[torch.arange(len(x), device=x.device), tokens.argmax(dim=-1)] @ tower.text_projection
 
 
 def causal_tower(model: nn.Module) -> Any:
-    """The module that holds the text tower (``model`` itself or its ``text``), or None where it cannot be cut."""
+    """The module that holds the text tower (``model`` itself or its ``text``), or None where it is not as OpenAI's.
+
+    As OpenAI's: causal, a text's feature is that of its largest token, and its projection a matrix.
+    """
     tower: Any = getattr(model, "text", model)
-    mask = getattr(tower, "attn_mask", None)
-    if _pooling(tower)[0] not in ("argmax", "eos") or mask is None or getattr(tower, "cls_emb", None) is not None:
+    pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
+    mask, special = getattr(tower, "attn_mask", None), getattr(tower, "cls_emb", None)
+    if pool != "argmax" or mask is None or special is not None or getattr(tower, "use_pad_mask", False):
         return None
-    causal = bool((mask[:1, 1:] == float("-inf")).all()) and not getattr(tower, "use_pad_mask", False)
-    return tower if causal else None
-
-
-def _pooling(tower: Any) -> tuple[str | None, int | None]:
-    """How a text is pooled, and its end token; a CLIP that holds its own text tower has text_ before both names."""
-    prefix = "text_" if hasattr(tower, "text_pool_type") else ""
-    return getattr(tower, f"{prefix}pool_type", None), getattr(tower, f"{prefix}eos_id", None)
+    causal = bool((mask[:1, 1:] == float("-inf")).all())
+    return tower if causal and isinstance(tower.text_projection, Tensor) else None

@@ -65,13 +65,7 @@ class Labelled:
         return replace(self, classes=tuple(names))
 
     def only(self, keep: Sequence[int]) -> Labelled:
-        """The images of these classes, which get the places that they have in ``keep``; images stay in order.
-
-        Raises:
-            ValueError: a class is named twice.
-        """
-        if len(set(keep)) != len(keep):
-            raise ValueError(f"names a class twice ({list(keep)})")
+        """The images of these classes, which get the places that they have in ``keep``; images stay in order."""
         ids, now = self.wordnet_ids, {label: place for place, label in enumerate(keep)}
         few = self._picked([number for number, label in enumerate(self.labels) if label in now])
         return replace(
@@ -184,10 +178,9 @@ def _class_folders(root: Path) -> list[str]:
 def _names(root: Path, folders: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
     """What the classes are called, and their WordNet ids where all are ImageNet's."""
     if all(_WORDNET_ID.fullmatch(folder) for folder in folders):
-        order = {wordnet_id: place for place, wordnet_id in enumerate(imagenet_wordnet_ids())}
-        if order.keys() >= set(folders):
-            names = imagenet_names()
-            return tuple(names[order[folder]] for folder in folders), tuple(folders)
+        named = dict(zip(imagenet_wordnet_ids(), imagenet_names(), strict=True))
+        if named.keys() >= set(folders):
+            return tuple(named[folder] for folder in folders), tuple(folders)
     classes = tuple(folder.replace("_", " ").strip() or folder for folder in folders)
     for folder, name in zip(folders, classes, strict=True):
         check_text(name, str(root / folder), "a folder's name")
@@ -224,8 +217,7 @@ def imagenet_groups(labelled: Labelled) -> tuple[list[int], list[list[int]]]:
     """The classes that a model of ImageNet's 1000 classes can answer, and for each its places among those.
 
     WordNet ids have one place each. Classes that are all CIFAR-10's have the places of :func:`cifar10_members`. Any
-    other class has the place of the one OpenAI name that is the same but for capitals; names that two places have stand
-    for neither.
+    other class has the place of the one OpenAI name that is the same but for capitals.
 
     Raises:
         ConfigError: no class, or only one where there are several, can be answered; or two have the same place.
@@ -272,8 +264,7 @@ class Superclass(NamedTuple):
 def superclasses(labelled: Labelled) -> tuple[Superclass, ...]:
     """What ImageNet's classes, or CIFAR-10's, are kinds of: each class in one group, in the order of first classes.
 
-    The partition of all of ImageNet's (or CIFAR-10's) classes is committed; groups without a class here are left out.
-    Classes without WordNet ids have no groups.
+    The partition is committed; groups without a class here are left out. Classes without WordNet ids have no groups.
     """
     ids, kind = labelled.wordnet_ids, "imagenet"
     synsets = {name: entry["synset"] for name, entry in _committed("cifar10_imagenet.json").items()}

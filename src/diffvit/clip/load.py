@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,8 @@ from diffvit.clip.hub import (
     arranged,
     clip_skeleton,
     fetch_clip,
-    fetch_timm,
     open_clip_library,
-    timm_skeleton,
+    timm_model,
     tokenizer_of,
 )
 from diffvit.clip.preprocess import Preprocessing, of_clip, of_ours, of_timm
@@ -30,7 +29,7 @@ from diffvit.training.load import load_with_meta
 _COUNTS = ".num_batches_tracked"  # of BatchNorm; old files lack them, and nothing is computed from them
 # Whole numbers that OpenAI's archives keep among the weights; nothing else has them.
 _OPENAI_NOTES = frozenset({"input_resolution", "context_length", "vocab_size"})
-# torchvision's two sets of weights, by our short names.
+# torchvision's two sets of weights: our short names, timm's, and what they are.
 RESNET50 = {"tv-v1": "resnet50.tv_in1k", "tv-v2": "resnet50.tv2_in1k"}
 _VERSIONS = {
     "resnet50.tv_in1k": "torchvision IMAGENET1K_V1 (published top-1 76.1)",
@@ -55,6 +54,17 @@ class Loaded:
     def dtype(self) -> torch.dtype:
         """Of the weights in memory."""
         return next(self.model.parameters()).dtype
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What stands beside every result, ready for JSON."""
+        return {
+            "weights": self.source,
+            "preprocessing": self.preprocessing.words,
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+        }
 
 
 @dataclass(frozen=True)
@@ -95,8 +105,7 @@ def load_clip(
         name: any of ``open_clip.list_models()``.
         pretrained: which of its weights (``open_clip.list_pretrained()``). With ``weights``, what those are: the tag
             says whether the model has QuickGELU and how images are prepared; None for neither, as for own training.
-        weights: a file instead of the network: one of the archives that OpenAI published, or a state dict of
-            open_clip's names (torch or safetensors).
+        weights: a file instead of the network: an archive that OpenAI published, or a state dict of open_clip's names.
         device: where the weights go; ``"auto"`` takes CUDA where there is one.
 
     Raises:
@@ -110,7 +119,7 @@ def load_clip(
     quick = bool(settings.get("quick_gelu"))
     tokenizer = tokenizer_of(name)
     path, source = (weights, str(weights)) if weights else fetch_clip(name, pretrained or "")
-    tensors = _openai_archive(path) if _is_torchscript(path) else read_weights(path, counters=True).tensors
+    tensors = _tensors(path)
     if tensors.keys() >= _OPENAI_NOTES and not quick:
         hint = "Say --pretrained openai."
         raise ConfigError("--pretrained", f"{path} is OpenAI's own archive, whose model has QuickGELU", hint)
@@ -124,31 +133,21 @@ def load_clip(
     return Clip(ready(model, device), preprocessing, source, tokenizer, name, pretrained)
 
 
-def _is_torchscript(path: Path) -> bool:
-    """Whether a file is a TorchScript archive: a zip with constants of a program beside its data."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") and name.count("/") == 1 for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):  # no zip, or damaged: the reader says which
-        return False
-
-
-def _openai_archive(path: Path) -> dict[str, Tensor]:
-    """The tensors of a TorchScript archive that OpenAI published, known by its SHA-256; it is loaded as a program.
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """What a weights file holds. A TorchScript archive is a program: it is loaded if its SHA-256 is one of OpenAI's.
 
     Raises:
-        InputError: any other archive.
+        InputError: any other archive, or no weights.
     """
     library = open_clip_library()
     tagged = [library.get_pretrained_cfg(name, tag) for name, tag in library.list_pretrained() if tag == "openai"]
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if not any(f"/{found}/" in config.get("url", "") for config in tagged):
-        why = f"is a TorchScript archive, which is a program, and none that OpenAI published (SHA-256 {found[:12]}...)"
-        raise InputError(str(path), why, "Give the published archive, or a state dict as .pt or .safetensors.")
-    with quietly():
-        state = torch.jit.load(path, map_location="cpu").state_dict()
-    return {key: tensor for key, tensor in state.items() if not key.endswith("attn_mask")}  # computed, not trained
+    with contextlib.suppress(OSError), path.open("rb") as file:  # the reader says what is wrong with the file
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if any(f"/{digest}/" in config.get("url", "") for config in tagged):
+            with quietly():
+                state = torch.jit.load(path, map_location="cpu").state_dict()
+            return {key: tensor for key, tensor in state.items() if not key.endswith("attn_mask")}  # computed
+    return read_weights(path, counters=True).tensors
 
 
 def load_resnet50(
@@ -172,10 +171,10 @@ def load_resnet50(
         have = ", ".join([*RESNET50, *RESNET50.values(), "..."])
         hint = did_you_mean(weights, [*RESNET50, *names]).replace(" did", "Did", 1)
         raise ConfigError("resnet50", f"no weights {weights!r} (have {have})", hint)
-    model, config = timm_skeleton(name)
-    if file is None:
-        tensors, source = fetch_timm(name, config)
-    else:
+    model, source = timm_model(name, pretrained=file is None)
+    config: Any = model.pretrained_cfg
+    tensors = model.state_dict()
+    if file is not None:
         tensors, source = read_weights(file, counters=True).tensors, str(file)
     fill(source, "ResNet-50", model, tensors)
     version = _VERSIONS.get(name, f"timm {name}")
@@ -240,5 +239,4 @@ def _check_names(name: str, pretrained: str | None, weights: Path | None) -> Non
     if pretrained is None and weights is None:
         raise ConfigError("--pretrained", f"needs a name ({', '.join(tags) or 'none is published'}) or --weights FILE")
     if pretrained is not None and pretrained not in tags:
-        have = ", ".join(tags) or "none"
-        raise ConfigError("--pretrained", f"no weights {pretrained!r} for {name} (have {have})")
+        raise ConfigError("--pretrained", f"no weights {pretrained!r} for {name} (have {', '.join(tags) or 'none'})")

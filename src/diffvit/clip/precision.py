@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.benchmark import timer
 
-from diffvit.clip.hub import open_clip_library, rn50_image_encoder
+from diffvit.clip.hub import open_clip_library
 from diffvit.clip.preprocess import Preprocessing
 from diffvit.data import cifar10, shapes, sources
 from diffvit.data.folder import image_files
@@ -44,7 +44,7 @@ _CPU_SWITCHES: tuple[Any, ...] = (_BACKENDS.mkldnn.matmul, _BACKENDS.mkldnn.conv
 class Plan:
     """How much is measured: the drift on so many ``images``, and each cell (mode, memory format, batch size).
 
-    A cell is timed ``least`` to ``most`` times. What does not fit into the ``budget``, seconds for everything together,
+    A cell is timed at ``most`` so many times. What does not fit into the ``budget``, seconds for everything together,
     is left out, with the reason in its row.
 
     Raises:
@@ -55,7 +55,6 @@ class Plan:
     budget: float = 240.0
     images: int = 32
     most: int = 15
-    least: int = 2
 
     def __post_init__(self) -> None:
         for size in self.batch_sizes or (0,):
@@ -77,15 +76,11 @@ def run(
     threads: int = 0,
     tell: Callable[[str], object] = lambda _: None,
 ) -> dict[str, Any]:
-    """Measure every mode, batch size and memory format within the plan's budget.
+    """Measure every mode, batch size and memory format within the plan's budget, on :func:`sample_images`.
 
-    Images are of :func:`sample_images`. ``clip`` is a model with a ModifiedResNet as ``visual``, whose ``weights`` are
-    named; None for RN50 with random weights. ``threads`` of 0 are all cores this process may use; ``tell`` is called
-    with a line for each step.
-
-    Returns:
-        ``benchmark``, ``settings``, ``environment``, ``encoder``, ``pictures``, ``rows`` (one per cell; those left out
-        have a ``reason``), ``drift`` (one per mode and memory format), ``between``, ``seconds``; ready for JSON.
+    ``clip`` is a model with a ModifiedResNet as ``visual``, ``weights`` its name; None for RN50 with random weights.
+    ``threads`` of 0 are all cores this process may use. Returns what precision.json holds: ``rows`` has a row per cell,
+    with a ``reason`` where it was left out, ``drift`` one per mode and memory format.
 
     Raises:
         InputError: ``data_dir`` holds no images.
@@ -198,10 +193,9 @@ class Engine:
     def observe(self, images: Tensor) -> dict[str, Any]:
         """What one pass does; such a pass is never timed.
 
-        Returns:
-            ``asked``, ``observed`` (see :func:`observed_name`), ``substituted`` (they differ), ``products`` (count per
-            dtype), ``kept_bits`` (per dtype, of :func:`kept_bits`), ``weight_bytes`` and ``activation_bytes``: on a CPU
-            the peak of live tensors, on CUDA ``max_memory_allocated`` above what was allocated before.
+        ``observed`` is of :func:`observed_name`, ``products`` counts by dtype, ``kept_bits`` by dtype and kind of
+        product; ``activation_bytes`` is on a CPU the peak of live tensors, on CUDA ``max_memory_allocated`` above what
+        was allocated before.
         """
         weights = {tensor.data_ptr(): tensor for tensor in [*self.model.parameters(), *self.model.buffers()]}
         observer = Observer([*weights.values(), images])
@@ -288,9 +282,8 @@ class Observer(TorchDispatchMode):
 def observed_name(products: Iterable[str], bits: Mapping[str, Mapping[str, int]]) -> str:
     """Name of the precision observed: by the products' dtypes (:class:`Observer`) and each one's :func:`kept_bits`.
 
-    Returns:
-        ``float32``, ``tf32``, ``float16`` or ``bfloat16``; several joined with ``+``; ``none`` without products.
-        float32 tensors whose products keep 10 bits are ``tf32``; other lost bits read like ``float16 of 7 bits``.
+    Several are joined with ``+``; float32 whose products keep 10 bits is ``tf32``; other lost bits read like ``float16
+    of 7 bits``.
     """
     names = set()
     for dtype in products:
@@ -347,7 +340,7 @@ def measure(
         share = (end - timer()) / (len(sizes) - place + (between is None))
         tell(f"batch {size}: {share:.0f} s")
         batch = images[torch.arange(size) % len(images)].contiguous()
-        found, cost = _batch_rows(engines, batch, per_image, plan, timer() + share)
+        found, cost = _batch_rows(engines, batch, per_image, plan.most, timer() + share)
         rows += found
         per_image |= {name: seconds / size for name, seconds in cost.items()}
         if between is None and REFERENCE in cost:
@@ -357,47 +350,33 @@ def measure(
 
 
 def _batch_rows(
-    engines: Mapping[str, Engine], batch: Tensor, per_image: Mapping[str, float], plan: Plan, until: float
+    engines: Mapping[str, Engine], batch: Tensor, per_image: Mapping[str, float], most: int, until: float
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """The rows of a batch size, and seconds per pass of the cells that ran.
 
-    A cell's first pass is observed, another gives an estimate; half of the time is for these. The others are timed in
-    rounds, in which each cell and the reference have a pass side by side. ``per_image`` has seconds at smaller batches;
-    where it is empty, float32 comes first and is timed before the others are tried: some CPUs are slow at them.
+    A cell's first pass is observed, and the next one timed: half of the time is for these, the reference first, then
+    the cheapest at smaller batches (``per_image``, seconds); those that found no time there are not tried. The others
+    are timed in rounds, in which each cell has a pass, as long as it has used no more than its share of the time.
     """
     rows = {name: {**engine.facts, "batch_size": len(batch), "reason": ""} for name, engine in engines.items()}
-    known = {name: seconds * len(batch) for name, seconds in per_image.items()}
-    groups = [affordable({name: (plan.least + 2) * each for name, each in known.items()}, until - timer())]
-    if not known:
-        full = [name for name, engine in engines.items() if engine.mode is STRICT]
-        groups = [full, [name for name in engines if name not in full]]
-    inputs: dict[str, Tensor] = {}
-    cost: dict[str, float] = {}
+    cost = {name: seconds * len(batch) for name, seconds in per_image.items()}
     seconds: dict[str, dict[int, float]] = {name: {} for name in engines}  # by the round's number
-
-    def rounds(names: list[str], turns: range, share: float = math.inf) -> None:
-        limits = {name: sum(seconds[name].values()) + share for name in names}
-        for turn in turns:
-            active = [name for name in names if sum(seconds[name].values()) + cost[name] <= limits[name]]
-            for name in order(active, turn):
-                if timer() + cost[name] <= until:
-                    cost[name] = seconds[name][turn] = _seconds(engines[name], inputs[name])
-
-    half, turns = (timer() + until) / 2, 0
-    for group in groups:
-        for name in group:
-            if (start := timer()) < half:
-                inputs[name] = engines[name].prepare(batch)
-                rows[name] |= engines[name].observe(inputs[name])
-                cost[name] = timer() - start
-                if timer() < half:
-                    cost[name] = _seconds(engines[name], inputs[name])
-        if ran := [name for name in group if name in cost]:
-            least = {name: plan.least * cost[name] for name in (REFERENCE, *ran) if name in cost}
-            rounds(affordable(least, until - timer()), range(turns, turns + plan.least))
-            turns += plan.least
+    inputs: dict[str, Tensor] = {}
+    half = (timer() + until) / 2
+    for name in sorted(cost or engines, key=lambda name: (name != REFERENCE, cost.get(name, 0))):
+        if (start := timer()) + 2 * cost.get(name, 0) < half:
+            inputs[name] = engines[name].prepare(batch)
+            rows[name] |= engines[name].observe(inputs[name])
+            cost[name] = timer() - start
+            if timer() < half:
+                cost[name] = seconds[name][0] = _seconds(engines[name], inputs[name])
     timed = [name for name in engines if seconds[name]]
-    rounds(timed, range(turns, turns + plan.most - plan.least), (until - timer()) / max(1, len(timed)))
+    share = (until - timer()) / max(1, len(timed))
+    for turn in range(1, most):
+        active = [name for name in timed if sum(seconds[name].values()) + cost[name] <= share + seconds[name][0]]
+        for name in order(active, turn):
+            if timer() + cost[name] <= until:
+                cost[name] = seconds[name][turn] = _seconds(engines[name], inputs[name])
     strict = seconds[REFERENCE]
     for name, row in rows.items():
         if taken := list(seconds[name].values()):
@@ -408,29 +387,17 @@ def _batch_rows(
                 "images_per_second": spread([len(batch) / each for each in taken])._asdict(),
                 "speed_ratio": spread(ratios)._asdict() if ratios else None,
             }
+        elif name in cost:
+            row["reason"] = f"a pass takes about {cost[name]:.3g} s, the time was too short"
         else:
-            about = cost.get(name, known.get(name))
             row["reason"] = "its first pass found no time"
-            if about is not None:
-                row["reason"] = f"a pass takes about {about:.3g} s, the time was too short"
-    return list(rows.values()), cost
+    return list(rows.values()), {name: cost[name] for name in inputs}
 
 
 def _seconds(engine: Engine, images: Tensor) -> float:
     start = timer()
     engine(images)
     return timer() - start
-
-
-def affordable(cost: Mapping[str, float], seconds: float) -> list[str]:
-    """The cells that fit into these seconds one after the other: the reference first, then the cheapest."""
-    chosen = []
-    for name in sorted(cost, key=lambda name: (name != REFERENCE, cost[name])):
-        seconds -= cost[name]
-        if seconds < 0:
-            break
-        chosen.append(name)
-    return chosen
 
 
 # Drift
@@ -448,10 +415,9 @@ def _drift_rows(
     reference = embedded(engines[REFERENCE])
     draw = torch.Generator().manual_seed(0)
     classes = F.normalize(torch.randn(CLASSES, reference.shape[1], generator=draw, dtype=torch.float64), dim=1)
-    others = {name: count * seconds for name, seconds in per_image.items() if name != REFERENCE}
     found = []
-    for name in affordable(others, until - timer()):
-        if timer() + others[name] <= until:
+    for name in sorted(per_image.keys() - {REFERENCE}, key=lambda name: per_image[name]):
+        if timer() + count * per_image[name] <= until:
             found.append({**engines[name].facts, **drift(embedded(engines[name]), reference, classes)})
     return found, between(reference, classes)
 
@@ -459,10 +425,9 @@ def _drift_rows(
 def drift(embedded: Tensor, reference: Tensor, classes: Tensor) -> dict[str, Any]:
     """How far embeddings (n, dim), in any precision, are from the reference of the same images in strict float32.
 
-    Returns:
-        ``images``, ``cosine_min``, ``cosine_mean`` (embedding against reference), ``logit_difference`` (the largest;
-        logits are 100 times the cosine with the ``classes``, float64 unit vectors), ``agreement`` (share of images with
-        the same first class).
+    ``cosine_min`` and ``cosine_mean`` are of an embedding and its reference; ``logit_difference`` is the largest, of
+    logits that are 100 times the cosine with the ``classes`` (float64 unit vectors); ``agreement`` is the share of
+    images with the same first class.
     """
     found, right = (F.normalize(each.double().cpu(), dim=1) for each in (embedded, reference))
     # From the distance of the unit vectors: 1 - d^2 / 2 keeps the digits that a product near 1 would lose.
@@ -489,15 +454,10 @@ def between(reference: Tensor, classes: Tensor) -> dict[str, Any]:
 
 
 def sample_images(data_dir: Path | None, count: int) -> tuple[Tensor, str]:
-    """Real images where there are any, as CLIP preprocesses them, and what to call them; nothing is downloaded.
+    """Normalised images (n, 3, 224, 224) as CLIP preprocesses them, and what to call them; nothing is downloaded.
 
-    Args:
-        data_dir: holds CIFAR-10, or images in it and in folders below it. Without it: CIFAR-10 where ``DIFFVIT_DATA``
-            points, else in the user's cache; else the built-in shapes.
-        count: images wanted; a folder may have fewer, and they are spread over its subfolders.
-
-    Returns:
-        Normalised, float32 (n, 3, 224, 224), and the name.
+    ``data_dir`` holds CIFAR-10, or images in it and in folders below it, over which ``count`` are spread. Without it:
+    CIFAR-10 where ``DIFFVIT_DATA`` points, else in the user's cache; else the built-in shapes.
 
     Raises:
         InputError: no such folder, no images in it, or a damaged one.
@@ -522,15 +482,12 @@ def sample_images(data_dir: Path | None, count: int) -> tuple[Tensor, str]:
     return torch.stack([CLIP_IMAGES(each) for each in pixels]), name
 
 
-def random_rn50(images: Tensor, seed: int = 0) -> nn.Module:
-    """OpenAI's RN50 image encoder (38.3 million parameters) with random weights, :func:`calibrated` on these images.
-
-    Raises:
-        EnvironmentFault: open_clip is missing.
-    """
+def random_rn50(images: Tensor) -> nn.Module:
+    """OpenAI's RN50 image encoder (arXiv 2103.00020, appendix F) with seeded weights, :func:`calibrated`."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        made = rn50_image_encoder()
+        torch.manual_seed(0)
+        resnet = open_clip_library().modified_resnet.ModifiedResNet
+        made = resnet([3, 4, 6, 3], output_dim=1024, heads=32, image_size=224, width=64)
     return calibrated(made, images)
 
 
@@ -539,8 +496,7 @@ def calibrated(visual: nn.Module, images: Tensor) -> nn.Module:
     """Make rounding in every block reach the embedding of an untrained ModifiedResNet; changes it in place.
 
     open_clip starts the last batch norm of every block at zero, which switches its convolutions off. Here those start
-    at 0.25, and the statistics of every batch norm come from these images, so that activations have a scale like a
-    trained network's and different images different embeddings.
+    at 0.25, and the statistics of every batch norm come from these images, so that activations have a trained scale.
     """
     for name, norm in visual.named_modules():
         if isinstance(norm, nn.BatchNorm2d):

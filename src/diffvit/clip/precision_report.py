@@ -53,37 +53,24 @@ def read(path: Path) -> dict[str, Any]:
 
 def report(result: Result) -> str:
     """The page as Markdown."""
-    page = render(
-        "clip/pages/precision.md",
-        **result,
-        substituted=list({row["name"]: row for row in result["rows"] if row.get("substituted")}.values()),
-        speed=[markdown(each) for each in speed_tables(result)],
-        left_out=[row for row in result["rows"] if row["reason"]],
-        drift_rows=markdown(drift_table(result)),
-    )
+    substituted = {row["name"]: row for row in result["rows"] if row.get("substituted")}
+    speed, drift = [markdown(each) for each in speed_tables(result)], markdown(drift_table(result))
+    page = render("clip/pages/precision.md", **result, substituted=substituted.values(), speed=speed, drift_rows=drift)
     return page.rstrip("\n") + "\n"
 
 
 def speed_tables(result: Result) -> list[Table]:
     """A table for each batch size."""
-    tables = []
-    for size in dict.fromkeys(row["batch_size"] for row in result["rows"]):
-        rows = []
-        for row in result["rows"]:
-            if row["batch_size"] != size or row["reason"]:
-                continue
+    tables: dict[int, Table] = {}
+    columns = ["Observed", "ms", "images/s", "Speed ratio", "Passes", "Weights MiB", "Activations MiB"]
+    for row in result["rows"]:
+        table = tables.setdefault(row["batch_size"], Table([f"Batch {row['batch_size']}", *columns], []))
+        if not row["reason"]:
             milliseconds = {key: 1000 * value for key, value in row["latency"].items()}
-            rows.append(
-                [
-                    *(_label(row), row["observed"], _interval(milliseconds)),
-                    f"{row['images_per_second']['median']:.3g}",
-                    *(_interval(row["speed_ratio"]) if row["speed_ratio"] else NONE, str(len(row["seconds"]))),
-                    *(f"{row[key] / MIB:,.1f}" for key in ("weight_bytes", "activation_bytes")),
-                ]
-            )
-        columns = [f"Batch {size}", "Observed", "ms", "images/s", "Speed ratio", "Passes"]
-        tables.append(Table([*columns, "Weights MiB", "Activations MiB"], rows))
-    return tables
+            cells = [_label(row), row["observed"], _interval(milliseconds), f"{row['images_per_second']['median']:.3g}"]
+            cells += [_interval(row["speed_ratio"]) if row["speed_ratio"] else NONE, str(len(row["seconds"]))]
+            table.rows.append([*cells, *(f"{row[key] / MIB:,.1f}" for key in ("weight_bytes", "activation_bytes"))])
+    return list(tables.values())
 
 
 def _label(row: Result) -> str:
@@ -139,16 +126,16 @@ def plot(result: Result) -> bytes:
 def _draw_speed(axes: Any, rows: list[Result], modes: list[str]) -> None:
     sizes = sorted({row["batch_size"] for row in rows})
     for place, mode in enumerate(modes):
+        aside = 0.05 * (place - (len(modes) - 1) / 2)  # so that intervals do not hide each other
         for layout, dash in _DASH.items():
-            line = [row for row in rows if (row["mode"], row["layout"]) == (mode, layout)]
-            line.sort(key=lambda row: row["batch_size"])
-            aside = 0.05 * (place - (len(modes) - 1) / 2)  # so that intervals do not hide each other
+            line = sorted(
+                (r for r in rows if (r["mode"], r["layout"]) == (mode, layout)), key=lambda r: r["batch_size"]
+            )
             found = [row["images_per_second"] for row in line]
             median = [each["median"] for each in found]
-            low, high = ([abs(each["median"] - each[end]) for each in found] for end in ("low", "high"))
+            ends = [[abs(each["median"] - each[end]) for each in found] for end in ("low", "high")]
             style: Any = {"color": _SHADES[mode], "ls": dash, "lw": 2, "marker": "o", "capsize": 3, "elinewidth": 1}
-            across = [sizes.index(row["batch_size"]) + aside for row in line]
-            axes.errorbar(across, median, yerr=[low, high], **style)
+            axes.errorbar([sizes.index(row["batch_size"]) + aside for row in line], median, yerr=ends, **style)
     dress(axes, LIGHT, title="Throughput (more is better)", x="images per pass", y="images per second")
     axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
     axes.set_xlim(-0.3, len(sizes) - 0.7)

@@ -18,6 +18,16 @@ from diffvit.errors import InputError
 _SAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
+def to_image(pixels: UInt8[np.ndarray, "3 h w"]) -> Image.Image:
+    """Pixels for Pillow."""
+    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+
+
+def to_pixels(image: Image.Image) -> UInt8[np.ndarray, "3 h w"]:
+    """The pixels of Pillow's image."""
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """Resize, centre crop, normalise: open_clip's and torchvision's evaluation transforms on RGB images.
@@ -47,7 +57,7 @@ class Preprocessing:
         """The part of the image that the model sees, before it is normalised."""
         pixels = self._shortened(pixels)
         _, height, width = pixels.shape
-        image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+        image = to_image(pixels)
         sides = (self.size, self.size)
         if not self.squash:
             short = min(height, width)
@@ -55,7 +65,7 @@ class Preprocessing:
         scaled = image if image.size == sides else image.resize(sides, _SAMPLING[self.interpolation])
         left, top = (round((side - self.size) / 2.0) for side in scaled.size)
         cropped = scaled.crop((left, top, left + self.size, top + self.size))
-        return np.ascontiguousarray(np.asarray(cropped).transpose(2, 0, 1))
+        return to_pixels(cropped)
 
     def _shortened(self, pixels: UInt8[np.ndarray, "3 h w"]) -> UInt8[np.ndarray, "3 h2 w2"]:
         """A strip so long that it would grow beyond an image's limit is cut around its centre first."""
@@ -93,7 +103,7 @@ def of_clip(settings: Mapping[str, Any], size: Any, mean: Any, std: Any) -> Prep
 
 
 def of_timm(config: Mapping[str, Any]) -> Preprocessing:
-    """What timm does when it evaluates a model with these settings; for torchvision's weights that is torchvision's."""
+    """What timm, and so torchvision for its own weights, does when it evaluates a model with these settings."""
     size = int(config.get("test_input_size", config["input_size"])[-1])
     resize = int(size / config.get("test_crop_pct", config["crop_pct"]))  # timm rounds down too
     return Preprocessing(size, resize, config["interpolation"], False, tuple(config["mean"]), tuple(config["std"]))

@@ -16,6 +16,7 @@ from jaxtyping import Float32, UInt8
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
+from diffvit.clip.preprocess import to_image, to_pixels
 from diffvit.errors import check_choice
 
 KINDS = ("edges", "grey", "blur", "jpeg", "noise", "inversion")
@@ -71,15 +72,7 @@ def _reduced(pixels: _Pixels) -> UInt8[np.ndarray, "3 h2 w2"]:
     if short <= LARGEST:
         return pixels
     sides = (round(width * LARGEST / short), round(height * LARGEST / short))
-    return _pixels(_image(pixels).resize(sides, Image.Resampling.BICUBIC))
-
-
-def _image(pixels: _Pixels) -> Image.Image:
-    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-
-
-def _pixels(image: Image.Image) -> _Pixels:
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+    return to_pixels(to_image(pixels).resize(sides, Image.Resampling.BICUBIC))
 
 
 def _bytes(values: _Real) -> _Pixels:
@@ -134,9 +127,9 @@ def _jpeg(pixels: _Pixels, quality: float) -> _Pixels:
 
 def _encoded(pixels: _Pixels, quality: int) -> _Pixels:
     file = io.BytesIO()
-    _image(pixels).save(file, "JPEG", quality=quality)
+    to_image(pixels).save(file, "JPEG", quality=quality)
     with Image.open(file, formats=["JPEG"]) as image:
-        return _pixels(image)
+        return to_pixels(image)
 
 
 def _noise(pixels: _Pixels, deviation: float, number: int) -> _Pixels:

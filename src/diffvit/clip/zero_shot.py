@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffvit.clip.encode import FeatureCache, Progress, digest, fingerprint
+from diffvit.clip.encode import Progress, cached_rows, digest, fingerprint
 from diffvit.clip.hub import open_clip_library, text_features
 from diffvit.clip.load import Clip
 from diffvit.clip.small.model import KnownTokens
@@ -22,25 +21,18 @@ from diffvit.errors import ConfigError, InputError
 
 _VERSION = 2  # of what is computed here; a change invalidates every cached part
 _BARE = Templates("bare", ("{}",))
-_ROWS_AT_ONCE = 4_096  # images; beside the probabilities themselves, 1000 classes then take tens of MB
+PIECE = 4_096  # images; beside the probabilities themselves, 1000 classes then take tens of MB
 _PROMPTS_AT_ONCE = 1_600  # of a part: seconds of work on a CPU, and lengths enough to sort
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A row of unit length for each label, on the CPU; of ``computed`` rows just now, the others came from the cache.
+    """A row of unit length for each label, on the CPU, made with these templates.
 
-    Args:
-        weights: the rows.
-        labels: in their order.
-        templates: that the rows were made with.
-        key: hash of model, templates and labels.
-        computed: how many rows.
-        twins: groups of places with the same label, as ImageNet's names have; such classes share a row, and of two
-            equal probabilities the first is named.
-        unknown: words of the labels that no caption of a small CLIP held: they say nothing to it.
-        cut: labels that do not fit into the model's context in some template: their last words are not read.
-        context: tokens of a text that the model reads.
+    ``key`` is the hash of model, templates and labels; ``computed`` rows were made just now, the others were cached.
+    ``twins`` are groups of places with the same label, as ImageNet's names have: such classes share a row, and of two
+    equal probabilities the first is named. ``unknown`` are words of the labels that no caption of a small CLIP held;
+    ``cut`` are labels that do not fit into the model's ``context`` (tokens) in some template.
     """
 
     weights: Float32[Tensor, "labels dim"]
@@ -56,13 +48,12 @@ class Classifier:
     @property
     def warnings(self) -> list[str]:
         """A line for what the model cannot read of the labels; empty where it reads all of them."""
-        said = []
-        if self.unknown:
-            said.append(f"words absent from this CLIP's captions, which have no meaning to it: {_some(self.unknown)}")
-        if self.cut:
-            count = f"{len(self.cut):,} of {len(self.labels):,} labels"
-            said.append(f"{count} are cut: the model reads {self.context} tokens of a text: {_some(self.cut)}")
-        return said
+        count = f"{len(self.cut):,} of {len(self.labels):,} labels"
+        said = {
+            "words absent from this CLIP's captions, which have no meaning to it": self.unknown,
+            f"{count} are cut: the model reads {self.context} tokens of a text": self.cut,
+        }
+        return [f"{what}: {_some(names)}" for what, names in said.items() if names]
 
 
 def zero_shot_classifier(
@@ -70,7 +61,6 @@ def zero_shot_classifier(
     labels: Sequence[str],
     templates: Templates,
     *,
-    cache_dir: Path | None = None,
     use_cache: bool = True,
     check: bool = True,
     progress: Progress | None = None,
@@ -79,8 +69,8 @@ def zero_shot_classifier(
 
     Of each label, each prompt's text feature is brought to unit length, and so is their mean. Rows are kept in the
     cache in parts as they are done: an interrupted call goes on where it was, and a repeated one computes nothing.
-    ``check=False`` takes labels that the model cannot read or tell apart, to measure what it makes of them.
-    ``progress`` is called with (labels done, labels in all), first before any is computed.
+    ``check=False`` takes labels that the model cannot read or tell apart. ``progress`` is called with (labels done,
+    labels in all), first before any is computed.
 
     Raises:
         ConfigError: no label, too many, or no template; different labels that are the same to the model, or none with
@@ -105,8 +95,10 @@ def zero_shot_classifier(
         computed += len(chunks[index])
         return _rows(clip, chunks[index], templates)
 
-    cache = FeatureCache(key, "the classifier", cache_dir, use_cache)
-    rows = cache.rows([(len(chunk), "") for chunk in chunks], compute)
+    if use_cache:
+        rows = cached_rows(key, "the classifier", [(len(chunk), "") for chunk in chunks], compute)
+    else:
+        rows = [compute(index, index * size) for index in range(len(chunks))]
     if progress:
         progress(len(labels), len(labels))
     return Classifier(torch.cat(rows), tuple(labels), templates, key, computed, twins(labels), unknown, cut, context)
@@ -130,10 +122,9 @@ def classify(
 def zero_shot_probabilities(
     clip: Clip, classifier: Classifier, rows: Float32[Tensor, "n width"]
 ) -> Float32[Tensor, "n labels"]:
-    """The probability of each label: softmax of exp(logit_scale) times the cosine. NaN rows stay NaN.
+    """The probability of each label: softmax of exp(logit_scale) times the cosine with ``rows``, unit image features.
 
-    ``rows`` are image features of unit length on the CPU. Classes of the same name get the very same probability: that
-    of the first of them, to the bit.
+    NaN rows stay NaN. Classes of the same name get the very same probability, to the bit: that of the first of them.
 
     Raises:
         ConfigError: the classifier is of a model of another width.
@@ -145,11 +136,8 @@ def zero_shot_probabilities(
     for group in classifier.twins:
         columns[list(group)] = group[0]
     scale = clip.model.logit_scale.detach().exp().float().cpu()  # pyright: ignore[reportCallIssue]
-    found = torch.empty(len(rows), len(columns))
-    for first in range(0, len(rows), _ROWS_AT_ONCE):
-        piece = slice(first, first + _ROWS_AT_ONCE)
-        found[piece] = (scale * (rows[piece] @ classifier.weights.T))[:, columns].softmax(dim=1)
-    return found
+    pieces = rows.split(PIECE)
+    return torch.cat([(scale * (piece @ classifier.weights.T))[:, columns].softmax(dim=1) for piece in pieces])
 
 
 def _unread(clip: Clip, labels: Sequence[str], templates: Templates) -> tuple[tuple[str, ...], tuple[str, ...], int]:

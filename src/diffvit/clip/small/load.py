@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 
 from diffvit import weights
-from diffvit.clip.hub import simple_tokenizer
+from diffvit.clip.hub import open_clip_library
 from diffvit.clip.load import Clip, fill, ready
 from diffvit.clip.preprocess import of_ours
 from diffvit.clip.small.model import SmallClip
 from diffvit.clip_settings import TextConfig
 from diffvit.errors import ConfigError, InputError
 from diffvit.hub.files import read_header, read_weights
+from diffvit.hub.libraries import reason
 from diffvit.settings import ModelConfig
 from diffvit.training.load import MODEL_FILE, locate, metadata_of
 
@@ -39,9 +39,7 @@ def load_small(reference: Path | str, *, device: torch.device | str = "cpu") -> 
     path = locate(reference)
     meta = metadata_of(path, read_header(path))
     model = _skeleton(path, meta)
-    tensors = read_weights(path, counters=True).tensors
-    wide = {name: each.float() if each.is_floating_point() else each for name, each in tensors.items()}
-    fill(str(path), "this CLIP", model, wide)
+    fill(str(path), "this CLIP", model, read_weights(path, counters=True).tensors)
     ready(model, device)
     return as_clip(model, meta, str(reference), path.parent.name if path.name == MODEL_FILE else path.stem)
 
@@ -49,14 +47,14 @@ def load_small(reference: Path | str, *, device: torch.device | str = "cpu") -> 
 def as_clip(model: SmallClip, meta: Mapping[str, Any], source: str, name: str = "small CLIP") -> Clip:
     """A model with its preprocessing and tokenizer; ``meta`` has the ``mean``, ``std`` and name of its ``data``."""
     preprocessing = of_ours(model.settings["visual"]["image_size"], meta)
-    tokenizer = simple_tokenizer(model.settings["text"]["context_length"])
+    tokenizer = open_clip_library().SimpleTokenizer(context_length=model.settings["text"]["context_length"])
     return Clip(model, preprocessing, source, tokenizer, name, str(meta["data"]))
 
 
 def _skeleton(path: Path, meta: Mapping[str, Any]) -> SmallClip:
     """The model that the file's settings describe, with throw-away weights; random numbers stay as they were."""
-    settings = meta.get("model", {})
-    if not isinstance(settings, dict) or settings.get("kind") != "clip":
+    settings = meta["model"]
+    if settings.get("kind") != "clip":
         hint = "Give a model that diffvit clip train made, as cifar10-clip."
         raise InputError(str(path), "is not a CLIP: it has no text tower", hint)
     try:
@@ -64,14 +62,10 @@ def _skeleton(path: Path, meta: Mapping[str, Any]) -> SmallClip:
         text = TextConfig.model_validate(settings["text"])
         joint, size = int(settings["joint_dim"]), int(settings["vocabulary"])
         fits = [len(meta[key]) == visual.in_chans for key in ("mean", "std")]
-    except (ValidationError, KeyError, TypeError, ValueError) as error:
-        first = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else f"{error!r}"
-        raise InputError(str(path), f"describes an impossible model ({first})") from None
-    if not all(fits) or not 0 < size <= _MOST_TOKENS or not 0 < joint <= 2**16:
-        raise InputError(str(path), "describes an impossible model (its sizes do not go together)")
-    try:
+        if not all(fits) or not 0 < size <= _MOST_TOKENS or not 0 < joint <= 2**16:
+            raise ValueError("its sizes do not go together")
         with torch.random.fork_rng(devices=[]):
             image = {**visual.model_dump(exclude={"preset"}), "init": "trunc-normal"}
             return SmallClip(visual=image, text=text.model_dump(), joint_dim=joint, vocabulary=size)
-    except (ConfigError, RuntimeError) as error:
-        raise InputError(str(path), f"describes an impossible model ({' '.join(str(error).split())[:120]})") from None
+    except (ConfigError, KeyError, TypeError, ValueError, RuntimeError) as error:  # pydantic's is a ValueError
+        raise InputError(str(path), f"describes an impossible model ({reason(error)})") from None

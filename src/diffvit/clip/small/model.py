@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffvit.clip.hub import encode_text, text_transformer
+from diffvit.clip.hub import encode_text, open_clip_library
 from diffvit.models.vit import VisionTransformer
 
 _FIRST_SCALE, _LARGEST_SCALE = 1 / 0.07, 100.0  # section 2.5 of the paper
@@ -63,12 +63,13 @@ class SmallClip(nn.Module):
         self.settings = {"kind": "clip", "visual": {**visual, "num_classes": joint_dim}, "text": dict(text)}
         self.settings |= {"joint_dim": joint_dim, "vocabulary": vocabulary}
         self.visual = VisionTransformer(**self.settings["visual"])
-        self.text = text_transformer(
+        self.text = open_clip_library().transformer.TextTransformer(
             context_length=text["context_length"],
             width=text["embed_dim"],
             heads=text["num_heads"],
             layers=text["depth"],
             output_dim=joint_dim,
+            vocab_size=1,  # its table makes room for ours
         )
         self.text.token_embedding = KnownTokens(vocabulary, text["embed_dim"])
         self.logit_scale = nn.Parameter(torch.tensor(math.log(_FIRST_SCALE)))

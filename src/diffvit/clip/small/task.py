@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
 
-from diffvit.clip.hub import simple_tokenizer
+from diffvit.clip.hub import open_clip_library
 from diffvit.clip.load import Clip
 from diffvit.clip.small.load import as_clip
 from diffvit.clip.small.model import SmallClip
@@ -64,22 +64,30 @@ class ContrastiveTask(Task):
         return Contrastive(_captions(_own(config), data), config.seed)
 
     def score(
-        self, model: Any, images: Images, config: Config, data: TrainingData, precision: str, device: torch.device
+        self,
+        model: Any,
+        images: Images,
+        config: Config,
+        data: TrainingData,
+        precision: str,
+        device: torch.device,
+        *,
+        names_too: bool = False,
     ) -> dict[str, Any]:
         """See the base class."""
         del precision
-        return score_clip(model, images, data.mean, data.std, _own(config).captions, device=device)
+        captions = _own(config).captions
+        return score_clip(model, images, data.mean, data.std, captions, device=device, names_too=names_too)
 
     def last_score(
         self, model: Any, images: Images, config: Config, data: TrainingData, precision: str, device: torch.device
     ) -> dict[str, Any]:
         """Also what :func:`names_tried` gives, and ``zero_shot_accuracy``."""
-        del precision
-        return score_clip(model, images, data.mean, data.std, _own(config).captions, device=device, names_too=True)
+        return self.score(model, images, config, data, precision, device, names_too=True)
 
 
 def _captions(config: ClipConfig, data: TrainingData) -> Captions:
-    tokenizer = simple_tokenizer(config.text.context_length)
+    tokenizer = open_clip_library().SimpleTokenizer(context_length=config.text.context_length)
     return Captions(data.train.classes, config.captions.names, config.captions.templates, tokenizer)
 
 
@@ -208,8 +216,7 @@ def score_clip(
 ) -> dict[str, Any]:
     """What :func:`diffvit.training.score.metrics_of` gives of the classifier made of the class names, in float32.
 
-    ``mean`` and ``std`` are per channel, 0 to 1; ``captions`` has the templates to evaluate with, and the names to try.
-    ``names_too`` adds ``zero_shot_accuracy``, and what :func:`names_tried` gives.
+    ``mean`` and ``std`` are per channel, 0 to 1; ``names_too`` adds ``zero_shot_accuracy`` and :func:`names_tried`.
     """
     templates = load_templates(captions.evaluated_with)
     with evaluating(model), torch.inference_mode():
@@ -229,13 +236,10 @@ def names_tried(
 ) -> dict[str, Any]:
     """Every name in its class's place: the names that were in captions, and the unseen ones, put into the templates.
 
+    ``unseen_names_accuracy`` is of the classifier whose every class is the mean of its unseen names (None where a class
+    has none). Of each of ``names``, ``known_tokens`` is the share of its tokens that some caption holds, and ``recall``
+    the fraction of its class's images that are given to it where it stands beside the other classes' own names.
     ``features`` are of the images, of unit length.
-
-    Returns:
-        ``unseen_names_accuracy``: of the classifier whose every class is the mean of its unseen names (None where a
-        class has none); ``names``: for each name its ``class``, ``name``, ``seen``, ``known_tokens`` (the share of its
-        tokens that some caption holds) and ``recall``, the fraction of its class's images that are given to it where
-        it stands for its class beside the other classes' own names.
     """
     classes = images.classes
     own = _rows(clip, classes, templates)
