@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from diffvit.errors import ConfigError, InputError
 from diffvit.models.vit import VisionTransformer
 from diffvit.training.environment import resolve_device
 from diffvit.training.evaluate import config_of, images_of
-from diffvit.training.load import load_with_meta
+from diffvit.training.load import Meta, load_with_meta
 
 LARGEST = 480  # pixels of an image's shorter side by default, as in DINO's figures
 
@@ -49,7 +48,7 @@ class LoadedModel:
     source: str = ""
     folder: Path | None = None
     reference: str = ""
-    meta: Mapping[str, Any] = field(default_factory=dict)
+    meta: Meta = field(default_factory=dict)
 
     @property
     def patch_size(self) -> int:
