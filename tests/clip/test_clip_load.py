@@ -135,26 +135,6 @@ def test_without_a_network_one_line_says_what_to_put_where(
         load_resnet50()
 
 
-@pytest.mark.parametrize("library", ["open_clip", "timm"])
-def test_a_missing_library_is_named_with_its_cure(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, library, None)
-    with pytest.raises(EnvironmentFault, match=rf"{library}: cannot be imported .*pip install 'diffvit\[pretrained\]'"):
-        load_clip() if library == "open_clip" else load_resnet50()
-
-
-@pytest.mark.parametrize(
-    ("name", "tag", "why"),
-    [
-        ("RN5", "openai", "--model: no model 'RN5' in open_clip 3.*Did you mean 'RN50'"),
-        ("RN50", "opnai", r"no weights 'opnai' for RN50 \(have openai, yfcc15m, cc12m\)"),
-        ("RN50", None, "needs a name .* or --weights FILE"),
-    ],
-)
-def test_unknown_names(name: str, tag: str | None, why: str) -> None:
-    with pytest.raises(ConfigError, match=why):
-        load_clip(name, tag)
-
-
 def test_a_resnet50_from_a_file_is_timms(tmp_path: Path) -> None:
     torch.manual_seed(0)
     theirs = random_everywhere(timm.create_model("resnet50"))
@@ -172,11 +152,8 @@ def test_a_resnet50_from_a_file_is_timms(tmp_path: Path) -> None:
         assert torch.equal(ours.model(images), wanted)
         assert ours.version == version
         assert ours.preprocessing.words.startswith(f"shorter side to {side}")
-    with pytest.raises(ConfigError, match=r"no weights 'tv1' .*Did you mean 'tv-v1'"):
-        load_resnet50("tv1")
-    torch.save(small_model().state_dict(), tmp_path / "w.pt")
-    with pytest.raises(InputError, match=r"does not hold the weights of ResNet-50: it lacks bn1.bias and \d+ more"):
-        load_resnet50(file=tmp_path / "w.pt")
+    with pytest.raises(ConfigError, match=r"needs a name .* or --weights FILE"):
+        load_clip("RN50", None)
 
 
 @pytest.fixture
@@ -195,13 +172,11 @@ def refused(path: Path, why: str) -> None:
 
 
 FAULTS: list[tuple[State, str]] = [
-    ({"ln_final.weight": torch.full((32,), torch.nan)}, "ln_final.weight holds NaN or infinite values"),
     (
         {"visual.layer1.0.conv1.weight": None, "visual.layer1.0.conv2.weight": None},
         "does not hold the weights of RN-small: it lacks visual.layer1.0.conv1.weight and 1 more",
     ),
-    ({"visual.layer5.0.conv1.weight": torch.ones(2)}, "it has the unexpected visual.layer5.0.conv1.weight."),
-    ({"positional_embedding": torch.zeros(76, 32)}, "positional_embedding has the wrong size (76x32 vs 77x32)"),
+    ({"ln_final.weight": torch.full((32,), torch.nan)}, "ln_final.weight holds NaN or infinite values"),
     ({"logit_scale": torch.ones(3)}, "logit_scale has the wrong size (3 vs scalar)"),
     ({"ln_final.bias": "abc"}, "ln_final.bias is not a tensor (found a str)"),
 ]

@@ -42,12 +42,8 @@ def test_every_kind_is_its_librarys(height: int, width: int) -> None:
         assert config is not None
         ours = of_timm(config.to_dict())(pixels)
         assert torch.equal(ours, weights.transforms()(image))
-        assert torch.equal(ours, timm_transform(name)(image))
-
-
-def timm_transform(name: str) -> Any:
-    settings = timm.data.resolve_data_config({}, model=timm.create_model(name), use_test_size=True)
-    return timm.data.create_transform(**settings, is_training=False)
+        resolved = timm.data.resolve_data_config({}, pretrained_cfg=config.to_dict(), use_test_size=True)
+        assert torch.equal(ours, timm.data.create_transform(**resolved, is_training=False)(image))
 
 
 def test_a_strip_does_not_grow_beyond_memory() -> None:

@@ -279,11 +279,9 @@ def test_without_drift_or_large_batches_there_is_still_a_report(tmp_path: Path) 
     [
         (["--batch-sizes", "1,many"], "--batch-sizes: must be whole numbers with commas (found '1,many')."),
         (["--batch-sizes", "0"], "--batch-sizes: must be from 1 to 4096 (found 0)."),
-        (["--budget", "0"], "--budget: must be at least 1 second (found 0)."),
         (["--budget", "nan"], "--budget: must be at least 1 second (found nan)."),
         (["--images", "1"], "--images: must be from 2 to 10000 (found 1)."),
         (["--device", "tpu"], "--device: not a value it takes (tpu vs auto, cpu, cuda)"),
-        (["--images", "some"], "--images: not a value it takes (some vs a whole number)."),
     ],
 )
 def test_bad_flags_are_usage_errors(arguments: list[str], line: str, tmp_path: Path, capsys: Captured) -> None:

@@ -8,13 +8,7 @@ from pathlib import Path
 import open_clip
 import pytest
 
-from diffvit.clip.templates import (
-    Templates,
-    imagenet_names,
-    load_labels,
-    load_templates,
-    twins,
-)
+from diffvit.clip.templates import Templates, imagenet_names, load_labels, load_templates, twins
 from diffvit.errors import ConfigError, DiffvitError, InputError
 
 

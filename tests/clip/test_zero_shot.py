@@ -184,12 +184,7 @@ LONG = " ".join(["word"] * 80)
 
 @pytest.mark.parametrize(
     "labels",
-    [
-        ["cat", f"{LONG} one", f"{LONG} two"],
-        ["dog", "Cat", "cat"],
-        ["the cat", "a cat"],
-        ["red  car", "red car"],
-    ],
+    [["cat", f"{LONG} one", f"{LONG} two"], ["dog", "Cat", "cat"], ["the cat", "a cat"], ["red  car", "red car"]],
 )
 def test_labels_that_the_model_cannot_tell_apart_are_refused(clip: Clip, labels: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -225,10 +220,7 @@ def custom(text: dict[str, Any]) -> Any:
     return random_everywhere(open_clip.CustomTextCLIP(**config))
 
 
-MODELS = {
-    "openai": small_model,
-    "custom": lambda: custom({}),
-}
+MODELS = {"openai": small_model, "custom": lambda: custom({})}
 WHOLE = {
     "end of text by its number": lambda: custom({"pool_type": "eos", "eos_id": 49407}),
     "with a bias": lambda: custom({"proj_bias": True}),

@@ -33,9 +33,9 @@ OWN = {"flip": True, "crop": 3, "color_jitter": 0.3, "policy": "randaugment", "e
 EVERYTHING = OWN | {"mixup": 0.8, "cutmix": 1.0, "mix_probability": 0.7}
 
 
-def make(chosen=None, pixels=PIXELS, **other):
+def make(chosen=None, pixels=PIXELS, labels=LABELS, **other):
     values = {"num_classes": CLASSES, "mean": MEAN, "std": STD, "seed": 5, **other}
-    return Augment(pixels, LABELS, settings=AugmentConfig(**chosen or {}), **values)
+    return Augment(pixels, labels, settings=AugmentConfig(**chosen or {}), **values)
 
 
 def one_hot(labels):
@@ -94,15 +94,7 @@ def coordinates(size):
 def test_crops_and_flips_are_drawn_evenly_and_apart():
     n, size, pad = 20_000, 9, 2
     pixels = coordinates(size).expand(n, -1, -1, -1)
-    augment = Augment(
-        pixels,
-        torch.zeros(n, dtype=torch.int64),
-        num_classes=1,
-        mean=MEAN,
-        std=STD,
-        seed=0,
-        settings=AugmentConfig(flip=True, crop=pad),
-    )
+    augment = make({"flip": True, "crop": pad}, pixels, torch.zeros(n, dtype=torch.int64), seed=0)
     result = augment.pictures(torch.arange(n), 0).long()
     middle = size // 2
     down, across = result[:, 0, middle, middle] - middle, result[:, 1, middle, middle] - middle

@@ -30,17 +30,9 @@ def draw(mixing, epoch=0, size=(32, 32)):
 BLANK = torch.full((N, 3, 32, 32), 77, dtype=torch.uint8)
 
 
-def erased_boxes():
-    mask = (erase(BLANK, 1.0) != 77).any(1)
-    shapes = []
-    for one in mask:
-        rows, columns = one.any(1).nonzero()[:, 0], one.any(0).nonzero()[:, 0]
-        shapes.append((rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1))
-    return torch.tensor(shapes).double().unbind(1)
-
-
 def test_erased_areas_and_aspects_are_the_papers():
-    height, width = erased_boxes()
+    masks = (erase(BLANK, 1.0) != 77).any(1)
+    height, width = torch.tensor([rectangle(mask) for mask in masks]).double().unbind(1)
     area = height * width / 1024
     assert 0.01 < float(area.min()) < 0.03
     assert 0.38 < float(area.max()) < 0.43

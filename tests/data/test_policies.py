@@ -74,18 +74,6 @@ def test_magnitude_zero_leaves_only_the_operations_without_strength():
     assert changed == {"auto-contrast", "equalize"}
 
 
-def test_a_mixed_batch_equals_one_image_at_a_time():
-    policy = Policy(trivialaugment_space(), 1, SIZE, FILL)
-    pixels = smooth_noise(60)
-    generator = torch.Generator().manual_seed(1)
-    operation = torch.randint(0, 14, (60,), generator=generator)
-    strength = torch.randint(0, 62, (60,), generator=generator)
-    whole = policy.apply(pixels, operation, strength)
-    for i in range(60):
-        one = policy.apply(pixels[i : i + 1], operation[i : i + 1], strength[i : i + 1])
-        assert torch.equal(one[0], whole[i])
-
-
 @pytest.mark.parametrize("space", [trivialaugment_space(), randaugment_space(9.0, SIZE[1])])
 def test_doing_every_operation_to_every_image_gives_the_drawn_one(space):
     pixels, indices = smooth_noise(200), torch.arange(200)

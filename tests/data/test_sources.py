@@ -130,6 +130,13 @@ def test_training_in_python_follows_the_variable_and_evaluating_needs_it_no_more
     (tmp_path / "data").rename(tmp_path / "moved")
     monkeypatch.setenv("DIFFVIT_DATA", str(tmp_path / "moved"))
     assert diffvit.evaluate(run)["accuracy"] == run.result["test_accuracy"]
+    # With auto it is found in the cache where the folder that is named has none, also when the run is evaluated.
+    monkeypatch.delenv("DIFFVIT_DATA")
+    put_cifar10(cache_folder() / "cifar10")
+    auto = {"data": "auto", "data_dir": tmp_path / "elsewhere"}
+    run = diffvit.train(tiny.model_copy(update=auto), out=tmp_path / "auto")
+    assert run.result["data"] == cifar10.UNKNOWN
+    assert diffvit.evaluate(run)["accuracy"] == run.result["test_accuracy"]
 
 
 def test_other_sizes_are_resized(tmp_path):

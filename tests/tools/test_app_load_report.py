@@ -24,7 +24,7 @@ def tally() -> Tally:
     return made
 
 
-def test_every_question_is_counted(tally: Tally, tmp_path: Path) -> None:
+def test_every_question_is_counted(tally: Tally) -> None:
     found = summary(tally, 7, 10, KNOWN)
     dials = found["kinds"]["dials"]
     assert (dials["asked"], dials["answered"], dials["busy"], dials["lost"]) == (21, 20, 1, 0)
@@ -33,18 +33,14 @@ def test_every_question_is_counted(tally: Tally, tmp_path: Path) -> None:
     assert sum(row["answered"] + row["busy"] + row["lost"] for row in rows) == len(tally.answers)
     assert (rows[1]["answered"], rows[1]["busy"], rows[9]["lost"]) == (2, 1, 1)
     assert [rows[at]["memory"] for at in (0, 4, 9)] == [100 * 2**20, 150 * 2**20, 110 * 2**20]
-    write(found, rows, tmp_path)
-    text = (tmp_path / "report.md").read_text()
-    assert "23 questions: 21 answered, 1 told that the page is busy, **1 lost**" in text
-    assert "| moving a dial | 21 | 20 | 1 | 0 | 250 ms | 400 ms | 400 ms |" in text
-    assert "2 of 3 answered" in text
-    assert "100 MiB at the begin, at most 150 MiB, 110 MiB after it (+10.0%)" in text
 
 
 def test_the_documents_are_what_write_wrote_and_a_damaged_result_is_bad_input(tally: Tally, tmp_path: Path) -> None:
     folder = tmp_path / app_load.FOLDER
     write(summary(tally, 7, 10, KNOWN), by_second(tally), folder)
     assert update(app_load.documents(tmp_path), "app_load", tmp_path, check=True) == []
+    row = "| moving a dial | 21 | 20 | 1 | 0 | 250 ms | 400 ms | 400 ms |"
+    assert row in (folder / "report.md").read_text().splitlines()
     (folder / "summary.json").write_text("{")
     with pytest.raises(InputError, match="cannot be read"):
         app_load.documents(tmp_path)

@@ -58,3 +58,5 @@ def test_a_run_from_before_there_were_kernels_goes_on_without_them(tmp_path):
     environment.refuse_differences(tmp_path, [], before, {**FACTS, "kernels": "torch", "hardware": "another"})
     with pytest.raises(ConfigError, match=r"kernels torch vs native\).*DIFFVIT_NATIVE=off"):
         environment.refuse_differences(tmp_path, [], before, FACTS)
+    with pytest.raises(ConfigError, match="kernels native vs plain"):
+        environment.refuse_differences(tmp_path, [], FACTS, {**FACTS, "kernels": "plain"})

@@ -79,7 +79,7 @@ def test_images_of_a_copy_have_their_accuracy_apart(tmp_path, monkeypatch, capsy
 
     def of_a_copy(source, split, **more):
         images = load(source, split, **more)
-        return replace(images, exact=exact, note="a note") if split == "test" else images
+        return replace(images, exact=exact, note="a note", name="the copy") if split == "test" else images
 
     monkeypatch.setattr(sources, "load", of_a_copy)
     out = tmp_path / "run"
@@ -88,6 +88,7 @@ def test_images_of_a_copy_have_their_accuracy_apart(tmp_path, monkeypatch, capsy
     right = torch.tensor(written["predictions"]) == torch.tensor(written["labels"])
     expected = {"accuracy_exact": int(right[exact].sum()) / 66, "images_exact": 66, "data_note": "a note"}
     assert (result["test_accuracy_exact"], result["data_note"]) == (expected["accuracy_exact"], "a note")
+    assert result["data"] == "shapes (clutter 0.3, noise 0.1), tested on the copy"
     assert written.items() >= expected.items()
     assert evaluate(out, device="cpu").items() >= expected.items()
     record = read_run(out)
@@ -97,22 +98,6 @@ def test_images_of_a_copy_have_their_accuracy_apart(tmp_path, monkeypatch, capsy
     said = capsys.readouterr().out
     assert f"exact images       {expected['accuracy_exact']:.2%} (66 images)" in said
     assert "note               a note" in said
-
-
-def test_a_run_tested_on_a_differently_named_set_says_so(tmp_path, monkeypatch):
-    load = sources.load
-
-    def renamed(source, split, **more):
-        return replace(load(source, split, **more), name=f"the {split} copy")
-
-    monkeypatch.setattr(sources, "load", renamed)
-    run = diffvit.train(SETTINGS, out=tmp_path / "run")
-    assert run.result["data"] == "the train copy, tested on the test copy"
-
-
-def test_an_unknown_split_is_a_usage_error(run):
-    with pytest.raises(ConfigError, match=r"'tset' vs test, validation, train\. did you mean 'test'\?"):
-        evaluate(run, split="tset")
 
 
 def test_predict_names_the_likeliest_classes(run, tmp_path):

@@ -99,11 +99,6 @@ ODD = {"embed_dim": 40, "num_heads": 5, "attention": "differential"}
     [
         (lambda _, state: state["norm.weight"].fill_(math.nan), "norm.weight holds NaN or infinite values"),
         (lambda _, state: [state.pop(f"norm.{name}") for name in ("weight", "bias")], "it lacks norm.bias and 1 more"),
-        (lambda _, state: state.update({"more.norm": torch.zeros(2)}), "it has the unexpected more.norm"),
-        (
-            lambda _, state: state.update({"head.weight": torch.zeros(10, 31)}),
-            "head.weight has the wrong size (10x31 vs 10x32)",
-        ),
         (lambda meta, _: meta["model"].update(depth=1_000_000_000), "(2 blocks vs 1000000000)"),
         (lambda meta, _: meta["model"].update(embed_dim=2**62), "describes an impossible model"),
         (lambda meta, _: meta["model"].update(ODD), "describes an impossible model"),
@@ -151,8 +146,6 @@ def test_other_files_are_refused_in_one_line(tmp_path, content):
 
 
 def test_missing_things_say_what_to_do(tmp_path):
-    with pytest.raises(InputError, match=r"no such run, file or packaged model"):
-        diffvit.load(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"has no model\.safetensors.*diffvit train --resume"):
         diffvit.load(tmp_path)
 
