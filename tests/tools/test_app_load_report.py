@@ -35,10 +35,10 @@ def test_every_question_is_counted(tally: Tally, tmp_path: Path) -> None:
     assert [rows[at]["memory"] for at in (0, 4, 9)] == [100 * 2**20, 150 * 2**20, 110 * 2**20]
     write(found, rows, tmp_path)
     text = (tmp_path / "report.md").read_text()
-    assert "23 questions: 21 answered, 1 told that the page is busy, **1 lost**" in text
+    assert "23 requests: 21 answered, 1 refused because the page was busy, **1 lost**" in text
     assert "| moving a dial | 21 | 20 | 1 | 0 | 250 ms | 400 ms | 400 ms |" in text
     assert "2 of 3 answered" in text
-    assert "100 MiB at the begin, at most 150 MiB, 110 MiB after it (+10.0%)" in text
+    assert "100 MiB at the start, at most 150 MiB, 110 MiB after it (+10.0%)" in text
 
 
 def test_the_documents_are_what_write_wrote_and_a_damaged_result_is_bad_input(tally: Tally, tmp_path: Path) -> None:
