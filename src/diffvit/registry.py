@@ -28,10 +28,12 @@ ROPE = "rope-2d"
 class AttentionKind:
     """A registered attention.
 
-    ``make(dim, num_heads, layer_index=, qkv_bias=, qk_norm=, norm_eps=, rope=)`` gives a
-    :class:`diffvit.models.attention.AttentionModule`; it may be written as ``"module:name"``. ``label`` is the model's
-    name in tables and plots, ``maps`` gives the number of a layer's attention maps from the softmax baseline's number
-    of heads, and ``refuse`` says why there cannot be so many heads (empty where there can; None allows every number).
+    Args:
+        make: ``make(dim, num_heads, layer_index=, qkv_bias=, qk_norm=, norm_eps=, rope=)`` gives a
+            :class:`diffvit.models.attention.AttentionModule`; or where such a function is, as ``"module:name"``.
+        label: the model's name in tables and plots.
+        maps: how many attention maps a layer has, from the softmax baseline's number of heads.
+        refuse: why there cannot be so many heads, or an empty string; None allows every number.
     """
 
     make: Callable[..., Any] | str
@@ -85,10 +87,17 @@ def register_attention(
     maps: Callable[[int], int] = int,
     refuse: Callable[[int], str] | None = None,
 ) -> None:
-    """Add an attention of your own to the values of ``--model.attention``; ValueError where its name is taken.
+    """Add an attention of your own to the values of ``--model.attention``.
 
-    The arguments are those of :class:`AttentionKind`; a subclass of :class:`diffvit.models.attention.Attention` will do
-    as ``make``, and ``label`` is ``name`` by default.
+    Args:
+        name: what the setting calls it.
+        make: see :class:`AttentionKind`; a subclass of :class:`diffvit.models.attention.Attention` will do.
+        label: the model's name in tables and plots; by default ``name``.
+        maps: see :class:`AttentionKind`.
+        refuse: see :class:`AttentionKind`.
+
+    Raises:
+        ValueError: there is one of this name already.
     """
     if name in ATTENTION:
         raise ValueError(f"attention {name!r} is registered already")
@@ -98,9 +107,14 @@ def register_attention(
 def register_position(name: str, make: Callable[[tuple[int, int], int, int], Any]) -> None:
     """Add a position embedding of your own to the values of ``--model.pos-embed``, alone or as ``NAME+rope-2d``.
 
-    ``make(grid, dim, prefix)`` gives a module. Called without arguments, that gives what is added to the tokens,
-    (1, prefix + rows * columns, dim): the ``prefix`` tokens before the patches first, then the patches of ``grid``
-    (rows, columns) row by row. ValueError where the name is taken.
+    Args:
+        name: what the setting calls it.
+        make: ``make(grid, dim, prefix)`` gives a module. Called without arguments, that gives what is added to the
+            tokens, (1, prefix + rows * columns, dim): the ``prefix`` tokens before the patches first, then the patches
+            of ``grid`` (rows, columns) row by row.
+
+    Raises:
+        ValueError: there is one of this name already.
     """
     if name in position_names() or "+" in name:
         raise ValueError(f"position embedding {name!r} is registered already, or has a + in its name")
@@ -108,10 +122,15 @@ def register_position(name: str, make: Callable[[tuple[int, int], int, int], Any
 
 
 def register_source(name: str, load: Callable[..., Any]) -> None:
-    """Add a data source of your own to the values of ``--data``; ValueError where its name is taken.
+    """Add a data source of your own to the values of ``--data``.
 
-    ``load(split, *, data_dir, image_size, **more)`` gives the :class:`diffvit.data.images.Images` of ``"train"`` or
-    ``"test"``, always the same in the same order; another size than ``image_size`` is resized.
+    Args:
+        name: what the setting calls it.
+        load: ``load(split, *, data_dir, image_size, **more)`` gives the :class:`diffvit.data.images.Images` of
+            ``"train"`` or ``"test"``, always the same in the same order; another size than ``image_size`` is resized.
+
+    Raises:
+        ValueError: there is one of this name already.
     """
     if name in SOURCES:
         raise ValueError(f"data source {name!r} is registered already")
@@ -119,11 +138,16 @@ def register_source(name: str, load: Callable[..., Any]) -> None:
 
 
 def register_augmentation(name: str, augment: Callable[[Any, Any], Any]) -> None:
-    """Add an augmentation of your own to the values of ``--augment.policy``; ValueError where its name is taken.
+    """Add an augmentation of your own to the values of ``--augment.policy``.
 
-    ``augment(pixels, draws)`` gives the changed pixels, uint8 (batch, chans, height, width) as given. ``draws`` are 16
-    uniform random numbers in [0, 1) for each sample, float32 (batch, 16), which depend on the run's seed, the epoch and
-    the sample alone: draw nothing else, and resuming repeats every bit.
+    Args:
+        name: what the setting calls it.
+        augment: ``augment(pixels, draws)`` gives the changed pixels, uint8 (batch, chans, height, width) as given.
+            ``draws`` are 16 uniform random numbers in [0, 1) for each sample, float32 (batch, 16), which depend on the
+            run's seed, the epoch and the sample alone: draw nothing else, and resuming repeats every bit.
+
+    Raises:
+        ValueError: there is one of this name already.
     """
     if name in AUGMENTATIONS:
         raise ValueError(f"augmentation {name!r} is registered already")

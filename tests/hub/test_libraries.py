@@ -11,7 +11,7 @@ from diffvit.hub import libraries
 
 def test_threads_leave_the_filters_of_warnings_as_they_were(monkeypatch):
     both = threading.Barrier(2)
-    libraries.timm_library()
+    libraries.library("timm")
 
     def slow_import():
         """Waits until the other thread is here too, and leaves before it."""
@@ -24,5 +24,5 @@ def test_threads_leave_the_filters_of_warnings_as_they_were(monkeypatch):
         before = list(warnings.filters)
         with ThreadPoolExecutor(2) as pool:
             for _ in range(4):
-                list(pool.map(lambda door: door(), [libraries.timm_library] * 2))
+                list(pool.map(libraries.library, ["timm"] * 2))
         assert warnings.filters == before

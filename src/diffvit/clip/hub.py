@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,31 +12,14 @@ from torch import Tensor, nn
 
 from diffvit.errors import EnvironmentFault, InputError
 from diffvit.hub.libraries import (
-    INSTALL,
     cache_where_offline,
     forbidden,
-    import_torchvision,
+    library,
     quietly,
     reason,
-    timm_library,
 )
 
 _TOKENS_AT_ONCE = 2_048  # of a batch of texts; more gains nothing on a CPU
-
-
-def open_clip_library() -> ModuleType:
-    """The module open_clip.
-
-    Raises:
-        EnvironmentFault: it is missing, or does not work here.
-    """
-    try:
-        with quietly():
-            import_torchvision()
-            import open_clip
-    except (ImportError, RuntimeError) as error:
-        raise EnvironmentFault("open_clip", f"cannot be imported ({reason(error)})", INSTALL) from None
-    return open_clip
 
 
 def imagenet_wordnet_ids() -> tuple[str, ...]:
@@ -46,7 +28,7 @@ def imagenet_wordnet_ids() -> tuple[str, ...]:
     Raises:
         EnvironmentFault: timm is missing, or does not work here.
     """
-    timm_library()
+    library("timm")
     from timm.data.imagenet_info import ImageNetInfo
 
     return tuple(ImageNetInfo().label_names())
@@ -60,22 +42,24 @@ def clip_skeleton(name: str, *, quick_gelu: bool) -> nn.Module:
     Raises:
         EnvironmentFault: it needs settings from a hub that cannot be reached.
     """
-    library = open_clip_library()
-    config = library.get_model_config(name)
+    open_clip = library("open_clip")
+    config = open_clip.get_model_config(name)
     config["quick_gelu"] = quick_gelu or bool(config.get("quick_gelu"))
     # Built from its class: create_model would warn through the root logger, and so set it up, for having no weights.
     text, custom = config["text_cfg"], config.pop("custom_text", False)
     foreign = "hf_model_name" in text
     text |= {"hf_model_pretrained": False} if foreign else {}
-    kind = library.CoCa if "multimodal_cfg" in config else library.CustomTextCLIP
-    kind = kind if custom or foreign else library.CLIP
+    kind = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP
+    kind = kind if custom or foreign else open_clip.CLIP
     try:
         with quietly(), cache_where_offline(), torch.random.fork_rng(devices=[]):
             return kind(**config).eval()
     except OSError as error:  # transformers' word for no network
         raise EnvironmentFault(name, f"its text tower's settings could not be fetched ({reason(error)})") from None
     except (ImportError, RuntimeError, TypeError, ValueError, AssertionError) as error:
-        raise EnvironmentFault(name, f"cannot be built by open_clip {library.__version__} ({reason(error)})") from None
+        raise EnvironmentFault(
+            name, f"cannot be built by open_clip {open_clip.__version__} ({reason(error)})"
+        ) from None
 
 
 def tokenizer_of(name: str) -> Any:
@@ -84,10 +68,10 @@ def tokenizer_of(name: str) -> Any:
     Raises:
         EnvironmentFault: it lies on a hub that cannot be reached.
     """
-    library = open_clip_library()
+    open_clip = library("open_clip")
     try:
         with quietly(), cache_where_offline():
-            return library.get_tokenizer(name)
+            return open_clip.get_tokenizer(name)
     except Exception as error:  # each way of fetching has errors of its own
         raise EnvironmentFault(name, f"its tokenizer could not be fetched ({reason(error)})") from None
 
@@ -104,8 +88,8 @@ def fetch_clip(name: str, tag: str) -> tuple[Path, str]:
     Raises:
         EnvironmentFault: it is in no cache and cannot be fetched; the line says what to put where.
     """
-    library = open_clip_library()
-    config = library.get_pretrained_cfg(name, tag)
+    open_clip = library("open_clip")
+    config = open_clip.get_pretrained_cfg(name, tag)
     hub, url = config.get("hf_hub", "").rstrip("/"), config.get("url", "")
     known = Path.home() / ".cache" / "clip" / url.rpartition("/")[2]
     said = "nobody published them"
@@ -114,8 +98,8 @@ def fetch_clip(name: str, tag: str) -> tuple[Path, str]:
             continue
         try:
             with quietly(), cache_where_offline():
-                path = library.download_pretrained(config, prefer_hf_hub=place == hub)
-            return Path(path), f"open_clip {library.__version__}, {place}"
+                path = open_clip.download_pretrained(config, prefer_hf_hub=place == hub)
+            return Path(path), f"open_clip {open_clip.__version__}, {place}"
         except Exception as error:  # each way of fetching has errors of its own
             said = reason(error)
     raise _unfetched(name, f"its weights {tag!r} could not be fetched ({said})", hub, url, "with --weights FILE")
@@ -123,7 +107,7 @@ def fetch_clip(name: str, tag: str) -> tuple[Path, str]:
 
 def arranged(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Published weights under the names of open_clip's model, where they are of an older or another layout."""
-    library = open_clip_library()
+    open_clip = library("open_clip")
     from open_clip.convert import convert_state_dict
 
     try:
@@ -131,7 +115,7 @@ def arranged(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     except (KeyError, RuntimeError, AttributeError, ValueError) as error:
         raise InputError("weights", f"cannot be brought into open_clip's layout ({reason(error)})") from None
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
-        state = library.model.convert_to_custom_text_state_dict(state)
+        state = open_clip.model.convert_to_custom_text_state_dict(state)
     for name in ("logit_scale", "logit_bias"):
         own = getattr(model, name, None)
         if isinstance(own, Tensor) and name in state and state[name].numel() == own.numel():
@@ -146,15 +130,15 @@ def timm_model(name: str, *, pretrained: bool) -> tuple[nn.Module, str]:
     Raises:
         EnvironmentFault: the weights are in no cache and cannot be fetched; the line says what to put where.
     """
-    library = timm_library()
-    config = library.get_pretrained_cfg(name)
+    timm = library("timm")
+    config = timm.get_pretrained_cfg(name)
     hub, url = config.hf_hub_id or "", config.url or ""
     try:
         with quietly(), cache_where_offline(), torch.random.fork_rng(devices=[]):
-            model: nn.Module = library.create_model(name, pretrained=pretrained).eval()
+            model: nn.Module = timm.create_model(name, pretrained=pretrained).eval()
     except Exception as error:  # each way of fetching has errors of its own
         raise _unfetched(name, f"its weights could not be fetched ({reason(error)})", hub, url, "as a file") from None
-    return model, f"timm {library.__version__}, {hub or url}"
+    return model, f"timm {timm.__version__}, {hub or url}"
 
 
 # Text features without the padding: the tower is causal, so what follows a text's end changes nothing before it

@@ -16,14 +16,13 @@ from diffvit.clip.hub import (
     arranged,
     clip_skeleton,
     fetch_clip,
-    open_clip_library,
     timm_model,
     tokenizer_of,
 )
 from diffvit.clip.preprocess import Preprocessing, of_clip, of_ours, of_timm
 from diffvit.errors import ConfigError, InputError, did_you_mean
 from diffvit.hub.files import check_finite, check_weights, read_weights
-from diffvit.hub.libraries import quietly, timm_library
+from diffvit.hub.libraries import library, quietly
 from diffvit.training.load import load_with_meta
 
 _COUNTS = ".num_batches_tracked"  # of BatchNorm; old files lack them, and nothing is computed from them
@@ -113,9 +112,9 @@ def load_clip(
         InputError: the file does not hold this model's weights; the line names the first key.
         EnvironmentFault: open_clip is missing, or nothing could be fetched.
     """
-    library = open_clip_library()
+    open_clip = library("open_clip")
     _check_names(name, pretrained, weights)
-    settings = library.get_pretrained_cfg(name, pretrained) if pretrained else {}
+    settings = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
     quick = bool(settings.get("quick_gelu"))
     tokenizer = tokenizer_of(name)
     path, source = (weights, str(weights)) if weights else fetch_clip(name, pretrained or "")
@@ -128,7 +127,7 @@ def load_clip(
         assert_quick_gelu(model)
     trained = {key: each for key, each in tensors.items() if key not in _OPENAI_NOTES}
     fill(str(path), name, model, arranged(model, trained))
-    default = library.OPENAI_DATASET_MEAN, library.OPENAI_DATASET_STD
+    default = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
     preprocessing = of_clip(settings, getattr(model.visual, "image_size", 224), *default)
     return Clip(ready(model, device), preprocessing, source, tokenizer, name, pretrained)
 
@@ -139,8 +138,8 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: any other archive, or no weights.
     """
-    library = open_clip_library()
-    tagged = [library.get_pretrained_cfg(name, tag) for name, tag in library.list_pretrained() if tag == "openai"]
+    open_clip = library("open_clip")
+    tagged = [open_clip.get_pretrained_cfg(name, tag) for name, tag in open_clip.list_pretrained() if tag == "openai"]
     with contextlib.suppress(OSError), path.open("rb") as file:  # the reader says what is wrong with the file
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         if any(f"/{digest}/" in config.get("url", "") for config in tagged):
@@ -165,7 +164,7 @@ def load_resnet50(
         InputError: the file does not hold a ResNet-50's weights; the line names the first key.
         EnvironmentFault: timm is missing, or nothing could be fetched.
     """
-    names = sorted(timm_library().list_pretrained("resnet50.*"))
+    names = sorted(library("timm").list_pretrained("resnet50.*"))
     name = RESNET50.get(weights, weights)
     if name not in names:
         have = ", ".join([*RESNET50, *RESNET50.values(), "..."])
@@ -230,12 +229,12 @@ def ready(model: nn.Module, device: torch.device | str) -> nn.Module:
 
 
 def _check_names(name: str, pretrained: str | None, weights: Path | None) -> None:
-    library = open_clip_library()
-    names: Any = library.list_models()
+    open_clip = library("open_clip")
+    names: Any = open_clip.list_models()
     if name not in names:
         hint = did_you_mean(name, names).replace(" did", "Did", 1)
-        raise ConfigError("--model", f"no model {name!r} in open_clip {library.__version__}", hint)
-    tags = library.list_pretrained_tags_by_model(name)
+        raise ConfigError("--model", f"no model {name!r} in open_clip {open_clip.__version__}", hint)
+    tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained is None and weights is None:
         raise ConfigError("--pretrained", f"needs a name ({', '.join(tags) or 'none is published'}) or --weights FILE")
     if pretrained is not None and pretrained not in tags:

@@ -19,13 +19,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.benchmark import timer
 
-from diffvit.clip.hub import open_clip_library
 from diffvit.clip.preprocess import Preprocessing
 from diffvit.data import cifar10, shapes, sources
 from diffvit.data.folder import image_files
 from diffvit.data.images import decode
 from diffvit.errors import ConfigError, InputError
 from diffvit.files import cache_folder
+from diffvit.hub.libraries import library
 from diffvit.measuring import facts, order, prepare, spread
 
 CLASSES, LOGIT_SCALE = 10, 100.0  # the scale that CLIP's training ends at (arXiv 2103.00020, section 2.5)
@@ -87,7 +87,7 @@ def run(
         EnvironmentFault: open_clip is missing.
     """
     start = timer()
-    environment = {**facts(device, prepare(threads)), "open_clip": open_clip_library().__version__}
+    environment = {**facts(device, prepare(threads)), "open_clip": library("open_clip").__version__}
     images, name = sample_images(data_dir, plan.images)
     visual: Any = random_rn50(images[:8]) if clip is None else copy.deepcopy(clip.visual)
     visual = visual.float().cpu().eval().requires_grad_(False)
@@ -235,7 +235,7 @@ def engines_of(visual: nn.Module, device: str) -> dict[str, Engine]:
             if key not in models:
                 made: Any = copy.deepcopy(visual)
                 if mode.weights != torch.float32:
-                    open_clip_library().model.convert_weights_to_lp(made, mode.weights)
+                    library("open_clip").model.convert_weights_to_lp(made, mode.weights)
                 models[key] = made.to(device).to(memory_format=memory_format)
             found.append(Engine(mode, layout, device, models[key]))
     return {engine.facts["name"]: engine for engine in found}
@@ -486,7 +486,7 @@ def random_rn50(images: Tensor) -> nn.Module:
     """OpenAI's RN50 image encoder (arXiv 2103.00020, appendix F) with seeded weights, :func:`calibrated`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        resnet = open_clip_library().modified_resnet.ModifiedResNet
+        resnet = library("open_clip").modified_resnet.ModifiedResNet
         made = resnet([3, 4, 6, 3], output_dim=1024, heads=32, image_size=224, width=64)
     return calibrated(made, images)
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffvit.clip.hub import open_clip_library
 from diffvit.errors import ConfigError, InputError, did_you_mean
+from diffvit.hub.libraries import library
 
 SINGLE = "a photo of a {}."
 NAMED = ("openai-80", "openai-7", "single")
@@ -50,8 +50,8 @@ def load_templates(name: str = "openai-80") -> Templates:
     if name == "single":
         return Templates(name, (SINGLE,))
     if name in NAMED:
-        library = open_clip_library()
-        given = library.OPENAI_IMAGENET_TEMPLATES if name == "openai-80" else library.SIMPLE_IMAGENET_TEMPLATES
+        open_clip = library("open_clip")
+        given = open_clip.OPENAI_IMAGENET_TEMPLATES if name == "openai-80" else open_clip.SIMPLE_IMAGENET_TEMPLATES
         return Templates(name, tuple(each("{}") for each in given))
     path = Path(name)
     if not path.exists():
@@ -66,7 +66,7 @@ def load_templates(name: str = "openai-80") -> Templates:
 
 def imagenet_names() -> tuple[str, ...]:
     """ImageNet's 1000 class names as OpenAI put them, in the order of the classes; two pairs are equal."""
-    return tuple(open_clip_library().IMAGENET_CLASSNAMES)
+    return tuple(library("open_clip").IMAGENET_CLASSNAMES)
 
 
 def twins(labels: Sequence[str]) -> tuple[tuple[int, ...], ...]:

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffvit.clip.encode import Progress, cached_rows, digest, fingerprint
-from diffvit.clip.hub import open_clip_library, text_features
+from diffvit.clip.hub import text_features
 from diffvit.clip.load import Clip
 from diffvit.clip.small.model import KnownTokens
 from diffvit.clip.templates import MAX_LABELS, Templates, twins
 from diffvit.errors import ConfigError, InputError
+from diffvit.hub.libraries import library
 
 _VERSION = 2  # of what is computed here; a change invalidates every cached part
 _BARE = Templates("bare", ("{}",))
@@ -83,7 +84,7 @@ def zero_shot_classifier(
         raise ConfigError("templates", "must have {} where the label goes, at least one of them")
     unknown, cut, context = _unread(clip, labels, templates) if check else ((), (), 0)
     size = max(1, _PROMPTS_AT_ONCE // len(templates.texts))
-    tokenizer = [clip.name, type(clip.tokenizer).__name__, open_clip_library().__version__]
+    tokenizer = [clip.name, type(clip.tokenizer).__name__, library("open_clip").__version__]
     key = digest([_VERSION, text_fingerprint(clip.model), tokenizer, templates.texts, list(labels), size])
     chunks = [labels[first : first + size] for first in range(0, len(labels), size)]
     computed = 0

@@ -24,15 +24,14 @@ _DEFINED: list[torch.library.Library] = []  # a library's definitions end with t
 _ONE_AT_A_TIME = threading.RLock()
 
 
-def timm_library(hint: str = INSTALL) -> ModuleType:
-    """The module timm."""
+def library(name: str, hint: str = INSTALL) -> ModuleType:
+    """The module ``timm`` or ``open_clip``; EnvironmentFault where it is missing, or does not work here."""
     try:
         with quietly():
             import_torchvision()
-            import timm
+            return import_module(name)
     except (ImportError, RuntimeError) as error:
-        raise EnvironmentFault("timm", f"cannot be imported ({reason(error)})", hint) from None
-    return timm
+        raise EnvironmentFault(name, f"cannot be imported ({reason(error)})", hint) from None
 
 
 def import_torchvision() -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from diffvit.errors import ConfigError, EnvironmentFault, InputError, did_you_mean
 from diffvit.hub.files import check_finite, check_weights, read_weights
-from diffvit.hub.libraries import cache_where_offline, quietly, reason, timm_library
+from diffvit.hub.libraries import cache_where_offline, library, quietly, reason
 from diffvit.models.vit import VisionTransformer
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -111,7 +111,7 @@ def _from_file(
 
 def _downloaded(name: str) -> Pretrained:
     skeleton = _skeleton(name)
-    timm = timm_library(_INSTALL)
+    timm = library("timm", _INSTALL)
     settings, config = settings_of_timm(name, skeleton), skeleton.pretrained_cfg  # before megabytes are fetched
     if not timm.models.is_model_pretrained(name):
         raise ConfigError("pretrained", f"nobody published weights for {name}", "Give some with --weights FILE.")
@@ -131,7 +131,7 @@ def _downloaded(name: str) -> Pretrained:
 
 def _skeleton(name: str, **settings: Any) -> Any:
     """Timm's model of that name without weights: no memory, no download."""
-    timm = timm_library(_INSTALL)
+    timm = library("timm", _INSTALL)
     names = {*timm.list_models(), *timm.list_pretrained()}
     if name not in names:
         hint = did_you_mean(name, names).strip().capitalize()

@@ -11,7 +11,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffvit.clip.hub import encode_text, open_clip_library
+from diffvit.clip.hub import encode_text
+from diffvit.hub.libraries import library
 from diffvit.models.vit import VisionTransformer
 
 _FIRST_SCALE, _LARGEST_SCALE = 1 / 0.07, 100.0  # section 2.5 of the paper
@@ -63,7 +64,7 @@ class SmallClip(nn.Module):
         self.settings = {"kind": "clip", "visual": {**visual, "num_classes": joint_dim}, "text": dict(text)}
         self.settings |= {"joint_dim": joint_dim, "vocabulary": vocabulary}
         self.visual = VisionTransformer(**self.settings["visual"])
-        self.text = open_clip_library().transformer.TextTransformer(
+        self.text = library("open_clip").transformer.TextTransformer(
             context_length=text["context_length"],
             width=text["embed_dim"],
             heads=text["num_heads"],
