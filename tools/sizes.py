@@ -7,8 +7,7 @@ from pathlib import Path
 
 from tools.pages import ROOT
 
-BOUND = 20_800  # lines of Python in src; it only ever falls
-GOAL = 20_000  # of the design, in at most 140 files
+BOUND = 20_000  # lines of Python in src, of the design; tests may have as many as src
 # Lines that the design wants in each folder of src/diffvit.
 WANTED = {
     **{"models": 1000, "kernels": 800, "data": 2000, "training": 2000, "experiments": 1300, "reporting": 1500},
@@ -31,22 +30,24 @@ def table(root: Path = ROOT) -> list[tuple[str, int, int, int | None]]:
         (name, *count(package / name), WANTED.get(name)) for name in names if count(package / name)[1]
     ]
     rows.append(("beside them", *count(package, "*.py"), None))
-    rows.append(("src", *count(root / "src"), GOAL))
+    rows.append(("src", *count(root / "src"), BOUND))
     rows.append(("tests", *count(root / "tests"), None))
     return [*rows, *((name, *count(root / name), None) for name in ("tools", "benchmarks"))]
 
 
 def main(root: Path = ROOT) -> int:
-    """Print the table; 1 where src has more lines than :data:`BOUND`, else 0."""
+    """Print the table; 1 where src has more lines than :data:`BOUND`, or tests more than src, else 0."""
     rows = table(root)
     print(f"{'':14}{'lines':>8}{'files':>7}{'design':>9}")
     for name, lines, files, wanted in rows:
         print(f"{name:14}{lines:8,}{files:7,}{'' if wanted is None else f'{wanted:,}':>9}")
-    lines = next(lines for name, lines, *_ in rows if name == "src")
-    if lines > BOUND:
-        print(f"error: src: has too many lines ({lines:,} vs {BOUND:,}). Take something out.", file=sys.stderr)
-        return 1
-    return 0
+    found = {name: lines for name, lines, *_ in rows}
+    most = {"src": BOUND, "tests": found["src"]}
+    over = [name for name in most if found[name] > most[name]]
+    for name in over:
+        why = f"has too many lines ({found[name]:,} vs {most[name]:,})"
+        print(f"error: {name}: {why}. Take something out.", file=sys.stderr)
+    return 1 if over else 0
 
 
 if __name__ == "__main__":

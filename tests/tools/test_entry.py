@@ -80,6 +80,10 @@ def test_sizes_are_counted_and_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path
     rows = {name: (lines, files) for name, lines, files, _ in sizes.table(tmp_path)}
     assert (rows["models"], rows["beside them"], rows["src"], rows["tests"]) == ((3, 1), (1, 1), (4, 2), (0, 0))
     monkeypatch.setattr(sizes, "BOUND", 3)
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_vit.py").write_text("a = 1\n" * 5)
     capsys.readouterr()
     assert sizes.main(tmp_path) == 1
-    assert "error: src: has too many lines (4 vs 3)" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "error: src: has too many lines (4 vs 3)" in said
+    assert "error: tests: has too many lines (5 vs 4)" in said
