@@ -25,9 +25,8 @@ COMMANDS = [
     for block in re.findall(r"```\n(diffvit .*?)```", PAGE.read_text(), re.S)
     for line in block.strip().splitlines()
 ]
-SMALL = (
-    "--model.embed-dim 32 --model.depth 2 --model.num-heads 4 --shapes.train 200 --shapes.test 100 --validation-size 0"
-)
+SMALL = "--model.embed-dim 32 --model.depth 2 --model.num-heads 4 --shapes.train 200 --shapes.test 100"
+SMALL += " --validation-size 0 --threads 1"  # the suite runs one worker per core
 
 pytestmark = pytest.mark.system
 
