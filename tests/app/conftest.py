@@ -1,4 +1,4 @@
-"""One explorer and one server for all tests of the app."""
+"""One explorer for all tests of the app, and a server for each file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def explorer() -> Explorer:
     return made_explorer()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def client(explorer: Explorer) -> Iterator[TestClient]:
     with made_client(explorer) as made:
         yield made
