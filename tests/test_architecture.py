@@ -81,3 +81,8 @@ def test_the_former_name_of_the_attention_package_is_the_package():
 
     assert diffvit.interpret is diffvit.attention
     assert capture is diffvit.attention.capture
+
+
+def test_a_function_lives_where_its_subject_lives():
+    stems = {path.stem for path in (ROOT / "src" / "diffvit").rglob("*.py")}
+    assert stems & {"utils", "util", "helpers", "common", "misc"} == set()

@@ -1,5 +1,6 @@
 """``--help`` is quick, and the installed command behaves as in the other tests."""
 
+import os
 import subprocess
 import sys
 
@@ -51,6 +52,20 @@ def test_the_help_of_train_shows_every_setting_with_its_meaning_and_default(tmp_
         "--debug",
     ):
         assert words in text
+
+
+def test_help_takes_little_longer_than_importing_the_libraries_that_show_it(tmp_path):
+    """Processor time, the best of four in turns: machines differ, and the suite shares its cores with other work."""
+    libraries = [sys.executable, "-c", "import cyclopts, pydantic, rich.console, rich.table, yaml"]
+    seconds = {"help": [], "libraries": []}
+    for _ in range(4):
+        for name, command in (("help", [*COMMAND, "train", "--help"]), ("libraries", libraries)):
+            before = os.times()
+            assert run(command, tmp_path).returncode == 0
+            after = os.times()
+            spent = after.children_user + after.children_system - before.children_user - before.children_system
+            seconds[name].append(spent)
+    assert min(seconds["help"]) < 4 * min(seconds["libraries"])
 
 
 def test_the_command_in_its_own_process_answers_with_a_line_and_a_code(tmp_path):

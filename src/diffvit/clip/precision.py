@@ -338,7 +338,7 @@ def measure(
     per_image: dict[str, float] = {}
     for place, size in enumerate(sizes):
         share = (end - timer()) / (len(sizes) - place + (between is None))
-        tell(f"batch {size}: {share:.0f} s")
+        tell(f"batch {size}: {max(0.0, share):.0f} s")
         batch = images[torch.arange(size) % len(images)].contiguous()
         found, cost = _batch_rows(engines, batch, per_image, plan.most, timer() + share)
         rows += found
