@@ -10,12 +10,13 @@ from diffvit.reporting.rows import RESULT_COLUMNS, Correct, RunRecord
 from diffvit.reporting.texts import statements
 
 STUDIES = 4_000
+ROW = dict.fromkeys(RESULT_COLUMNS) | {"attention": "softmax"}
 
 
 def _record(arm: int, seed: int, accuracy: float, images: int, right: np.ndarray | None = None) -> RunRecord:
-    row = dict.fromkeys(RESULT_COLUMNS) | {"run": f"{arm}-{seed}", "seed": seed, "attention": "softmax"}
+    row = ROW | {"run": f"{arm}-{seed}", "seed": seed, "test_accuracy": accuracy, "test_images": images}
     correct = None if right is None else Correct("the same", images, np.packbits(right).tobytes())
-    return RunRecord(row | {"test_accuracy": accuracy, "test_images": images}, [], correct=correct)
+    return RunRecord(row, [], correct=correct)
 
 
 def _names_a_winner(table: np.ndarray, images: int, right: np.ndarray | None = None) -> bool:
@@ -77,7 +78,7 @@ def _right(
     level = 1.5 * hard + draw.normal(0, hard, images) + draw.normal(0, own, (arms, 1, images))
     level = level + draw.normal(0, seeds, (*shape[:2], 1))
     level[0] += gap
-    return draw.random(shape) < 1 / (1 + np.exp(-level))
+    return draw.random(shape, np.float32) < 1 / (1 + np.exp(-level.astype(np.float32)))
 
 
 @pytest.mark.system

@@ -112,16 +112,19 @@ def simultaneous_differences(
     training = _critical_difference(confidence, len(arms), degrees) * error
     critical = _critical_difference(confidence, len(arms), math.inf)
     known = correct or [None] * len(arms)
+    over_seeds = [None if each is None else each.mean(0) for each in known]
     found = {}
     for one, two in itertools.combinations(range(len(arms)), 2):
-        first, second = known[one], known[two]
+        first, second = over_seeds[one], over_seeds[two]
         if first is None or second is None:
             error = math.sqrt(_sampling_variance(means[one], images) + _sampling_variance(means[two], images))
             half = math.hypot(training, critical * error)
         else:
-            differences = np.subtract(first, second, dtype=np.float64)
-            whole = paired_variance(differences.mean(0))
-            interaction = float(differences.var(0, ddof=1).mean()) / differences.size
+            differences = first - second
+            whole = paired_variance(differences)
+            # The squared deviations of an image's differences from their mean over seeds, summed over all images.
+            squares = np.count_nonzero(known[one] != known[two]) - seeds * float(differences @ differences)
+            interaction = squares / (seeds - 1) / seeds / len(differences) ** 2
             half = math.hypot(training, critical * math.sqrt(max(0.0, whole - interaction)))
             half = max(half, critical * math.sqrt(whole))
         centre = means[one] - means[two]
