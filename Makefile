@@ -12,18 +12,19 @@ endif
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m compileall -qq -j 0 $(BIN)/../lib || true  # on all cores, which pip does on one
 	touch $@
 
 demo: $(READY)  ## train a ViT and its differential twin, then compare them (about five minutes on two cores)
 	$(BIN)/python -m tools.demo configs
 
 test: $(READY)  ## the whole quick suite, one worker per core
-	$(BIN)/python -m pytest -q -n auto --dist worksteal
+	$(BIN)/python -m pytest -q -n auto --dist worksteal --ignore tests/system
 
 test-system: $(READY)  ## long runs, kills, the browser, one worker per core; then those that need a quiet machine
-	$(BIN)/python -m pytest -q -n auto --dist loadfile -m 'system and not cuda and not alone' --timeout 900 --durations 12
-	$(BIN)/python -m pytest -q -m 'alone' --timeout 900
+	$(BIN)/python -m pytest -q -n auto --dist loadfile tests/system -m 'not alone' --timeout 900 --durations 12
+	$(BIN)/python -m pytest -q tests/system -m alone --timeout 900
 
 check: $(READY)  ## style, types, import contracts, sizes, generated documents
 	$(BIN)/ruff check .

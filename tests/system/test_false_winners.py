@@ -9,6 +9,7 @@ from diffvit.reporting.arms import Arm, ranking
 from diffvit.reporting.rows import RESULT_COLUMNS, Correct, RunRecord
 from diffvit.reporting.texts import statements
 
+pytestmark = pytest.mark.system
 STUDIES = 4_000
 ROW = dict.fromkeys(RESULT_COLUMNS) | {"attention": "softmax"}
 
@@ -35,7 +36,6 @@ def _names_a_winner(table: np.ndarray, images: int, right: np.ndarray | None = N
     return any(interval.excludes_zero for interval in found.intervals.values())
 
 
-@pytest.mark.system
 @pytest.mark.parametrize("correlated", [False, True])
 @pytest.mark.parametrize(("arms", "seeds"), [(3, 3), (5, 3), (8, 3), (8, 5)])
 @pytest.mark.parametrize(("images", "spread"), [(10_000, 0.002), (10_000, 0.01), (10**9, 0.01)])
@@ -81,7 +81,6 @@ def _right(
     return draw.random(shape, np.float32) < 1 / (1 + np.exp(-level.astype(np.float32)))
 
 
-@pytest.mark.system
 @pytest.mark.parametrize(("arms", "seeds", "images"), [(2, 3, 1_000), (8, 3, 1_000), (8, 5, 1_000), (3, 3, 10_000)])
 @pytest.mark.parametrize(
     ("hard", "own", "spread"), [(1.0, 0.0, 0.05), (2.0, 1.0, 0.01), (6.0, 2.0, 0.05), (6.0, 6.0, 0.3)]
@@ -99,7 +98,6 @@ def test_no_effect_names_a_winner_in_one_study_of_twenty_by_images(
     assert false <= 0.055 * studies
 
 
-@pytest.mark.system
 def test_pairing_by_image_finds_smaller_effects() -> None:
     """Arms that are right on nearly the same images, two thirds of a point apart."""
     draw, found = np.random.default_rng(6), [0, 0]
@@ -111,7 +109,6 @@ def test_pairing_by_image_finds_smaller_effects() -> None:
     assert found[1] < 20
 
 
-@pytest.mark.system
 def test_an_effect_is_found() -> None:
     """Three points between two of eight arms, half a point of standard deviation over three seeds: mostly found."""
     draw = np.random.default_rng(5)
