@@ -48,7 +48,9 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Expected]:
 
 @pytest.fixture(autouse=True)
 def _in_the_folder(expected: Expected, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one cache for all: the 1,000 names are embedded once."""
     monkeypatch.chdir(expected.folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(expected.folder / "cache"))
 
 
 def killed_on_its_way(command: Sequence[str], parts: int) -> int:
