@@ -17,9 +17,14 @@ ROPE_BASE = 100.0  # arXiv 2403.13298, section 3.1: the square root of what lang
 _PARTS = {"learned-2d": (2, "halves"), "sincos-1d": (2, "halves"), "sincos-2d": (4, "quarters")}
 
 
+def _count(number: int) -> Float[Tensor, " number"]:
+    """From 0 to ``number - 1``, on the CPU: torch.arange on the meta device imports for a second and a half."""
+    return torch.arange(number, dtype=torch.float64, device="cpu")
+
+
 def sincos(positions: Float[Tensor, " tokens"], dim: int) -> Float[Tensor, "tokens dim"]:
     """Sines, then cosines, of ``position / 10000^(2 i / dim)`` (arXiv 1706.03762, section 3.5), in float64."""
-    rates = 10000.0 ** (-torch.arange(dim // 2, dtype=torch.float64) / (dim // 2))
+    rates = 10000.0 ** (-_count(dim // 2) / (dim // 2))
     angles = positions.double()[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
@@ -28,12 +33,12 @@ def sincos_table(kind: str, grid: tuple[int, int], dim: int, prefix: int) -> Flo
     """The fixed table of ``sincos-1d`` or ``sincos-2d``; the ``prefix`` tokens before the patches have zeros."""
     rows, columns = grid
     if kind == "sincos-1d":
-        table = sincos(torch.arange(rows * columns, dtype=torch.float64), dim)
+        table = sincos(_count(rows * columns), dim)
     else:
-        down = sincos(torch.arange(rows, dtype=torch.float64), dim // 2)
-        across = sincos(torch.arange(columns, dtype=torch.float64), dim // 2)
+        down = sincos(_count(rows), dim // 2)
+        across = sincos(_count(columns), dim // 2)
         table = _over_grid(down, across)
-    return torch.cat([torch.zeros(prefix, dim, dtype=torch.float64), table])[None].float()
+    return torch.cat([table.new_zeros(prefix, dim), table])[None].float().to(torch.get_default_device())
 
 
 def attach(model: nn.Module, kind: str, grid: tuple[int, int], dim: int, prefix: int) -> None:
@@ -128,11 +133,11 @@ class Rope2d(nn.Module):
         super().__init__()
         if head_dim % 4:
             raise ConfigError("num_heads", f"leaves heads {head_dim} wide: rope-2d needs a multiple of 4")
-        rates = ROPE_BASE ** (-torch.arange(head_dim // 4, dtype=torch.float64) * 4 / head_dim)
-        rows, columns = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in grid), indexing="ij")
+        rates = ROPE_BASE ** (-_count(head_dim // 4) * 4 / head_dim)
+        rows, columns = torch.meshgrid(*map(_count, grid), indexing="ij")
         angles = torch.cat([rows.reshape(-1, 1) * rates, columns.reshape(-1, 1) * rates], dim=1)
         angles = torch.cat([angles.new_zeros(prefix, head_dim // 2), angles])
-        self.register_buffer("angles", angles, persistent=False)
+        self.register_buffer("angles", angles.to(torch.get_default_device()), persistent=False)
 
     def forward(self, x: Float[Tensor, "batch tokens heads width"]) -> Float[Tensor, "batch tokens heads width"]:
         """Rotate queries or keys; where there are fewer tokens than positions, they are the first ones."""

@@ -15,6 +15,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from diffvit import weights
 from diffvit.config import ModelConfig, validate
@@ -140,12 +141,21 @@ def _check_shapes(path: Path, header: Mapping[str, Any], settings: Mapping[str, 
         why = f"its weights do not fit its settings ({len(blocks)} blocks vs {settings['depth']})"
         raise InputError(str(path), why)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _NoInit():
             expected = {name: tuple(tensor.shape) for name, tensor in _build(settings).state_dict().items()}
     except (ConfigError, RuntimeError, ValueError) as error:
         why = f"describes an impossible model: {' '.join(str(error).split())[:120]}"
         raise InputError(str(path), why) from None
     check_weights(str(path), found, expected, why="its weights do not fit its settings: ")
+
+
+class _NoInit(TorchFunctionMode):
+    """Leaves out what torch.nn.init does: on the meta device a normal draw imports all of torch.compile."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return None
+        return func(*args, **(kwargs or {}))
 
 
 def _build(settings: Mapping[str, Any]) -> VisionTransformer:

@@ -56,9 +56,10 @@ def logits_of(
     ``precision`` is ``"fp32"`` or ``"bf16"`` (autocast; the logits come back as float32).
     """
     device = torch.device(device)
+    size = min(batch_size, 125) if device.type == "cpu" else batch_size  # what fits a processor's cache is faster
     parts: list[Tensor] = []
     with evaluating(model), torch.inference_mode():
-        for images in evaluation_batches(pixels, batch_size, mean, std, device):
+        for images in evaluation_batches(pixels, size, mean, std, device):
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 parts.append(model(images))
         # Copying back at the end keeps an accelerator's queue full.
