@@ -7,7 +7,7 @@ ifneq ($(and $(DIFFVIT_DATA),$(wildcard $(DIFFVIT_DATA)/official/cifar10)),)
 override export DIFFVIT_DATA := $(DIFFVIT_DATA)/official
 endif
 
-.PHONY: demo app app-load screenshot test test-system check docs bench attention-study clip-cifar10 studies clip-published clean
+.PHONY: demo app app-load screenshot test test-system check types style docs bench attention-study clip-cifar10 studies clip-published clean
 .DELETE_ON_ERROR:
 
 $(READY): pyproject.toml constraints.txt
@@ -27,9 +27,14 @@ test-system: $(READY)  ## long runs, kills, the browser, one worker per core; th
 	$(BIN)/python -m pytest -q tests/system -m alone --timeout 900
 
 check: $(READY)  ## style, types, import contracts, sizes, generated documents
+	$(MAKE) --no-print-directory -j 2 types style
+
+types: $(READY)
+	$(BIN)/pyright
+
+style: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m tools.sizes
 	$(BIN)/python -m tools --check
