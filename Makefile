@@ -48,7 +48,7 @@ app: $(READY)  ## the explorer: a page on this machine to look inside models
 app-load: $(READY)  ## reports/app-load: the explorer under fifty visitors at a time (one minute, run nothing beside it)
 	$(BIN)/python -m benchmarks.app_load
 
-screenshot: $(READY)  ## docs/explorer.png, the explorer as the README shows it (needs Debian's chromium)
+screenshot: $(READY)  ## docs/explorer.png, as the README shows it, and the slider's latency (needs Debian's chromium)
 	$(BIN)/python -m benchmarks.screenshot docs/explorer.png
 
 bench: $(READY)  ## speed beside timm, vit-pytorch and transformers (under ten minutes on two idle cores)

@@ -1,14 +1,23 @@
-"""The explorer's picture in the README: ``make screenshot`` (needs Debian's chromium and CIFAR-10)."""
+"""The explorer in a browser: ``make screenshot`` (needs Debian's chromium and CIFAR-10).
+
+Writes the README's picture, and prints how soon the page answers a slider.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import shutil
+import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
-from playwright.async_api import async_playwright
+import torch
+from playwright.async_api import Page, async_playwright
 
 from benchmarks.app_load import page
 
@@ -36,7 +45,24 @@ async def screenshot(out: Path) -> None:
             await tab.mouse.move(0, 0)
             await tab.wait_for_timeout(500)
             await tab.screenshot(path=out)
+            print(json.dumps(await slider_latency(tab)))
             await opened.close()
+
+
+async def slider_latency(tab: Page, turns: int = 40) -> dict[str, Any]:
+    """Milliseconds from a key on the layer's slider to the new maps of both models: median and worst."""
+    text = "document.querySelector('#dv-view .dv-text').innerText"
+    await tab.get_by_role("slider", name="Layer").first.focus()
+    seconds = []
+    for turn in range(turns):
+        before = await tab.evaluate(text)
+        start = time.perf_counter()
+        await tab.keyboard.press("ArrowLeft" if turn % 2 == 0 else "ArrowRight")
+        await tab.wait_for_function(f"before => {text} !== before", arg=before, polling=4)
+        seconds.append(time.perf_counter() - start)
+    median, worst = (round(1000 * each, 1) for each in (statistics.median(seconds), max(seconds)))
+    machine = {"cores": os.cpu_count(), "torch": torch.__version__}
+    return {"slider_median_ms": median, "slider_worst_ms": worst, "answers": turns, **machine}
 
 
 if __name__ == "__main__":
