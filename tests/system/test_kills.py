@@ -21,6 +21,7 @@ from diffvit.training.loop import train
 from diffvit.training.run_dir import RunDir
 
 pytestmark = pytest.mark.system
+EPOCHS = 8
 TIMING = ("seconds", "images_per_second", "train_seconds", "data_seconds", "compile_seconds")
 
 
@@ -52,7 +53,7 @@ def config(**changes: object) -> Config:
             "data": "shapes",
             "shapes": {"train": 380, "test": 40, "size": 16},
             "validation_size": 40,
-            "epochs": 12,
+            "epochs": EPOCHS,
             "batch_size": 32,
             "accumulate": 2,
             "ema": 0.95,
@@ -129,7 +130,7 @@ def test_twenty_kills_at_random_moments_change_no_bit(whole: tuple[Path, Path, f
         training = Training(file, outs[-1])
         if kills < 20:
             training.wait_until_ready()
-            time.sleep(moments.uniform(0.0, 1.6 * seconds / 12))  # up to 1.6 epochs
+            time.sleep(moments.uniform(0.0, 1.6 * seconds / EPOCHS))  # up to 1.6 epochs
             training.process.kill()
         killed = training.finish(0, -signal.SIGKILL) == -signal.SIGKILL
         kills += killed
@@ -160,7 +161,7 @@ def test_a_stopped_process_exits_with_its_signals_code(whole: tuple[Path, Path, 
     file, uninterrupted, seconds = whole
     training = Training(file, tmp_path / "run")
     training.wait_until_ready()
-    time.sleep(seconds / 12)
+    time.sleep(seconds / EPOCHS)
     os.kill(training.process.pid, number)
     training.finish(128 + number)
     errors = training.log.read_text()
