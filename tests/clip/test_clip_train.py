@@ -33,16 +33,16 @@ Captured = pytest.CaptureFixture[str]
 SETTINGS: dict[str, Any] = {
     "objective": "contrastive",
     "data": "shapes",
-    "shapes": {"train": 1700, "test": 200, "size": 16, "clutter": 0.0, "noise": 0.0},
+    "shapes": {"train": 900, "test": 200, "size": 16, "clutter": 0.0, "noise": 0.0},
     "validation_size": 100,
     "epochs": 4,
     "batch_size": 40,
     "threads": 1,
     "precision": "fp32",
     "joint_dim": 24,
-    "model": {"image_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "pool": "mean"},
+    "model": {"image_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2, "pool": "mean"},
     "text": {"embed_dim": 32, "depth": 1, "num_heads": 2, "context_length": 16},
-    "optimizer": {"name": "muon", "lr": 0.004, "muon_lr": 0.02},
+    "optimizer": {"name": "muon", "lr": 0.01, "muon_lr": 0.04},
 }
 
 
@@ -140,6 +140,7 @@ class StopAt(Progress):
 
 def test_going_on_gives_the_same_weights(finished: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffvit.training.loop._SHOWN_EVERY", 0.0)
+    monkeypatch.setattr("diffvit.reporting.render.run_report", lambda run: run.path)  # drawn above
     with pytest.raises(Interrupted, match="resume with: diffvit clip train --resume"):
         train(clip_config(), out=tmp_path / "r", task=ContrastiveTask(), progress=StopAt(25))
     assert run(["clip", "train", "--resume", str(tmp_path / "r"), "--quiet"]) == 0

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from diffvit import weights
+from diffvit.clip.hub import tokenizer_of
 from diffvit.clip.load import Clip, fill, ready
 from diffvit.clip.preprocess import of_ours
 from diffvit.clip.small.model import SmallClip
 from diffvit.clip_settings import TextConfig
 from diffvit.errors import ConfigError, InputError
 from diffvit.hub.files import read_header, read_weights
-from diffvit.hub.libraries import library, reason
+from diffvit.hub.libraries import reason
 from diffvit.settings import ModelConfig
 from diffvit.training.load import MODEL_FILE, locate, metadata_of
 
@@ -46,7 +47,7 @@ def load_small(reference: Path | str, *, device: torch.device | str = "cpu") -> 
 def as_clip(model: SmallClip, meta: Mapping[str, Any], source: str, name: str = "small CLIP") -> Clip:
     """A model with its preprocessing and tokenizer; ``meta`` has the ``mean``, ``std`` and name of its ``data``."""
     preprocessing = of_ours(model.settings["visual"]["image_size"], meta)
-    tokenizer = library("open_clip").SimpleTokenizer(context_length=model.settings["text"]["context_length"])
+    tokenizer = tokenizer_of(context_length=model.settings["text"]["context_length"])
     return Clip(model, preprocessing, source, tokenizer, name, str(meta["data"]))
 
 

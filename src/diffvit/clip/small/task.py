@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
 
+from diffvit.clip.hub import tokenizer_of
 from diffvit.clip.load import Clip
 from diffvit.clip.small.load import as_clip
 from diffvit.clip.small.model import SmallClip
@@ -24,7 +25,6 @@ from diffvit.data.batches import evaluation_batches
 from diffvit.data.images import Images
 from diffvit.data.random_draws import Stream, below, hash_words
 from diffvit.errors import ConfigError
-from diffvit.hub.libraries import library
 from diffvit.training.score import evaluating, metrics_of
 from diffvit.training.task import Task, TrainingData, fresh_model
 
@@ -87,7 +87,7 @@ class ContrastiveTask(Task):
 
 
 def _captions(config: ClipConfig, data: TrainingData) -> Captions:
-    tokenizer = library("open_clip").SimpleTokenizer(context_length=config.text.context_length)
+    tokenizer = tokenizer_of(context_length=config.text.context_length)
     return Captions(data.train.classes, config.captions.names, config.captions.templates, tokenizer)
 
 
