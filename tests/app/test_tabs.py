@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 
 import gradio
+import open_clip
 import pytest
 import torch
 from app_parts import DIALS, made_explorer
@@ -20,7 +21,6 @@ from diffvit.app.web import attention_tab, tabs
 from diffvit.app.web.controls import INTERNAL_ERROR, handler
 from diffvit.app.web.tabs import score_table
 from diffvit.attention.metrics import coverage, mass_on_object
-from diffvit.clip.hub import clip_skeleton
 from diffvit.config import parse
 from diffvit.errors import ConfigError, InputError
 from diffvit.training.loop import train
@@ -123,18 +123,23 @@ def test_clip_models_are_those_of_the_start(
         find_openai_weights(tmp_path / "no.pt")
 
 
-def test_openais_clip_is_offered_where_its_weights_are(tmp_path: Path) -> None:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = clip_skeleton("RN50", quick_gelu=True)
-    torch.save(model.state_dict(), tmp_path / "RN50.pt")
+def test_openais_clip_is_offered_where_its_weights_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the published name and of a smaller size."""
+    config = open_clip.get_model_config("RN50")
+    config["vision_cfg"] |= {"layers": [1, 1, 1, 1], "width": 8, "image_size": 64}
+    config["text_cfg"] |= {"layers": 1, "width": 64, "heads": 1}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "RN50", config)
+    torch.manual_seed(0)
+    torch.save(open_clip.CLIP(**config, quick_gelu=True).state_dict(), tmp_path / "RN50.pt")
     explorer = Explorer(Models(list_models([], Path("none")), openai=find_openai_weights(tmp_path / "RN50.pt")))
     assert explorer.models.clip_names == ["cifar10-clip", "OpenAI's RN50"]
     text = tabs.classify_image(explorer, ImageRef("shapes", 3), "OpenAI's RN50", "cat, dog", "single", "none")
     assert text.count("<li") == 2
 
 
-def test_runs_are_compared_from_their_folders(tmp_path: Path) -> None:
+def test_runs_are_compared_from_their_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the drawing of the plots, which those of the reports show."""
+    monkeypatch.setattr("diffvit.reporting.plots.to_png", lambda made, stamp="": b"")
     folders = []
     for attention in ("softmax", "differential"):
         tiny = {"attention": attention, "embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 8}

@@ -125,7 +125,7 @@ def test_a_mask_darkens_what_it_does_not_keep() -> None:
 
 @cache
 def every() -> dict[str, Callable[[], Figure]]:
-    plain, differential = record_of("softmax"), record_of("differential")
+    plain, differential = record_of("softmax", depth=2), record_of("differential", depth=2)
     heat, model = plain.to_patches(-1)[0].mean(0), model_of("differential", pos_embed="sincos-2d+rope-2d")
     names = [("heat", heat), ("rollout", rollout(differential)[0])]
     kept = [("mask", mass_mask(heat, 0.6))]
@@ -151,9 +151,9 @@ def test_every_figure_comes_out_and_files_are_the_same_each_time() -> None:
         assert pixels.shape[0] > 120, name
         assert pixels[0, 0, 0] == 255, name
         assert len(np.unique(pixels @ [1, 256, 256**2])) > 20, name  # colours
-    assert to_png(every()["panels"]()) == to_png(every()["panels"]())
-    found = to_svg(every()["heads"]())
-    assert found == to_svg(every()["heads"]())
+    assert to_png(every()["one"]()) == to_png(every()["one"]())
+    found = to_svg(every()["lambda"]())
+    assert found == to_svg(every()["lambda"]())
     assert b"<svg" in found
 
 

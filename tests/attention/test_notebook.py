@@ -1,4 +1,4 @@
-"""The notebook of docs/attention.ipynb, cell by cell; of the images that it scores last, an eighth."""
+"""The notebook of docs/attention.ipynb, cell by cell; of the images that it scores last, a sixteenth."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_every_cell_runs_and_ends_with_what_the_notebook_shows(
     for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] != "code":
             continue
-        tree = ast.parse("".join(cell["source"]).replace("(64)", "(8)").replace("=64", "=8"))
+        tree = ast.parse("".join(cell["source"]).replace("(64)", "(4)").replace("=64", "=4"))
         last = tree.body.pop()
         assert isinstance(last, ast.Expr)
         exec(compile(tree, "cell", "exec"), space)
@@ -36,4 +36,4 @@ def test_every_cell_runs_and_ends_with_what_the_notebook_shows(
             assert repr(value) == "".join(kept["data"]["text/plain"])
     assert shown >= 6
     assert len(space["scores"].curves) > 0
-    assert space["scores"].rows[0]["images"] == 8
+    assert space["scores"].rows[0]["images"] == 4

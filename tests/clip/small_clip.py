@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import io
 import json
 import os
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,11 @@ def random_everywhere(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def small_model(seed: int = 0, **more: Any) -> Any:
+    return copy.deepcopy(_drawn(seed, **more))
+
+
+@cache
+def _drawn(seed: int, **more: Any) -> Any:
     torch.manual_seed(seed)
     return random_everywhere(open_clip.CLIP(**copy.deepcopy(CONFIG), quick_gelu=True, **more), seed)
 
@@ -63,6 +70,14 @@ def openai_half(model: Any) -> Any:
     half = copy.deepcopy(model)
     open_clip.convert_weights_to_fp16(half)
     return half
+
+
+@cache
+def small_file() -> bytes:
+    """A small model's weights as OpenAI published theirs, the whole file."""
+    buffer = io.BytesIO()
+    torch.save(openai_state(small_model()), buffer)
+    return buffer.getvalue()
 
 
 def openai_state(model: Any, notes: dict[str, int] = NOTES) -> dict[str, Tensor]:

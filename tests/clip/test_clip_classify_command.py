@@ -10,7 +10,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from small_clip import NAME, Evil, open_clips_probabilities, openai_state, register, small_model
+from small_clip import NAME, Evil, open_clips_probabilities, register, small_file
 
 from diffvit.cli.main import run
 
@@ -22,7 +22,7 @@ BASE = ["clip", "classify", "--model", NAME, "--weights", "w.pt"]
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     register(tmp_path, monkeypatch)
-    torch.save(openai_state(small_model()), "w.pt")
+    Path("w.pt").write_bytes(small_file())
     for number in range(3):
         pixels = np.random.default_rng(number).integers(0, 256, (70, 90 + number, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(f"p{number}.png")

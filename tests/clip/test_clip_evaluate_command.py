@@ -13,7 +13,7 @@ import timm.data
 import torch
 from class_folders import class_folders
 from PIL import Image
-from small_clip import NAME, open_clips_probabilities, openai_state, random_everywhere, register, small_model
+from small_clip import NAME, open_clips_probabilities, random_everywhere, register, small_file
 
 from diffvit.cli import show
 from diffvit.cli.clip_options import Lines
@@ -31,7 +31,7 @@ PLAIN = {"cat": 6, "deer": 5, "sea_lion": 7}
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     register(tmp_path, monkeypatch)
-    torch.save(openai_state(small_model()), "w.pt")
+    Path("w.pt").write_bytes(small_file())
 
 
 def last(out: str) -> dict[str, Any]:

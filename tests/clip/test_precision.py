@@ -123,18 +123,18 @@ def test_an_engine_that_drops_bits_behind_the_dtype_is_caught(monkeypatch: pytes
 
 
 def test_the_full_rn50_in_half_precision_points_the_same_way() -> None:
-    shown = generate("test", 3, size=224).pixels.float() / 64 - 2
-    visual = random_rn50(shown[:2])
+    shown = generate("test", 2, size=224).pixels.float() / 64 - 2
+    visual = random_rn50(shown[:1])
     assert sum(each.numel() for each in visual.parameters()) == 38_316_896
     norm = visual.get_submodule("layer3.2.bn3")
     assert bool((norm.weight == 0.25).all())  # pyright: ignore
     assert not bool((norm.running_var == 1).any())  # pyright: ignore
     engines = engines_of(visual, "cpu")
-    reference = engines["FP32 strict, contiguous"](shown[2:]).double()
+    reference = engines["FP32 strict, contiguous"](shown[1:]).double()
     assert engines["FP32 strict, contiguous"].model is not engines["FP16, contiguous"].model
     assert engines["FP32 strict, contiguous"].model is engines["autocast BF16, contiguous"].model
     for name, least in (("FP16, channels_last", 0.9999), ("BF16, channels_last", 0.999)):
-        found = engines[name](engines[name].prepare(shown[2:]))
+        found = engines[name](engines[name].prepare(shown[1:]))
         assert float(torch.cosine_similarity(found.double(), reference).min()) > least
 
 
@@ -294,7 +294,7 @@ def test_the_command_keeps_to_its_budget_and_writes_its_files(
     tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precision, "random_rn50", lambda _: small(224))
-    short = ["clip", "precision", "--batch-sizes", "1", "--budget", "4", "--images", "2"]
+    short = ["clip", "precision", "--batch-sizes", "1", "--budget", "2", "--images", "2"]
     short += ["--threads", "1", "--quiet", "--json"]
     assert run([*short, "--out", str(tmp_path / "out")]) == 0
     found = read(tmp_path / "out" / "precision.json")
@@ -304,10 +304,10 @@ def test_the_command_keeps_to_its_budget_and_writes_its_files(
     }
     strict = next(row for row in found["rows"] if row["name"] == "FP32 strict, contiguous")
     assert (strict["reason"], strict["observed"]) == ("", "float32")
-    assert found["seconds"] < 8, "a pass in float16 may end late, once"
+    assert found["seconds"] < 6, "a pass in float16 may end late, once"
     assert (tmp_path / "out" / REPORT).read_text() == report(found)
     nothing = {"rows": [{"reason": "its first pass found no time"}], "drift": []}
     monkeypatch.setattr(precision, "run", lambda *given, **more: nothing)
     assert run([*short, "--out", str(tmp_path / "none")]) == 2
-    assert "--budget: 4 seconds were too short to time a single pass." in capsys.readouterr().err
+    assert "--budget: 2 seconds were too short to time a single pass." in capsys.readouterr().err
     assert not (tmp_path / "none").exists()

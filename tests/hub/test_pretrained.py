@@ -3,6 +3,7 @@
 import argparse
 import socket
 import sys
+from functools import lru_cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,6 +28,7 @@ def images_of(height, width, count=1):
     return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(3))
 
 
+@lru_cache(2)
 def theirs_of(name, **more):
     torch.manual_seed(1)
     return random_everywhere(timm.create_model(name, dynamic_img_size=True, **more))

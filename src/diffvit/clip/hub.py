@@ -10,15 +10,10 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from diffvit.errors import EnvironmentFault, InputError
-from diffvit.hub.libraries import (
-    cache_where_offline,
-    forbidden,
-    library,
-    quietly,
-    reason,
-)
+from diffvit.hub.libraries import cache_where_offline, forbidden, library, quietly, reason
 
 _TOKENS_AT_ONCE = 2_048  # of a batch of texts; more gains nothing on a CPU
 
@@ -35,8 +30,16 @@ def imagenet_wordnet_ids() -> tuple[str, ...]:
     return tuple(ImageNetInfo().label_names())
 
 
+class _Undrawn(TorchFunctionMode):
+    """Leaves first weights as they lie in memory: to draw them takes most of the time that building RN50 takes."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        return kwargs["tensor"] if getattr(func, "__module__", "") == "torch.nn.init" else func(*args, **kwargs)
+
+
 def clip_skeleton(name: str, *, quick_gelu: bool) -> nn.Module:
-    """open_clip's model of that name with throw-away weights, and QuickGELU where it or ``quick_gelu`` says so.
+    """open_clip's model of that name without its weights, and QuickGELU where it or ``quick_gelu`` says so.
 
     Random numbers stay as they were.
 
@@ -53,7 +56,7 @@ def clip_skeleton(name: str, *, quick_gelu: bool) -> nn.Module:
     kind = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP
     kind = kind if custom or foreign else open_clip.CLIP
     try:
-        with quietly(), cache_where_offline(), torch.random.fork_rng(devices=[]):
+        with quietly(), cache_where_offline(), torch.random.fork_rng(devices=[]), _Undrawn():
             return kind(**config).eval()
     except OSError as error:  # transformers' word for no network
         raise EnvironmentFault(name, f"its text tower's settings could not be fetched ({reason(error)})") from None

@@ -12,13 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffvit.clip.hub import (
-    arranged,
-    clip_skeleton,
-    fetch_clip,
-    timm_model,
-    tokenizer_of,
-)
+from diffvit.clip.hub import arranged, clip_skeleton, fetch_clip, timm_model, tokenizer_of
 from diffvit.clip.preprocess import Preprocessing, of_clip, of_ours, of_timm
 from diffvit.errors import ConfigError, InputError, did_you_mean
 from diffvit.hub.files import check_finite, check_weights, read_weights
