@@ -113,13 +113,13 @@ class TestImages:
     def _by_error(self, which: str, first: str, second: str | None) -> Bool[Tensor, " n"]:
         if which != WRONG and second is None:
             raise InputError("filter", "compares two models", "Choose a second one.")
-        right = self.predictions(first) == self.images(first).labels
+        images = self.images(first)
+        if second is not None and which != WRONG and self.images(second).fingerprint != images.fingerprint:
+            raise InputError(second, f"has other test images than {first}", "Choose two models of the same data.")
+        right = self.predictions(first) == images.labels
         if which == WRONG or second is None:
             return ~right
-        others = self.images(second)
-        if others.fingerprint != self.images(first).fingerprint:
-            raise InputError(second, f"has other test images than {first}", "Choose two models of the same data.")
-        second_right = self.predictions(second) == others.labels
+        second_right = self.predictions(second) == self.images(second).labels
         masks = {ONLY_FIRST: right & ~second_right, ONLY_SECOND: second_right & ~right}
         return masks.get(which, ~right & ~second_right)
 

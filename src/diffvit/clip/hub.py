@@ -139,7 +139,7 @@ def timm_model(name: str, *, pretrained: bool) -> tuple[nn.Module, str]:
     config = timm.get_pretrained_cfg(name)
     hub, url = config.hf_hub_id or "", config.url or ""
     try:
-        with quietly(), cache_where_offline(), torch.random.fork_rng(devices=[]):
+        with quietly(), cache_where_offline(), torch.random.fork_rng(devices=[]), _Undrawn():
             model: nn.Module = timm.create_model(name, pretrained=pretrained).eval()
     except Exception as error:  # each way of fetching has errors of its own
         raise _unfetched(name, f"its weights could not be fetched ({reason(error)})", hub, url, "as a file") from None
