@@ -7,6 +7,7 @@ import random
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
@@ -62,7 +63,12 @@ def bomb(draw: random.Random) -> bytes:
     """Few bytes that would be many pixels, by the header or by the data."""
     if draw.random() < 0.5:
         return claimed_png(draw.choice([60_000, 2**31 - 1]), draw.choice([60_000, 2**31 - 1]), zlib.compress(bytes(9)))
-    return claimed_png(4_900, 5_000, zlib.compress(bytes(60 * 2**20), 9))  # just under the cap, and all of it zero
+    return claimed_png(4_900, 5_000, zeros())  # just under the cap, and all of it zero
+
+
+@cache
+def zeros() -> bytes:
+    return zlib.compress(bytes(60 * 2**20), 9)
 
 
 def renamed(draw: random.Random) -> bytes:
@@ -80,8 +86,13 @@ def renamed(draw: random.Random) -> bytes:
 
 
 def animated(draw: random.Random) -> bytes:
-    frames = [noise(size=(32, 32)).rotate(number) for number in range(40)]
-    return encoded(frames[0], draw.choice(["GIF", "WEBP"]), save_all=True, append_images=frames[1:])
+    return frames(draw.choice(["GIF", "WEBP"]))
+
+
+@cache
+def frames(form: str) -> bytes:
+    some = [noise(size=(32, 32)).rotate(number) for number in range(40)]
+    return encoded(some[0], form, save_all=True, append_images=some[1:])
 
 
 def unusual(draw: random.Random) -> bytes:
