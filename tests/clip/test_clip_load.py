@@ -11,17 +11,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from small_clip import (
-    NAME,
-    broken,
-    openai_archive,
-    openai_state,
-    publish,
-    random_everywhere,
-    register,
-    small_file,
-    small_model,
-)
+from small_clip import NAME, broken, openai_archive, openai_state, publish, random_everywhere, register, small_model
 
 from diffvit.clip import hub
 from diffvit.clip.load import load_clip, load_resnet50
@@ -80,7 +70,7 @@ def test_features_are_open_clips(form: str, tmp_path: Path, monkeypatch: pytest.
 
 def test_a_model_built_without_quick_gelu_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     register(tmp_path, monkeypatch)
-    (tmp_path / "w.pt").write_bytes(small_file())
+    torch.save(openai_state(small_model()), tmp_path / "w.pt")
     build = hub.clip_skeleton
     monkeypatch.setattr("diffvit.clip.load.clip_skeleton", lambda name, quick_gelu: build(name, quick_gelu=False))
     with pytest.raises(InputError, match=r"mlp.gelu: has GELU where the weights were trained with QuickGELU"):
@@ -106,7 +96,7 @@ def test_own_training_with_the_exact_gelu(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_downloads_go_through_the_same_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     register(tmp_path, monkeypatch)
-    (tmp_path / "w.pt").write_bytes(small_file())
+    torch.save(openai_state(small_model()), tmp_path / "w.pt")
     monkeypatch.setattr(open_clip, "download_pretrained", lambda config, prefer_hf_hub: str(tmp_path / "w.pt"))
     found = load_clip(NAME)
     assert found.source == f"open_clip {open_clip.__version__}, nobody/small"

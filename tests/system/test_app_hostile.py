@@ -86,13 +86,8 @@ def renamed(draw: random.Random) -> bytes:
 
 
 def animated(draw: random.Random) -> bytes:
-    return frames(draw.choice(["GIF", "WEBP"]))
-
-
-@cache
-def frames(form: str) -> bytes:
-    some = [noise(size=(32, 32)).rotate(number) for number in range(40)]
-    return encoded(some[0], form, save_all=True, append_images=some[1:])
+    frames = [noise(size=(32, 32)).rotate(number) for number in range(40)]
+    return encoded(frames[0], draw.choice(["GIF", "WEBP"]), save_all=True, append_images=frames[1:])
 
 
 def unusual(draw: random.Random) -> bytes:

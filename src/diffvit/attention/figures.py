@@ -115,7 +115,8 @@ def _mosaic(
     lefts = [1.08 * wide * at + 0.25 * wide * (at // every) * (every > 1) for at in range(len(names))]
     breadth = lefts[-1] + wide
     width, height = max(_LEFT + breadth + _RIGHT, 7.0), _TOP + len(layers) * _LINE + _BOTTOM
-    made = figure(LIGHT, width, height, layout=None)
+    made = figure(LIGHT, width, height)
+    made.set_layout_engine("none")
     _draw_image(made, image, query, record.grid, titles)
     for line, values in enumerate(layers):
         bottom = (height - _TOP - (line + 1) * _LINE + 0.05) / height

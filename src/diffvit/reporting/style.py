@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
 from matplotlib import font_manager, rc_context
 from matplotlib.axes import Axes
@@ -62,9 +61,9 @@ def colour(theme: Theme, index: int) -> str:
     return theme.series[index % len(theme.series)]
 
 
-def figure(theme: Theme, width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
-    """An empty figure, inches, with its own Agg canvas; it is drawn twice where there is a layout to find."""
-    made = Figure(figsize=(width, height), dpi=120, facecolor=theme.paper, layout=layout)
+def figure(theme: Theme, width: float, height: float) -> Figure:
+    """An empty figure, inches, with its own Agg canvas."""
+    made = Figure(figsize=(width, height), dpi=120, facecolor=theme.paper, layout="constrained")
     FigureCanvasAgg(made)
     return made
 
