@@ -19,18 +19,21 @@ install_import_hook("diffvit.hub", "beartype.beartype")
 install_import_hook("diffvit.attention", "beartype.beartype")
 install_import_hook("diffvit.clip", "beartype.beartype")
 
-import torch  # noqa: E402  (the hook must stand before the first import of the package)
 
-from diffvit.hub.libraries import import_torchvision  # noqa: E402
+def pytest_collection() -> None:
+    """One worker per core; the tests import timm directly. Where workers are started, xdist keeps this from running."""
+    import torch
 
-torch.set_num_threads(1)  # the suite runs one worker per core
+    from diffvit.hub.libraries import import_torchvision
 
-
-import_torchvision()  # the tests import timm directly
+    torch.set_num_threads(1)
+    import_torchvision()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect, not skip, what this machine lacks the means for: real CIFAR-10, or a processor and a compiler."""
+    import torch
+
     compiled = torch.cpu._is_avx512_bf16_supported() and any(map(shutil.which, ("cc", "gcc", "clang")))
     lacking = {"cifar10": not os.environ.get("DIFFVIT_DATA"), "native": not compiled}
     left = [item for item in items if any(lacks and item.get_closest_marker(name) for name, lacks in lacking.items())]
@@ -83,11 +86,12 @@ def _private_environment(
     tmp_path_factory: pytest.TempPathFactory,
     _outside: dict[str, str],
 ) -> None:
-    """A cache of its own for each test; only tests marked cifar10 see where the real data is."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    """A cache of its own for each test; those marked cifar10 see where the real data is, and share what they decode."""
     if request.node.get_closest_marker("native") is not None:
         from diffvit.kernels import library
 
         assert library.kernels() is not None, library.why_not()  # the means are there, so a fault is a fault
     if request.node.get_closest_marker("cifar10") is not None:
         monkeypatch.setenv("DIFFVIT_DATA", _outside["DIFFVIT_DATA"])
+    else:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
