@@ -92,8 +92,8 @@ def to_png(made: Figure, stamp: str = "") -> bytes:
     """The figure as PNG bytes, the same for the same input; ``stamp`` is kept inside the file."""
     buffer = io.BytesIO()
     metadata = {"Software": None, **({STAMP: stamp} if stamp else {})}
-    with all_letters(made):
-        made.savefig(buffer, format="png", facecolor=made.get_facecolor(), metadata=metadata)
+    with all_letters(made):  # savefig would draw everything twice, the first time to find the places
+        FigureCanvasAgg(made).print_png(buffer, metadata=metadata)
     return buffer.getvalue()
 
 
