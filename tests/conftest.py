@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ install_import_hook("diffvit.data", "beartype.beartype")
 install_import_hook("diffvit.hub", "beartype.beartype")
 install_import_hook("diffvit.attention", "beartype.beartype")
 install_import_hook("diffvit.clip", "beartype.beartype")
+
+_NUMBERS = count()
 
 
 def pytest_collection() -> None:
@@ -81,10 +84,7 @@ def cifar10_named(cifar10_dir: Path) -> Callable[[str], Path]:
 
 @pytest.fixture(autouse=True)
 def _private_environment(
-    request: pytest.FixtureRequest,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path_factory: pytest.TempPathFactory,
-    _outside: dict[str, str],
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, _outside: dict[str, str]
 ) -> None:
     """A cache of its own for each test; those marked cifar10 see where the real data is, and share what they decode."""
     if request.node.get_closest_marker("native") is not None:
@@ -94,4 +94,4 @@ def _private_environment(
     if request.node.get_closest_marker("cifar10") is not None:
         monkeypatch.setenv("DIFFVIT_DATA", _outside["DIFFVIT_DATA"])
     else:
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        monkeypatch.setenv("XDG_CACHE_HOME", f"{os.environ['XDG_CACHE_HOME']}/{next(_NUMBERS)}")

@@ -75,6 +75,7 @@ def test_the_steps_of_two_recipes_are_profiled_and_reported(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(throughput.LARGE, "cpu", 64)
+    monkeypatch.setattr("benchmarks.profile.PROFILED", 2)
     for attention in ("softmax", "differential"):
         Path(f"{attention}.yaml").write_text(RECIPE.replace("ATTENTION", attention))
     # More steps than an epoch has, so that one ends on the way.

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 from diffvit.attention import capture, inputs, rollout
 from diffvit.attention.inputs import labelled_images, load_model
 from diffvit.cli.main import run
-from diffvit.config import merge
+from diffvit.config import merge, parse
 from diffvit.models.vit import PatchEmbed
+from diffvit.training.loop import train
 from tests.training.small import SMALL
 
 TINY = merge(SMALL, {"model": {"patch_size": 4, "embed_dim": 8, "depth": 2}})
@@ -23,11 +23,8 @@ TINY = merge(SMALL, {"model": {"patch_size": 4, "embed_dim": 8, "depth": 2}})
 def folder(tmp_path_factory):
     """A folder with a run of each model, a picture, and files that are none."""
     folder = tmp_path_factory.mktemp("looking")
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert run(["train", "tiny.yaml", "--quiet", "--out", "runs/vit"]) == 0
-        assert run(["train", "tiny.yaml", "--quiet", "--model.attention", "differential", "--out", "runs/diff"]) == 0
+    for name, attention in (("vit", "softmax"), ("diff", "differential")):
+        train(parse(merge(TINY, {"model": {"attention": attention}})), out=folder / "runs" / name)
     pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "picture.png")
     (folder / "notes.png").write_text("no picture")
@@ -63,18 +60,17 @@ def test_figures_and_a_page_of_a_runs_own_images(folder, monkeypatch, capsys):
     with monkeypatch.context() as counting:
         counting.setattr(inputs, "load_with_meta", counted_load)
         counting.setattr(PatchEmbed, "forward", counted_embed)
-        said = succeeds("runs/diff --index 0-1,3 --rollout --mass 0.6 --out seen --json", capsys)
-    assert (len(loaded), batches) == (1, [1, 1, 1])
+        said = succeeds("runs/diff --index 2-3 --rollout --mass 0.6 --out seen --json", capsys)
+    assert (len(loaded), batches) == (1, [1, 1])
     result = json.loads(said.splitlines()[-1])
-    assert [picture["name"] for picture in result["pictures"]] == ["0", "1", "3"]
-    labels = labelled_images(load_model("runs/diff")).labels[[0, 1, 3]]
-    assert [picture["label"] for picture in result["pictures"]] == ["circle", "ring", "square"]
-    assert labels.tolist() == [0, 1, 3]
+    assert [picture["name"] for picture in result["pictures"]] == ["2", "3"]
+    images = labelled_images(load_model("runs/diff"))
+    assert [picture["label"] for picture in result["pictures"]] == [images.classes[at] for at in images.labels[2:4]]
     names = {path.name for path in (folder / "seen").iterdir()}
     assert names == {
         *(
             f"0{at}-{name}-{kind}.png"
-            for at, name in enumerate("013")
+            for at, name in enumerate("23")
             for kind in ("overlay", "maps", "differential", "mass")
         ),
         *("overview.png", "heads.png", "lambda.png", "lambda-training.png", "positions-added.png", "index.html"),
@@ -89,12 +85,6 @@ def test_figures_and_a_page_of_a_runs_own_images(folder, monkeypatch, capsys):
         assert word in said
 
 
-def test_by_default_the_first_images_into_the_runs_own_folder(folder, capsys):
-    said = succeeds("runs/vit --layers 0 --format npz", capsys)
-    assert "no image named: taking --index 0-3" in said
-    assert (folder / "runs/vit/attention/03-3.npz").is_file()
-
-
 def test_image_files_and_folders(folder, capsys):
     (folder / "album").mkdir()
     for name in ("b.png", "a.png"):
@@ -107,13 +97,15 @@ def test_image_files_and_folders(folder, capsys):
     assert "the patch in row 1, column 2" in (folder / "files" / "index.html").read_text()
 
 
-def test_npz_holds_the_maps_that_capture_gives(folder, capsys):
-    succeeds("runs/diff --index 4 --rollout --sign abs --format npz --out raw", capsys)
-    assert {path.name for path in (folder / "raw").iterdir()} == {"00-4.npz", "index.html"}
+def test_by_default_the_first_images_into_the_runs_own_folder_and_npz_holds_the_maps_that_capture_gives(folder, capsys):
+    said = succeeds("runs/diff --rollout --sign abs --format npz", capsys)
+    assert "no image named: taking --index 0-3" in said
+    out = folder / "runs" / "diff" / "attention"
+    assert {path.name for path in out.iterdir()} == {"index.html", *(f"0{at}-{at}.npz" for at in range(4))}
     model = load_model("runs/diff")
     images = labelled_images(model)
-    record = capture(model.model, model.normalised(images.pixels[4:5]))
-    with np.load(folder / "raw" / "00-4.npz") as arrays:
+    record = capture(model.model, model.normalised(images.pixels[3:4]))
+    with np.load(out / "03-3.npz") as arrays:
         assert arrays["grid"].tolist() == [4, 4]
         assert arrays["blocks"].tolist() == [0, 1]
         assert int(arrays["prefix"]) == 1
@@ -145,7 +137,7 @@ def test_score_writes_a_table_and_plots(folder, capsys):
         ("runs/none --index 0", 3, "no such run, file or packaged model"),
         ("runs/vit --layers 2", 2, "layers: no such layer (found 2 vs 0 to 1)"),
         ("runs/vit --layers one", 2, "--layers: is not a list of numbers"),
-        ("runs/vit --index 20", 2, "--index: no such image (found 20 vs 0 to 19"),
+        ("runs/vit --index 0-1,20", 2, "--index: no such image (found 20 vs 0 to 19"),
         ("runs/vit --index 3-1", 2, "--index: is not a list of numbers"),
         ("runs/vit --index 0 --query 4,0", 2, "query: no such patch"),
         ("runs/vit --index 0 --query 4", 2, "--query: is not a patch"),

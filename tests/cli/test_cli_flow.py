@@ -234,8 +234,10 @@ def test_a_run_on_a_folder_keeps_it_whatever_the_variable_says(photos, monkeypat
         monkeypatch.setenv("DIFFVIT_DATA", variable)
         found = last_json(succeeds(["evaluate", str(trained), "--json"], capsys))
         assert (found["accuracy"], found["images"], found["data"]) == (accuracy, 8, "folder photos")
-        succeeds(["attention", str(trained), "--index", "0", "--out", "looked"], capsys)
         assert len(TestImages(Models(list_models([str(trained)])), None).images("photos")) == 8
+    monkeypatch.setenv("DIFFVIT_DATA", str(photos / "cifar"))
+    succeeds(["attention", str(trained), "--index", "0", "--out", "looked"], capsys)
+    monkeypatch.setenv("DIFFVIT_DATA", "")
     succeeds(["train", str(trained / "config.yaml"), "--out", "again", "--quiet"], capsys)
     assert RunDir.open("again").result["test_accuracy"] == accuracy
     assert run(["evaluate", str(trained), "--data-dir", str(photos / "cifar")]) == 3  # the flag says otherwise

@@ -26,7 +26,7 @@ from diffvit.experiments.study import (
     training_flops,
 )
 from diffvit.training.score import flops_per_image as counted
-from diffvit.training.task import fresh_model, load_data
+from diffvit.training.task import TrainingData, fresh_model, load_data
 from tests.experiments.study_rows import made_record
 
 ASKED = {  # settings in which a study's arms may differ
@@ -104,6 +104,11 @@ def test_the_cost_of_a_training_is_that_of_its_passes() -> None:
     assert seconds_of([cell, cell], 1e9) == pytest.approx(2 * training_flops(cell.config) / 1e9 + 2)
 
 
+@pytest.fixture(scope="module")
+def data() -> TrainingData:
+    return load_data(cells_of(STUDIES["pooling"], "smoke")[0].config, lambda _: None)
+
+
 @pytest.mark.parametrize("attention", ["softmax", "differential"])
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 @pytest.mark.parametrize("pos_embed", ["none", "rope-2d", "sincos-2d+rope-2d"])
@@ -111,13 +116,12 @@ def test_the_cost_of_a_training_is_that_of_its_passes() -> None:
     "sizes", [{}, {"depth": 1, "mlp_ratio": 1.0}, {"embed_dim": 24, "num_heads": 6, "head": "mlp"}]
 )
 def test_the_cost_from_sizes_is_exactly_what_is_counted(
-    attention: str, pool: str, pos_embed: str, sizes: dict[str, Any]
+    attention: str, pool: str, pos_embed: str, sizes: dict[str, Any], data: TrainingData
 ) -> None:
     config = cells_of(STUDIES["pooling"], "smoke")[0].config
     model = config.model.model_copy(update={"attention": attention, "pool": pool, "pos_embed": pos_embed, **sizes})
     config = config.model_copy(update={"model": model})
-    built = fresh_model(config, load_data(config, lambda _: None))
-    assert flops_per_image(config) == counted(built)
+    assert flops_per_image(config) == counted(fresh_model(config, data))
 
 
 def test_the_rate_is_of_all_cores_however_many_threads_a_row_had() -> None:
