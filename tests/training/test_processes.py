@@ -1,24 +1,26 @@
 """Many processes train as one."""
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 
 from diffvit.clip.small.task import ContrastiveTask
 from diffvit.errors import DiffvitError
+from diffvit.hub.libraries import library
 from diffvit.training import loop, processes
 from diffvit.training.run_dir import RunDir
 from diffvit.training.task import load_data
 from tests.training.small import small
 
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.training.test_processes"])  # once for both, with what a CLIP has its templates of:
+library("open_clip")
 CLIP = small(  # steps of 5, 5 and 1 images
     **{"objective": "contrastive", "shapes": {"train": 11}, "batch_size": 5, "joint_dim": 12},
     text={"embed_dim": 16, "depth": 1, "num_heads": 2, "context_length": 12},
@@ -55,17 +57,20 @@ class Signalled(loop.Trainer):
         return super().running()
 
 
-def in_each_process(folder):
+def in_each_process(folder, environ):
     """Train the CLIP, the classifier, it once more into a folder that is taken, and one that is stopped."""
+    os.environ.update(environ)
     torch.set_num_threads(1)
     contrast(folder / "many.pt")
+    errors = []
     for config, out in ((CLASSIFIER, "two"), (CLASSIFIER, "one"), (STOPPED, "stopped")):
         if config is STOPPED:
             loop._READ_EVERY["cpu"], loop._SHOWN_EVERY, loop.Trainer = 4, 0.0, Signalled
         try:
             loop.train(config, out=folder / out)
         except DiffvitError as error:
-            sys.stdout.write(json.dumps([out, error.exit_code, str(error)]) + "\n")
+            errors.append([out, error.exit_code, str(error)])
+    (folder / f"errors-{environ['RANK']}.json").write_text(json.dumps(errors))
 
 
 def one_and_two(folder):
@@ -75,21 +80,21 @@ def one_and_two(folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    code = "import sys, pathlib, tests.training.test_processes as here; here.in_each_process(pathlib.Path(sys.argv[1]))"
     running = []
     for rank in range(2):
         ranks = {"RANK": rank, "LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
         ranks |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         environ = os.environ | {name: str(value) for name, value in ranks.items()}
-        ours = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": Path(__file__).parents[2]}
-        running.append(subprocess.Popen([sys.executable, "-c", code, folder], env=environ, **ours))
-    ended = [process.communicate(timeout=240) for process in running]
-    assert [process.returncode for process in running] == [0, 0], "\n".join(error for _, error in ended)
-    return [[json.loads(line) for line in output.splitlines()] for output, _ in ended]
+        running.append(FORKS.Process(target=in_each_process, args=(folder, environ), daemon=True))
+        running[-1].start()
+    for process in running:
+        process.join(240)
+    assert [process.exitcode for process in running] == [0, 0]
+    return [json.loads((folder / f"errors-{rank}.json").read_text()) for rank in range(2)]
 
 
 def test_two_processes_train_as_one(tmp_path):
-    """One test, as it takes half a minute to start them; what is compared is what each function's name says."""
+    """One test, as it takes long to start them; what is compared is what each function's name says."""
     errors = one_and_two(tmp_path)
     a_clip_contrasts_the_whole_batch(tmp_path)
     a_classifier_has_the_same_losses(tmp_path)
