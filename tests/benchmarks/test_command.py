@@ -28,6 +28,7 @@ def checked(folder: str) -> list[str]:
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(throughput.LARGE, "cpu", 64)
+    monkeypatch.setattr(throughput.Timer, "blocked_autorange", lambda timer, **_: timer.timeit(3))
 
 
 def test_train_measures_every_library_and_writes_the_report(tmp_path: Path, capsys: Captured) -> None:

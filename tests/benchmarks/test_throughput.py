@@ -62,6 +62,7 @@ def test_a_training_step_is_autograd_and_adamw(dtype: str) -> None:
 @pytest.mark.parametrize("kind", STEPS)
 def test_a_whole_run(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(throughput.LARGE, "cpu", 64)
+    monkeypatch.setattr(throughput.Timer, "blocked_autorange", lambda timer, **_: timer.timeit(3))
     asked: list[tuple[Any, ...]] = []
     monkeypatch.setattr(throughput, "peak_memory", lambda *given: asked.append(given) or 1000)
     rounds: list[int] = []

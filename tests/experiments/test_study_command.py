@@ -174,7 +174,14 @@ def test_a_cell_that_another_process_holds_is_exit_code_6(capsys: Captured) -> N
     assert "1 of 4 cells are done" in capsys.readouterr().out
 
 
-def test_a_search_is_run_too(capsys: Captured) -> None:
+def test_a_search_is_run_too(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(self: Runner, cell: Cell, _: object) -> RunDir:
+        run = RunDir(self.folders[cell.name])
+        with run.lock():
+            run.write_json("result.json", {"val_accuracy": 0.5})
+        return run
+
+    monkeypatch.setattr(Runner, "train", trained)
     assert run(["study", "work", "search", "--tier", "smoke", "--device", "cpu", "--threads", "1"]) == 0
     out = capsys.readouterr().out
     assert out.count("begins") == 6
