@@ -13,12 +13,8 @@ import pytest
 from jaxtyping import install_import_hook
 
 # Annotated shapes are enforced while testing and never at run time (the checks clash with torch.compile).
-install_import_hook("diffvit.models", "beartype.beartype")
-install_import_hook("diffvit.kernels", "beartype.beartype")
-install_import_hook("diffvit.data", "beartype.beartype")
-install_import_hook("diffvit.hub", "beartype.beartype")
-install_import_hook("diffvit.attention", "beartype.beartype")
-install_import_hook("diffvit.clip", "beartype.beartype")
+for _name in ("models", "kernels", "data", "hub", "attention", "clip"):
+    install_import_hook(f"diffvit.{_name}", "beartype.beartype")
 
 _NUMBERS = count()
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -46,33 +47,23 @@ def succeeds(command, capsys):
 
 def test_figures_and_a_page_of_a_runs_own_images(folder, monkeypatch, capsys):
     """The model is loaded once, and run once for each image."""
-    loaded, batches = [], []
-    load, embed = inputs.load_with_meta, PatchEmbed.forward
-
-    def counted_load(*args, **more):
-        loaded.append(args)
-        return load(*args, **more)
+    batches, embed = [], PatchEmbed.forward
 
     def counted_embed(self, images):
         batches.append(len(images))
         return embed(self, images)
 
-    with monkeypatch.context() as counting:
-        counting.setattr(inputs, "load_with_meta", counted_load)
+    with monkeypatch.context() as counting, patch.object(inputs, "load_with_meta", wraps=inputs.load_with_meta) as load:
         counting.setattr(PatchEmbed, "forward", counted_embed)
         said = succeeds("runs/diff --index 2-3 --rollout --mass 0.6 --out seen --json", capsys)
-    assert (len(loaded), batches) == (1, [1, 1])
+    assert (load.call_count, batches) == (1, [1, 1])
     result = json.loads(said.splitlines()[-1])
     assert [picture["name"] for picture in result["pictures"]] == ["2", "3"]
     images = labelled_images(load_model("runs/diff"))
     assert [picture["label"] for picture in result["pictures"]] == [images.classes[at] for at in images.labels[2:4]]
     names = {path.name for path in (folder / "seen").iterdir()}
     assert names == {
-        *(
-            f"0{at}-{name}-{kind}.png"
-            for at, name in enumerate("23")
-            for kind in ("overlay", "maps", "differential", "mass")
-        ),
+        *(f"0{at}-{at + 2}-{kind}.png" for at in range(2) for kind in ("overlay", "maps", "differential", "mass")),
         *("overview.png", "heads.png", "lambda.png", "lambda-training.png", "positions-added.png", "index.html"),
     }
     assert {Path(file).name for file in result["files"]} == names - {"index.html"}

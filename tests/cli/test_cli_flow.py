@@ -155,12 +155,8 @@ def test_compare_shows_the_runs_side_by_side_and_writes_a_report(capsys):
     assert [row["attention"] for row in found["rows"]] == ["softmax", "differential"]
     assert Path(found["report"]) == Path("compared/report.html")
     assert Path("compared/report.html").is_file()
-    for word in (
-        "Diff-ViT",
-        "Test accuracy",
-        f"{found['rows'][0]['test_accuracy']:.2%} (",
-        "report  compared/report.html",
-    ):
+    accuracy = f"{found['rows'][0]['test_accuracy']:.2%} ("
+    for word in ("Diff-ViT", "Test accuracy", accuracy, "report  compared/report.html"):
         assert word in out
 
 
