@@ -68,12 +68,7 @@ def maps_grid(
 
 
 def differential_panels(
-    record: Record,
-    index: int,
-    image: UInt8[Tensor, "3 h w"],
-    *,
-    query: tuple[int, int] | None = None,
-    title: str = "",
+    record: Record, index: int, image: UInt8[Tensor, "3 h w"], *, query: tuple[int, int] | None = None, title: str = ""
 ) -> Figure:
     """Each differential head in three: the first map A1, what is subtracted, lambda A2, and what is left.
 
@@ -262,10 +257,7 @@ def overlays(
 
 
 def kept_by_heads(
-    image: UInt8[Tensor, "3 h w"],
-    masks: Bool[Tensor, "heads rows columns"],
-    *,
-    title: str = "",
+    image: UInt8[Tensor, "3 h w"], masks: Bool[Tensor, "heads rows columns"], *, title: str = ""
 ) -> Figure:
     """What each head's mask keeps of the image, as DINO shows its heads (arXiv 2104.14294, figure 3)."""
     columns = min(6, len(masks))
@@ -282,9 +274,7 @@ def kept_by_heads(
 
 
 def contact_sheet(
-    samples: Sequence[tuple[str, UInt8[Tensor, "3 h w"], Float[Tensor, "rows columns"]]],
-    *,
-    title: str = "",
+    samples: Sequence[tuple[str, UInt8[Tensor, "3 h w"], Float[Tensor, "rows columns"]]], *, title: str = ""
 ) -> Figure:
     """Many images, each beside its saliency map: (caption, image, saliency map)."""
     columns = min(4, len(samples))

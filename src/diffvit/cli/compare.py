@@ -17,8 +17,7 @@ def compare(
     *,
     out: Annotated[Path | None, Parameter(group=COMMAND, help="Report folder; default A/../compare-A-B.")] = None,
     committed: Annotated[
-        Path | None,
-        Parameter(group=COMMAND, help="Folder with rows.csv and epochs.csv of earlier runs to include."),
+        Path | None, Parameter(group=COMMAND, help="Folder with rows.csv and epochs.csv of earlier runs to include.")
     ] = None,
     output: Output = OUTPUT,
 ) -> None:

@@ -292,8 +292,7 @@ def report(
     /,
     *,
     tier: Annotated[
-        TierName | None,
-        Parameter(group=COMMAND, show_default="the largest that is complete", help="Tier to report."),
+        TierName | None, Parameter(group=COMMAND, show_default="the largest that is complete", help="Tier to report.")
     ] = None,
     places: Places = PLACES,
     output: Output = OUTPUT,

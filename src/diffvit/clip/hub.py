@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from diffvit.errors import EnvironmentFault, InputError
+from diffvit.hub.files import NoInit
 from diffvit.hub.libraries import cache_where_offline, forbidden, library, quietly, reason
 
 _TOKENS_AT_ONCE = 2_048  # of a batch of texts; more gains nothing on a CPU
@@ -28,14 +28,6 @@ def imagenet_wordnet_ids() -> tuple[str, ...]:
     from timm.data.imagenet_info import ImageNetInfo
 
     return tuple(ImageNetInfo().label_names())
-
-
-class _Undrawn(TorchFunctionMode):
-    """Leaves first weights as they lie in memory: to draw them takes most of the time that building RN50 takes."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        return kwargs["tensor"] if getattr(func, "__module__", "") == "torch.nn.init" else func(*args, **kwargs)
 
 
 def clip_skeleton(name: str, *, quick_gelu: bool) -> nn.Module:
@@ -56,7 +48,7 @@ def clip_skeleton(name: str, *, quick_gelu: bool) -> nn.Module:
     kind = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP
     kind = kind if custom or foreign else open_clip.CLIP
     try:
-        with quietly(), cache_where_offline(), torch.random.fork_rng(devices=[]), _Undrawn():
+        with quietly(), cache_where_offline(), torch.random.fork_rng(devices=[]), NoInit():
             return kind(**config).eval()
     except OSError as error:  # transformers' word for no network
         raise EnvironmentFault(name, f"its text tower's settings could not be fetched ({reason(error)})") from None
@@ -139,7 +131,7 @@ def timm_model(name: str, *, pretrained: bool) -> tuple[nn.Module, str]:
     config = timm.get_pretrained_cfg(name)
     hub, url = config.hf_hub_id or "", config.url or ""
     try:
-        with quietly(), cache_where_offline(), torch.random.fork_rng(devices=[]), _Undrawn():
+        with quietly(), cache_where_offline(), torch.random.fork_rng(devices=[]), NoInit():
             model: nn.Module = timm.create_model(name, pretrained=pretrained).eval()
     except Exception as error:  # each way of fetching has errors of its own
         raise _unfetched(name, f"its weights could not be fetched ({reason(error)})", hub, url, "as a file") from None

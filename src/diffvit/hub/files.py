@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from diffvit.errors import InputError
 
@@ -193,6 +194,17 @@ def check_weights(
         if tuple(found[name]) != tuple(shape):
             sizes = " vs ".join("x".join(map(str, each)) or "scalar" for each in (found[name], shape))
             raise InputError(source, f"{why}{name} has the wrong size ({sizes})", hint)
+
+
+class NoInit(TorchFunctionMode):
+    """Inside, torch.nn.init does nothing: for models whose weights come from a file.
+
+    Drawing them takes most of the time of building RN50; on the meta device it imports all of torch.compile.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        return kwargs.get("tensor") if getattr(func, "__module__", "") == "torch.nn.init" else func(*args, **kwargs)
 
 
 def check_finite(source: str, tensors: Mapping[str, Tensor], hint: str = "") -> None:

@@ -15,13 +15,12 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from diffvit import weights
 from diffvit.config import ModelConfig, validate
 from diffvit.errors import ConfigError, InputError, did_you_mean
 from diffvit.files import disk_faults, replace, to_json
-from diffvit.hub.files import OWN_HINT, check_finite, check_weights, read_header, read_safetensors
+from diffvit.hub.files import OWN_HINT, NoInit, check_finite, check_weights, read_header, read_safetensors
 from diffvit.models.vit import VisionTransformer
 from diffvit.training.run_dir import RunDir
 
@@ -141,21 +140,12 @@ def _check_shapes(path: Path, header: Mapping[str, Any], settings: Mapping[str, 
         why = f"its weights do not fit its settings ({len(blocks)} blocks vs {settings['depth']})"
         raise InputError(str(path), why)
     try:
-        with torch.device("meta"), _NoInit():
+        with torch.device("meta"), NoInit():
             expected = {name: tuple(tensor.shape) for name, tensor in _build(settings).state_dict().items()}
     except (ConfigError, RuntimeError, ValueError) as error:
         why = f"describes an impossible model: {' '.join(str(error).split())[:120]}"
         raise InputError(str(path), why) from None
     check_weights(str(path), found, expected, why="its weights do not fit its settings: ")
-
-
-class _NoInit(TorchFunctionMode):
-    """Leaves out what torch.nn.init does: on the meta device a normal draw imports all of torch.compile."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__module__", "") == "torch.nn.init":
-            return None
-        return func(*args, **(kwargs or {}))
 
 
 def _build(settings: Mapping[str, Any]) -> VisionTransformer:
