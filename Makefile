@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# Leases of seconds: beside other work they would run out.
+ALONE := tests/system/test_study_kills.py
 # CIFAR-10's official pixels, where they lie in a folder of their own beside another copy.
 ifneq ($(and $(DIFFVIT_DATA),$(wildcard $(DIFFVIT_DATA)/official/cifar10)),)
 override export DIFFVIT_DATA := $(DIFFVIT_DATA)/official
@@ -23,8 +25,8 @@ test: $(READY)  ## the whole quick suite, one worker per core
 	$(BIN)/python -m pytest -q -n auto --dist worksteal --ignore tests/system
 
 test-system: $(READY)  ## long runs, kills, the browser, one worker per core; then those that need a quiet machine
-	$(BIN)/python -m pytest -q -n auto --dist loadfile tests/system -m 'not alone' --timeout 900 --durations 12
-	$(BIN)/python -m pytest -q tests/system -m alone --timeout 900
+	$(BIN)/python -m pytest -q -n auto --dist loadfile tests/system --ignore $(ALONE) -m system --timeout 900 --durations 12
+	$(BIN)/python -m pytest -q $(ALONE) -m system --timeout 900
 
 check: $(READY)  ## style, types, import contracts, sizes, generated documents
 	$(MAKE) --no-print-directory -j 2 types style

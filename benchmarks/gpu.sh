@@ -24,7 +24,7 @@ esac
 seeds="0 1 2"
 # bf16 alone: every model is compiled anew in each dtype, which takes longer than measuring it.
 bench=(--precision bf16 --batch-size 1024 --steps 10) layer=(--precision bf16 --tokens-per-step 65536 --steps 20)
-tiny=() compiled=(--compiled)
+tiny=() compiled=(--compiled) memory=()
 profiled=(configs/cifar10_vit.yaml configs/cifar10_diffvit.yaml configs/cifar10_80_gpu.yaml)
 precisions=(--device cuda --batch-sizes 1,2,4,8,16,32,64,128,256,512 --images 512 --budget 180)
 together=(configs/cifar10_vit.yaml --epochs-each 5 --checkpoint-every 50)
@@ -44,11 +44,12 @@ if $dry; then
   tiny=(--data shapes)
   # No peers: theirs need no CUDA to be tested, and an extra. Nothing compiled: that takes longer than all else together.
   # Float32: a CPU without instructions for bf16 takes seconds for the large product that the rates are measured against.
-  compiled=()
+  # No peak memory: each figure takes a process of its own.
+  compiled=() memory=(--no-memory)
   bench=(--device cpu --embed-dim 32 --depth 1 --num-heads 2 --batch-size 2 --rounds 1 --warmup 0 --peers none --precision fp32)
   layer=(--device cpu --widths 64 --tokens 16 --tokens-per-step 64 --rounds 1 --peers none)
   profiled=(configs/cifar10_diffvit.yaml --data shapes --steps 3)
-  precisions=(--device cpu --threads 1 --batch-sizes 1 --images 2 --budget 18)
+  precisions=(--device cpu --threads 1 --batch-sizes 1 --images 2 --budget 12)
   together=(configs/cifar10_vit.yaml --epochs-each 2 --epochs 200)
 elif ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
   echo "error: CUDA device: none found. Nothing was run; try every step on the CPU with --dry-run." >&2
@@ -167,7 +168,7 @@ benchmark() {
 study gpu-50-epochs cifar10_vit cifar10_diffvit
 study gpu-time-to-80 cifar10_80_gpu
 study gpu-time-to-85 cifar10_85_gpu
-benchmark train "${compiled[@]}" "${bench[@]}"
+benchmark train "${compiled[@]}" "${memory[@]}" "${bench[@]}"
 benchmark inference "${compiled[@]}" --no-memory "${bench[@]}"
 benchmark attention "${layer[@]}"
 benchmark profile "${profiled[@]}"

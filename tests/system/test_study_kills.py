@@ -26,7 +26,7 @@ from diffvit.experiments.study import STUDIES, Study, cells_of, load_study
 from diffvit.files import to_json
 from diffvit.training.run_dir import RunDir
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(900), pytest.mark.alone]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 WORKERS, KILLS, SEARCH_KILLS = 8, 30, 10
 # 200 cells: 10 arms, both attentions, 10 seeds. A real training each, of one step.
 STUDY = """
