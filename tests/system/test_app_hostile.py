@@ -19,7 +19,6 @@ from PIL import Image
 
 from benchmarks.app_load import resident
 from diffvit.app.images import MAX_BYTES
-from diffvit.app.web.controls import INTERNAL_ERROR
 
 pytestmark = pytest.mark.system
 _NAMES = ["a.png", "..\\..\\boot.ini", "../../../etc/passwd", "x\0.png", "<img src=x onerror=alert(1)>.gif"]
@@ -136,6 +135,8 @@ def files_of(folder: Path) -> set[Path]:
 
 
 def test_two_hundred_hostile_uploads(page: tuple[str, int, Path, Path]) -> None:
+    from diffvit.app.web.controls import INTERNAL_ERROR  # gradio takes seconds: only where it is needed
+
     address, pid, log, folder = page
     draw = random.Random(7)
     with httpx.Client(base_url=address, timeout=60) as client:
