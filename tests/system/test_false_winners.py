@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from functools import cache, partial
+
 import numpy as np
 import pytest
 
+from diffvit.files import Row
 from diffvit.reporting.arms import Arm, ranking
 from diffvit.reporting.rows import RESULT_COLUMNS, Correct, RunRecord
 from diffvit.reporting.texts import statements
 
 pytestmark = pytest.mark.system
 STUDIES = 4_000
-ROW = dict.fromkeys(RESULT_COLUMNS) | {"attention": "softmax"}
+
+
+@cache
+def _row(arm: int, seed: int) -> Row:
+    """One for all studies: their runs differ in what is filled in."""
+    return dict.fromkeys(RESULT_COLUMNS) | {"attention": "softmax", "run": f"{arm}-{seed}", "seed": seed}
 
 
 def _record(arm: int, seed: int, accuracy: float, images: int, right: np.ndarray | None = None) -> RunRecord:
-    row = ROW | {"run": f"{arm}-{seed}", "seed": seed, "test_accuracy": accuracy, "test_images": images}
+    row = _row(arm, seed)
+    row |= {"test_accuracy": accuracy, "test_images": images}
     correct = None if right is None else Correct("the same", images, np.packbits(right).tobytes())
     return RunRecord(row, [], correct=correct)
 
@@ -74,11 +83,11 @@ def _right(
         seeds: over the runs of an arm, alike for all images.
         gap: added to the first arm's logit.
     """
-    arms, _, images = shape
-    level = 1.5 * hard + draw.normal(0, hard, images) + draw.normal(0, own, (arms, 1, images))
-    level = level + draw.normal(0, seeds, (*shape[:2], 1))
+    arms, runs, images = shape
+    normal = partial(draw.standard_normal, dtype=np.float32)
+    level = 1.5 * hard + hard * normal(images) + own * normal((arms, 1, images)) + seeds * normal((arms, runs, 1))
     level[0] += gap
-    return draw.random(shape, np.float32) < 1 / (1 + np.exp(-level.astype(np.float32)))
+    return draw.random(shape, np.float32) < 1 / (1 + np.exp(-level))
 
 
 @pytest.mark.parametrize(("arms", "seeds", "images"), [(2, 3, 1_000), (8, 3, 1_000), (8, 5, 1_000), (3, 3, 10_000)])

@@ -219,7 +219,8 @@ def test_everyone_can_use_it(chrome: Browser, address: str, script: Path, size: 
             page.emulate_media(color_scheme=scheme)
             page.wait_for_timeout(400)
             assert page.evaluate("document.body.classList.contains('dark')") == (scheme == "dark")
-            problems += [(tab, scheme, each) for each in page.evaluate("axe.run({resultTypes: ['violations']})")["violations"]]
+            violations = page.evaluate("axe.run({resultTypes: ['violations']})")["violations"]
+            problems += [(tab, scheme, each) for each in violations]
             page.screenshot(path=ARTEFACTS / f"{tab.lower()}-{size}-{scheme}.png", full_page=True)
             assert page.evaluate("document.documentElement.scrollWidth") <= width + 1, f"{tab} is wider than the screen"
         schemes = schemes[::-1]
