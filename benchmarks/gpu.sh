@@ -49,7 +49,7 @@ if $dry; then
   bench=(--device cpu --embed-dim 32 --depth 1 --num-heads 2 --batch-size 2 --rounds 1 --warmup 0 --peers none --precision fp32)
   layer=(--device cpu --widths 64 --tokens 16 --tokens-per-step 64 --rounds 1 --peers none)
   profiled=(configs/cifar10_diffvit.yaml --data shapes --steps 3)
-  precisions=(--device cpu --threads 1 --batch-sizes 1 --images 2 --budget 12)
+  precisions=(--device cpu --threads 1 --batch-sizes 1 --images 2 --budget 16)
   together=(configs/cifar10_vit.yaml --epochs-each 2 --epochs 200)
 elif ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
   echo "error: CUDA device: none found. Nothing was run; try every step on the CPU with --dry-run." >&2
