@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-# Leases of seconds: beside other work they would run out.
+# Its workers hold leases of a few seconds, which expire where other tests slow the machine.
 ALONE := tests/system/test_study_kills.py
 # CIFAR-10's official pixels, where they lie in a folder of their own beside another copy.
 ifneq ($(and $(DIFFVIT_DATA),$(wildcard $(DIFFVIT_DATA)/official/cifar10)),)
@@ -15,7 +15,8 @@ endif
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m compileall -qq -j 0 $(BIN)/../lib || true  # on all cores, which pip does on one
+# Compiled on all cores, while pip compiles on one. Files for a younger Python fail, harmlessly.
+	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	touch $@
 
 demo: $(READY)  ## train a ViT and its differential twin, then compare them (about five minutes on two cores)

@@ -78,6 +78,14 @@ def test_the_command_in_its_own_process_answers_with_a_line_and_a_code(tmp_path)
         assert done.stderr.count("\n") == 1
 
 
+def test_loading_a_model_imports_no_compiler(tmp_path):
+    """Torch's takes 1.5 s. Tables of positions, lambdas and [CLS] once imported it."""
+    code = "import sys, diffvit; [*map(diffvit.load, ('cifar10-diffvit', 'cifar10-clip-twin'))]; print(*sys.modules)"
+    done = run([sys.executable, "-c", code], tmp_path)
+    assert "diffvit.models.vit" in done.stdout.split()
+    assert not {"torch._dynamo", "torch._decomp.decompositions_for_rng", "torch._inductor"} & set(done.stdout.split())
+
+
 def test_a_reader_that_goes_away_is_no_error(tmp_path):
     with subprocess.Popen(
         [*COMMAND, "train", "--help"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

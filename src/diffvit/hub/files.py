@@ -197,9 +197,9 @@ def check_weights(
 
 
 class NoInit(TorchFunctionMode):
-    """Inside, torch.nn.init does nothing: for models whose weights come from a file.
+    """Context in which torch.nn.init does nothing, for building a model whose weights come from a file.
 
-    Drawing them takes most of the time of building RN50; on the meta device it imports all of torch.compile.
+    Drawing first weights takes most of the time of building RN50; on the meta device it imports torch.compile.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -18,7 +18,7 @@ _PARTS = {"learned-2d": (2, "halves"), "sincos-1d": (2, "halves"), "sincos-2d": 
 
 
 def _count(number: int) -> Float[Tensor, " number"]:
-    """From 0 to ``number - 1``, on the CPU: torch.arange on the meta device imports for a second and a half."""
+    """0 to ``number - 1`` in float64, on the CPU: torch.arange on the meta device first imports modules for 1.5 s."""
     return torch.arange(number, dtype=torch.float64, device="cpu")
 
 
