@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import reprlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,9 +31,9 @@ from diffvit.settings import ShapesConfig as ShapesConfig
 # Settings that say where and how a run happens, not what is computed: they do not enter the hash.
 # (What kernels a run used is in its environment.json.)
 WHEREABOUTS = frozenset({"data_dir", "device", "threads", "checkpoint_every", "accelerate"})
-# Settings of the model that are younger than committed results: they enter the hash, and with "accelerate" the YAML,
-# where they are not the default.
-_YOUNGER = ("qk_norm", "layer_scale", "registers", "class_token", "no_embed_class", "fc_norm")
+# Settings that are younger than committed results: they enter the hash and the YAML where they are not the default.
+_YOUNGER = ("accelerate", "test_size", "bad_files")
+_YOUNGER_OF_MODEL = ("qk_norm", "layer_scale", "registers", "class_token", "no_embed_class", "fc_norm")
 _Path = tuple[str, ...]  # of a setting: ("model", "depth")
 _Kind = TypeVar("_Kind", bound=Config)
 _Any = TypeVar("_Any", bound=BaseModel)
@@ -229,18 +229,17 @@ def to_yaml(config: Config) -> str:
     It has every setting but those that are younger than committed results and have their default.
     """
     values = _without_younger(to_dict(config))
-    if values["accelerate"] == Config.model_fields["accelerate"].default:
-        del values["accelerate"]
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def _without_younger(values: dict[str, Any]) -> dict[str, Any]:
-    """Plain values of a config without the model's younger settings that have their default."""
-    model = dict(values["model"])
-    for key in _YOUNGER:
-        if model[key] == ModelConfig.model_fields[key].default:
-            del model[key]
-    return {**values, "model": model}
+def _without_younger(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values of a config without its younger settings that have their default."""
+
+    def older(section: Mapping[str, Any], kind: type[BaseModel], younger: Sequence[str]) -> dict[str, Any]:
+        usual = {name: kind.model_fields[name].default for name in younger}
+        return {name: value for name, value in section.items() if name not in usual or value != usual[name]}
+
+    return {**older(values, Config, _YOUNGER), "model": older(values["model"], ModelConfig, _YOUNGER_OF_MODEL)}
 
 
 def differences(one: Config, other: Config, *, ignore: frozenset[str] = WHEREABOUTS) -> list[str]:

@@ -61,9 +61,9 @@ class ModelConfig(Section):
     patch_size: Positive = 4
     """Side of a square patch, pixels; divides image_size."""
     in_chans: Positive = 3
-    """Input channels."""
+    """Input channels; by default the data's."""
     num_classes: Positive = 10
-    """Number of classes."""
+    """Number of classes; by default the data's."""
     embed_dim: Positive = 192
     """Width of a token."""
     depth: Positive = 9
@@ -215,9 +215,13 @@ class Config(Section):
     data: Source = "cifar10"
     """Data source; auto uses cifar10 if it is found, else shapes."""
     data_dir: Path | None = None
-    """Folder of the data (for folder: the one with train/ and test/)."""
+    """Folder of the data (for folder: split folders, class folders, or a CSV or JSON Lines file)."""
     validation_size: Count = 5_000
-    """Training images held out for validation, the same number per class; 0 trains on all."""
+    """Training images held out for validation, the same number per class; 0 trains on all. folder: a tenth."""
+    test_size: Below1 = 0.2
+    """For a folder without test images: share of each class that is set apart for testing."""
+    bad_files: Literal["refuse", "skip"] = "refuse"
+    """For a folder: refuse files that cannot be read, or skip them."""
     epochs: Positive = 50
     """Passes over the training set."""
     batch_size: Positive = 256

@@ -1,5 +1,6 @@
 """Folders of images: any size in, one size out, decoded once, as large as the disk allows."""
 
+import itertools
 import os
 import shutil
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from cifar10_files import encode
+from PIL import Image
 
 from diffvit.data import folder as folder_source
 from diffvit.data import images as images_module
@@ -60,10 +62,10 @@ def test_what_is_no_image_and_hidden_files_are_left_out(tree):
 def test_images_are_decoded_once(tree, monkeypatch):
     first = load(tree)
 
-    def never(data, *, name):
-        raise AssertionError(f"{name} was decoded again")
+    def never(file, size):
+        raise AssertionError(f"{file} was read again")
 
-    monkeypatch.setattr(folder_source, "decode", never)
+    monkeypatch.setattr(folder_source, "_read_file", never)
     load(tree).pixels.fill_(77)  # does not reach the file
     again = load(tree)
     assert again.fingerprint == first.fingerprint
@@ -85,16 +87,15 @@ def test_a_changed_folder_is_decoded_again(tree):
     assert len(prints) == 4
 
 
-@pytest.mark.parametrize("damage", ["short", "long", "gone", "empty", "bytes"])
-def test_a_damaged_cache_is_made_again(tree, damage):
+@pytest.mark.parametrize("suffix", [".pixels", ".records"])
+@pytest.mark.parametrize("damage", ["short", "long", "gone", "empty"])
+def test_a_damaged_cache_is_made_again(tree, damage, suffix):
     first = load(tree)
-    [kept] = (cache_folder() / "folders").iterdir()
+    [kept] = cache_folder().rglob(f"*{suffix}")
     content = kept.read_bytes()
     kept.unlink()
     if damage != "gone":
-        kept.write_bytes(
-            {"short": content[:-1], "long": content + b"x", "empty": b"", "bytes": content[:-64] + b"\xff" * 64}[damage]
-        )
+        kept.write_bytes({"short": content[:-1], "long": content + b"x", "empty": b""}[damage])
     again = load(tree)
     assert again.fingerprint == first.fingerprint
     assert torch.equal(again.pixels, first.pixels)
@@ -109,20 +110,100 @@ def test_test_may_lack_a_class_be_called_val_but_has_no_class_of_its_own(tree):
     (tree / "test").rename(tree / "val")
     assert load(tree, "test").labels.tolist() == [1, 1]
     (tree / "val" / "cow").mkdir()
-    with pytest.raises(InputError, match=r"cow: is a class that train/ does not have"):
+    (tree / "val" / "cow" / "1.png").write_bytes(plain(9))
+    with pytest.raises(InputError, match=r"class 'cow' is in test and not in train"):
         load(tree, "test")
 
 
-@pytest.mark.parametrize("content", [b"", b"text", plain(3)[:60], None])
-def test_an_unreadable_image_is_named(tree, content):
-    if content is None:
-        (tree / "train" / "dog" / "bad.png").symlink_to(tree / "nowhere.png")
-    else:
-        (tree / "train" / "dog" / "bad.png").write_bytes(content)
-    with pytest.raises(InputError, match=r"bad\.png"):
-        load(tree)
-    assert list(cache_folder().rglob("*.pixels")) == []
-    assert list(cache_folder().rglob("*.part")) == []
+BAD = {"a.png": b"", "b.jpg": b"text", "c.png": plain(3)[:60], "d.png": None}
+
+
+def test_every_bad_file_is_reported_together_or_skipped(tree):
+    first = load(tree)
+    for name, content in BAD.items():
+        path = tree / "train" / "dog" / name
+        path.symlink_to(tree / "nowhere.png") if content is None else path.write_bytes(content)
+    said = []
+    with pytest.raises(InputError, match=r"4 of 14 files cannot be read.*--bad-files skip"):
+        sources.load("folder", "train", data_dir=tree, image_size=16, announce=said.append)
+    assert all(any(f"dog/{name}" in line for line in said) for name in BAD)
+    images = sources.load("folder", "train", data_dir=tree, image_size=16, bad_files="skip")
+    assert [path for path, _ in images.skipped] == [f"train/dog/{name}" for name in BAD]
+    assert torch.equal(images.pixels, first.pixels)
+    assert images.fingerprint == first.fingerprint
+
+
+def test_a_pass_that_was_killed_goes_on_where_it_stopped(tree, monkeypatch):
+    first, read_file = load(tree), folder_source._read_file
+    shutil.rmtree(cache_folder() / "folders")
+    monkeypatch.setattr(folder_source, "_AT_A_TIME", 3)
+    done = []
+
+    def killed(file, size):
+        if len(done) == 7:
+            raise KeyboardInterrupt
+        done.append(file)
+        return read_file(file, size)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(folder_source, "_read_file", killed)
+        patched.setattr(folder_source.os, "cpu_count", lambda: 1)
+        with pytest.raises(KeyboardInterrupt):
+            load(tree)
+    with next(cache_folder().rglob("*.pixels.part")).open("ab") as part:
+        part.write(b"half an image")
+    again = []
+    monkeypatch.setattr(folder_source, "_read_file", lambda file, size: again.append(file) or read_file(file, size))
+    assert torch.equal(load(tree).pixels, first.pixels)
+    assert {*done[:6]}.isdisjoint(again)
+    assert len(again) == 4
+    assert not list(cache_folder().rglob("*.part"))
+
+
+def test_a_folder_without_test_images_gives_a_share_of_each_class_whatever_the_names(tree, tmp_path):
+    rng, flat, renamed = np.random.default_rng(0), tmp_path / "flat", tmp_path / "renamed"
+    pictures = [(label, encode(rng.integers(0, 256, (3, 8, 8), dtype=np.uint8))) for label in "aaaaaaaaaabbbbbc"]
+    for number, (label, content) in enumerate([*pictures, pictures[0]]):
+        for root, name in ((flat, f"{number}.png"), (renamed, f"{99 - number}.png")):
+            (root / label).mkdir(parents=True, exist_ok=True)
+            (root / label / name).write_bytes(content)
+    found = {root: [load(root, split) for split in ("train", "test")] for root in (flat, renamed)}
+    train, test = found[flat]
+    assert train.labels.bincount().tolist() == [9, 4, 1]
+    assert test.labels.bincount(minlength=3).tolist() == [2, 1, 0]
+    rows = [{bytes(image.numpy().tobytes()) for image in split.pixels} for split in (train, test)]
+    assert rows[0].isdisjoint(rows[1])  # equal pictures lie on one side
+    assert rows == [{bytes(image.numpy().tobytes()) for image in split.pixels} for split in found[renamed]]
+    larger = sources.load("folder", "test", data_dir=flat, image_size=16, test_size=0.5)
+    assert rows[1] < {bytes(image.numpy().tobytes()) for image in larger.pixels}
+
+
+def test_grey_stays_grey_unless_asked_otherwise(tmp_path):
+    levels = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    for split, label in itertools.product(("train", "test"), "ab"):
+        (tmp_path / split / label).mkdir(parents=True)
+        Image.fromarray(levels + ord(label)).save(tmp_path / split / label / "1.png")
+    grey = sources.load("folder", "train", data_dir=tmp_path, image_size=8)
+    assert torch.equal(grey.pixels[0, 0], torch.from_numpy(levels + ord("a")))
+    assert grey.pixels.shape == (2, 1, 8, 8)
+    colour = sources.load("folder", "train", data_dir=tmp_path, image_size=8, channels=3)
+    assert torch.equal(colour.pixels, grey.pixels.expand(2, 3, 8, 8))
+    assert colour.fingerprint != grey.fingerprint
+    (tmp_path / "test" / "a" / "2.png").write_bytes(plain(3))
+    assert load(tmp_path).pixels.shape[1] == 3
+    assert torch.equal(sources.load("folder", "train", data_dir=tmp_path, image_size=8, channels=1).pixels, grey.pixels)
+
+
+def test_own_validation_images_and_the_same_picture_twice(tree):
+    shutil.copytree(tree / "test", tree / "valid")
+    (tree / "valid" / "cat" / "a.png").write_bytes(plain(77))
+    shutil.copy(tree / "train" / "cat" / "a.png", tree / "test" / "dog" / "3.png")
+    said = []
+    images = sources.load("folder", "train", data_dir=tree, image_size=16, announce=said.append)
+    assert images.validation.pixels[:, 0, 0, 0].tolist() == [77, 10, 20, 30, 40]
+    twice = [line for line in said if "the same picture" in line]
+    assert len(twice) == 10  # four of validation, five of test, and the copy under another class
+    assert any("train/cat/a.png" in line and "test/dog/3.png" in line for line in twice)
 
 
 def test_missing_folders(tmp_path, tree):
@@ -153,7 +234,7 @@ def test_a_large_choice_is_the_same_choice_in_a_file(tree, monkeypatch):
     large = images.select([4, 0, 0, 2])
     assert torch.equal(large.pixels, small.pixels)
     assert large.fingerprint == small.fingerprint
-    assert [path.suffix for path in cache_folder().rglob("*.*")] == [".pixels"]  # no file left behind
+    assert {path.suffix for path in cache_folder().rglob("*.*")} == {".pixels", ".records"}  # no file left behind
 
 
 def test_a_file_larger_than_memory_is_mapped(tmp_path):

@@ -163,7 +163,7 @@ def png_header(width, height):
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-@pytest.mark.parametrize("side", [100_000, 20_000, 5_001])
+@pytest.mark.parametrize("side", [100_000, 20_000, 10_001])
 def test_a_large_claim_is_refused_before_decoding(side):
     with pytest.raises(InputError, match="too many pixels"):
         decode(png_header(side, side), name="bomb.png")
@@ -216,7 +216,7 @@ def test_flipped_bytes_give_pixels_or_a_refusal(kind, data):
 
 def test_files(tmp_path):
     with (tmp_path / "large.png").open("wb") as file:
-        file.truncate(129 * 2**20)  # sparse
+        file.truncate(513 * 2**20)  # sparse
     with pytest.raises(InputError, match="too large"):
         decode(tmp_path / "large.png", name="large.png")
     path = tmp_path / "a.png"

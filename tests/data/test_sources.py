@@ -13,6 +13,7 @@ import diffvit
 from diffvit import registry
 from diffvit.config import config_hash
 from diffvit.data import cifar10, shapes, sources
+from diffvit.data.images import Images
 from diffvit.errors import ConfigError, EnvironmentFault, InputError
 from diffvit.files import cache_folder
 
@@ -174,17 +175,15 @@ def test_a_source_more_is_an_entry_more(monkeypatch):
 def test_validation_is_balanced_and_takes_every_image_once(labels, size, seed):
     names = torch.tensor(labels)
     counts = np.bincount(labels)
-    try:
-        train, validation = sources.validation_split(names, size, seed)
-    except InputError:
-        assert size // np.count_nonzero(counts) + 1 >= counts[counts > 0].min()
-        return
-    assert len(validation) == size
+    train, validation = sources.validation_split(names, size, seed)
     assert sorted(train.tolist() + validation.tolist()) == list(range(len(labels)))
     assert train.tolist() == sorted(train.tolist())
     assert validation.tolist() == sorted(validation.tolist())
     held = np.bincount(np.array(labels)[validation.numpy()], minlength=len(counts))[counts > 0]
-    assert held.max() - held.min() <= 1
+    counts, each = counts[counts > 0], size // np.count_nonzero(counts)
+    for place, (count, found) in enumerate(zip(counts, held, strict=True)):
+        wanted = each + (place < size % len(counts))
+        assert found == (wanted if wanted < count else count // 2)
 
 
 def test_validation_is_fixed_whatever_the_random_state():
@@ -203,7 +202,13 @@ FIRST_HELD_OUT = [8, 13, 24, 32, 54, 57, 65, 70]
 
 
 def test_validation_may_not_take_a_whole_class():
-    with pytest.raises(InputError, match="leaves nothing to train on of class 1"):
-        sources.validation_split(torch.tensor([0] * 50 + [1] * 5), 10)
+    labels = torch.tensor([0] * 50 + [1] * 5)
+    images = Images(torch.zeros(55, 1, 2, 2, dtype=torch.uint8), labels, ["many", "few"], "few", "")
+    with pytest.raises(InputError, match=r"leaves nothing to train on of class few \(it has 5 images, 5 wanted"):
+        sources.check_validation_size(images, 10)
+    sources.check_validation_size(images, 8)
+    assert sources.usual_validation_size(labels) == 4  # a tenth, the same number of each class
+    assert sources.usual_validation_size(torch.arange(30) % 10) == 10  # one at least
+    assert sources.usual_validation_size(torch.arange(100_000) % 10) == 5_000
     train, validation = sources.validation_split(torch.tensor([0, 0, 1]), 0)
     assert (len(train), len(validation)) == (3, 0)

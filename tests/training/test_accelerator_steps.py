@@ -70,7 +70,7 @@ def test_steps_wait_for_nothing(attention, changes, monkeypatch):
     monkeypatch.setitem(loop._READ_EVERY, "meta", 32)
     model = {"image_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "attention": attention}
     config = parse({"data": "shapes", "batch_size": 8, "epochs": 2, "model": model, **changes})
-    data = TrainingData("shapes", shapes.generate("train", 30, size=16), None, [0.5] * 3, [0.25] * 3, "")
+    data = TrainingData("shapes", shapes.generate("train", 30, size=16), None, [0.5] * 3, [0.25] * 3, "", config)
     trained = Trainer(Device(), config, data, build_model(config.model, 0), Classification())
     with Waits() as waits:
         assert sum(1 for _ in trained.steps()) == 4

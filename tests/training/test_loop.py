@@ -273,7 +273,7 @@ def test_data_that_fell_back_and_is_not_validated_in_the_default_folder(tmp_path
     assert run.result["data"].startswith("shapes")
 
 
-@pytest.mark.parametrize(("damage", "why"), [(None, "no such folder"), (b"not an image", "is not an image")])
+@pytest.mark.parametrize(("damage", "why"), [(None, "too few images to test"), (b"not an image", "is not an image")])
 def test_what_the_end_needs_is_checked_before_the_first_step(tmp_path, damage, why):
     pictures(tmp_path / "photos", "ab", test=1 if damage else 0)
     if damage:
@@ -299,7 +299,7 @@ REFUSED = {
     "data without a place": (InputError, {"data": "folder"}, "--data-dir"),
     "too much kept apart": (InputError, {"validation_size": 50}, "leaves nothing to train on"),
     "classes": (ConfigError, {"model": {"num_classes": 7}}, "7 vs 10 classes.*--model.num-classes 10"),
-    "channels": (ConfigError, {"model": {"in_chans": 1}}, "1 vs 3 channels.*--model.in-chans 3"),
+    "channels": (InputError, {"model": {"in_chans": 2}}, "2 channels .found 3, allowed 1 and 3"),
     "memory": (EnvironmentFault, {}, "is used up"),
     "device": (EnvironmentFault, {"device": "cuda"}, "no CUDA device"),
     "Ctrl-C": (KeyboardInterrupt, {}, None),

@@ -13,7 +13,7 @@ from diffvit.training.task import Classification, TrainingData, build_model, fre
 def test_a_whitened_model_is_the_seeds_own_but_for_its_patches():
     images = shapes.generate("train", 300, size=16)
     mean, std = (values.tolist() for values in channel_statistics(images.pixels))
-    data = TrainingData("shapes", images, None, mean, std, "")
+    data = TrainingData("shapes", images, None, mean, std, "", parse({}))
     sizes = {"image_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 1, "num_heads": 2}
     plain, whitened = (
         fresh_model(parse({"data": "shapes", "model": sizes, "whiten": on, "seed": 3}), data) for on in (False, True)

@@ -22,7 +22,7 @@ config = partial(small, {"batch_size": 8, "epochs": 2, "model": {"depth": 2}, "o
 
 def trainer(config, objective=None, images=30, std=0.25):
     fabric = Fabric(accelerator="cpu", devices=1, precision="32-true")
-    data = TrainingData("shapes", shapes.generate("train", images, size=16), None, [0.5] * 3, [std] * 3, "")
+    data = TrainingData("shapes", shapes.generate("train", images, size=16), None, [0.5] * 3, [std] * 3, "", config)
     model = build_model(config.model, config.seed)
     return Trainer(fabric, config, data, model, objective or Classification())
 

@@ -37,6 +37,7 @@ WRONG, ONLY_FIRST, ONLY_SECOND, BOTH_WRONG = (
 )
 FILTERS = (ALL, WRONG, ONLY_FIRST, ONLY_SECOND, BOTH_WRONG)
 MAX_BYTES = 8 * 2**20  # of an uploaded file
+MAX_PIXELS = 25_000_000  # of an uploaded picture
 MIN_SIDE = 8  # pixels of an upload
 LIFETIME = 3600.0  # seconds that an upload is kept
 UPLOAD_BUDGET = 32 * 2**20  # bytes of all uploads
@@ -148,7 +149,7 @@ class Uploads:
         name = safe_name(name)
         if len(data) > MAX_BYTES:
             raise InputError(name, f"is too large (over {MAX_BYTES >> 20} MiB)")
-        _, height, width = decode(data, name=name).shape
+        _, height, width = decode(data, name=name, most=MAX_PIXELS).shape
         if min(height, width) < MIN_SIDE:
             raise InputError(name, f"is too small ({width} x {height} vs at least {MIN_SIDE} pixels a side)")
         token = secrets.token_urlsafe(16)
@@ -160,7 +161,7 @@ class Uploads:
         found = self._files.get(token)
         if found is None or self._clock() - found.since > LIFETIME:
             raise InputError("the picture", "is no longer kept", "Choose it again.")
-        return found.name, decode(found.data, name=found.name)
+        return found.name, decode(found.data, name=found.name, most=MAX_PIXELS)
 
 
 def safe_name(name: str) -> str:

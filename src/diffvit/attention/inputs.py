@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from diffvit.data.images import Images, decode, resize
+from diffvit.data.images import Images, decode, resize, to_array, to_picture, with_channels
 from diffvit.errors import ConfigError, InputError
 from diffvit.models.vit import VisionTransformer
 from diffvit.training.environment import resolve_device
@@ -55,9 +55,10 @@ class LoadedModel:
         """Side of a patch, pixels."""
         return self.model.patch_embed.patch_size
 
-    def normalised(self, pixels: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
+    def normalised(self, pixels: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n chans h w"]:
         """Pixels normalised as in training."""
         mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        pixels = with_channels(pixels, len(self.mean))
         return (pixels.float() / 255 - mean) / std
 
 
@@ -67,7 +68,7 @@ class Sample:
 
     Args:
         name: of its file, or its index in a data set.
-        pixels: as the model takes it, but for the normalisation.
+        pixels: RGB, of the model's size, not normalised.
         label: the true class, if known.
         mask: the object's pixels, if known.
     """
@@ -145,9 +146,10 @@ def samples_of(images: Images, indices: Sequence[int]) -> list[Sample]:
             raise ConfigError("--index", f"no such image (found {index} vs 0 to {len(images) - 1} of {images.name})")
     masks = images.masks
     labels = [images.classes[int(images.labels[index])] for index in indices]
+    pixels = with_channels(images.pixels[list(indices)], 3)
     return [
-        Sample(f"{index}", images.pixels[index], label, None if masks is None else masks[index])
-        for index, label in zip(indices, labels, strict=True)
+        Sample(f"{index}", pixels[place], label, None if masks is None else masks[index])
+        for place, (index, label) in enumerate(zip(indices, labels, strict=True))
     ]
 
 
@@ -203,8 +205,7 @@ def fit(
     if wanted != shorter:
         scale = wanted / shorter
         shape = (max(wanted, round(width * scale)), max(wanted, round(height * scale)))
-        image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-        pixels = np.asarray(image.resize(shape, Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+        pixels = to_array(to_picture(pixels).resize(shape, Image.Resampling.BICUBIC))
         _, height, width = pixels.shape
     patch = model.patch_size
     tall, wide = height // patch * patch, width // patch * patch

@@ -16,8 +16,8 @@ from diffvit import __version__
 from diffvit.clip.encode import image_number
 from diffvit.clip.evaluate import Evaluation
 from diffvit.clip.labelled import Labelled
-from diffvit.clip.preprocess import to_image
 from diffvit.clip.shifts import Shift
+from diffvit.data.images import to_picture
 from diffvit.files import to_csv, to_json
 from diffvit.reporting.stats import wilson
 from diffvit.reporting.style import LIGHT, dress, figure, plain, to_png
@@ -94,7 +94,7 @@ def decided_note(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _thumbnail(pixels: UInt8[np.ndarray, "3 h w"]) -> bytes:
-    picture = to_image(pixels)
+    picture = to_picture(pixels)
     side = max(picture.size)
     scale = _THUMBNAIL / side if side > _THUMBNAIL else max(1, _THUMBNAIL // side)
     width, height = (max(1, round(length * scale)) for length in picture.size)

@@ -18,8 +18,8 @@ from diffvit.clip.hub import imagenet_wordnet_ids
 from diffvit.clip.templates import check_text, imagenet_names, twins
 from diffvit.data import sources
 from diffvit.data.cifar10 import CLASSES, SIZE
-from diffvit.data.folder import class_folders, image_files
 from diffvit.data.images import decode
+from diffvit.data.layout import class_folders, image_files
 from diffvit.errors import ConfigError, InputError
 
 CIFAR10 = "cifar10"

@@ -21,8 +21,8 @@ from torch.utils.benchmark import timer
 
 from diffvit.clip.preprocess import Preprocessing
 from diffvit.data import cifar10, shapes, sources
-from diffvit.data.folder import image_files
 from diffvit.data.images import decode
+from diffvit.data.layout import image_files
 from diffvit.errors import ConfigError, InputError
 from diffvit.files import cache_folder
 from diffvit.hub.libraries import library

@@ -12,20 +12,11 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 from torch import Tensor
 
-from diffvit.data.images import MAX_PIXELS
+from diffvit.data.images import to_array, to_picture
 from diffvit.errors import InputError
 
+_LARGEST = 25_000_000  # pixels of an enlarged picture
 _SAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-
-
-def to_image(pixels: UInt8[np.ndarray, "3 h w"]) -> Image.Image:
-    """Pixels for Pillow."""
-    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-
-
-def to_pixels(image: Image.Image) -> UInt8[np.ndarray, "3 h w"]:
-    """The pixels of Pillow's image."""
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
 @dataclass(frozen=True)
@@ -57,7 +48,7 @@ class Preprocessing:
         """The part of the image that the model sees, before it is normalised."""
         pixels = self._shortened(pixels)
         _, height, width = pixels.shape
-        image = to_image(pixels)
+        image = to_picture(pixels)
         sides = (self.size, self.size)
         if not self.squash:
             short = min(height, width)
@@ -65,13 +56,13 @@ class Preprocessing:
         scaled = image if image.size == sides else image.resize(sides, _SAMPLING[self.interpolation])
         left, top = (round((side - self.size) / 2.0) for side in scaled.size)
         cropped = scaled.crop((left, top, left + self.size, top + self.size))
-        return to_pixels(cropped)
+        return to_array(cropped)
 
     def _shortened(self, pixels: UInt8[np.ndarray, "3 h w"]) -> UInt8[np.ndarray, "3 h2 w2"]:
         """A strip so long that it would grow beyond an image's limit is cut around its centre first."""
         _, height, width = pixels.shape
         short, long = sorted((height, width))
-        if self.squash or self.resize**2 * long // short <= MAX_PIXELS:
+        if self.squash or self.resize**2 * long // short <= _LARGEST:
             return pixels
         first = (long - 8 * short) // 2
         return pixels[:, first : first + 8 * short] if height > width else pixels[:, :, first : first + 8 * short]

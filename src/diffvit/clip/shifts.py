@@ -16,7 +16,7 @@ from jaxtyping import Float32, UInt8
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
-from diffvit.clip.preprocess import to_image, to_pixels
+from diffvit.data.images import to_array, to_picture
 from diffvit.errors import check_choice
 
 KINDS = ("edges", "grey", "blur", "jpeg", "noise", "inversion")
@@ -72,7 +72,7 @@ def _reduced(pixels: _Pixels) -> UInt8[np.ndarray, "3 h2 w2"]:
     if short <= LARGEST:
         return pixels
     sides = (round(width * LARGEST / short), round(height * LARGEST / short))
-    return to_pixels(to_image(pixels).resize(sides, Image.Resampling.BICUBIC))
+    return to_array(to_picture(pixels).resize(sides, Image.Resampling.BICUBIC))
 
 
 def _bytes(values: _Real) -> _Pixels:
@@ -127,9 +127,9 @@ def _jpeg(pixels: _Pixels, quality: float) -> _Pixels:
 
 def _encoded(pixels: _Pixels, quality: int) -> _Pixels:
     file = io.BytesIO()
-    to_image(pixels).save(file, "JPEG", quality=quality)
+    to_picture(pixels).save(file, "JPEG", quality=quality)
     with Image.open(file, formats=["JPEG"]) as image:
-        return to_pixels(image)
+        return to_array(image)
 
 
 def _noise(pixels: _Pixels, deviation: float, number: int) -> _Pixels:

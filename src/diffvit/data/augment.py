@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from diffvit.data import image_ops
 from diffvit.data.batches import Channels, Device, normalise, send
-from diffvit.data.image_ops import Pixels, Rgb, affine, box_mask, crop_and_flip, fixed_point
+from diffvit.data.image_ops import Pixels, affine, box_mask, crop_and_flip, fixed_point
 from diffvit.data.random_draws import Stream, below, beta_quantiles, from_quantiles, hash_uniform, hash_words, uniform
 from diffvit.errors import ConfigError
 from diffvit.registry import AUGMENTATIONS
@@ -221,7 +221,7 @@ class Policy:
     """
 
     def __init__(
-        self, space: Space, rounds: int, size: tuple[int, int], fill: UInt8[Tensor, " 3"], *, every: bool = False
+        self, space: Space, rounds: int, size: tuple[int, int], fill: UInt8[Tensor, " chans"], *, every: bool = False
     ) -> None:
         self.rounds, self.fill, self.every, self.levels = rounds, fill, every, len(space.levels)
         full = {"rotate": space.rotate, "translate-x": space.translate, "translate-y": space.translate}
@@ -235,7 +235,7 @@ class Policy:
         }
         self._tables = {name: table.to(fill.device) for name, table in tables.items()}
 
-    def __call__(self, pixels: Rgb, seed: int, epoch: int, indices: Indices) -> Rgb:
+    def __call__(self, pixels: Pixels, seed: int, epoch: int, indices: Indices) -> Pixels:
         """The images after their own draws of operations."""
         words = hash_words(seed, epoch, indices, Stream.POLICY, 2 * self.rounds)
         operations, strengths = below(words[:, 0::2], len(OPERATIONS)), below(words[:, 1::2], 2 * self.levels)
@@ -243,7 +243,7 @@ class Policy:
             pixels = self.apply(pixels, operation, strength)
         return pixels
 
-    def apply(self, pixels: Rgb, operation: Indices, strength: Indices) -> Rgb:
+    def apply(self, pixels: Pixels, operation: Indices, strength: Indices) -> Pixels:
         """One operation for each image: its place in :data:`OPERATIONS`, and which strength.
 
         Strengths ``0 .. levels - 1`` are the space's levels with a negative sign, the next ``levels`` those with a

@@ -1,128 +1,250 @@
-"""A folder of images, one folder per class: ``DIR/train/CLASS/...`` and ``DIR/test/CLASS/...``.
+"""A folder of images as a data source: every file read once, into one memory-mapped file in the user's cache.
 
-Every image is decoded and resized once, into one file in the user's cache that is then mapped into memory, so the set
-may be larger than RAM. The file's name is a hash of the list of files (paths, sizes, times of change), so a changed
-folder is decoded again.
+The files and their classes are those of :func:`diffvit.data.layout.find_layout`. One pass reads all of them before
+anything starts: it decodes and resizes each image, and notes what cannot be read, so that all faults are reported
+together. The pass is kept in the cache while it goes on: one that was killed is taken up where it stopped. The cache's
+file name is a hash of the list of files (paths, sizes, times of change), so a changed folder is read again.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
-import math
 import os
 import shutil
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import PIL
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from diffvit.data.images import Images, decode, fingerprint, mapped, resize
+from diffvit.data.images import Images, mapped, read_image, squared, to_array, with_channels
+from diffvit.data.layout import TEST, TRAIN, VALIDATION, Layout, find_layout
 from diffvit.errors import EnvironmentFault, InputError
-from diffvit.files import cache_folder, replacing
+from diffvit.files import cache_folder, flush
 
-_DECODER = "2"  # of the cache: increase when the decoded pixels or the cache file change for the same images
-_NO_IMAGES = {".txt", ".md", ".csv", ".json", ".xml", ".yaml", ".yml", ".ini", ".db", ".html"}
-_AT_A_TIME = 256  # images decoded before their pixels are written
+_DECODER = "3"  # of the cache: increase when the decoded pixels or the cache's files change for the same images
+_AT_A_TIME = 1024  # images read before their pixels and what is known of them are written
+_SHOWN_EVERY = 5.0  # seconds
+_TWICE_SHOWN = 10  # pictures that are there twice
+_LARGE = 16_000_000  # bytes of a file; such files are decoded one at a time, for the memory
+_one_large = threading.Lock()
+# What is known of each file: the hash of its pixels, its size, whether it is grey, and why it could not be read.
+_RECORD = np.dtype([("hash", "V16"), ("width", "<u4"), ("height", "<u4"), ("grey", "?"), ("fault", "S190")])
+Announce = Callable[[str], None]
 
 
-def load(folder: Path, split: str, *, image_size: int) -> Images:
-    """Read one split, train or test (or, in its place, ``val``); images are ordered by class, then path.
+@dataclass(frozen=True)
+class Scan:
+    """All files of a data folder as they were read.
 
-    Every image is cropped to the centred square and resized to ``image_size`` pixels a side. InputError for no such
-    folders, a class of test that train lacks, an empty class or an unreadable image; EnvironmentFault where the cache's
-    disk has no room.
+    ``pixels``, uint8 (files, 3, size, size), are zero where a file could not be read; ``records`` has what is known of
+    each file: ``hash`` (of the decoded pixels), ``width``, ``height``, ``grey``, ``fault`` (empty where it was read).
     """
-    root = folder / split
-    if split == "test" and not root.is_dir() and (folder / "val").is_dir():
-        root = folder / "val"
-    classes, found = _class_names(folder / "train"), _class_names(root)
-    files: list[Path] = []
-    labels: list[int] = []
-    for name in found:
-        if name not in classes:
-            raise InputError(str(root / name), "is a class that train/ does not have")
-        images = sorted(image_files(root / name))
-        if not images:
-            raise InputError(str(root / name), "holds no images")
-        files.extend(images)
-        labels.extend([classes.index(name)] * len(images))
-    pixels, content = _decoded(root, files, torch.tensor(labels), classes, image_size)
-    return Images(pixels, torch.tensor(labels), classes, f"folder {folder.resolve().name}", content)
+
+    layout: Layout
+    pixels: UInt8[Tensor, "files 3 s s"]
+    records: np.ndarray
+
+    @property
+    def faults(self) -> list[tuple[str, str]]:
+        """Path and reason of every file that could not be read."""
+        bad = np.flatnonzero(self.records["fault"] != b"")
+        return [(self.layout.files[n], self.records["fault"][n].decode(errors="replace")) for n in bad.tolist()]
+
+    @cached_property
+    def grey(self) -> bool:
+        """Whether every image is stored as grey levels."""
+        read = self.records[self.records["fault"] == b""]
+        return len(read) > 0 and bool(read["grey"].all())
+
+    def rows(self, test_size: float) -> dict[str, list[int]]:
+        """For train, validation and test the numbers of the files that could be read, in the layout's order.
+
+        A folder without test images gives this share of each class, those with the lowest hashes of their pixels:
+        whatever the files are called, and equal pictures on one side. Every class keeps an image to train on.
+        """
+        read = np.flatnonzero(self.records["fault"] == b"").tolist()
+        splits, labels = self.layout.splits, self.layout.labels
+        rows = {split: [n for n in read if splits[n] == split] for split in (TRAIN, VALIDATION, TEST)}
+        if rows[TEST] or not test_size:
+            return rows
+        members: dict[int, dict[bytes, list[int]]] = {}
+        for n in rows[TRAIN]:
+            members.setdefault(labels[n], {}).setdefault(self.records["hash"][n].tobytes(), []).append(n)
+        taken = set[int]()
+        for same in members.values():
+            most = round(test_size * sum(map(len, same.values())))
+            for key in sorted(same)[: len(same) - 1]:
+                if len(same[key]) <= most:
+                    taken.update(same[key])
+                    most -= len(same[key])
+        return {TRAIN: [n for n in rows[TRAIN] if n not in taken], VALIDATION: [], TEST: sorted(taken)}
+
+    def repeated(self, rows: dict[str, list[int]]) -> list[str]:
+        """A line for each picture that is in more than one split, or under more than one class, with both paths."""
+        split_of = {n: split for split, numbers in rows.items() for n in numbers}
+        first: dict[bytes, int] = {}
+        lines = []
+        for n in split_of:
+            one = first.setdefault(self.records["hash"][n].tobytes(), n)
+            classes = [self.layout.classes[self.layout.labels[each]] for each in (one, n)]
+            if classes[0] != classes[1]:
+                lines.append(f"the same picture is in two classes: {self.layout.files[one]} and {self.layout.files[n]}")
+            elif split_of[one] != split_of[n]:
+                where = f"in {split_of[one]} and {split_of[n]}"
+                lines.append(f"the same picture is {where}: {self.layout.files[one]} and {self.layout.files[n]}")
+        return lines
 
 
-def _class_names(root: Path) -> list[str]:
-    names = class_folders(root) if root.is_dir() else []
-    if not names:
-        why = "has no folders of classes" if root.is_dir() else "no such folder"
-        raise InputError(str(root), why, "A data folder has train/CLASS/ and test/CLASS/ with images.")
-    return names
+def load(
+    place: Path,
+    split: str,
+    *,
+    image_size: int,
+    channels: int | None = None,
+    test_size: float = 0.2,
+    bad_files: str = "refuse",
+    announce: Announce | None = None,
+) -> Images:
+    """Read one split, train or test; images are ordered by class, then path.
+
+    Every image is cropped to the centred square and resized to ``image_size`` pixels a side. Where all are stored as
+    grey levels they have one channel, unless ``channels`` says otherwise. ``test_size`` is :meth:`Scan.rows`'s.
+    ``bad_files``: ``refuse``, or ``skip`` those that cannot be read. ``announce`` gets a line for each bad file and for
+    each picture that is there twice, and how far the reading is.
+
+    Raises:
+        InputError: as :func:`diffvit.data.layout.find_layout`; a file that cannot be read; no test images.
+        EnvironmentFault: the cache's disk has no room.
+    """
+    say = announce or (lambda _: None)
+    scan = read(place, image_size, say)
+    faults, rows = scan.faults, scan.rows(test_size)
+    if split == TRAIN:
+        apart = "" if TEST in scan.layout.splits else f"; {test_size:.0%} of each class are set apart as test images"
+        say(f"{place}: {scan.layout.words}{apart}")
+        twice = scan.repeated(rows)
+        more = [f"{len(twice) - _TWICE_SHOWN:,} more pictures are there twice"] if len(twice) > _TWICE_SHOWN else []
+        unread = [f"{path} cannot be read ({why})" for path, why in faults]
+        for line in [*unread, *twice[:_TWICE_SHOWN], *more]:
+            say(f"warning: {line}")
+    if faults and bad_files != "skip":
+        few = ", ".join(f"{path} ({why})" for path, why in faults[:3]) + (", ..." if len(faults) > 3 else "")
+        why = f"{len(faults):,} of {len(scan.layout.files):,} files cannot be read: {few}"
+        hint = f"See all of them with: diffvit data info {place}. --bad-files skip leaves them out."
+        raise InputError(str(place), why, hint)
+    labels, classes = torch.tensor(scan.layout.labels), scan.layout.classes
+    if not rows[split] or (split == TRAIN and len(labels[rows[split]].unique()) < 2):
+        raise InputError(str(place), f"has too few images to {split}", "Give each class more, or another --test-size.")
+    count = channels or (1 if scan.grey else 3)
+    pixels = scan.pixels[:, :1] if count == 1 and scan.grey else scan.pixels
+    whole = Images(pixels, labels, classes, f"folder {scan.layout.root.resolve().name}", "", skipped=tuple(faults))
+
+    def images(numbers: list[int]) -> Images:
+        """Some of the files; the fingerprint is of their own pixels' hashes: the resized ones need not be read."""
+        found = whole.select(numbers)
+        digest = hashlib.sha256(repr((image_size, count, classes, found.labels.tolist())).encode())
+        digest.update(scan.records["hash"][numbers].tobytes())
+        return replace(found, pixels=with_channels(found.pixels, count), fingerprint=digest.hexdigest())
+
+    own = images(rows[VALIDATION]) if split == TRAIN and rows[VALIDATION] else None
+    return replace(images(rows[split]), validation=own)
 
 
-def class_folders(root: Path) -> list[str]:
-    """The names of the folders in a folder, hidden ones left out, sorted."""
+def read(place: Path, size: int, say: Announce) -> Scan:
+    """Every file of a data folder, read now or known from before; ``say`` is told every few seconds how far it is."""
+    layout = find_layout(place)
+    path = cache_folder() / "folders" / f"{_key(layout, size)}.pixels"
+    known, count, slot = path.with_suffix(".records"), len(layout.files), 3 * size * size
+    parts = [file.with_name(f"{file.name}.part") for file in (known, path)]
+
+    def kept() -> Scan | None:
+        with suppress(OSError):
+            if path.stat().st_size == count * slot and known.stat().st_size == count * _RECORD.itemsize:
+                return Scan(layout, mapped(path, (count, 3, size, size)), np.fromfile(known, _RECORD))
+        return None
+
+    if found := kept():
+        return found
     try:
-        return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    except OSError as error:
-        raise InputError(str(root), f"cannot be listed ({error.strerror})") from None
-
-
-def image_files(root: Path) -> Iterator[Path]:
-    """Files at any depth that may be images, in no order: not hidden, and without a suffix that says otherwise."""
-    for place, _, names in os.walk(root):  # does not follow links to folders: no loops
-        for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() not in _NO_IMAGES:
-                yield Path(place) / name
-
-
-def _decoded(
-    root: Path, files: list[Path], labels: Tensor, classes: list[str], size: int
-) -> tuple[UInt8[Tensor, "n 3 s s"], str]:
-    """The pixels of these files, mapped from the cache, and their fingerprint, the last bytes of the cache file."""
-    path = cache_folder() / "folders" / f"{_key(root, files, size)}.pixels"
-    shape = (len(files), 3, size, size)
-    try:
-        with path.open("rb") as file:
-            file.seek(math.prod(shape))
-            content = file.read().decode()
-        if len(content) == 64:
-            return mapped(path, shape), content
-    except (OSError, ValueError):
-        pass  # not there, or not what was written: decode
-    try:
-        _check_room(path.parent, math.prod(shape))
-        with replacing(path) as temporary:
-            with temporary.open("wb") as target, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-                for first in range(0, len(files), _AT_A_TIME):
-                    some = files[first : first + _AT_A_TIME]
-                    for pixels in threads.map(lambda file: resize(decode(file, name=str(file)), size), some):
-                        target.write(pixels.data)
-            content = fingerprint(mapped(temporary, shape), labels, classes)
-            with temporary.open("ab") as target:
-                target.write(content.encode())
-        return mapped(path, shape), content
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with parts[0].open("ab") as records, parts[1].open("ab") as pixels:
+            fcntl.flock(records, fcntl.LOCK_EX)  # another process that reads the same folder is waited for
+            if found := kept():
+                return found
+            done = min(records.tell() // _RECORD.itemsize, pixels.tell() // slot)
+            records.truncate(done * _RECORD.itemsize)
+            pixels.truncate(done * slot)
+            _check_room(path.parent, (count - done) * slot)
+            if done:
+                say(f"{done:,} of {count:,} files were read before")
+            shown = time.monotonic()
+            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+                for first in range(done, count, _AT_A_TIME):
+                    names = layout.files[first : first + _AT_A_TIME]
+                    found = list(threads.map(lambda name: _read_file(layout.root / name, size), names))
+                    pixels.write(b"".join(each for each, _ in found))
+                    pixels.flush()
+                    flush(parts[1])  # before the records, which say that the pixels are there
+                    records.write(np.array([record for _, record in found], _RECORD).tobytes())
+                    records.flush()
+                    if time.monotonic() - shown > _SHOWN_EVERY:
+                        shown = time.monotonic()
+                        say(f"read {first + len(names):,} of {count:,} files")
+            flush(parts[0])
+            parts[1].replace(path)
+            parts[0].replace(known)
+            flush(path.parent)
     except OSError as error:
         hint = "The cache needs room for the decoded images."
         raise EnvironmentFault(str(path), f"cannot be written ({error.strerror})", hint) from None
+    made = kept()
+    assert made is not None  # this process has just written it
+    return made
 
 
-def _key(root: Path, files: list[Path], size: int) -> str:
-    digest = hashlib.sha256(f"{_DECODER} {PIL.__version__} {size} {root.resolve()}\0".encode(errors="surrogateescape"))
-    for path in files:
-        try:
-            state = path.stat()
-        except OSError as error:
-            raise InputError(str(path), f"cannot be read ({error.strerror})") from None
-        listed = f"{path.relative_to(root).as_posix()}\0{state.st_size}\0{state.st_mtime_ns}\0"
+def _read_file(file: Path, size: int) -> tuple[bytes, tuple[Any, ...]]:
+    """The resized pixels of a file, and its record."""
+    try:
+        with _one_large if file.stat().st_size > _LARGE else nullcontext():
+            picture, grey = read_image(file, name="")
+            digest = hashlib.blake2b(repr(picture.size).encode(), digest_size=16)
+            digest.update(np.asarray(picture).data)
+            return to_array(squared(picture, size)).tobytes(), (digest.digest(), *picture.size, grey, b"")
+    except OSError as error:
+        fault = f"cannot be read ({error.strerror})"
+    except InputError as error:
+        fault = error.why
+    return bytes(3 * size * size), (bytes(16), 0, 0, False, fault.encode()[:190])
+
+
+def _key(layout: Layout, size: int) -> str:
+    """A hash of the list of files: what is in them is taken to be the same while their sizes and times are."""
+    root = os.path.realpath(layout.root)
+    version = f"{_DECODER} {PIL.__version__} {find_spec('pillow_heif') is not None}"  # HEIC is read only with it
+    digest = hashlib.sha256(f"{version} {size} {root}\0".encode(errors="surrogateescape"))
+    for name in layout.files:
+        state: Any = None
+        with suppress(OSError):
+            state = (layout.root / name).stat()
+        listed = f"{name}\0{state and state.st_size}\0{state and state.st_mtime_ns}\0"
         digest.update(listed.encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]
 
 
 def _check_room(folder: Path, needed: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if needed > free:
         found = f"{needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free"

@@ -15,15 +15,16 @@ from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor
 
 Pixels = UInt8[Tensor, "batch chans height width"]
-Rgb = UInt8[Tensor, "batch 3 height width"]
 Edges = Int64[Tensor, " batch"]
 
 # ITU-R 601 luma in 1/65536; the weighted sum stays below 2**24, so that float32 holds it exactly.
 _LUMA = (19595.0, 38470.0, 7471.0)
 
 
-def grey(pixels: Rgb) -> UInt8[Tensor, "batch 1 height width"]:
-    """Luma, rounded."""
+def grey(pixels: Pixels) -> UInt8[Tensor, "batch 1 height width"]:
+    """Luma, rounded; an image of one channel is its own."""
+    if pixels.shape[1] == 1:
+        return pixels
     red, green, blue = pixels.to(torch.float32).unbind(1)
     total = red.mul_(_LUMA[0]).add_(green.mul_(_LUMA[1])).add_(blue.mul_(_LUMA[2])).add_(32768.0)
     return total.mul_(1 / 65536).to(torch.uint8)[:, None]
@@ -36,24 +37,24 @@ def _blend(base: Tensor, pixels: Tensor, factor: Tensor) -> Tensor:
     return mixed.clamp_(0, 255).to(torch.uint8)
 
 
-def brightness(pixels: Rgb, factor: Float32[Tensor, " batch"]) -> Rgb:
+def brightness(pixels: Pixels, factor: Float32[Tensor, " batch"]) -> Pixels:
     """Scale towards black (factor 0) or away from it; 1 changes nothing."""
     return (pixels.to(torch.float32).mul_(factor[:, None, None, None])).clamp_(0, 255).to(torch.uint8)
 
 
-def contrast(pixels: Rgb, factor: Float32[Tensor, " batch"]) -> Rgb:
+def contrast(pixels: Pixels, factor: Float32[Tensor, " batch"]) -> Pixels:
     """Scale towards the image's mean luma (factor 0) or away from it; 1 changes nothing."""
     luma = grey(pixels).flatten(1)
     mean = (luma.sum(1, dtype=torch.int64) * 2 + luma.shape[1]) // (2 * luma.shape[1])
     return _blend(mean[:, None, None, None], pixels, factor)
 
 
-def saturation(pixels: Rgb, factor: Float32[Tensor, " batch"]) -> Rgb:
+def saturation(pixels: Pixels, factor: Float32[Tensor, " batch"]) -> Pixels:
     """Scale towards the grey image (factor 0) or away from it; 1 changes nothing. Policies call it colour."""
     return _blend(grey(pixels), pixels, factor)
 
 
-def sharpness(pixels: Rgb, factor: Float32[Tensor, " batch"]) -> Rgb:
+def sharpness(pixels: Pixels, factor: Float32[Tensor, " batch"]) -> Pixels:
     """Scale towards a smoothed image (factor 0) or away from it; 1 changes nothing, the outermost pixels never change.
 
     The smoothing kernel is 3 x 3: 5 in the middle, 1 around, over 13.
@@ -75,20 +76,20 @@ def sharpness(pixels: Rgb, factor: Float32[Tensor, " batch"]) -> Rgb:
     return _blend(base, pixels, factor)
 
 
-def posterize(pixels: Rgb, bits: UInt8[Tensor, " batch"]) -> Rgb:
+def posterize(pixels: Pixels, bits: UInt8[Tensor, " batch"]) -> Pixels:
     """Keep the highest ``bits`` (1 .. 8) of each byte."""
     mask = 256 - torch.bitwise_left_shift(torch.ones_like(bits, dtype=torch.int64), 8 - bits.to(torch.int64))
     return pixels & mask.to(torch.uint8)[:, None, None, None]
 
 
-def solarize(pixels: Rgb, threshold: Int64[Tensor, " batch"]) -> Rgb:
+def solarize(pixels: Pixels, threshold: Int64[Tensor, " batch"]) -> Pixels:
     """Invert the values from ``threshold`` (0 .. 256) up; 256 inverts none."""
     # Inverting a byte flips all its bits. On a CPU this is several times quicker than torch.where over bytes.
     flips = pixels.to(torch.int16) >= threshold.to(torch.int16)[:, None, None, None]
     return pixels ^ flips.view(torch.uint8).neg()
 
 
-def autocontrast(pixels: Rgb) -> Rgb:
+def autocontrast(pixels: Pixels) -> Pixels:
     """Stretch each channel to 0 .. 255; a channel of one value stays as it is."""
     flat = pixels.flatten(2)
     low, high = flat.amin(2, keepdim=True).to(torch.int64), flat.amax(2, keepdim=True).to(torch.int64)
@@ -98,7 +99,7 @@ def autocontrast(pixels: Rgb) -> Rgb:
     return _look_up(torch.where(span > 0, stretched.clamp(max=255), values), pixels)
 
 
-def equalize(pixels: Rgb) -> Rgb:
+def equalize(pixels: Pixels) -> Pixels:
     """Make each channel's histogram as flat as a table look-up can.
 
     With step = (pixels - those of the highest value) // 255, a value goes to (pixels below it + step // 2) // step;
@@ -113,7 +114,7 @@ def equalize(pixels: Rgb) -> Rgb:
     return _look_up(torch.where(step > 0, flattened, torch.arange(256, device=pixels.device)), pixels)
 
 
-def _look_up(tables: Int64[Tensor, "batch 3 256"], pixels: Tensor) -> Tensor:
+def _look_up(tables: Int64[Tensor, "batch chans 256"], pixels: Tensor) -> Tensor:
     return tables.to(torch.uint8).gather(2, pixels.flatten(2).to(torch.int64)).view_as(pixels)
 
 

@@ -23,18 +23,21 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int64, UInt8
 from PIL import Image, ImageDraw, ImageOps
+from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 from torch import Tensor
 
+from diffvit.data.image_ops import grey
 from diffvit.errors import ConfigError, EnvironmentFault, InputError
 from diffvit.files import cache_folder
 
-MAX_PIXELS = 25_000_000
-MAX_BYTES = 128 * 2**20
+MAX_PIXELS = 100_000_000
+MAX_BYTES = 512 * 2**20
 MAX_IN_MEMORY = 2 * 2**30  # bytes; a larger selection of images is memory-mapped
 _LINUX_NORESERVE = 0x4000  # mmap.MAP_NORESERVE, which Python 3.11 does not name
 
@@ -43,7 +46,8 @@ _LINUX_NORESERVE = 0x4000  # mmap.MAP_NORESERVE, which Python 3.11 does not name
 class Images:
     """Labelled images of one split."""
 
-    pixels: UInt8[Tensor, "n 3 h w"]  # RGB, 0 to 255; may lie in a memory-mapped file. Read only, by agreement
+    # RGB or grey, 0 to 255; may lie in a memory-mapped file. Read only, by agreement
+    pixels: UInt8[Tensor, "n chans h w"]
     labels: Int64[Tensor, " n"]  # index into classes
     classes: list[str]
     name: str  # of the data in reports, as "CIFAR-10 (JPEG)"
@@ -51,6 +55,8 @@ class Images:
     masks: Bool[Tensor, "n h w"] | None = None  # the object's pixels, where the source knows them (shapes)
     exact: Bool[Tensor, " n"] | None = None  # which have the original pixels, where some are known to be re-encoded
     note: str = ""  # footnote for every number measured on them, as "117 of 60,000 images from a JPEG copy"
+    validation: Images | None = None  # of a training set: the source's own validation images, where it has some
+    skipped: tuple[tuple[str, str], ...] = ()  # files that could not be read and were left out: path, reason
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -68,7 +74,9 @@ class Images:
         return replace(self, pixels=pixels, labels=self.labels[chosen], fingerprint=digest, masks=masks, exact=exact)
 
 
-def _chosen(pixels: UInt8[Tensor, "n 3 h w"], indices: Int64[Tensor, " m"]) -> UInt8[Tensor, "m 3 h w"]:
+def _chosen(pixels: UInt8[Tensor, "n chans h w"], indices: Int64[Tensor, " m"]) -> UInt8[Tensor, "m chans h w"]:
+    if len(indices) and bool((indices.diff() == 1).all()):
+        return pixels[int(indices[0]) : int(indices[-1]) + 1]  # consecutive: nothing is copied
     if len(indices) * pixels[:1].numel() <= MAX_IN_MEMORY:
         return pixels[indices]
     try:
@@ -83,7 +91,7 @@ def _chosen(pixels: UInt8[Tensor, "n 3 h w"], indices: Int64[Tensor, " m"]) -> U
         raise EnvironmentFault(str(cache_folder()), why) from None
 
 
-def fingerprint(pixels: UInt8[Tensor, "n 3 h w"], labels: Int64[Tensor, " n"], classes: Sequence[str]) -> str:
+def fingerprint(pixels: UInt8[Tensor, "n chans h w"], labels: Int64[Tensor, " n"], classes: Sequence[str]) -> str:
     """SHA-256 (hex) of shape, pixels, labels and class names, in this order of images."""
     digest = hashlib.sha256(repr((tuple(pixels.shape), list(classes))).encode())
     for part in pixels.split(4096):  # a memory-mapped set need not fit into memory
@@ -110,38 +118,79 @@ def mapped(file: Path | IO[bytes], shape: tuple[int, ...]) -> UInt8[Tensor, "n c
 
 # First bytes -> Pillow's reader. The readers are called directly: Image.open would try every installed format, and
 # warns about large headers (a process-wide matter) before this module can refuse them.
-_READERS = {
+_READERS: dict[bytes, Any] = {
     b"\xff\xd8\xff": JpegImageFile,
     b"\x89PNG\r\n\x1a\n": PngImageFile,
     b"GIF87a": GifImageFile,
     b"GIF89a": GifImageFile,
     b"BM": BmpImageFile,
     b"RIFF": WebPImageFile,
+    b"II*\0": TiffImageFile,
+    b"MM\0*": TiffImageFile,
 }
-FORMATS = "JPEG, PNG, GIF, BMP, WebP"
+_AVIF, _HEIC = {b"avif", b"avis"}, {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+FORMATS = "JPEG, PNG, GIF, BMP, WebP, TIFF, AVIF, HEIC"
 
 
-def decode(data: bytes | Path, *, name: str) -> UInt8[np.ndarray, "3 h w"]:
-    """Decode one image to upright RGB.
+def decode(data: bytes | Path, *, name: str, most: int = MAX_PIXELS) -> UInt8[np.ndarray, "3 h w"]:
+    """Decode one image to upright RGB: the pixels of :func:`read_image`, which see."""
+    return to_array(read_image(data, name=name, most=most)[0])
 
-    JPEG, PNG, GIF, BMP and WebP up to 25 megapixels, as bytes or a file of at most 128 MiB. An animation's first frame
-    is read; 16-bit grey is scaled by its range; transparency is drawn on white; CMYK, palettes and EXIF orientation are
-    resolved. InputError, which calls the image ``name``, where it is none of these, damaged, or over a limit.
+
+def read_image(data: bytes | Path, *, name: str, most: int = MAX_PIXELS) -> tuple[Image.Image, bool]:
+    """Decode one image to upright RGB, and say whether it was stored as grey levels.
+
+    JPEG, PNG, GIF, BMP, WebP, TIFF, AVIF, and HEIC where pillow-heif is installed, of at most ``most`` pixels, as bytes
+    or a file of at most 512 MiB. Of an animation or of many pages the first is read; 16-bit grey is scaled by its
+    range; transparency is drawn on white; CMYK, palettes and EXIF orientation are resolved. InputError, which calls the
+    image ``name``, where it is none of these, damaged, or over a limit.
     """
     encoded = _read(data, name) if isinstance(data, Path) else data
-    reader = next((reader for magic, reader in _READERS.items() if encoded.startswith(magic)), None)
+    reader = _reader_of(encoded, name)
     if reader is None:
         found = "an empty file" if not encoded else f"first bytes {encoded[:4].hex(' ')}"
         raise InputError(name, f"is not an image of a known format (found {found}, allowed {FORMATS})")
     try:
-        with reader(io.BytesIO(encoded)) as image:
-            width, height = image.size
-            if width * height <= MAX_PIXELS:
-                return np.ascontiguousarray(np.asarray(_to_rgb(image)).transpose(2, 0, 1))
+        image = reader(io.BytesIO(encoded))
+        width, height = image.size
+        if width * height <= most:
+            return _to_rgb(image), image.mode in ("1", "L", "LA") or image.mode.startswith("I")
     except Exception as error:  # Pillow's readers raise nearly anything on hostile bytes
         why = " ".join(str(error).split())[:120] or type(error).__name__
+        why = "not enough memory" if isinstance(error, MemoryError) else why
         raise InputError(name, f"cannot be decoded as an image ({why})") from None
-    raise InputError(name, f"has too many pixels ({width} x {height} vs at most {MAX_PIXELS // 10**6} megapixels)")
+    raise InputError(name, f"has too many pixels ({width} x {height} vs at most {most // 10**6} megapixels)")
+
+
+def to_array(picture: Image.Image) -> UInt8[np.ndarray, "3 h w"]:
+    """The pixels of Pillow's RGB picture, channels first."""
+    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
+
+
+def to_picture(pixels: UInt8[np.ndarray, "3 h w"]) -> Image.Image:
+    """Pixels as Pillow's RGB picture."""
+    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+
+
+def _reader_of(encoded: bytes, name: str) -> Any:
+    """Pillow's reader for these bytes; None where no format begins so."""
+    if encoded[4:8] == b"ftyp":
+        brand = encoded[8:12]
+        if brand in _AVIF or (brand not in _HEIC and b"avif" in encoded[16:64]):
+            return AvifImageFile
+        if brand in _HEIC:
+            return _heif_reader(name)
+    return next((reader for magic, reader in _READERS.items() if encoded.startswith(magic)), None)
+
+
+def _heif_reader(name: str) -> Any:
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        raise InputError(
+            name, "is a HEIC image: needs pillow-heif", "Install it with: pip install 'diffvit[heic]'"
+        ) from None
+    return HeifImageFile
 
 
 def _read(path: Path, name: str) -> bytes:
@@ -161,6 +210,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     image.load()
     with contextlib.suppress(Exception):  # damaged EXIF, which is common: the image stays as it is stored
         ImageOps.exif_transpose(image, in_place=True)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no fixed range")
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips at 255
@@ -173,16 +224,38 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def resize(pixels: UInt8[np.ndarray, "3 h w"], size: int) -> UInt8[np.ndarray, "3 s s"]:
-    """The largest centred square, resampled (bilinear, antialiased) to ``size`` pixels a side."""
-    _, height, width = pixels.shape
-    if height == width == size:
+def resize(pixels: UInt8[np.ndarray, "chans h w"], size: int) -> UInt8[np.ndarray, "chans s s"]:
+    """The largest centred square, resampled (bilinear, antialiased) to ``size`` pixels a side; RGB or one channel."""
+    if pixels.shape[1:] == (size, size):
         return pixels
+    if len(pixels) == 1:
+        return np.asarray(squared(Image.fromarray(pixels[0]), size))[None]
+    return to_array(squared(to_picture(pixels), size))
+
+
+def squared(image: Image.Image, size: int) -> Image.Image:
+    """As :func:`resize`, of a picture."""
+    width, height = image.size
+    if height == width == size:
+        return image
     side = min(height, width)
     left, top = (width - side) // 2, (height - side) // 2
-    image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-    scaled = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
-    return np.ascontiguousarray(np.asarray(scaled).transpose(2, 0, 1))
+    return image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+
+
+def with_channels(pixels: UInt8[Tensor, "n chans h w"], count: int) -> UInt8[Tensor, "n count h w"]:
+    """Grey images (one channel) as RGB, RGB images as their luma (ITU-R 601), or the images as they are.
+
+    InputError for other numbers of channels.
+    """
+    found = pixels.shape[1]
+    if found == count:
+        return pixels
+    if (found, count) == (1, 3):
+        return pixels.expand(-1, 3, -1, -1)
+    if (found, count) != (3, 1):
+        raise InputError("images", f"cannot be brought to {count} channels (found {found}, allowed 1 and 3)")
+    return torch.cat([grey(part) for part in pixels.split(4096)])
 
 
 def contact_sheet(images: Images, path: Path, *, per_class: int = 10) -> Path:
@@ -200,8 +273,8 @@ def contact_sheet(images: Images, path: Path, *, per_class: int = 10) -> Path:
         top = gap + line * row
         pen.text((gap, top + row // 2 - 8), name[:14], fill="black")
         for place, index in enumerate(torch.nonzero(images.labels == line)[:per_class, 0].tolist()):
-            picture = Image.fromarray(images.pixels[index].permute(1, 2, 0).contiguous().numpy())
-            picture = picture.resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
+            pixels = images.pixels[index].expand(3, -1, -1)  # a grey image has one channel
+            picture = to_picture(pixels.numpy()).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
             sheet.paste(picture, (names + place * column, top))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

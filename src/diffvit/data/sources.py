@@ -18,7 +18,7 @@ from diffvit.data import cifar10, folder
 from diffvit.data import shapes as shape_images
 from diffvit.data.cifar10 import Container
 from diffvit.data.download import fetch
-from diffvit.data.images import Images, fingerprint, resize
+from diffvit.data.images import Images, fingerprint, resize, with_channels
 from diffvit.data.random_draws import hash_words
 from diffvit.errors import EnvironmentFault, InputError, check_choice
 from diffvit.files import cache_folder
@@ -36,7 +36,10 @@ def load(
     *,
     data_dir: Path | None,
     image_size: int,
+    channels: int | None = None,
     shapes: Mapping[str, Any] | None = None,
+    test_size: float = 0.2,
+    bad_files: str = "refuse",
     announce: Announce | None = None,
 ) -> Images:
     """One split of a data source, at one image size.
@@ -48,8 +51,11 @@ def load(
             else; without a ``data_dir`` where ``DIFFVIT_DATA`` points, in the same way; without either in the user's
             cache, and then fetched into it. ``folder`` must have one.
         image_size: side of the images, pixels; others are resized.
+        channels: 1 or 3, to have grey images as RGB or RGB images as grey; by default as they are.
         shapes: the settings of :func:`diffvit.data.shapes.generate`, with ``train`` and ``test`` for the counts.
-        announce: called with a line of text when a download starts.
+        test_size: share of each class that is set apart for testing, in a ``folder`` without test images.
+        bad_files: ``refuse`` a ``folder`` with files that cannot be read, or ``skip`` these.
+        announce: called with lines of text: a download starts, files of a ``folder`` cannot be read, ...
 
     Raises:
         ConfigError: no such source, split or setting.
@@ -59,7 +65,9 @@ def load(
     check_choice("data source", source, SOURCES)
     check_choice("split", split, ("train", "test"))
     options = {"data_dir": data_dir, "image_size": image_size, "shapes": shapes or {}, "announce": announce}
-    return _resized(function_of(SOURCES[source])(split, **options), image_size)
+    options |= {"channels": channels, "test_size": test_size, "bad_files": bad_files}
+    images = _resized(function_of(SOURCES[source])(split, **options), image_size)
+    return images if channels is None else replace(images, pixels=with_channels(images.pixels, channels))
 
 
 def resolve_auto(data_dir: Path | None, *, announce: Announce | None = None) -> Literal["cifar10", "shapes"]:
@@ -101,11 +109,11 @@ def load_cifar10(split: str, *, data_dir: Path | None, announce: Announce | None
     return cifar10.load(_find_cifar10(data_dir, announce, strict=True), split)
 
 
-def load_folder(split: str, *, data_dir: Path | None, image_size: int, **_: Any) -> Images:
-    """A folder of class folders (:mod:`diffvit.data.folder`); arguments as :func:`load`."""
+def load_folder(split: str, *, data_dir: Path | None, shapes: object, **how: Any) -> Images:  # noqa: ARG001
+    """A folder of images (:mod:`diffvit.data.folder`); arguments as :func:`load`."""
     if (place := place_of("folder", data_dir)) is None:
         raise InputError("data folder", "needs to know where the data lies", "Give --data-dir DIR.")
-    return folder.load(place, split, image_size=image_size)
+    return folder.load(place, split, **how)
 
 
 def load_shapes(split: str, *, shapes: Mapping[str, Any], **_: Any) -> Images:
@@ -153,8 +161,8 @@ def validation_split(
     """Split a training set into training and validation indices, with the same number of validation images per class.
 
     Both are ascending, and hold together every image once. They depend on the labels' order, ``size`` (where it is no
-    multiple of the number of classes, the first classes give one more) and ``seed`` alone. InputError where a class has
-    too few images to leave any for training.
+    multiple of the number of classes, the first classes give one more) and ``seed`` alone. A class that has no more
+    images than it should give gives half of them, so that some are left for training.
     """
     present = labels.unique().tolist()
     rank = hash_words(seed, 0, torch.arange(len(labels)), _VALIDATION, 1)[:, 0]
@@ -162,8 +170,22 @@ def validation_split(
     for place, label in enumerate(present):
         wanted = size // len(present) + (place < size % len(present))
         members = torch.nonzero(labels == label)[:, 0]
-        if wanted >= len(members):
-            why = f"leaves nothing to train on of class {label} (it has {len(members)} images, {wanted} wanted)"
-            raise InputError(f"validation_size {size}", why, "Give a smaller validation_size.")
+        wanted = wanted if wanted < len(members) else len(members) // 2
         held[members[torch.argsort(rank[members], stable=True)[:wanted]]] = True
     return torch.nonzero(~held)[:, 0], torch.nonzero(held)[:, 0]
+
+
+def usual_validation_size(labels: Int64[Tensor, " n"]) -> int:
+    """A tenth of the images, at most 5,000, the same number of each class and at least one."""
+    classes = len(labels.unique())
+    return max(1, min(5000, len(labels) // 10) // classes) * classes
+
+
+def check_validation_size(images: Images, size: int) -> None:
+    """InputError where a class has too few images to give its part of ``size`` and leave some for training."""
+    counts = images.labels.bincount(minlength=len(images.classes)).tolist()
+    wanted = -(-size // max(1, sum(count > 0 for count in counts)))
+    for name, count in zip(images.classes, counts, strict=True):
+        if 0 < count <= wanted:
+            why = f"leaves nothing to train on of class {name} (it has {count} images, {wanted} wanted)"
+            raise InputError(f"validation_size {size}", why, "Give a smaller --validation-size, or leave it out.")

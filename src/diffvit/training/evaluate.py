@@ -115,14 +115,18 @@ def images_of(run: object, image_size: int, meta: Meta, config: Config | None, w
         if source != "folder" and data_dir and not data_dir.is_dir():
             data_dir = None  # as on another machine: CIFAR-10 is the same wherever it is found
     part, shapes = "test" if split == "test" else "train", to_dict(config.shapes) if config else None
-    images = sources.load(source, part, data_dir=data_dir, image_size=image_size, shapes=shapes)
+    how = {"test_size": config.test_size, "bad_files": config.bad_files} if config else {}
+    how |= {"image_size": image_size, "channels": len(meta["mean"]), "shapes": shapes}
+    images = sources.load(source, part, data_dir=data_dir, **how)
+    own = images.validation
+    images = own if own is not None and split == "validation" else images
     if sorted(images.classes) != sorted(meta["classes"]):
         why = f"has other classes than the model ({_few(images.classes)} vs {_few(meta['classes'])})"
         raise InputError(images.name, why, "Take the data the model was trained on.")
     # Labels counted in the model's order of the classes.
     place = torch.tensor([meta["classes"].index(name) for name in images.classes])
     images = dataclasses.replace(images, labels=place[images.labels], classes=list(meta["classes"]))
-    if split == "test":
+    if split == "test" or own is not None:
         return images
     ours, held = sources.validation_split(images.labels, size)
     return images.select(held if split == "validation" else ours)

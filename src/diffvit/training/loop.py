@@ -156,6 +156,7 @@ def _run(
     """From the start, or from the newest checkpoint, to the result. ``facts`` becomes environment.json."""
     start = time.perf_counter()
     data = load_data(config, progress.message)
+    config = data.config
     # Here and not at the end, where a test set that is missing or damaged would cost the whole training.
     test = load_split(config, data.source, "test")
     seconds = {"data_seconds": time.perf_counter() - start}
@@ -165,6 +166,8 @@ def _run(
     name = data.train.name + ("" if test.name == data.train.name else f", tested on {test.name}")
     counts = {"train": len(data.train), "validation": len(data.validation or ()), "test": None}
     facts |= {"data": {"name": name, "fingerprint": data.fingerprint, **counts}, "classes": data.train.classes}
+    if data.train.skipped:
+        facts["data"]["skipped"] = [{"path": path, "reason": why} for path, why in data.train.skipped]
     facts |= {"mean": data.mean, "std": data.std}
     facts |= {"task": qualified_name(task), "own_modules": own_modules(model)}
     begun = resume and (folder.path / "environment.json").exists()

@@ -22,11 +22,14 @@ from diffvit.registry import label_of
 from diffvit.training.score import score
 
 _WHITENED_ON = 4096  # images
+_WITH_SIZES = ("auto", "cifar10", "shapes")  # sources for which the default size of the validation set is made
 
 
 @dataclass(frozen=True)
 class TrainingData:
     """The data of a run: ``source`` is :func:`source_of` its config, ``validation`` the images kept apart, if any.
+
+    ``config`` is the run's, with what it leaves to the data: classes, channels, the size of the validation set.
 
     ``mean`` and ``std`` are those of each channel of the images trained on, in 0 .. 1; ``fingerprint`` is that of the
     whole training set, before any was kept apart.
@@ -38,6 +41,7 @@ class TrainingData:
     mean: list[float]
     std: list[float]
     fingerprint: str
+    config: Config
 
     def batches(self, config: Config, device: torch.device) -> Augment:
         """Augmented, normalised batches of the training images, by sample index and epoch."""
@@ -69,15 +73,17 @@ def load_data(config: Config, say: Callable[[str], None]) -> TrainingData:
     if source != config.data:
         say("CIFAR-10 was not found: training on the built-in shapes data instead (data: auto)")
     whole = load_split(config, source, "train", say)
-    train, validation = whole, None
-    if config.validation_size:
+    config = fitted(config, source, whole)
+    train, validation = whole, whole.validation if config.validation_size else None
+    if config.validation_size and not validation:
         ours, held = sources.validation_split(whole.labels, config.validation_size)
         train, validation = whole.select(ours), whole.select(held)
     mean, std = channel_statistics(train.pixels)
     counts = f"{len(train):,} to train" + (f", {len(validation):,} to validate" if validation else "")
     size = "x".join(str(side) for side in whole.pixels.shape[2:])
-    say(f"data: {whole.name}, {len(whole.classes)} classes, {size} pixels, images: {counts}")
-    return TrainingData(source, train, validation, mean.tolist(), std.tolist(), whole.fingerprint)
+    kind = ", grey" if whole.pixels.shape[1] == 1 else ""
+    say(f"data: {whole.name}, {len(whole.classes)} classes, {size} pixels{kind}, images: {counts}")
+    return TrainingData(source, train, validation, mean.tolist(), std.tolist(), whole.fingerprint, config)
 
 
 def load_split(config: Config, source: str, split: str, say: Callable[[str], None] | None = None) -> Images:
@@ -85,14 +91,44 @@ def load_split(config: Config, source: str, split: str, say: Callable[[str], Non
 
     ConfigError where the model does not fit the data, InputError where the data is missing or damaged.
     """
-    where = {"data_dir": config.data_dir, "image_size": config.model.image_size}
-    images = sources.load(source, split, **where, shapes=to_dict(config.shapes), announce=say)
-    found = {"num_classes": (len(images.classes), "classes"), "in_chans": (images.pixels.shape[1], "channels")}
-    for key, (count, noun) in found.items():
-        if count != (wanted := getattr(config.model, key)):
-            why = f"does not fit {images.name} ({wanted} vs {count} {noun})"
-            raise ConfigError(f"model.{key}", why, f"Give --model.{key.replace('_', '-')} {count}.")
+    given, model = config.model.model_fields_set, config.model
+    images = sources.load(
+        source,
+        split,
+        data_dir=config.data_dir,
+        image_size=model.image_size,
+        channels=model.in_chans if "in_chans" in given else None,
+        shapes=to_dict(config.shapes),
+        test_size=config.test_size,
+        bad_files=config.bad_files,
+        announce=say,
+    )
+    if "num_classes" in given and model.num_classes != (count := len(images.classes)):
+        names = ", ".join(images.classes[:5]) + (", ..." if count > 5 else "")
+        why = f"does not fit {images.name} ({model.num_classes} vs {count} classes: {names})"
+        raise ConfigError("model.num_classes", why, f"Leave it out, or give --model.num-classes {count}.")
     return images
+
+
+def fitted(config: Config, source: str, images: Images) -> Config:
+    """The config with what it does not give taken from the training images.
+
+    That is the number of classes and channels and, but for the built-in data sources, the size of the validation set: a
+    tenth, at most 5,000, at least one of each class; or the data's own validation images. ConfigError or InputError
+    where a size that is given does not fit.
+    """
+    given, own, size = "validation_size" in config.model_fields_set, images.validation, config.validation_size
+    if own is not None:
+        if given and size not in (0, len(own)):
+            why = f"does not fit {images.name}, which has validation images of its own ({size} vs {len(own)})"
+            raise ConfigError("validation_size", why, "Leave it out, or give 0 to train without validation.")
+        size = size if given else len(own)
+    elif not given and source not in _WITH_SIZES:
+        size = sources.usual_validation_size(images.labels)
+    elif size:
+        sources.check_validation_size(images, size)
+    found = {"num_classes": len(images.classes), "in_chans": images.pixels.shape[1]}
+    return config.model_copy(update={"model": config.model.model_copy(update=found), "validation_size": size})
 
 
 def build_model(config: ModelConfig, seed: int) -> VisionTransformer:

@@ -1,0 +1,180 @@
+"""Which files of a data folder are images of which class and split: the layouts in which people keep them.
+
+Read in this order, the first that fits: split folders (``train/CLASS/...``, ``test/CLASS/...``, ``val/CLASS/...``); a
+table of paths and labels (CSV or JSON Lines); class folders alone; a single folder with one of these inside, as an
+unpacked archive has it. Images may lie at any depth below their class.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffvit.errors import InputError
+
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+_SPLITS = {"training": TRAIN, "val": VALIDATION, "valid": VALIDATION, "dev": VALIDATION, "testing": TEST}
+_SPLITS |= {name: name for name in (TRAIN, VALIDATION, TEST)}
+_NO_IMAGES = {".txt", ".md", ".csv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".ini", ".db", ".html"}
+_NO_FOLDERS = {"__macosx"}
+_TABLES = {".csv", ".jsonl"}
+_PATHS = ("path", "file", "filename", "file_name", "filepath", "image", "image_path", "img")
+_LABELS = ("label", "class", "class_name", "category", "target")
+_HINT = (
+    "Allowed are train/CLASS/ and test/CLASS/ (and val/CLASS/), class folders alone, or a CSV or JSON Lines file of"
+    " path and label."
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The files of a data folder, in the order of split, class and path.
+
+    ``files`` are relative to ``root``; ``labels`` are places in ``classes``; ``splits`` has train, validation or test
+    for each file, all train where the folder makes no difference. ``words`` says what was found.
+    """
+
+    root: Path
+    words: str
+    classes: list[str]
+    files: list[str]
+    labels: list[int]
+    splits: list[str]
+
+
+def find_layout(place: Path) -> Layout:
+    """The layout of a folder, or of a CSV or JSON Lines file.
+
+    Without ``test`` images, those of ``val`` are the test images. InputError where no layout fits, a class or a split
+    is empty, only one class is there, a class of another split has no training images, or a table is damaged.
+    """
+    if place.is_file() and place.suffix.lower() in _TABLES:
+        found = _table(place.parent, [place])
+    elif not place.is_dir():
+        raise InputError(str(place), "is not a folder" if place.exists() else "no such folder", _HINT)
+    else:
+        found = _folder(place)
+    root, words, rows = found
+    if not any(split == TEST for split, _, _ in rows):
+        rows = [(TEST if split == VALIDATION else split, label, file) for split, label, file in rows]
+    trained = {label for split, label, _ in rows if split == TRAIN}
+    if unknown := sorted({label for _, label, _ in rows} - trained):
+        where = sorted({split for split, label, _ in rows if label == unknown[0]})
+        why = f"class {unknown[0]!r} is in {where[0]} and not in train"
+        raise InputError(str(place), why, "Add training images of it, or take it away.")
+    if len(trained) < 2:
+        why = f"holds one class alone ({', '.join(trained)})" if trained else "holds no images"
+        raise InputError(str(place), why, f"A classifier needs two or more. {_HINT}")
+    classes = sorted(trained)
+    order = {name: number for number, name in enumerate(classes)}
+    rank = {TRAIN: 0, VALIDATION: 1, TEST: 2}
+    rows.sort(key=lambda row: (rank[row[0]], order[row[1]], row[2]))
+    splits, labels, files = ([row[at] for row in rows] for at in range(3))
+    return Layout(root, words, classes, files, [order[label] for label in labels], splits)
+
+
+_Found = tuple[Path, str, list[tuple[str, str, str]]]  # root, words, and (split, class, file) rows
+
+
+def _folder(place: Path) -> _Found:
+    names = class_folders(place)
+    named = {name: _SPLITS[name.lower()] for name in names if name.lower() in _SPLITS}
+    named = {name: split for name, split in named.items() if class_folders(place / name)}
+    if TRAIN in named.values() and (len(named) > 1 or all(name.lower() in _SPLITS for name in names)):
+        rows = [row for name, split in named.items() for row in _class_rows(place, name, split)]
+        return place, " and ".join(f"{name}/" for name in named), rows
+    tables = sorted(file for file in place.iterdir() if file.suffix.lower() in _TABLES and _columns(file))
+    if tables:
+        split = [file for file in tables if file.stem.lower() in _SPLITS]
+        return _table(place, split or tables[:1])
+    if len(names) == 1 and not any(_maybe_image(file.name) and file.is_file() for file in (place / names[0]).iterdir()):
+        return _folder(place / names[0])
+    if not names:
+        raise InputError(str(place), "has no folders of classes", _HINT)
+    return place, "class folders", _class_rows(place, "", TRAIN)
+
+
+def _class_rows(root: Path, folder: str, split: str) -> list[tuple[str, str, str]]:
+    rows = []
+    for name in class_folders(root / folder):
+        files = [file.relative_to(root).as_posix() for file in image_files(root / folder / name)]
+        if not files:
+            raise InputError(str(root / folder / name), "holds no images", "Put some there, or take the folder away.")
+        rows += [(split, name, file) for file in files]
+    return rows
+
+
+def class_folders(root: Path) -> list[str]:
+    """The names of the folders in a folder, sorted, without hidden ones and what archives of macOS add."""
+    try:
+        paths = [path for path in root.iterdir() if path.is_dir()]
+    except OSError as error:
+        raise InputError(str(root), f"cannot be listed ({error.strerror})") from None
+    return sorted(path.name for path in paths if not path.name.startswith(".") and path.name.lower() not in _NO_FOLDERS)
+
+
+def image_files(root: Path) -> Iterator[Path]:
+    """Files at any depth that may be images, in no order: not hidden, and without a suffix that says otherwise.
+
+    Links to folders are followed, but for those that lead to a folder around them.
+    """
+    for place, folders, names in os.walk(root, followlinks=True):
+        here = Path(place)
+        around = {here.resolve(), *here.resolve().parents}
+        folders[:] = [
+            name
+            for name in folders
+            if not (name.startswith(".") or name.lower() in _NO_FOLDERS)
+            and not ((here / name).is_symlink() and (here / name).resolve() in around)
+        ]
+        yield from (here / name for name in names if _maybe_image(name))
+
+
+def _maybe_image(name: str) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() not in _NO_IMAGES  # noqa: PTH122  (a string)
+
+
+def _columns(file: Path) -> tuple[str, str, str] | None:
+    """The columns of path, label and split in a table; None where its first row has none of path or label."""
+    first = next(_records(file), {})
+    known = {str(name).strip().lower(): name for name in first}
+    path, label = (next((known[name] for name in names if name in known), None) for names in (_PATHS, _LABELS))
+    return None if path is None or label is None else (path, label, known.get("split", "split"))
+
+
+def _records(file: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a CSV file with a header, or of a JSON Lines file."""
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            if file.suffix.lower() == ".csv":
+                yield from csv.DictReader(lines)
+                return
+            for line in lines:
+                if line.strip():
+                    yield dict(json.loads(line))
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise InputError(str(file), f"cannot be read as a table ({' '.join(str(error).split())})") from None
+
+
+def _table(root: Path, files: Sequence[Path]) -> _Found:
+    rows: list[tuple[str, str, str]] = []
+    for file in files:
+        if (columns := _columns(file)) is None:
+            why = f"has no columns of path and label (allowed {', '.join(_PATHS)} and {', '.join(_LABELS)})"
+            raise InputError(str(file), why)
+        usual = _SPLITS.get(file.stem.lower(), TRAIN)
+        for number, record in enumerate(_records(file), 1):
+            path, name, where = ("" if (cell := record.get(key)) is None else str(cell).strip() for key in columns)
+            where, image = where.lower() or usual, root / path
+            if not name or where not in _SPLITS:
+                found = f"split {where!r}" if name else "no label"
+                raise InputError(f"{file}, row {number}", f"is not a path and a label (found {found})")
+            if not image.is_file():
+                raise InputError(f"{file}, row {number}", f"names a missing file ({path})")
+            rows.append((_SPLITS[where], name, os.path.relpath(image, root)))
+    return root, " and ".join(file.name for file in files), rows
