@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffvit.data.images import Images, decode, resize, to_array, to_picture, with_channels
+from diffvit.data.layout import image_files
 from diffvit.errors import ConfigError, InputError
 from diffvit.models.vit import VisionTransformer
 from diffvit.training.environment import resolve_device
@@ -154,7 +155,7 @@ def samples_of(images: Images, indices: Sequence[int]) -> list[Sample]:
 
 
 def read_samples(paths: Sequence[Path], model: LoadedModel, *, size: int | None = None) -> list[Sample]:
-    """Samples from image files, and from all files of folders, resized to the model's input.
+    """Samples from image files, and from all of folders at any depth, resized to the model's input.
 
     A model of one size gets the centred square, resampled to it. For others the image keeps its shape: its shorter side
     becomes ``size``, if given, else at most 480 pixels; then the edges are cropped, evenly, to whole patches.
@@ -177,7 +178,7 @@ def read_samples(paths: Sequence[Path], model: LoadedModel, *, size: int | None 
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    found = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+    found = sorted(image_files(path))
     if not found:
         raise InputError(str(path), "is a folder without images", "Name image files, or a folder that holds some.")
     return found

@@ -11,42 +11,58 @@ from cyclopts import App, Parameter
 from diffvit.cli import show
 from diffvit.cli.options import COMMAND, OUTPUT, DataDir, Output
 from diffvit.config import resolve, to_dict
+from diffvit.errors import InputError
+from diffvit.registry import SOURCES
 
 app = App(name="data", help_format="plaintext")
 
 
 @app.command
 def info(
-    name: Annotated[str, Parameter(help="Data source.")],
+    name: Annotated[str, Parameter(help="Data source, a data folder, or a CSV or JSON Lines file.")],
     /,
     *,
     data_dir: DataDir = None,
     image_size: Annotated[int, Parameter(group=COMMAND, help="Side length that images are resized to, pixels.")] = 32,
+    test_size: Annotated[float, Parameter(group=COMMAND, help="Share set apart where there are no test images.")] = 0.2,
     sheet: Annotated[Path | None, Parameter(group=COMMAND, help="Contact sheet; default NAME-sheet.png.")] = None,
     output: Output = OUTPUT,
 ) -> None:
-    """Show a data set's counts, classes, sizes and fingerprint, and draw a contact sheet (PNG)."""
-    flags: dict[str, Any] = {"data": name, "model": {"image_size": image_size}}
+    """Show a data set's counts, classes, sizes, unreadable files and fingerprint, and draw a contact sheet (PNG)."""
+    if name not in SOURCES and (place := Path(name)).exists():
+        name, data_dir = "folder", place
+    flags: dict[str, Any] = {"data": name, "test_size": test_size, "model": {"image_size": image_size}}
     config = resolve(None, {**flags, "data_dir": data_dir} if data_dir else flags)
 
-    from diffvit.data import sources
+    from diffvit.data import folder, sources
     from diffvit.data.images import contact_sheet
     from diffvit.reporting.tables import reading_order
 
     more = {"data_dir": config.data_dir, "image_size": image_size, "shapes": to_dict(config.shapes)}
-    splits = {split: sources.load(name, split, **more) for split in ("train", "test")}
-    train = splits["train"]
+    more |= {"test_size": test_size, "bad_files": "skip"}
+    train = sources.load(name, "train", **more, announce=lambda line: print(line, file=sys.stderr, flush=True))
+    splits = {"train": train} | ({"validation": train.validation} if train.validation else {})
+    try:
+        splits["test"] = sources.load(name, "test", **more)
+    except InputError as error:  # a folder with few images
+        show.warn([str(error)])
     classes, size = train.classes, [int(side) for side in train.pixels.shape[1:]]
     counts = {split: images.labels.bincount(minlength=len(classes)).tolist() for split, images in splits.items()}
-    sheet = contact_sheet(train, sheet or Path(f"{name}-sheet.png"))
+    title = config.data_dir.resolve().stem if name == "folder" and config.data_dir else name
+    sheet = contact_sheet(train, sheet or Path(f"{title}-sheet.png"))
     said = {"data": train.name, "pixels": " x ".join(map(str, size))}
+    found: dict[str, Any] = {"name": train.name, "classes": classes, "size": size, "per_class": counts}
+    if name == "folder" and config.data_dir:
+        found |= folder.summary(config.data_dir, image_size)
+        said |= {"layout": found["layout"], "files": found["sizes"], "bad files": f"{len(train.skipped):,}"}
+        said["largest class"] = f"{max(counts['train']) / max(1, min(counts['train'])):.1f} times the smallest (train)"
     said |= {f"{split} images": f"{len(images):,}" for split, images in splits.items()}
     said |= {f"{split} fingerprint": images.fingerprint for split, images in splits.items()}
     show.pairs({**said, "contact sheet": sheet})
     rows = [[classes[place], *(f"{counts[split][place]:,}" for split in counts)] for place in reading_order(classes)]
     show.table(["class", *counts], rows)
     if output.json:
-        found = {"name": train.name, "classes": classes, "size": size, "per_class": counts, "contact_sheet": sheet}
+        found |= {"contact_sheet": sheet, "bad_files": train.skipped}
         found["images"] = {split: len(images) for split, images in splits.items()}
         found["fingerprint"] = {split: images.fingerprint for split, images in splits.items()}
         show.as_json(found)

@@ -215,6 +215,16 @@ def read(place: Path, size: int, say: Announce) -> Scan:
     return made
 
 
+def summary(place: Path, size: int) -> dict[str, Any]:
+    """What :func:`read` knows of a data folder, in words: its ``layout``, and the ``sizes`` of its images."""
+    scan = read(place, size, lambda _: None)
+    records = scan.records[scan.records["fault"] == b""]
+    sides = [sorted(records[side].tolist()) for side in ("width", "height")]
+    low, middle, high = (" x ".join(str(side[at]) for side in sides) for at in (0, len(records) // 2, -1))
+    kind = "grey" if scan.grey else "colour"
+    return {"layout": scan.layout.words, "sizes": f"{len(records):,} {kind}, {low} to {high}, median {middle} pixels"}
+
+
 def _read_file(file: Path, size: int) -> tuple[bytes, tuple[Any, ...]]:
     """The resized pixels of a file, and its record."""
     try:
@@ -238,7 +248,7 @@ def _key(layout: Layout, size: int) -> str:
     for name in layout.files:
         state: Any = None
         with suppress(OSError):
-            state = (layout.root / name).stat()
+            state = os.stat(f"{layout.root}/{name}")  # noqa: PTH116  (a fifth of the time of Path.stat)
         listed = f"{name}\0{state and state.st_size}\0{state and state.st_mtime_ns}\0"
         digest.update(listed.encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]

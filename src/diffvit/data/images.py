@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -38,7 +39,9 @@ from diffvit.files import cache_folder
 
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 512 * 2**20
-MAX_IN_MEMORY = 2 * 2**30  # bytes; a larger selection of images is memory-mapped
+MAX_IN_MEMORY = 256 * 2**20  # bytes; a larger selection of images is memory-mapped
+_PART = 4096  # images copied at a time
+_PAGES = WeakValueDictionary[int, mmap.mmap]()  # the mapped files, by the address of their tensors' memory
 _LINUX_NORESERVE = 0x4000  # mmap.MAP_NORESERVE, which Python 3.11 does not name
 
 
@@ -64,7 +67,7 @@ class Images:
     def select(self, indices: Int64[Tensor, " m"] | Sequence[int]) -> Images:
         """These images, in this order; the fingerprint is derived from this one's and the indices.
 
-        A selection of more than 2 GiB is written to an unnamed file in the cache and memory-mapped; EnvironmentFault
+        A selection of more than 256 MiB is written to an unnamed file in the cache and memory-mapped; EnvironmentFault
         where the cache's disk has no room for it.
         """
         chosen = torch.as_tensor(indices, dtype=torch.int64)
@@ -77,15 +80,21 @@ class Images:
 def _chosen(pixels: UInt8[Tensor, "n chans h w"], indices: Int64[Tensor, " m"]) -> UInt8[Tensor, "m chans h w"]:
     if len(indices) and bool((indices.diff() == 1).all()):
         return pixels[int(indices[0]) : int(indices[-1]) + 1]  # consecutive: nothing is copied
-    if len(indices) * pixels[:1].numel() <= MAX_IN_MEMORY:
-        return pixels[indices]
+    shape = (len(indices), *pixels.shape[1:])
+    if math.prod(shape) <= MAX_IN_MEMORY:
+        found = torch.empty(shape, dtype=torch.uint8)
+        for place, part in enumerate(indices.split(_PART)):
+            found[place * _PART :][: len(part)] = pixels[part]
+            _forget(pixels)
+        return found
     try:
         cache_folder().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=cache_folder()) as file:
-            for part in indices.split(4096):
-                file.write(pixels[part].numpy().data)
+            for part in indices.split(_PART):
+                file.write(pixels[part].contiguous().numpy().data)
+                _forget(pixels)
             file.flush()
-            return mapped(file, (len(indices), *pixels.shape[1:]))
+            return mapped(file, shape)
     except OSError as error:
         why = f"has no room for a part of the images ({error.strerror})"
         raise EnvironmentFault(str(cache_folder()), why) from None
@@ -94,7 +103,7 @@ def _chosen(pixels: UInt8[Tensor, "n chans h w"], indices: Int64[Tensor, " m"]) 
 def fingerprint(pixels: UInt8[Tensor, "n chans h w"], labels: Int64[Tensor, " n"], classes: Sequence[str]) -> str:
     """SHA-256 (hex) of shape, pixels, labels and class names, in this order of images."""
     digest = hashlib.sha256(repr((tuple(pixels.shape), list(classes))).encode())
-    for part in pixels.split(4096):  # a memory-mapped set need not fit into memory
+    for part in pixels.split(_PART):  # a memory-mapped set need not fit into memory
         digest.update(part.contiguous().numpy().data)
     digest.update(labels.contiguous().numpy().astype("<i8").tobytes())
     return digest.hexdigest()
@@ -113,7 +122,15 @@ def mapped(file: Path | IO[bytes], shape: tuple[int, ...]) -> UInt8[Tensor, "n c
         # The same without reserving memory: else the system may refuse a file larger than memory.
         options = {"flags": mmap.MAP_PRIVATE | _LINUX_NORESERVE, "prot": mmap.PROT_READ | mmap.PROT_WRITE}
     pages = mmap.mmap(file.fileno(), 0, **options)
-    return torch.frombuffer(pages, dtype=torch.uint8, count=math.prod(shape)).view(shape)
+    found = torch.frombuffer(pages, dtype=torch.uint8, count=math.prod(shape)).view(shape)
+    _PAGES[found.data_ptr()] = pages
+    return found
+
+
+def _forget(pixels: Tensor) -> None:
+    """Give back the memory in which a mapped file was read; it is read again where need be."""
+    if pages := _PAGES.get(pixels.untyped_storage().data_ptr()):
+        pages.madvise(mmap.MADV_DONTNEED)
 
 
 # First bytes -> Pillow's reader. The readers are called directly: Image.open would try every installed format, and
