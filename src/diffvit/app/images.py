@@ -75,8 +75,10 @@ class TestImages:
             hint = "Upload a picture, or choose a test image of another model first."
             raise InputError(name, "is pretrained and has no test images here", hint)
         model = self._models.load(name)
-        place = self._local_cifar10() if info.data.startswith("CIFAR-10") else self._data_dir
-        key = (info.data, model.image_size, tuple(model.classes))
+        own_folder = info.data.startswith("folder ")  # which the run itself names
+        place = None if own_folder else self._data_dir
+        place = self._local_cifar10() if info.data.startswith("CIFAR-10") else place
+        key = (info.data, model.image_size, tuple(model.classes), model.reference if own_folder else "")
         return self._images.get_or_make(key, lambda: labelled_images(model, data_dir=place))
 
     def _local_cifar10(self) -> Path:

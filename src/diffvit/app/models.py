@@ -17,6 +17,7 @@ from diffvit.hub.files import read_header
 from diffvit.registry import label_of
 from diffvit.reporting.tables import percent
 from diffvit.training.load import locate, metadata_of
+from diffvit.training.run_dir import RunDir
 
 if TYPE_CHECKING:
     from diffvit.clip.load import Clip
@@ -71,8 +72,10 @@ def _read_info(reference: str) -> ModelInfo:
     name = label_of(encoder["attention"])
     kind = f"{name}, patch {encoder['patch_size']}, {encoder['depth']} blocks, {encoder['num_heads']} heads"
     parts = [f"CLIP ({kind})" if clip else kind, f"trained on {data}"]
-    if packaged := weights.registry().get(reference):
-        parts.append(f"{percent(packaged['test_accuracy'], 1)} test accuracy")
+    run = RunDir(folder) if folder else None
+    figures = run.result if run and run.finished else weights.registry().get(reference, {})
+    if (accuracy := figures.get("test_accuracy")) is not None:
+        parts.append(f"{percent(accuracy, 1)} test accuracy")
     name = folder.resolve().name if folder else Path(reference).stem
     return ModelInfo(name, reference, folder, data, ", ".join(parts), encoder["depth"], clip)
 
