@@ -12,9 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from pillow_heif import register_heif_opener
 
-from diffvit.data.images import MAX_PIXELS, Images, decode, fingerprint, resize
+from diffvit.data.images import MAX_PIXELS, Images, decode, fingerprint, read_image, resize
 from diffvit.errors import InputError
+
+register_heif_opener()  # which also lets Pillow write them
 
 
 def encoded(image, kind, **options):
@@ -27,12 +30,32 @@ def picture(height=6, width=9):
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("BMP", {}), ("WEBP", {"lossless": True})])
+LOSSLESS = [("PNG", {}), ("BMP", {}), ("WEBP", {"lossless": True}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"})]
+
+
+@pytest.mark.parametrize(("kind", "options"), LOSSLESS)
 def test_lossless_formats_give_back_the_pixels(kind, options):
     pixels = picture()
     found = decode(encoded(Image.fromarray(pixels), kind, **options), name="x")
     assert found.shape == (3, 6, 9)
     assert np.array_equal(found.transpose(1, 2, 0), pixels)
+
+
+def test_pictures_of_telephones_and_scanners():
+    """AVIF and HEIC lose little; a big-endian TIFF of 16-bit grey is scaled by its range, and floats are refused."""
+    pixels = np.kron(picture(4, 4), np.ones((16, 16, 1), np.uint8))
+    for kind in ("AVIF", "HEIF"):
+        found = decode(encoded(Image.fromarray(pixels), kind, quality=95), name="x").transpose(1, 2, 0)
+        assert np.abs(found.astype(int) - pixels).mean() < 8
+    scan = Image.fromarray(np.array([[0, 257, 65535]], np.uint16))
+    assert decode(encoded(scan, "TIFF"), name="x").tolist() == [[[0, 1, 255]]] * 3
+    with pytest.raises(InputError, match="no fixed range"):
+        decode(encoded(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"), name="x")
+
+
+@pytest.mark.parametrize(("mode", "grey"), [("1", True), ("L", True), ("LA", True), ("RGB", False), ("P", False)])
+def test_grey_is_what_is_stored_as_grey(mode, grey):
+    assert read_image(encoded(Image.new(mode, (4, 4)), "PNG"), name="x")[1] is grey
 
 
 GREY = picture()[..., 0]
@@ -193,7 +216,7 @@ def test_not_an_image_is_one_clear_line(data):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "WEBP"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "AVIF", "HEIF"])
 def test_a_truncated_image_is_refused(kind):
     data = encoded(Image.fromarray(picture(40, 40)), kind)
     with pytest.raises(InputError):
@@ -201,7 +224,7 @@ def test_a_truncated_image_is_refused(kind):
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "WEBP"]), st.data())
+@given(st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "AVIF", "HEIF"]), st.data())
 def test_flipped_bytes_give_pixels_or_a_refusal(kind, data):
     damaged = bytearray(encoded(Image.fromarray(picture(12, 12)), kind))
     for _ in range(data.draw(st.integers(1, 6))):

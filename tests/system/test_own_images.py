@@ -217,3 +217,11 @@ def test_heic_without_its_reader_is_named(monkeypatch, capsys):
     assert run(["predict", "cifar10-vit", "phone.heic"]) == 3
     assert "HEIC" in (err := capsys.readouterr().err)
     assert "diffvit[heic]" in err
+
+
+def test_a_picture_of_a_hundred_megapixels(tmp_path, capsys):
+    photographs()[0].resize((11_000, 9_000)).save(tmp_path / "large.jpg")
+    assert "large.jpg" in succeeds(capsys, "predict", "cifar10-vit", tmp_path / "large.jpg")
+    photographs()[0].resize((11_000, 9_100)).save(tmp_path / "larger.jpg")
+    assert run(["predict", "cifar10-vit", str(tmp_path / "larger.jpg")]) == 3
+    assert "11000 x 9100 vs at most 100 megapixels" in capsys.readouterr().err
