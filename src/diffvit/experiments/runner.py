@@ -82,8 +82,10 @@ def conditions_of(config: Config) -> Conditions:
     device = environment.resolve_device(config.device)
     precision = environment.resolve_precision(config.precision, device)
     sizes = {name: getattr(config.model, name) for name in ("image_size", "num_classes", "in_chans")}
+    sizes = {name: size for name, size in sizes.items() if name in config.model.model_fields_set}
     place = place_of(config.data, config.data_dir)
     images = {"data": config.data, "data_dir": place and place.absolute(), "shapes": to_dict(config.shapes)}
+    images |= {"test_size": config.test_size, "bad_files": config.bad_files}
     name, fingerprint = _images(parse({**images, "model": sizes}))  # pyright: ignore[reportArgumentType]  (frozen)
     return Conditions(name, fingerprint, precision, device, environment.kernels(device, precision))
 

@@ -156,7 +156,8 @@ def _run(
     """From the start, or from the newest checkpoint, to the result. ``facts`` becomes environment.json."""
     start = time.perf_counter()
     data = load_data(config, progress.message)
-    config = data.config
+    facts["config_hash"] = config_hash(config)
+    config = data.config  # the same, with what it leaves to the data
     # Here and not at the end, where a test set that is missing or damaged would cost the whole training.
     test = load_split(config, data.source, "test")
     seconds = {"data_seconds": time.perf_counter() - start}
@@ -239,7 +240,7 @@ def _found_to_resume(folder: RunDir, config: Config, facts: dict[str, Any], prog
     environment.refuse_differences(folder.path, settings, before, facts)
     if before["hardware"] != facts["hardware"]:
         progress.message(f"note: the run began on {before['hardware']}; the results' last digits may differ here")
-    facts |= {name: before[name] for name in ("mean", "std")}
+    facts |= {name: before[name] for name in ("mean", "std", "config_hash") if name in before}
     return checkpoint.newest(folder.checkpoints, progress.message)
 
 
@@ -314,7 +315,7 @@ def _result(
         "device": facts["device"],
         "precision": facts["precision"],
         "attention": config.model.attention,
-        "config_hash": config_hash(config),
+        "config_hash": facts["config_hash"],
         "model_sha256": facts["model_sha256"],
     }
 
