@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from diffvit.training.evaluate import evaluate as evaluate
     from diffvit.training.load import load as load
     from diffvit.training.loop import train as train
+    from diffvit.training.predict import Predictions as Predictions
+    from diffvit.training.predict import predict as predict
     from diffvit.training.run_dir import RunDir as RunDir
 
 __version__ = "0.1.0"
@@ -40,6 +42,8 @@ _HOME = {
     "evaluate": "diffvit.training.evaluate",
     "load": "diffvit.training.load",
     "train": "diffvit.training.loop",
+    "Predictions": "diffvit.training.predict",
+    "predict": "diffvit.training.predict",
     "RunDir": "diffvit.training.run_dir",
 }
 __all__ = ["__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -76,4 +76,6 @@ class ClipConfig(Config):
             raise ValueError(f"accumulate {self.accumulate} would split the batch that captions are contrasted over")
         if self.model.head != ModelConfig.model_fields["head"].default:
             raise ValueError(f"model.head {self.model.head!r} vs 'linear': the image tower ends in a projection")
+        if self.class_weights != "none":
+            raise ValueError("class_weights balanced is for a classifier's loss: take sampling balanced")
         return self

@@ -32,7 +32,7 @@ from diffvit.settings import ShapesConfig as ShapesConfig
 # (What kernels a run used is in its environment.json.)
 WHEREABOUTS = frozenset({"data_dir", "device", "threads", "checkpoint_every", "accelerate"})
 # Settings that are younger than committed results: they enter the hash and the YAML where they are not the default.
-_YOUNGER = ("accelerate", "test_size", "bad_files")
+_YOUNGER = ("accelerate", "test_size", "bad_files", "class_weights", "sampling")
 _YOUNGER_OF_MODEL = ("qk_norm", "layer_scale", "registers", "class_token", "no_embed_class", "fc_norm")
 _Path = tuple[str, ...]  # of a setting: ("model", "depth")
 _Kind = TypeVar("_Kind", bound=Config)
@@ -240,6 +240,12 @@ def _without_younger(values: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in section.items() if name not in usual or value != usual[name]}
 
     return {**older(values, Config, _YOUNGER), "model": older(values["model"], ModelConfig, _YOUNGER_OF_MODEL)}
+
+
+def flat_without_younger(config: Config) -> dict[str, Any]:
+    """:func:`flat` without the run's younger settings that have their default, as the rows of older runs are."""
+    defaults = {key: Config.model_fields[key].default for key in _YOUNGER}
+    return {name: value for name, value in flat(config).items() if name not in defaults or value != defaults[name]}
 
 
 def differences(one: Config, other: Config, *, ignore: frozenset[str] = WHEREABOUTS) -> list[str]:

@@ -22,6 +22,7 @@ from diffvit.errors import ConfigError
 PLUGINS = "DIFFVIT_PLUGINS"  # the files of --plugin, for the processes that a command starts
 ENTRY_POINTS = "diffvit.plugins"
 ROPE = "rope-2d"
+MEMORY = "memory"  # the data of a run whose images were given in Python; no registered source
 
 
 @dataclass(frozen=True)

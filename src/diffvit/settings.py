@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 from diffvit.errors import did_you_mean
 from diffvit.models.presets import PRESETS
-from diffvit.registry import ATTENTION, AUGMENTATIONS, SOURCES, position_names
+from diffvit.registry import ATTENTION, AUGMENTATIONS, MEMORY, SOURCES, position_names
 
 Precision = Literal["auto", "fp32", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -26,12 +26,12 @@ AboveZero = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
-def _known(what: str, names: Callable[[], Iterable[str]]) -> AfterValidator:
-    """Check that a string is one of a registry's names at that time."""
+def _known(what: str, names: Callable[[], Iterable[str]], other: str = "") -> AfterValidator:
+    """Check that a string is one of a registry's names at that time, or ``other``."""
 
     def check(found: str) -> str:
         allowed = list(names())
-        if found not in allowed:
+        if found not in (*allowed, other):
             hint = did_you_mean(found, allowed) or " is a --plugin missing?"
             raise ValueError(f"no such {what} ({found!r} vs {', '.join(allowed)});{hint}")
         return found
@@ -41,7 +41,7 @@ def _known(what: str, names: Callable[[], Iterable[str]]) -> AfterValidator:
 
 Attention = Annotated[str, _known("attention", lambda: ATTENTION)]
 PosEmbed = Annotated[str, _known("position embedding", position_names)]
-Source = Annotated[str, _known("data source", lambda: SOURCES)]
+Source = Annotated[str, _known("data source", lambda: SOURCES, MEMORY)]
 Augmentation = Annotated[str, _known("augmentation", lambda: AUGMENTATIONS)]
 
 
@@ -230,6 +230,10 @@ class Config(Section):
     """Gradient accumulation: micro-batches per optimiser step."""
     label_smoothing: Below1 = 0.0
     """Share of the target spread over all classes."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced weighs each class in the loss by images / (classes * images of the class)."""
+    sampling: Literal["uniform", "balanced"] = "uniform"
+    """uniform shows every training image once an epoch; balanced draws every class equally often."""
     whiten: bool = False
     """Initialise the patch projection to whiten the training images' patches."""
     ema: Below1 = 0.0

@@ -17,7 +17,7 @@ from diffvit.app.models import Models
 from diffvit.attention import capture, rollout
 from diffvit.attention.inputs import LoadedModel, Sample, fit, load_model
 from diffvit.data.shapes import generate
-from diffvit.training.evaluate import predict
+from diffvit.training.predict import predict
 
 EXPLORER = Explorer(Models([]))
 NAMES = ("shapes-vit", "shapes-diffvit")
@@ -106,7 +106,7 @@ def test_a_file_is_seen_as_predict_sees_it(
     subject = subjects["shapes-vit"]
     fitted = torch.from_numpy(fit(pixels.transpose(2, 0, 1), subject, "a.png"))
     result = EXPLORER.forward(subject, Sample("a.png", fitted))
-    (found,) = (each["top"] for each in predict("shapes-vit", [tmp_path / "a.png"], device="cpu", precision="fp32"))
+    (found,) = predict("shapes-vit", [tmp_path / "a.png"], device="cpu", precision="fp32").top()
     expected = pytest.approx([value for _, value in found], abs=1e-6)
     assert [value for _, value in result.probabilities[: len(found)]] == expected
     probabilities = dict(

@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
+from rich.cells import cell_len
 
 from diffvit.app.images import TestImages
 from diffvit.app.models import Models, list_models
+from diffvit.cli import show
 from diffvit.cli.main import run
 from diffvit.config import merge, parse
+from diffvit.files import read_csv
 from diffvit.training.run_dir import RunDir
 from tests.training.small import SMALL, Recorder, pictures
 
@@ -147,6 +150,41 @@ def test_predict_names_the_likeliest_classes_of_every_image(capsys, tmp_path):
     assert "red [1].png" in out
     found = last_json(succeeds(["predict", "runs/twin", str(files[0]), "--top", "2", "--json"], capsys))["images"]
     assert len(found[0]["top"]) == 2
+
+
+def test_predict_takes_folders_and_patterns_writes_a_table_and_names_bad_files_last(capsys, tmp_path):
+    name = "a long name with blanks " * 4
+    for file, colour in ((tmp_path / "d" / "e" / f"{name}.png", "red"), (tmp_path / "d" / "blue.jpg", "blue")):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30), colour).save(file)
+    (tmp_path / "d" / "bad.png").write_text("no image")
+    for suffix in ("csv", "jsonl"):
+        out = tmp_path / "new" / f"found.{suffix}"
+        assert run(["predict", "runs/twin", str(tmp_path / "d"), f"{tmp_path}/*.gif", "--out", str(out), "--json"]) == 3
+        said, errors = capsys.readouterr()
+        assert len(errors.splitlines()) == 3
+        assert errors.startswith(f"error: {tmp_path}/d/bad.png: ")
+        found = last_json(said)
+        assert [Path(each["image"]).stem for each in found["images"]] == ["blue", name]
+        assert [Path(each["image"]).name for each in found["bad"]] == ["bad.png", "*.gif"]
+        lines = [line for line in said.splitlines() if line.startswith("│")]
+        assert len(lines) == 2
+        assert "…" in lines[1]
+        rows = read_csv(out) if suffix == "csv" else [json.loads(line) for line in out.read_text().splitlines()]
+        for row, image in zip(rows, found["images"], strict=True):
+            pairs = [[row[f"class_{rank}"], row[f"probability_{rank}"]] for rank in range(1, 6)]
+            assert (row["image"], pairs) == (image["image"], image["top"])
+    assert run(["predict", "runs/twin", str(tmp_path / "d"), "--out", "a.txt"]) == 2
+
+
+@pytest.mark.parametrize("width", [30, 60, 140])
+def test_a_table_of_long_names_is_never_wrapped(width, capsys, monkeypatch):
+    monkeypatch.setattr(show, "_WIDE", width)
+    rows = [["/".join(["文件夹", "folder"] * count), *["class 12.3%"] * 5] for count in range(1, 20)]
+    show.one_line_table(["image", *"12345"], rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("│") for line in lines) == len(rows)
+    assert all(cell_len(line) <= width for line in lines[:-1])
 
 
 def test_compare_shows_the_runs_side_by_side_and_writes_a_report(capsys):

@@ -186,3 +186,14 @@ def test_a_gpu_makes_the_same_pictures(chosen):
     ours, theirs = here(ALL, 2), there(ALL, 2)
     torch.testing.assert_close(ours.images, theirs.images.cpu(), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(ours.targets, theirs.targets.cpu(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*SINGLE, "everything"])
+def test_grey_images_are_augmented_as_rgb_images_of_equal_channels(name):
+    chosen = {**SINGLE, "everything": EVERYTHING}[name]
+    one = make(chosen, PIXELS[:, :1], mean=MEAN[:1], std=STD[:1])(ALL, 2)
+    three = make(chosen, PIXELS[:, :1].expand(-1, 3, -1, -1), mean=MEAN[:1].expand(3), std=STD[:1].expand(3))(ALL, 2)
+    assert torch.equal(one.targets, three.targets)
+    if not chosen.get("erasing"):  # each channel of an erased rectangle has noise of its own
+        torch.testing.assert_close(one.images.expand(-1, 3, -1, -1), three.images, atol=1e-6, rtol=0)
+    assert one.images.shape == (N, 1, *SIZE)

@@ -73,3 +73,22 @@ def test_evaluation_batches_show_everything_once_in_order():
     batches = list(evaluation_batches(pixels, 10, mean, std))
     assert [len(batch) for batch in batches] == [10, 10, 3]
     assert torch.equal(torch.cat(batches), normalise(pixels, mean, std))
+
+
+@given(st.integers(0, 2**31), st.integers(0, 9), st.lists(st.integers(0, 4), min_size=1, max_size=60))
+def test_a_balanced_order_draws_every_class_and_every_sample_of_it_equally_often(seed, epoch, labels):
+    labels = torch.tensor(labels)
+    order = epoch_order(seed, epoch, len(labels), labels)
+    assert len(order) == len(labels)
+    assert torch.equal(order, epoch_order(seed, epoch, len(labels), labels))
+    times = torch.bincount(order, minlength=len(labels))
+    by_class = [times[labels == label] for label in labels.unique()]
+    for counts in ([int(each.sum()) for each in by_class], *(each.tolist() for each in by_class)):
+        assert max(counts) - min(counts) <= 1
+
+
+def test_balanced_orders_differ_and_mix_the_classes():
+    labels = (torch.arange(1000) >= 900).long()
+    one, two = (labels[epoch_order(0, epoch, 1000, labels)] for epoch in (0, 1))
+    assert not torch.equal(one, two)
+    assert all(30 < int(part.sum()) < 70 for part in one.split(100))

@@ -10,6 +10,7 @@ import pytest
 
 from diffvit.reporting.arms import arms, ranking, why_apart
 from diffvit.reporting.rows import merge, read, read_run, write
+from diffvit.reporting.tables import class_table
 from diffvit.reporting.texts import statements
 
 MakeRun = Callable[..., Path]
@@ -32,6 +33,12 @@ def test_runs_that_differ_in_the_seed_are_one_arm(make_run: MakeRun) -> None:
     assert [(arm.label, sorted(arm.accuracies)) for arm in grouped] == [("ViT", [0, 1]), ("Diff-ViT", [0])]
     assert sum(map(sum, grouped[0].confusion)) == 400
     assert grouped[0].class_accuracies[0] == pytest.approx(grouped[0].confusion[0][0] / 40)
+    predicted = sum(row[0] for row in grouped[0].confusion)
+    assert grouped[0].class_precisions[0] == pytest.approx(grouped[0].confusion[0][0] / predicted)
+    table = class_table(grouped)
+    assert table is not None
+    assert table.columns == ["Class", "ViT", "ViT, precision", "Diff-ViT", "Diff-ViT, precision"]
+    assert table.rows[0][2] == f"{100 * grouped[0].confusion[0][0] / predicted:.1f}%"
 
 
 def test_a_run_made_twice_is_no_second_seed(make_run: MakeRun) -> None:

@@ -11,7 +11,7 @@ from diffvit.cli.main import run as command
 from diffvit.data import sources
 from diffvit.errors import ConfigError, InputError
 from diffvit.reporting.rows import read_run
-from diffvit.training.evaluate import evaluate, predict
+from diffvit.training.evaluate import evaluate
 from tests.training.small import pictures, small
 
 SETTINGS = small(
@@ -104,16 +104,17 @@ def test_predict_names_the_likeliest_classes(run, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     Image.fromarray(pixels).resize((40, 30)).save(tmp_path / "b.png")
-    found = predict(run, [tmp_path / "a.png", str(tmp_path / "b.png")], top=3, device="cpu")
-    assert [each["image"] for each in found] == [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
-    assert [len(each["top"]) for each in found] == [3, 3]
+    found = diffvit.predict(run, [tmp_path / "a.png", str(tmp_path / "b.png")], device="cpu")
+    assert found.paths == [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+    assert [len(each) for each in found.top(3)] == [3, 3]
     environment = json.loads((run / "environment.json").read_text())
     mean, std = (torch.tensor(environment[key]).view(3, 1, 1) for key in ("mean", "std"))
     images = (torch.from_numpy(pixels).permute(2, 0, 1) / 255 - mean) / std
     with torch.inference_mode():
         chances = diffvit.load(run)(images[None]).softmax(1)[0]
     best = int(chances.argmax())
-    assert found[0]["top"][0][0] == environment["classes"][best]
-    assert found[0]["top"][0][1] == pytest.approx(float(chances[best]), rel=1e-4)
-    assert len(predict(run, [tmp_path / "a.png"], top=99, device="cpu")[0]["top"]) == 10
-    assert predict(run, [], device="cpu") == []
+    assert found.top()[0][0][0] == found.classes[int(found.labels[0])] == environment["classes"][best]
+    assert found.top()[0][0][1] == pytest.approx(float(chances[best]), rel=1e-4)
+    torch.testing.assert_close(found.probabilities[0], chances, rtol=1e-4, atol=1e-6)
+    assert len(found.top(99)[0]) == 10
+    assert len(diffvit.predict(run, [], device="cpu")) == 0

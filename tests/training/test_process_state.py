@@ -16,7 +16,6 @@ from PIL import Image
 import diffvit
 from diffvit.errors import NonFiniteError
 from diffvit.training import memory
-from diffvit.training.evaluate import predict
 from tests.training.small import small
 
 LIGHTNING = logging.getLogger("lightning_fabric")
@@ -116,7 +115,9 @@ def test_the_callers_random_numbers_are_not_training_s(run, tmp_path):
 
 
 @pytest.mark.usefixtures("_as_a_caller_may_have_it")
-@pytest.mark.parametrize("use", [diffvit.evaluate, diffvit.load, lambda run: predict(run, [run.path / "red.png"])])
+@pytest.mark.parametrize(
+    "use", [diffvit.evaluate, diffvit.load, lambda run: diffvit.predict(run, run.path / "red.png")]
+)
 def test_scoring_and_loading_change_nothing_of_the_process(use, run, monkeypatch):
     Image.new("RGB", (16, 16), "red").save(run.path / "red.png")
     monkeypatch.setattr(memory, "_set", lambda _: pytest.fail("the allocator is the whole process's"))

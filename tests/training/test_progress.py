@@ -4,12 +4,14 @@ import io
 import os
 import re
 import signal
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
-from diffvit.training.progress import Progress, StopRequest, make_progress
+from diffvit.training.progress import Progress, StopRequest, make_progress, usual_progress
 
 STEP = {"step": 5, "epoch": 1, "loss": 2.25, "accuracy": 0.125, "images_per_second": 431.2}
 ROW = {"epoch": 1, "step": 10, "images_per_second": 400.0, "seconds": 12.3}
@@ -62,6 +64,31 @@ def test_on_a_terminal_a_bar_shows_figures_and_leaves_the_epochs(width):
     if width == 140:
         assert "left" in text
         assert "20/20" in text
+
+
+def test_in_a_notebook_one_bar_is_updated_in_place(capsys, monkeypatch):
+    """IPython's display is replaced: every update goes to the one handle, and no line is printed for an epoch."""
+    assert type(usual_progress()) is Progress  # no notebook here
+    shown = []
+
+    class Handle:
+        update = staticmethod(shown.append)
+
+    def display(thing, display_id):
+        shown.append(thing)
+        return Handle() if display_id else None
+
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
+    kernel = SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=True), display=None)
+    monkeypatch.setitem(sys.modules, "IPython", kernel)
+    progress = usual_progress()
+    play(progress)
+    assert capsys.readouterr().out.splitlines() == ["data: something [with brackets]", "a title"]
+    texts = [thing._repr_html_() for thing in shown]
+    assert len(texts) == 5
+    assert all("\n" not in text and text.count("<progress ") == 1 for text in texts)
+    assert "value=20 max=20" in texts[-1]
+    assert "epoch 2/2 loss 2.000 accuracy 25.0% 400 images/s | validation loss 1.500 accuracy 50.0%" in repr(shown[-1])
 
 
 def test_quiet_shows_nothing(capsys):

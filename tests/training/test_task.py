@@ -1,13 +1,17 @@
 """What a run learns: the model as it starts, and the loss."""
 
+import pytest
 import torch
+from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
+from torch.nn import functional as F
 
 from diffvit.config import parse
 from diffvit.data import shapes
 from diffvit.data.augment import Batch
 from diffvit.data.batches import channel_statistics, normalise
-from diffvit.training.task import Classification, TrainingData, build_model, fresh_model
+from diffvit.errors import InputError
+from diffvit.training.task import Classification, TrainingData, balanced_weights, build_model, fresh_model, load_data
 
 
 def test_a_whitened_model_is_the_seeds_own_but_for_its_patches():
@@ -46,3 +50,30 @@ def test_classification_is_the_summed_soft_cross_entropy():
     assert int(metrics["correct"]) == int((logits.argmax(1) == labels).sum())
     assert loss.requires_grad
     assert not metrics["correct"].requires_grad
+
+
+def test_class_weights_are_scikit_learns_and_weigh_the_soft_cross_entropy():
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.multinomial(torch.tensor([0.7, 0.2, 0.0, 0.1]), 200, replacement=True, generator=draw)
+    weights = balanced_weights(labels, 4)
+    theirs = compute_class_weight("balanced", classes=labels.unique().numpy(), y=labels.numpy())
+    assert weights[[0, 1, 3]].tolist() == pytest.approx(theirs.tolist())
+    assert weights[2] == 0
+    assert float(weights[labels].mean()) == pytest.approx(1)
+    logits, soft = torch.randn(200, 4, generator=draw), torch.rand(200, 4, generator=draw).softmax(1)
+    for targets in (F.one_hot(labels, 4).float(), soft):
+        loss, _ = Classification(weights).loss(lambda _: logits, Batch(logits, targets, labels, labels, 0))
+        expected = 0.0
+        for row, target in zip(logits.double().log_softmax(1).tolist(), targets.tolist(), strict=True):
+            expected -= sum(t * float(w) * p for t, w, p in zip(target, weights, row, strict=True))
+        assert float(loss) == pytest.approx(expected, rel=1e-5)
+        if targets is not soft:
+            torch.testing.assert_close(loss, F.cross_entropy(logits, labels, weights, reduction="sum"))
+
+
+def test_images_of_one_class_are_not_trained_on(monkeypatch):
+    one = shapes.generate("train", 20, size=32)
+    one.labels.zero_()
+    monkeypatch.setattr("diffvit.data.sources.load", lambda *_, **__: one)
+    with pytest.raises(InputError, match=f"one class alone .{one.classes[0]} vs at least two classes"):
+        load_data(parse({"data": "shapes"}), lambda _: None)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from diffvit.cli import show
-from diffvit.cli.options import COMMAND, OUTPUT, PLACE, DataDir, Output, Place
-from diffvit.errors import ConfigError
+from diffvit.cli.options import COMMAND, OUTPUT, PLACE, DataDir, Output, Place, refuse_folder
+from diffvit.errors import ConfigError, InputError
+from diffvit.files import disk_faults, replace, to_csv, to_json
+
+if TYPE_CHECKING:
+    from diffvit.training.predict import Predictions
 
 Run = Annotated[str, Parameter(help="Run folder, model.safetensors, or the name of a packaged model.")]
 
@@ -24,7 +29,7 @@ def evaluate(
     place: Place = PLACE,
     output: Output = OUTPUT,
 ) -> None:
-    """Evaluate a trained model on labelled images: accuracy, top-5, calibration, accuracy by class."""
+    """Evaluate a trained model on labelled images: accuracy, top-5, calibration, precision and recall by class."""
     where = place.resolved()
 
     from diffvit.reporting.tables import reading_order
@@ -35,12 +40,15 @@ def evaluate(
     found = score(run, split=split, data=data, data_dir=data_dir, **where)
     # Of the images that are the data set's own pixels, where some are not.
     exact = f"{show.percent(found.get('accuracy_exact'))} ({found.get('images_exact', 0):,} images)"
+    low, high = (100 * bound for bound in found["accuracy_interval"])
     said = {
         "model": run,
         "images": f"{found['images']:,} ({found['data']}, {split})",
         "note": found.get("data_note"),
-        "accuracy": show.percent(found["accuracy"]),
+        "accuracy": f"{show.percent(found['accuracy'])} ({low:.1f} to {high:.1f}%)",
         "exact images": exact if "accuracy_exact" in found else None,
+        "balanced accuracy": show.percent(found["balanced_accuracy"]),
+        "macro-F1": show.percent(found["macro_f1"]),
         "top-5": None if found["top5"] is None else show.percent(found["top5"]),
         "calibration error": show.percent(found["calibration_error"]),
         "loss": f"{found['loss']:.4f}",
@@ -49,31 +57,73 @@ def evaluate(
         "images/s": f"{found['images_per_second']:,.0f} ({found['device']}, {found['precision']})",
     }
     show.pairs({name: value for name, value in said.items() if value is not None})
-    order, per_class = reading_order(found["classes"]), found["per_class_accuracy"]
-    show.table(["class", "accuracy"], [[found["classes"][at], show.percent(per_class[at])] for at in order])
+    columns = [found["per_class_precision"], found["per_class_recall"]]
+    rows = [
+        [found["classes"][at], f"{sum(found['confusion'][at]):,}", *(show.percent(column[at]) for column in columns)]
+        for at in reading_order(found["classes"])
+    ]
+    show.table(["class", "images", "precision", "recall"], rows)
     if output.json:
         show.as_json({key: value for key, value in found.items() if key not in ("labels", "predictions")})
 
 
+_FIRST = 1000  # images that are printed; files have all
+
+
 def predict(
     run: Run,
-    images: Annotated[list[Path], Parameter(name="IMAGE", negative="", help="JPEG, PNG, GIF, BMP or WebP files.")],
+    images: Annotated[list[str], Parameter(name="IMAGE", negative="", help="Image files, folders or patterns.")],
     /,
     *,
     top: Annotated[int, Parameter(group=COMMAND, help="Classes to name per image.")] = 5,
+    out: Annotated[Path | None, Parameter(group=COMMAND, help="Write the table to this .csv or .jsonl file.")] = None,
     place: Place = PLACE,
     output: Output = OUTPUT,
 ) -> None:
-    """Classify image files: the most probable classes with their probabilities."""
+    """Classify image files: the most probable classes with their probabilities.
+
+    Files that cannot be read are listed at the end; all others are classified.
+    """
     if top < 1:
         raise ConfigError("--top", f"must be at least 1 (found {top})")
+    if out is not None and out.suffix.lower() not in (".csv", ".jsonl"):
+        raise ConfigError("--out", f"must end in .csv or .jsonl (found {out})")
+    if out is not None:
+        refuse_folder(out.parent)
     where = place.resolved()
 
-    from diffvit.training.evaluate import predict as name
+    from diffvit.training.memory import keep_freed_memory
+    from diffvit.training.predict import predict as classify
 
-    found = name(run, images, top=top, **where)
-    for image in found:
-        rows = [[label, show.percent(chance)] for label, chance in image["top"]]
-        show.table(["class", "probability"], rows, title=image["image"])
+    keep_freed_memory()
+    found = classify(run, images, skip_bad=True, **where)
+    if len(found):
+        _print(found, top)
+    elif len(found.bad) == 1:
+        raise found.bad[0]
+    if out is not None and len(found):
+        rows = found.rows(top)
+        with disk_faults(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            jsonl = out.suffix.lower() == ".jsonl"
+            replace(out, b"".join(to_json(row, indent=None) for row in rows) if jsonl else to_csv(rows))
     if output.json:
-        show.as_json({"images": found})
+        named = zip(found.paths or (), found.top(top), strict=True)
+        images_found = [{"image": path, "top": [list(pair) for pair in best]} for path, best in named]
+        show.as_json({"images": images_found, "bad": [{"image": each.what, "why": each.why} for each in found.bad]})
+    if found.bad:
+        for each in found.bad:
+            print(f"error: {each}", file=sys.stderr)
+        why = f"{len(found.bad):,} of {len(found) + len(found.bad):,} images cannot be read"
+        written = f" and in {out}" if out is not None else ""
+        raise InputError("predict", why, f"The others are in the table{written}." if len(found) else "")
+
+
+def _print(found: Predictions, top: int) -> None:
+    """One line for each image: its path, then the classes that the width has room for; long names are shortened."""
+    best, names = found.top(top)[:_FIRST], [str(path) for path in (found.paths or ())[:_FIRST]]
+    cells = [[f"{show.shortened(label, 24)} {value:.1%}" for label, value in each] for each in best]
+    columns = ["image", *("class" if rank == 1 else f"{rank}." for rank in range(1, len(cells[0]) + 1))]
+    show.one_line_table(columns, [[name, *row] for name, row in zip(names, cells, strict=True)])
+    if len(found) > _FIRST:
+        show.line(f"the first {_FIRST:,} of {len(found):,} images; --out and --json have all")

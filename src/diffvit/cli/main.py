@@ -27,9 +27,10 @@ VERBS = {
     ),
     "evaluate": (
         "RUN [OPTIONS]",
-        "Evaluate a trained model on labelled images.\n\nAccuracy, top-5, calibration error, accuracy by class.",
+        "Evaluate a trained model on labelled images.\n\n"
+        "Accuracy, top-5, calibration error, precision and recall by class.",
     ),
-    "predict": ("RUN IMAGE... [OPTIONS]", "Classify image files."),
+    "predict": ("RUN IMAGE... [OPTIONS]", "Classify image files, folders of them, or what a pattern matches."),
     "compare": (
         "RUN... [OPTIONS]",
         "Compare finished runs.\n\nPrints a table and writes an HTML page with curves, lambdas and classes.",

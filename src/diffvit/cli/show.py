@@ -7,12 +7,15 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.table import Table
 
 from diffvit.files import finite
 
 NONE = "-"
+_WIDE = 140  # columns; off a terminal rich assumes 80, and a log or a file has room
+_LEAST = 24  # columns that the first column of a table may be shortened to
 
 
 def line(text: str = "") -> None:
@@ -40,8 +43,30 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str |
         grid.add_column(column, justify="right" if place else "left", overflow="fold")
     for row in rows:
         grid.add_row(*row)
-    # Off a terminal rich assumes 80 columns; a log or a file has room.
-    Console(width=None if sys.stdout.isatty() else 140, highlight=False, markup=False).print(grid)
+    Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False, markup=False).print(grid)
+
+
+def shortened(text: str, width: int) -> str:
+    """Text of at most so many columns: a long one loses its middle; what cannot be printed becomes a ``?``."""
+    text = "".join(each if each.isprintable() else "?" for each in text)
+    if cell_len(text) <= width:
+        return text
+    left, right = chop_cells(text, width // 2), chop_cells(text[::-1], (width - 1) // 2)
+    return f"{left[0]}…{right[0][::-1]}"
+
+
+def one_line_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table no line of which is ever wrapped: the first column is shortened, and the last ones may be left out."""
+    room = (Console().width if sys.stdout.isatty() else _WIDE) - 4  # the frame of the first column
+    widths = [max(map(cell_len, each)) for each in zip(columns, *rows, strict=True)]
+    first = min(widths[0], _LEAST)
+    count = 1
+    while count < len(columns) and (count == 1 or first + sum(widths[1 : count + 1]) + 3 * count <= room):
+        count += 1
+    first = max(1, min(widths[0], room - sum(widths[1:count]) - 3 * (count - 1)))
+    table(columns[:count], [[shortened(row[0], first), *row[1:count]] for row in rows])
+    if count < len(columns):
+        line(f"{count - 1} of {len(columns) - 1} classes fit into the width; --out and --json have all")
 
 
 def percent(value: float | None) -> str:

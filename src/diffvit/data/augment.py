@@ -47,7 +47,7 @@ class Augment:
     A sample's picture depends on (seed, epoch, index) and the settings alone: not on the batch it comes in, its place
     there, the number of workers, the device, or on having resumed.
 
-    ``pixels``, uint8 (n, 3, height, width), are the whole training set and may lie in a memory-mapped file; ``mean``
+    ``pixels``, uint8 (n, chans, height, width), are the training set and may lie in a memory-mapped file; ``mean``
     and ``std`` are those of each channel, in 0 .. 1; ``settings`` is a :class:`diffvit.config.AugmentConfig`.
     ConfigError for a crop that reaches beyond one reflection of the image, or labels beyond the classes.
     """

@@ -15,13 +15,26 @@ Device = torch.device | str
 _CHUNK = 1 << 24  # bytes read at a time, so that a memory-mapped set is never in memory as a whole
 
 
-def epoch_order(seed: int, epoch: int, n: int) -> Int64[Tensor, " n"]:
+def epoch_order(seed: int, epoch: int, n: int, balanced: Int64[Tensor, " n"] | None = None) -> Int64[Tensor, " n"]:
     """The order in which one epoch shows its ``n`` samples: a permutation that depends on (seed, epoch, n) alone.
 
     Sorting independent 64-bit keys gives every permutation the same chance (but for ties, one in about 2**64 / n**2).
+
+    With ``balanced``, the samples' labels, each class that has any is drawn equally often in ``n`` draws (where ``n``
+    is no multiple of their number, some once more, which ones depends on the epoch), and within a class every sample
+    equally often, give or take one. It depends on the labels too.
     """
-    keys = hash_words(seed, epoch, torch.arange(n), Stream.ORDER, 1)[:, 0]
-    return torch.argsort(keys, stable=True)
+    keys = hash_words(seed, epoch, torch.arange(n), Stream.ORDER, 1 if balanced is None else 2)
+    order = torch.argsort(keys[:, 0], stable=True)
+    if balanced is None:
+        return order
+    members = [order[balanced[order] == label] for label in balanced.unique()]
+    first = epoch % len(members)  # the class from which on some are drawn once more
+    drawn = []
+    for place, each in enumerate(members):
+        count = n // len(members) + ((place - first) % len(members) < n % len(members))
+        drawn.append(each.repeat(-(-count // len(each)))[:count])
+    return torch.cat(drawn)[torch.argsort(keys[:, 1], stable=True)]
 
 
 def channel_statistics(

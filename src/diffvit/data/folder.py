@@ -29,7 +29,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from diffvit.data.images import Images, mapped, read_image, squared, to_array, with_channels
+from diffvit.data.images import Images, mapped, read_image, set_apart, squared, to_array, with_channels
 from diffvit.data.layout import TEST, TRAIN, VALIDATION, Layout, find_layout
 from diffvit.errors import EnvironmentFault, InputError
 from diffvit.files import cache_folder, flush
@@ -72,25 +72,17 @@ class Scan:
     def rows(self, test_size: float) -> dict[str, list[int]]:
         """For train, validation and test the numbers of the files that could be read, in the layout's order.
 
-        A folder without test images gives this share of each class, those with the lowest hashes of their pixels:
-        whatever the files are called, and equal pictures on one side. Every class keeps an image to train on.
+        A folder without test images gives this share of each class, by :func:`diffvit.data.images.set_apart`.
         """
         read = np.flatnonzero(self.records["fault"] == b"").tolist()
         splits, labels = self.layout.splits, self.layout.labels
         rows = {split: [n for n in read if splits[n] == split] for split in (TRAIN, VALIDATION, TEST)}
         if rows[TEST] or not test_size:
             return rows
-        members: dict[int, dict[bytes, list[int]]] = {}
-        for n in rows[TRAIN]:
-            members.setdefault(labels[n], {}).setdefault(self.records["hash"][n].tobytes(), []).append(n)
-        taken = set[int]()
-        for same in members.values():
-            most = round(test_size * sum(map(len, same.values())))
-            for key in sorted(same)[: len(same) - 1]:
-                if len(same[key]) <= most:
-                    taken.update(same[key])
-                    most -= len(same[key])
-        return {TRAIN: [n for n in rows[TRAIN] if n not in taken], VALIDATION: [], TEST: sorted(taken)}
+        train, hashes = rows[TRAIN], self.records["hash"]
+        apart = set_apart([labels[n] for n in train], [hashes[n].tobytes() for n in train], test_size)
+        taken = {train[place] for place in apart}
+        return {TRAIN: [n for n in train if n not in taken], VALIDATION: [], TEST: sorted(taken)}
 
     def repeated(self, rows: dict[str, list[int]]) -> list[str]:
         """A line for each picture that is in more than one split, or under more than one class, with both paths."""

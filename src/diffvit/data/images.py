@@ -171,7 +171,7 @@ def read_image(data: bytes | Path, *, name: str, most: int = MAX_PIXELS) -> tupl
         image = reader(io.BytesIO(encoded))
         width, height = image.size
         if width * height <= most:
-            return _to_rgb(image), image.mode in ("1", "L", "LA") or image.mode.startswith("I")
+            return to_rgb(image), is_grey(image)
     except Exception as error:  # Pillow's readers raise nearly anything on hostile bytes
         why = " ".join(str(error).split())[:120] or type(error).__name__
         why = "not enough memory" if isinstance(error, MemoryError) else why
@@ -223,7 +223,13 @@ def _read(path: Path, name: str) -> bytes:
     return data
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def is_grey(image: Image.Image) -> bool:
+    """Whether Pillow's picture has grey levels, with or without transparency."""
+    return image.mode in ("1", "L", "LA") or image.mode.startswith("I")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Pillow's picture of any mode as upright RGB, see :func:`read_image`; ValueError for floating-point pixels."""
     image.load()
     with contextlib.suppress(Exception):  # damaged EXIF, which is common: the image stays as it is stored
         ImageOps.exif_transpose(image, in_place=True)
@@ -246,7 +252,7 @@ def resize(pixels: UInt8[np.ndarray, "chans h w"], size: int) -> UInt8[np.ndarra
     if pixels.shape[1:] == (size, size):
         return pixels
     if len(pixels) == 1:
-        return np.asarray(squared(Image.fromarray(pixels[0]), size))[None]
+        return np.array(squared(Image.fromarray(pixels[0]), size))[None]
     return to_array(squared(to_picture(pixels), size))
 
 
@@ -273,6 +279,25 @@ def with_channels(pixels: UInt8[Tensor, "n chans h w"], count: int) -> UInt8[Ten
     if (found, count) != (3, 1):
         raise InputError("images", f"cannot be brought to {count} channels (found {found}, allowed 1 and 3)")
     return torch.cat([grey(part) for part in pixels.split(4096)])
+
+
+def set_apart(labels: Sequence[int], hashes: Sequence[bytes], share: float) -> list[int]:
+    """Places of the images of a test set: a share of each class, those with the lowest hashes of their pixels.
+
+    So neither names nor order matter, and equal images are on one side. A class with two different images or more gives
+    one at least, and keeps one.
+    """
+    members: dict[int, dict[bytes, list[int]]] = {}
+    for place, (label, key) in enumerate(zip(labels, hashes, strict=True)):
+        members.setdefault(label, {}).setdefault(key, []).append(place)
+    taken: list[int] = []
+    for same in members.values():
+        room = max(1, round(share * sum(map(len, same.values()))))
+        for key in sorted(same)[: len(same) - 1]:
+            if len(same[key]) <= room:
+                taken += same[key]
+                room -= len(same[key])
+    return sorted(taken)
 
 
 def contact_sheet(images: Images, path: Path, *, per_class: int = 10) -> Path:

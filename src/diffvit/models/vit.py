@@ -238,6 +238,9 @@ class VisionTransformer(nn.Module):
         settings = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         super().__init__()
         self.settings: dict[str, Any] = settings
+        # Set by diffvit.load: names of the outputs, and what makes an input of an image.
+        self.classes: list[str] | None = None
+        self.preprocess: Any = None
         _check_sizes(settings)
         check_choice("pool", pool, ("cls", "mean"))
         check_choice("head", head, ("linear", "mlp"))

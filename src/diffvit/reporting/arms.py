@@ -42,6 +42,12 @@ class Arm:
         """Accuracy of each class from :attr:`confusion`; None for a class without images."""
         return [row[index] / sum(row) if sum(row) else None for index, row in enumerate(self.confusion)]
 
+    @property
+    def class_precisions(self) -> list[float | None]:
+        """Precision of each class from :attr:`confusion`; None for a class that was never predicted."""
+        columns = zip(*self.confusion, strict=True)
+        return [column[index] / sum(column) if sum(column) else None for index, column in enumerate(columns)]
+
 
 def arms(records: Sequence[RunRecord]) -> list[Arm]:
     """Records as arms, in the order in which they first appear; a run made twice stands apart, it is no second seed."""

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffvit.config import Config, flat
+from diffvit.config import Config, flat_without_younger
 from diffvit.errors import InputError
 from diffvit.files import Row, read_csv, write_csv
 from diffvit.training.run_dir import RunDir
@@ -33,8 +33,12 @@ RESULT_COLUMNS = (
     *("device", "precision", "hardware", "cores", "threads", "diffvit", "python", "torch", "commit"),
     *("fingerprint", "train_images", "validation_images", "test_images"),
 )
-# What only some runs have: figures of a CLIP, which kernels ran, and what data with some foreign images asks for.
-OTHER_COLUMNS = ("zero_shot_accuracy", "unseen_names_accuracy", "kernels", "test_accuracy_exact", "data_note")
+# What only some runs have: figures of a CLIP, which kernels ran, what data with some foreign images asks for, and
+# figures younger than committed rows. (A new figure of result.json becomes a column here.)
+OTHER_COLUMNS = (
+    *("zero_shot_accuracy", "unseen_names_accuracy", "kernels", "test_accuracy_exact", "data_note"),
+    *("test_balanced_accuracy", "test_macro_f1"),
+)
 CONDITIONS = ("data", "fingerprint", "precision", "device", "hardware")
 _TOP = 5  # best classes that top-5 counts; it says nothing of so few classes
 _YOUNGER_COLUMNS = {"data_seconds", "compile_seconds"}  # which rows of diffvit 0.1.0 lack
@@ -131,7 +135,7 @@ def _correct(evaluation: Row, row: Row) -> Correct | None:
 
 def arm_settings(config: Config) -> Row:
     """Every setting that makes an arm what it is; ``data`` becomes ``source``, for ``data`` is the data's name."""
-    settings = {name: value for name, value in flat(config).items() if name not in _NOT_AN_ARM}
+    settings = {name: value for name, value in flat_without_younger(config).items() if name not in _NOT_AN_ARM}
     return {"source" if name == "data" else name: value for name, value in settings.items()}
 
 

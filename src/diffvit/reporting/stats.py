@@ -9,36 +9,20 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from statistics import fmean as mean
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri, stdtrit
+from scipy.special import stdtrit
+
+from diffvit.training.intervals import CONFIDENCE as CONFIDENCE
+from diffvit.training.intervals import QUANTILE as _Z
+from diffvit.training.intervals import Interval as Interval
+from diffvit.training.intervals import wilson as wilson
 
 Correct = NDArray[np.bool_]
 MIN_SEEDS = 3
-CONFIDENCE = 0.95
-_Z = float(ndtri(0.5 + CONFIDENCE / 2))  # quantile of the standard normal distribution
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate with its confidence interval; ``low <= estimate <= high``."""
-
-    estimate: float
-    low: float
-    high: float
-
-    def __neg__(self) -> Interval:
-        """Interval of the negated difference."""
-        return Interval(-self.estimate, -self.high, -self.low)
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the whole interval lies on one side of zero."""
-        return self.low > 0 or self.high < 0
 
 
 def std(values: Sequence[float]) -> float | None:
@@ -47,18 +31,6 @@ def std(values: Sequence[float]) -> float | None:
         return None
     centre = mean(values)
     return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1))
-
-
-def wilson(correct: int, count: int) -> Interval:
-    """Interval of a proportion over ``count`` independent images.
-
-    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference", as the score interval.
-    It covers the sampling of test images only, not the randomness of training.
-    """
-    share = correct / count
-    centre = (share + _Z * _Z / (2 * count)) / (1 + _Z * _Z / count)
-    half = _Z / (1 + _Z * _Z / count) * math.sqrt(share * (1 - share) / count + _Z * _Z / (4 * count * count))
-    return Interval(share, min(share, centre - half), max(share, centre + half))
 
 
 def simultaneous_differences(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffvit.config import Config
+from diffvit.registry import MEMORY
 from diffvit.reporting import stats
 from diffvit.reporting.arms import Arm, differences
 from diffvit.reporting.rows import Row, RunRecord, arm_settings
@@ -155,6 +156,8 @@ _FIGURES: tuple[tuple[str, Callable[[Sequence[Row]], str]], ...] = (
     ("Test accuracy", accuracy_cell),
     ("On the exact images alone", mean_of("test_accuracy_exact", percent)),
     ("Top-5", mean_of("test_top5", percent)),
+    ("Balanced accuracy", mean_of("test_balanced_accuracy", percent)),
+    ("Macro-F1", mean_of("test_macro_f1", percent)),
     ("Validation accuracy", mean_of("val_accuracy", percent)),
     ("Calibration error", mean_of("calibration_error", percent)),
     ("Test loss (nats)", mean_of("test_loss", lambda value: f"{value:.3f}")),
@@ -186,17 +189,17 @@ def side_by_side(grouped: Sequence[Arm]) -> Table:
 
 
 def class_table(grouped: Sequence[Arm]) -> Table | None:
-    """Accuracy of every class, the mean over an arm's seeds; None unless some run kept its evaluation."""
+    """Accuracy (recall) and precision of every class over an arm's seeds; None unless some run kept its evaluation."""
     kept = [arm for arm in grouped if arm.confusion]
     if not kept:
         return None
-    columns = [arm.class_accuracies for arm in kept]
+    columns = [column for arm in kept for column in (arm.class_accuracies, arm.class_precisions)]
     names = kept[0].classes
     rows = [
         [names[index], *(percent(column[index] if index < len(column) else None, 1) for column in columns)]
         for index in reading_order(names)
     ]
-    return Table(["Class", *(arm.label for arm in kept)], rows)
+    return Table(["Class", *(name for arm in kept for name in (arm.label, f"{arm.label}, precision"))], rows)
 
 
 def difference_table(grouped: Sequence[Arm]) -> Table | None:
@@ -227,6 +230,8 @@ def _train_command(record: RunRecord) -> str:
     again = ["--out", f"runs/{record.row['run']}-again"]
     if record.settings.get("objective") is not None:
         return shlex.join(["diffvit", "clip", "train", f"runs/{record.row['run']}/config.yaml", *again])
+    if record.settings.get("source") == MEMORY:
+        return f"diffvit.train(config, data=...) in Python, with the config of runs/{record.row['run']}/config.yaml"
     default = arm_settings(Config()) | {"epochs": Config().epochs, "seed": Config().seed}
     given = record.settings | {"epochs": record.row["epochs"], "seed": record.row["seed"]}
     parts = ["diffvit", "train", "--data", str(given.pop("source", "cifar10"))]

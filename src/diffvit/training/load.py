@@ -18,10 +18,13 @@ from torch import nn
 
 from diffvit import weights
 from diffvit.config import ModelConfig, validate
+from diffvit.data.memory import Preprocess
 from diffvit.errors import ConfigError, InputError, did_you_mean
 from diffvit.files import disk_faults, replace, to_json
 from diffvit.hub.files import OWN_HINT, NoInit, check_finite, check_weights, read_header, read_safetensors
+from diffvit.kernels import accelerate
 from diffvit.models.vit import VisionTransformer
+from diffvit.training.environment import resolve_device, resolve_precision
 from diffvit.training.run_dir import RunDir
 
 MODEL_FILE = "model.safetensors"
@@ -33,6 +36,8 @@ Meta = dict[str, Any]
 def load(reference: Reference, *, device: torch.device | str = "cpu") -> VisionTransformer:
     """A trained model in evaluation mode, float32, on ``device`` (``"auto"`` takes CUDA where there is one).
 
+    Its ``classes`` are the names of its outputs (list of str), and ``preprocess`` turns a path, a Pillow picture, an
+    array or a tensor into its input, (chans, size, size) on the CPU: see :class:`diffvit.data.memory.Preprocess`.
     ``reference`` is a run folder (``runs/NAME``), a ``.safetensors`` file, or a packaged name (``cifar10-vit``).
     InputError for no such model, no weights file of diffvit, a damaged one, or missing, unexpected, misshapen or
     non-finite weights.
@@ -56,9 +61,41 @@ def load_with_meta(reference: Reference, *, device: torch.device | str = "cpu") 
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=True)
     if str(device) == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.classes = list(meta["classes"])
+    model.preprocess = Preprocess(settings["image_size"], tuple(meta["mean"]), tuple(meta["std"]))
     beside = path.name == MODEL_FILE and (path.parent / "config.yaml").is_file()
     own = RunDir(path.parent).settings if beside else meta.get("config")
     return model.to(device).eval(), {**meta, "config": own, "file": path}
+
+
+def ready(model: Reference | nn.Module, device: str, precision: str) -> tuple[Any, Meta, dict[str, Any]]:
+    """A model to score with, loaded and accelerated; its metadata; and the arguments of ``logits_of``.
+
+    One that :func:`load` gave is taken as it is and where it is; it has no metadata, and ``auto`` precision is fp32.
+    ConfigError for any other module.
+    """
+    meta: Meta = {}
+    if not isinstance(model, nn.Module):
+        device = resolve_device(device)
+        module, meta = load_with_meta(model, device=device)
+        accelerate(module)
+        where: dict[str, Any] = {"device": device, "precision": precision_of(meta, precision, device)}
+    elif isinstance(getattr(model, "preprocess", None), Preprocess):
+        module, place = model, next(model.parameters()).device
+        where = {"device": place, "precision": "fp32" if precision == "auto" else precision}
+    else:
+        hint = "Take what diffvit.load gives, or a run folder."
+        raise ConfigError("model", "does not know its classes and its images' normalisation", hint)
+    preprocess: Any = module.preprocess
+    return module, meta, {**where, "mean": preprocess.mean, "std": preprocess.std}
+
+
+def precision_of(meta: Meta, asked: str, device: str) -> str:
+    """What was asked for; for ``auto`` what the run recorded, so that its figures can be repeated anywhere."""
+    recorded, path = meta.get("precision"), Path(meta["file"]).parent
+    if recorded is None and (path / "environment.json").is_file():
+        recorded = RunDir(path).environment.get("precision")
+    return resolve_precision(recorded if asked == "auto" and recorded in ("fp32", "bf16") else asked, device)
 
 
 def locate(reference: Reference) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -22,20 +22,22 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from diffvit.config import WHEREABOUTS, ClipConfig, Config, config_hash, differences
+from diffvit.data import memory
 from diffvit.data.batches import epoch_order
 from diffvit.data.images import Images
 from diffvit.data.sources import place_of
 from diffvit.errors import EnvironmentFault, InputError, Interrupted, NonFiniteError, out_of_memory
 from diffvit.files import disk_faults
 from diffvit.kernels import accelerate
+from diffvit.registry import MEMORY
 from diffvit.training import checkpoint, environment, optimizers, processes
 from diffvit.training.checkpoint import Checkpoint
 from diffvit.training.load import own_modules, qualified_name, save_model
 from diffvit.training.processes import by_the_first
-from diffvit.training.progress import Progress, StopRequest
+from diffvit.training.progress import Progress, StopRequest, usual_progress
 from diffvit.training.run_dir import RunDir
 from diffvit.training.score import described, flops_per_image
-from diffvit.training.task import Task, TrainingData, load_data, load_split
+from diffvit.training.task import Passed, Task, TrainingData, load_data, load_split
 
 # Optimiser steps between two readings of the loss. Reading it on a GPU waits for all the work queued there.
 _READ_EVERY = {"cpu": 1, "cuda": 32}
@@ -49,8 +51,12 @@ _OTHER_FIGURES = ("zero_shot_accuracy", "unseen_names_accuracy", "data_note")
 def train(
     config: Config,
     *,
+    data: Any = None,
+    test: Any = None,
+    classes: Sequence[str] | None = None,
     out: Path | str | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     progress: Progress | None = None,
     on_ready: Callable[[RunDir], None] | None = None,
     task: Task | None = None,
@@ -61,9 +67,16 @@ def train(
 
     Args:
         config: the whole run.
+        data: images to train on instead of the config's source: ``(images, labels)``, or a data set of torch,
+            torchvision or Hugging Face, as :func:`diffvit.data.memory.from_data` takes them. All are read first. The
+            number of classes and channels and the size of the validation set, where the config does not give them, are
+            the data's (a tenth of it is the validation set, at most 5,000 images).
+        test: the test images, likewise; by default a share of ``data``, the config's ``test_size``.
+        classes: names of the classes of ``data``; by default its own, else the labels.
         out: its folder; ``runs/DATA-ATTENTION-HASH-sSEED`` if not given.
         resume: continue the run in that folder; a finished one is returned as it is.
-        progress: where to report; nowhere if not given.
+        overwrite: replace the run in that folder, once nothing can refuse the new one.
+        progress: where to report; by default a bar in a notebook, and nowhere else.
         on_ready: called with the run folder before the first step.
         task: what to train; :class:`Task` (classification) if not given.
 
@@ -71,15 +84,22 @@ def train(
 
     Raises:
         ConfigError: the config does not fit the data, or is not the one the resumed run began with.
-        InputError: bad data, a folder in use, no intact checkpoint.
+        InputError: bad data (the sample's index is named), a folder in use, no intact checkpoint.
         EnvironmentFault: disk, memory or device.
         NonFiniteError: a NaN or an infinity in the loss or its gradient; on a GPU up to 31 steps later.
         RunBusyError: another process trains in the folder.
         Interrupted: SIGINT or SIGTERM; the state is saved.
     """
+    passed: Passed = None
+    if data is not None:
+        model = config.model
+        channels = model.in_chans if "in_chans" in model.model_fields_set else None
+        how: dict[str, Any] = {"image_size": model.image_size, "channels": channels, "classes": classes}
+        passed = memory.splits(data, test, **how, test_size=config.test_size)
+        config = config.model_copy(update={"data": MEMORY, "data_dir": None})
     if out is None:
         out = f"runs/{config.data}-{config.model.attention}-{config_hash(config)}-s{config.seed}"
-    folder, progress = RunDir(Path(out)), progress or Progress()
+    folder, progress = RunDir(Path(out)), progress or usual_progress()
     if place := place_of(config.data, config.data_dir):  # absolute: config.yaml is read from anywhere
         config = config.model_copy(update={"data_dir": place.absolute()})
     device = environment.resolve_device(config.device)
@@ -97,15 +117,15 @@ def train(
             held.enter_context(compile_limits())
         held.enter_context(_memory_faults(folder.path, config))
         held.callback(progress.close)
-        by_the_first(fabric, lambda: held.enter_context(_held(folder, resume)))
-        if folder.finished:
+        by_the_first(fabric, lambda: held.enter_context(_held(folder, resume, overwrite)))
+        if resume and folder.finished:
             progress.message(f"{out} is complete: nothing to do")
             return folder
         ran_on = {"device": device, "precision": precision, "threads": threads, "processes": fabric.world_size}
         facts = environment.describe(**ran_on, accelerate=config.accelerate)
         if config.accelerate != "off" and (slower := environment.missed(device, precision)):
             progress.message(slower)
-        _run(fabric, config, folder, facts, progress, task or Task(), resume, on_ready)
+        _run(fabric, config, folder, facts, progress, task or Task(), resume, on_ready, passed)
     return folder
 
 
@@ -119,12 +139,12 @@ def compile_limits() -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _held(folder: RunDir, resume: bool) -> Iterator[None]:
+def _held(folder: RunDir, resume: bool, overwrite: bool) -> Iterator[None]:
     """The folder locked: an existing run's to resume, else a new one."""
     if resume:
         RunDir.open(folder.path)  # before the lock, which would make a folder that is not there
     with folder.lock():
-        if not resume:
+        if not resume and not (overwrite and folder.is_run):
             RunDir.create(folder.path)
         yield
 
@@ -152,14 +172,15 @@ def _run(
     task: Task,
     resume: bool,
     on_ready: Callable[[RunDir], None] | None,
+    passed: Passed,
 ) -> None:
     """From the start, or from the newest checkpoint, to the result. ``facts`` becomes environment.json."""
     start = time.perf_counter()
-    data = load_data(config, progress.message)
+    data = load_data(config, progress.message, passed)
     facts["config_hash"] = config_hash(config)
     config = data.config  # the same, with what it leaves to the data
     # Here and not at the end, where a test set that is missing or damaged would cost the whole training.
-    test = load_split(config, data.source, "test")
+    test = load_split(config, data.source, "test", passed=passed)
     seconds = {"data_seconds": time.perf_counter() - start}
     model = task.model(config, data)
     flops = flops_per_image(task.image_tower(model))
@@ -215,7 +236,7 @@ def _run(
         folder.write_json("evaluation.json", figures)
         folder.write_json("result.json", result)
         name = f"{test.name}; {test.note}" if test.note else test.name
-        progress.message(f"test accuracy {result['test_accuracy']:.2%} ({len(test):,} images of {name})")
+        progress.message(f"test accuracy {result['test_accuracy']:.2%} ({len(test):,} images, {name})")
 
     with StopRequest() as stop:
         seconds["compile_seconds"] = trainer.warm_up(lambda: fabric.world_size == 1 and stop.signal)
@@ -302,6 +323,8 @@ def _result(
         "val_accuracy": rows[-1]["val_accuracy"],
         "test_loss": figures["loss"],
         "test_top5": figures["top5"],
+        "test_balanced_accuracy": figures["balanced_accuracy"],
+        "test_macro_f1": figures["macro_f1"],
         **known,
         "parameters": facts["parameters"],
         "flops_per_image": facts["flops_per_image"],
@@ -359,6 +382,7 @@ class Trainer:
         self.read_every = _READ_EVERY.get(fabric.device.type, 1)
         self.batches = data.batches(config, fabric.device)
         self.images = len(data.train)
+        self._balanced = data.train.labels if config.sampling == "balanced" else None
         self.steps_per_epoch = math.ceil(self.images / config.batch_size)
         self.total_steps = self.steps_per_epoch * config.epochs
         self.position = Position()
@@ -373,7 +397,7 @@ class Trainer:
     def steps(self) -> Iterator[None]:
         """Run the rest of the present epoch; yields after every optimiser step, or raises :class:`NonFiniteStep`."""
         at, size = self.position, self.config.batch_size
-        order = epoch_order(self.config.seed, at.epoch, self.images)
+        order = epoch_order(self.config.seed, at.epoch, self.images, self._balanced)
         batches = (self._share(indices, at.epoch) for indices in order.split(size)[at.in_epoch :])
         upcoming = next(batches, None)
         while upcoming is not None:

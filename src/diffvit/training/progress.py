@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -76,6 +78,66 @@ class Progress:
         if self._bars:
             self._bars.stop()
             self._bars = None
+
+
+class NotebookProgress(Progress):
+    """One bar in a Jupyter notebook, updated in place; the run's first and last lines are printed around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bar: Any = None
+        self._figures, self._validation = "", ""
+
+    def start(self, total_steps: int, epochs: int, title: str) -> None:
+        """Training begins (or goes on)."""
+        from IPython.display import display  # pyright: ignore[reportMissingImports]
+
+        self._total, self._epochs = total_steps, epochs
+        self.message(title)
+        self._bar = display(_Html(self._line(0, "")), display_id=True)
+
+    def step(self, values: Mapping[str, Any]) -> None:
+        """Show the present epoch's figures."""
+        self._figures = f"epoch {values['epoch']}/{self._epochs} {_figures(values)}"
+        self._show(values["step"])
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """Show an epoch's figures; those of the validation stay until the next."""
+        values = {**row, "loss": row["train_loss"], "accuracy": row["train_accuracy"]}
+        self._figures = f"epoch {row['epoch']}/{self._epochs} {_figures(values)}"
+        if row["val_accuracy"] is not None:
+            self._validation = f" | validation loss {row['val_loss']:.3f} accuracy {row['val_accuracy']:.1%}"
+        self._show(row["step"])
+
+    def message(self, text: str) -> None:
+        """One line for the user."""
+        sys.stdout.write(f"{text}\n")
+
+    def _show(self, step: int) -> None:
+        if self._bar is not None:
+            self._bar.update(_Html(self._line(step, f"{self._figures}{self._validation}")))
+
+    def _line(self, step: int, words: str) -> str:
+        return f"<progress value={step} max={self._total}></progress> {step}/{self._total} {words}"
+
+
+class _Html:
+    """What a notebook shows as HTML, in one line."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def _repr_html_(self) -> str:
+        return f"<div style='white-space: nowrap'>{self._text}</div>"
+
+    def __repr__(self) -> str:
+        return re.sub(r"<.*?>", "", self._text).strip()
+
+
+def usual_progress() -> Progress:
+    """A bar in a Jupyter notebook, nothing elsewhere."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return NotebookProgress() if hasattr(shell, "kernel") else Progress()
 
 
 def make_progress(quiet: bool = False) -> Progress:

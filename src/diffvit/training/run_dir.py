@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import shlex
+import shutil
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 from diffvit.config import ClipConfig, Config, parse, read_yaml, to_yaml
 from diffvit.errors import ConfigError, DiffvitError, InputError, RunBusyError
 from diffvit.files import disk_faults, replace, to_json
+from diffvit.registry import MEMORY
 
 _LOCK = ".lock"
 _ATTEMPTS = 100  # to lock, while other starts come and are refused
@@ -58,7 +60,8 @@ class RunDir:
             raise InputError(str(path), "is a file, not a folder for a run", "Give another --out.")
         if path.is_dir() and any(entry.name not in _BEGINNING for entry in path.iterdir()):
             why = "already holds a run" if (path / "config.yaml").exists() else "is not empty"
-            hint = f"Continue it with: {cls(path).resume_command}, or give another --out."
+            hint = f"Continue it with: {cls(path).resume_command}, or give another --out"
+            hint += " (in Python: resume=True, overwrite=True, or another out=)."
             raise InputError(str(path), why, hint if "run" in why else "Give another --out.")
         with disk_faults(path):
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -74,6 +77,22 @@ class RunDir:
             why = "is not a run folder (it has no config.yaml)"
             raise InputError(str(path), why, "Start a run with: diffvit train")
         return cls(path)
+
+    @property
+    def is_run(self) -> bool:
+        """Whether a run began in the folder: config.yaml is written when it does."""
+        return (self.path / "config.yaml").is_file()
+
+    def clear(self) -> None:
+        """Remove the run in the folder; the lock and the folder of checkpoints, now empty, stay."""
+        self.__dict__.pop("config", None)
+        with disk_faults(self.path):
+            for entry in self.path.iterdir():
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                elif entry.name != _LOCK:
+                    entry.unlink()
+            self.checkpoints.mkdir()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -96,6 +115,8 @@ class RunDir:
         """The command that resumes the run."""
         try:
             clip = isinstance(self.config, ClipConfig)
+            if self.config.data == MEMORY:
+                return f"diffvit.train(config, data=..., out={str(self.path)!r}, resume=True) in Python"
         except DiffvitError:
             clip = False  # there is no config, or a damaged one: no command can take it up
         return f"diffvit {'clip ' if clip else ''}train --resume {shlex.quote(str(self.path))}"
@@ -203,7 +224,9 @@ class RunDir:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
     def begin(self, config: Config, environment: Mapping[str, Any]) -> None:
-        """Write config.yaml, which makes the folder a run, and environment.json."""
+        """Write config.yaml, which makes the folder a run, and environment.json; a run that is there is removed."""
+        if self.is_run:
+            self.clear()
         self._write("config.yaml", to_yaml(config).encode(), "Nothing was started; free disk space and start again.")
         self.write_json("environment.json", environment)
 

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffvit.data.batches import Channels, Device, evaluation_batches
 from diffvit.data.images import Images
 from diffvit.kernels import accelerate
+from diffvit.training.intervals import wilson
 
 TOP = 5
 CALIBRATION_BINS = 15
@@ -73,7 +74,8 @@ def score(model: nn.Module, images: Images, **how: Any) -> dict[str, Any]:
     of which it says nothing), ``per_class_accuracy`` (one fraction per class, None for a class without images),
     ``confusion`` (counts, row = true class, column = predicted class), ``calibration_error`` (expected, a fraction, 15
     equal bins of confidence; arXiv 1706.04599, eq. 3), ``images_per_second`` (forward passes with normalisation),
-    ``labels`` and ``predictions`` (class index per image, in order), ``images`` (their number).
+    ``labels`` and ``predictions`` (class index per image, in order), ``images`` (their number); ``accuracy_interval``
+    (low and high, Wilson's 95% interval), and the figures of :func:`class_figures`.
     """
     start = time.perf_counter()
     logits = logits_of(model, images.pixels, **how)
@@ -88,17 +90,42 @@ def metrics_of(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     predicted = logits.argmax(1)
     top = logits.topk(min(TOP, classes), dim=1).indices
     confusion = torch.bincount(labels * classes + predicted, minlength=classes * classes).view(classes, classes)
-    per_class = [int(row[index]) / int(row.sum()) if int(row.sum()) else None for index, row in enumerate(confusion)]
+    accuracy, by_class = wilson(int((predicted == labels).sum()), count), class_figures(confusion)
     return {
         "loss": float(F.cross_entropy(logits.double(), labels)),
-        "accuracy": int((predicted == labels).sum()) / count,
+        "accuracy": accuracy.estimate,
+        "accuracy_interval": [accuracy.low, accuracy.high],
         "top5": int((top == labels[:, None]).any(1).sum()) / count if classes > TOP else None,
-        "per_class_accuracy": per_class,
+        "per_class_accuracy": by_class["per_class_recall"],
+        **by_class,
         "confusion": confusion.tolist(),
         "calibration_error": calibration_gap(logits.double().softmax(1).amax(1), predicted == labels),
         "labels": labels.tolist(),
         "predictions": predicted.tolist(),
         "images": count,
+    }
+
+
+def class_figures(confusion: Tensor) -> dict[str, Any]:
+    """Balanced accuracy, macro-F1, and precision and recall of each class, from counts (true class, predicted class).
+
+    They are scikit-learn's. ``per_class_precision`` is None for a class that was never predicted, ``per_class_recall``
+    for one without images (scikit-learn: NaN with ``zero_division=np.nan``). ``balanced_accuracy`` is the mean recall
+    of the classes with images (``balanced_accuracy_score``). ``macro_f1`` is the mean F1 of the classes that have
+    images or were predicted (``f1_score`` with ``average="macro", zero_division=0`` and its default labels).
+    """
+    right, images, predicted = (counts.tolist() for counts in (confusion.diag(), confusion.sum(1), confusion.sum(0)))
+    recall, precision = (
+        [hits / count if count else None for hits, count in zip(right, counts, strict=True)]
+        for counts in (images, predicted)
+    )
+    known = [share for share in recall if share is not None]
+    present = [each for each in zip(right, images, predicted, strict=True) if each[1] + each[2]]
+    return {
+        "balanced_accuracy": sum(known) / len(known),
+        "macro_f1": sum(2 * hits / (true + found) for hits, true, found in present) / len(present),
+        "per_class_precision": precision,
+        "per_class_recall": recall,
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +15,13 @@ from diffvit.data import sources
 from diffvit.data.augment import Augment, Batch
 from diffvit.data.batches import channel_statistics, normalise
 from diffvit.data.images import Images
-from diffvit.errors import ConfigError
+from diffvit.errors import ConfigError, InputError
 from diffvit.models.init import whiten
 from diffvit.models.vit import VisionTransformer
-from diffvit.registry import label_of
+from diffvit.registry import MEMORY, label_of
 from diffvit.training.score import score
 
+Passed = Mapping[str, Images] | None  # the images of train and test
 _WHITENED_ON = 4096  # images
 _WITH_SIZES = ("auto", "cifar10", "shapes")  # sources for which the default size of the validation set is made
 
@@ -67,12 +68,12 @@ def source_of(config: Config) -> str:
     return "shapes" if fell_back else config.data
 
 
-def load_data(config: Config, say: Callable[[str], None]) -> TrainingData:
-    """The training data of a config; ``say`` gets the run's first lines. Errors are those of :func:`load_split`."""
+def load_data(config: Config, say: Callable[[str], None], passed: Passed = None) -> TrainingData:
+    """The training data of a config; ``say`` gets the run's first lines; else as :func:`load_split`."""
     source = source_of(config)  # announces no download: that data fell back has to be the first line
     if source != config.data:
         say("CIFAR-10 was not found: training on the built-in shapes data instead (data: auto)")
-    whole = load_split(config, source, "train", say)
+    whole = load_split(config, source, "train", say, passed)
     config = fitted(config, source, whole)
     train, validation = whole, whole.validation if config.validation_size else None
     if config.validation_size and not validation:
@@ -86,13 +87,20 @@ def load_data(config: Config, say: Callable[[str], None]) -> TrainingData:
     return TrainingData(source, train, validation, mean.tolist(), std.tolist(), whole.fingerprint, config)
 
 
-def load_split(config: Config, source: str, split: str, say: Callable[[str], None] | None = None) -> Images:
+def load_split(
+    config: Config, source: str, split: str, say: Callable[[str], None] | None = None, passed: Passed = None
+) -> Images:
     """``train`` or ``test`` of a source, as the config wants it; ``say`` gets a line when a download starts.
 
-    ConfigError where the model does not fit the data, InputError where the data is missing or damaged.
+    ``passed`` has the images of both where they were passed in Python; then none are loaded. ConfigError where the
+    model does not fit the data, InputError where the data is missing or damaged.
     """
+    if passed is None and source == MEMORY:
+        hint = "Pass them to diffvit.train(config, data=..., out=..., resume=True)."
+        raise InputError("data", "was passed in Python and is in no folder", hint)
     given, model = config.model.model_fields_set, config.model
-    images = sources.load(
+    loaded = passed[split] if passed else None
+    images = loaded or sources.load(
         source,
         split,
         data_dir=config.data_dir,
@@ -103,6 +111,10 @@ def load_split(config: Config, source: str, split: str, say: Callable[[str], Non
         bad_files=config.bad_files,
         announce=say,
     )
+    if split == "train" and len(present := images.labels.unique()) < 2:
+        name = images.classes[int(present[0])] if len(present) else "none"
+        why = f"has images of one class alone ({name} vs at least two classes)"
+        raise InputError(images.name, why, "There is nothing to learn; add images of another class.")
     if "num_classes" in given and model.num_classes != (count := len(images.classes)):
         names = ", ".join(images.classes[:5]) + (", ..." if count > 5 else "")
         why = f"does not fit {images.name} ({model.num_classes} vs {count} classes: {names})"
@@ -146,8 +158,28 @@ def fresh_model(config: Config, data: TrainingData) -> VisionTransformer:
     return model
 
 
+def balanced_weights(labels: Tensor, classes: int) -> Tensor:
+    """``n / (k * n_c)`` of each class, float32 (classes,), ``k`` being the classes with images; 0 without images.
+
+    Over the ``n`` labels (int64) their mean is 1, so the loss keeps its scale. As scikit-learn's
+    ``compute_class_weight("balanced")``.
+    """
+    counts = torch.bincount(labels, minlength=classes).double()
+    weights = len(labels) / (int((counts > 0).sum()) * counts)
+    return weights.masked_fill_(counts == 0, 0.0).float()
+
+
 class Classification:
-    """Cross-entropy against soft targets, nats, in float32; counts hits of each image's own class as ``correct``."""
+    """Cross-entropy against soft targets, nats, in float32; counts hits of each image's own class as ``correct``.
+
+    With ``weights`` (classes,) an image's loss is the sum over classes of ``-target * weight * log(probability)``, as
+    torch's ``cross_entropy(weight=)`` has it.
+    """
+
+    weights: Tensor | None = None  # of the class, as a subclass may leave out the constructor
+
+    def __init__(self, weights: Tensor | None = None) -> None:
+        self.weights = weights
 
     def loss(self, model: nn.Module, batch: Batch, total: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:  # noqa: ARG002
         """The sum (0-dim, float32) of the samples' losses, and sums of what else is worth recording (0-dim).
@@ -157,7 +189,9 @@ class Classification:
         process without one has a copy of the first, which does not count.
         """
         logits = model(batch.images).float()
-        summed = F.cross_entropy(logits, batch.targets, reduction="sum")
+        if self.weights is not None:
+            self.weights = self.weights.to(logits.device)
+        summed = F.cross_entropy(logits, batch.targets, self.weights, reduction="sum")
         return summed, {"correct": (logits.detach().argmax(1) == batch.labels).sum()}
 
 
@@ -176,9 +210,10 @@ class Task:
         """The part that sees images, whose operations are counted."""
         return model
 
-    def objective(self, config: Config, data: TrainingData) -> Any:  # noqa: ARG002
+    def objective(self, config: Config, data: TrainingData) -> Any:
         """What its steps minimise: an object with a ``loss`` as :meth:`Classification.loss`."""
-        return Classification()
+        balanced = config.class_weights == "balanced"
+        return Classification(balanced_weights(data.train.labels, config.model.num_classes) if balanced else None)
 
     def score(
         self, model: Any, images: Images, config: Config, data: TrainingData, precision: str, device: torch.device

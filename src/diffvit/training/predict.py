@@ -1,0 +1,157 @@
+"""What a trained model predicts for images: files, folders of them, arrays or tensors, in batches of bounded memory."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+from PIL import Image
+from torch import Tensor, nn
+
+from diffvit.data.layout import image_files
+from diffvit.data.memory import Preprocess, as_bytes, channels_first, sized
+from diffvit.errors import EnvironmentFault, InputError
+from diffvit.files import Row
+from diffvit.training.environment import usable_cores
+from diffvit.training.load import Reference, ready
+from diffvit.training.score import logits_of
+
+_AT_A_TIME = 250  # images whose pixels are in memory together
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Probabilities of a model's classes for some images.
+
+    Args:
+        probabilities: (n, classes), float32, on the CPU; rows sum to 1.
+        classes: names of the model's classes.
+        paths: of the images, where they are files.
+        bad: the files that could not be read, and why; these are not among ``paths``.
+    """
+
+    probabilities: Float32[Tensor, "n classes"]
+    classes: list[str]
+    paths: list[str] | None = None
+    bad: list[InputError] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.probabilities)
+
+    @property
+    def labels(self) -> Int64[Tensor, " n"]:
+        """Index of each image's most probable class."""
+        return self.probabilities.argmax(1)
+
+    def top(self, k: int = 5) -> list[list[tuple[str, float]]]:
+        """The ``k`` most probable classes of each image, or all where there are fewer, with their probabilities."""
+        values, places = self.probabilities.topk(min(k, len(self.classes)), dim=1)
+        pairs = zip(values.tolist(), places.tolist(), strict=True)
+        return [[(self.classes[at], value) for value, at in zip(*row, strict=True)] for row in pairs]
+
+    def rows(self, k: int = 5) -> list[Row]:
+        """A dict for each image: ``image`` (path, or index), ``class_1``, ``probability_1``, ``class_2``, ..."""
+        rows: list[Row] = []
+        for name, best in zip(self.paths or range(len(self)), self.top(k), strict=True):
+            row: Row = {"image": name}
+            for rank, (label, probability) in enumerate(best, 1):
+                row |= {f"class_{rank}": label, f"probability_{rank}": probability}
+            rows.append(row)
+        return rows
+
+    def to_pandas(self, k: int = 5) -> Any:
+        """The rows of :meth:`rows` as a pandas DataFrame; EnvironmentFault where pandas is not installed."""
+        try:
+            import pandas
+        except ModuleNotFoundError:
+            raise EnvironmentFault("pandas", "is not installed", "Install it with: pip install pandas") from None
+        return pandas.DataFrame(self.rows(k))
+
+
+def predict(
+    model: Reference | nn.Module,
+    images: Any,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    skip_bad: bool = False,
+) -> Predictions:
+    """Classify images: the centred square of each, scaled to the model's input.
+
+    Args:
+        model: a run folder, a weights file, a packaged name, or what :func:`diffvit.load` gave.
+        images: a path or many: files, folders (searched at any depth) and patterns as ``photos/*.jpg``; or an array or
+            tensor (n, c, h, w), (n, h, w, c) or (n, h, w), uint8 or floating point in 0 to 1; or a Pillow picture, or a
+            sequence of pictures, arrays or tensors of any sizes.
+        device: ``auto``, ``cpu`` or ``cuda``; a loaded model stays where it is.
+        precision: ``fp32``, ``bf16``, or ``auto``: as its run was scored, of a loaded model fp32.
+        skip_bad: leave out files that cannot be read, which :attr:`Predictions.bad` then has.
+
+    Raises:
+        ConfigError: a model that :func:`diffvit.load` did not give.
+        InputError: a model or an image that is missing, damaged, over a limit, or of a wrong type or range.
+    """
+    module, _, where = ready(model, device, precision)
+    preprocess: Preprocess = module.preprocess
+    logits: list[Tensor] = []
+    names: list[str] = []
+    bad: list[InputError] = []
+
+    def read(item: tuple[str, Any]) -> Tensor | InputError:
+        name, image = item
+        try:
+            return image if isinstance(image, InputError) else preprocess.pixels(image, name)
+        except InputError as error:
+            return error
+
+    if isinstance(images, Tensor | np.ndarray):
+        size, channels = preprocess.image_size, len(preprocess.mean)
+        for part in channels_first(images, channels=channels).split(_AT_A_TIME):
+            if len(part):
+                logits.append(logits_of(module, sized(as_bytes(part), size, channels), **where))
+    else:
+        given: list[Any] = [images] if isinstance(images, str | Path | Image.Image) else list(images)
+        files = all(isinstance(each, str | Path) for each in given)
+        items = _files(given) if files else ((f"image {place}", each) for place, each in enumerate(given))
+        with ThreadPoolExecutor(min(8, usable_cores())) as threads:
+            while some := list(islice(items, _AT_A_TIME)):
+                batch: list[Tensor] = []
+                for (name, _), found in zip(some, threads.map(read, some), strict=True):
+                    if isinstance(found, Tensor):
+                        names.append(name)
+                        batch.append(found)
+                    elif skip_bad:
+                        bad.append(found)
+                    else:
+                        raise found
+                if batch:
+                    logits.append(logits_of(module, torch.stack(batch), **where))
+    probabilities = torch.cat(logits).softmax(1) if logits else torch.empty(0, len(module.classes))
+    return Predictions(probabilities, list(module.classes), names or None, bad)
+
+
+def _files(given: Iterable[Path | str]) -> Iterator[tuple[str, Path | InputError]]:
+    """Every file meant, with its path in words; folders give theirs at any depth, patterns what they match.
+
+    What is not there gives an InputError in the place of a path.
+    """
+    for each in given:
+        path = Path(each)
+        if path.is_dir():
+            found = sorted(image_files(path))
+        elif not path.exists() and glob.has_magic(str(each)):
+            matches = glob.iglob(str(each), recursive=True)  # noqa: PTH207  (absolute patterns too)
+            found = sorted(file for file in map(Path, matches) if file.is_file())
+        else:
+            found = [path]
+        if not found:
+            yield str(each), InputError(str(each), "holds no images" if path.is_dir() else "matches no file")
+        yield from ((str(file), file) for file in found)
