@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import reprlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,9 +31,12 @@ from diffvit.settings import ShapesConfig as ShapesConfig
 # Settings that say where and how a run happens, not what is computed: they do not enter the hash.
 # (What kernels a run used is in its environment.json.)
 WHEREABOUTS = frozenset({"data_dir", "device", "threads", "checkpoint_every", "accelerate"})
-# Settings that are younger than committed results: they enter the hash and the YAML where they are not the default.
-_YOUNGER = ("accelerate", "test_size", "bad_files", "class_weights", "sampling")
-_YOUNGER_OF_MODEL = ("qk_norm", "layer_scale", "registers", "class_token", "no_embed_class", "fc_norm")
+# Settings that are younger than committed results: they enter hashes, YAML and rows where they are not the default.
+_YOUNGER = (
+    *(f"model.{name}" for name in ("qk_norm", "layer_scale", "registers", "class_token", "no_embed_class", "fc_norm")),
+    *("accelerate", "test_size", "bad_files", "class_weights", "sampling"),
+    *("init_from", "init_state", "freeze", "optimizer.layer_decay"),
+)
 _Path = tuple[str, ...]  # of a setting: ("model", "depth")
 _Kind = TypeVar("_Kind", bound=Config)
 _Any = TypeVar("_Any", bound=BaseModel)
@@ -127,7 +130,7 @@ def from_environment(environ: Mapping[str, str], kind: type[Config] = Config) ->
         for key in path[:-1]:
             inner = inner.setdefault(key, {})
         try:
-            inner[path[-1]] = text if path[-1] == "data_dir" else yaml.safe_load(text)
+            inner[path[-1]] = text if path[-1] in ("data_dir", "init_from") else yaml.safe_load(text)
         except (yaml.YAMLError, ValueError):
             raise ConfigError(name, f"cannot be read as a value (found {reprlib.repr(text)})") from None
     return values
@@ -232,20 +235,22 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def _without_younger(values: Mapping[str, Any]) -> dict[str, Any]:
+def _without_younger(values: dict[str, Any]) -> dict[str, Any]:
     """Plain values of a config without its younger settings that have their default."""
-
-    def older(section: Mapping[str, Any], kind: type[BaseModel], younger: Sequence[str]) -> dict[str, Any]:
-        usual = {name: kind.model_fields[name].default for name in younger}
-        return {name: value for name, value in section.items() if name not in usual or value != usual[name]}
-
-    return {**older(values, Config, _YOUNGER), "model": older(values["model"], ModelConfig, _YOUNGER_OF_MODEL)}
+    values = {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
+    defaults = flat(Config())
+    for name in _YOUNGER:
+        section, _, key = name.rpartition(".")
+        inner = values[section] if section else values
+        if key in inner and inner[key] == defaults[name]:
+            del inner[key]
+    return values
 
 
 def flat_without_younger(config: Config) -> dict[str, Any]:
-    """:func:`flat` without the run's younger settings that have their default, as the rows of older runs are."""
-    defaults = {key: Config.model_fields[key].default for key in _YOUNGER}
-    return {name: value for name, value in flat(config).items() if name not in defaults or value != defaults[name]}
+    """:func:`flat` without the younger settings that have their default, as the rows of older runs are."""
+    defaults = flat(Config())
+    return {name: value for name, value in flat(config).items() if name not in _YOUNGER or value != defaults[name]}
 
 
 def differences(one: Config, other: Config, *, ignore: frozenset[str] = WHEREABOUTS) -> list[str]:

@@ -177,6 +177,8 @@ class OptimizerConfig(Section):
     """Muon's momentum."""
     split_qkv: bool = False
     """Muon orthogonalises each layer's query, key and value matrices separately."""
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Factor on the learning rate per layer below the head (arXiv 2106.08254, BEiT); 1 is the same rate for all."""
     grad_clip: Rate = 0.0
     """Clip the global gradient norm to this value; 0 is off."""
 
@@ -222,6 +224,12 @@ class Config(Section):
     """For a folder without test images: share of each class that is set apart for testing."""
     bad_files: Literal["refuse", "skip"] = "refuse"
     """For a folder: refuse files that cannot be read, or skip them."""
+    init_from: str | None = None
+    """Trained weights to start from: a run, a weights file, a packaged name, timm:NAME or a DINO name."""
+    init_state: bool = False
+    """With init_from a run: go on from its last checkpoint, the optimiser's state too (diffvit train --continue)."""
+    freeze: Literal["none", "backbone"] = "none"
+    """backbone trains the head alone (a linear probe)."""
     epochs: Positive = 50
     """Passes over the training set."""
     batch_size: Positive = 256
@@ -267,4 +275,10 @@ class Config(Section):
     def _check(self) -> Config:
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate {self.accumulate} does not divide batch_size {self.batch_size}")
+        if self.init_from and self.whiten:
+            raise ValueError("whiten starts a patch projection that init_from replaces: turn one of them off")
+        if self.init_state and (not self.init_from or self.freeze != "none"):
+            raise ValueError("init_state takes the whole state of init_from: it needs one, and nothing frozen")
+        if self.freeze == "backbone" and self.model.drop_path:
+            raise ValueError("freeze backbone keeps every block as it is: drop_path has to be 0")
         return self

@@ -29,10 +29,10 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from diffvit.data.images import Images, mapped, read_image, set_apart, squared, to_array, with_channels
+from diffvit.data.images import Images, fingerprint, mapped, read_image, set_apart, squared, to_array, with_channels
 from diffvit.data.layout import TEST, TRAIN, VALIDATION, Layout, find_layout
 from diffvit.errors import EnvironmentFault, InputError
-from diffvit.files import cache_folder, flush
+from diffvit.files import cache_folder, disk_faults, flush, replacing
 
 _DECODER = "3"  # of the cache: increase when the decoded pixels or the cache's files change for the same images
 _AT_A_TIME = 1024  # images read before their pixels and what is known of them are written
@@ -51,11 +51,13 @@ class Scan:
 
     ``pixels``, uint8 (files, 3, size, size), are zero where a file could not be read; ``records`` has what is known of
     each file: ``hash`` (of the decoded pixels), ``width``, ``height``, ``grey``, ``fault`` (empty where it was read).
+    ``cache`` is the file that holds the pixels.
     """
 
     layout: Layout
     pixels: UInt8[Tensor, "files 3 s s"]
     records: np.ndarray
+    cache: Path
 
     @property
     def faults(self) -> list[tuple[str, str]]:
@@ -145,11 +147,9 @@ def load(
     whole = Images(pixels, labels, classes, f"folder {scan.layout.root.resolve().name}", "", skipped=tuple(faults))
 
     def images(numbers: list[int]) -> Images:
-        """Some of the files; the fingerprint is of their own pixels' hashes: the resized ones need not be read."""
         found = whole.select(numbers)
-        digest = hashlib.sha256(repr((image_size, count, classes, found.labels.tolist())).encode())
-        digest.update(scan.records["hash"][numbers].tobytes())
-        return replace(found, pixels=with_channels(found.pixels, count), fingerprint=digest.hexdigest())
+        found = replace(found, pixels=with_channels(found.pixels, count))
+        return replace(found, fingerprint=_fingerprint(scan.cache, found, numbers))
 
     own = images(rows[VALIDATION]) if split == TRAIN and rows[VALIDATION] else None
     return replace(images(rows[split]), validation=own)
@@ -165,7 +165,7 @@ def read(place: Path, size: int, say: Announce) -> Scan:
     def kept() -> Scan | None:
         with suppress(OSError):
             if path.stat().st_size == count * slot and known.stat().st_size == count * _RECORD.itemsize:
-                return Scan(layout, mapped(path, (count, 3, size, size)), np.fromfile(known, _RECORD))
+                return Scan(layout, mapped(path, (count, 3, size, size)), np.fromfile(known, _RECORD), path)
         return None
 
     if found := kept():
@@ -205,6 +205,19 @@ def read(place: Path, size: int, say: Announce) -> Scan:
     made = kept()
     assert made is not None  # this process has just written it
     return made
+
+
+def _fingerprint(cache: Path, images: Images, numbers: list[int]) -> str:
+    """The images' fingerprint, computed once for each selection of a folder's files, as all their pixels are read."""
+    asked = hashlib.sha256(repr((images.pixels.shape[1], images.classes, images.labels.tolist(), numbers)).encode())
+    path = cache.with_suffix(f".{asked.hexdigest()[:16]}.sha256")
+    with suppress(OSError):
+        if len(known := path.read_text(encoding="utf-8", errors="replace")) == 64:
+            return known
+    found = fingerprint(images.pixels, images.labels, images.classes)
+    with disk_faults(path, "The cache needs room for it."), replacing(path) as temporary:
+        temporary.write_text(found, encoding="utf-8")
+    return found
 
 
 def summary(place: Path, size: int) -> dict[str, Any]:

@@ -105,6 +105,7 @@ def fingerprint(pixels: UInt8[Tensor, "n chans h w"], labels: Int64[Tensor, " n"
     digest = hashlib.sha256(repr((tuple(pixels.shape), list(classes))).encode())
     for part in pixels.split(_PART):  # a memory-mapped set need not fit into memory
         digest.update(part.contiguous().numpy().data)
+        _forget(pixels)
     digest.update(labels.contiguous().numpy().astype("<i8").tobytes())
     return digest.hexdigest()
 

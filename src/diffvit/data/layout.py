@@ -73,7 +73,7 @@ def find_layout(place: Path) -> Layout:
     classes = sorted(trained)
     order = {name: number for number, name in enumerate(classes)}
     rank = {TRAIN: 0, VALIDATION: 1, TEST: 2}
-    rows.sort(key=lambda row: (rank[row[0]], order[row[1]], row[2]))
+    rows.sort(key=lambda row: (rank[row[0]], order[row[1]], row[2].split("/")))
     splits, labels, files = ([row[at] for row in rows] for at in range(3))
     return Layout(root, words, classes, files, [order[label] for label in labels], splits)
 

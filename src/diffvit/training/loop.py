@@ -38,6 +38,7 @@ from diffvit.training.progress import Progress, StopRequest, usual_progress
 from diffvit.training.run_dir import RunDir
 from diffvit.training.score import described, flops_per_image
 from diffvit.training.task import Passed, Task, TrainingData, load_data, load_split
+from diffvit.training.transfer import absolute, freeze, start_from
 
 # Optimiser steps between two readings of the loss. Reading it on a GPU waits for all the work queued there.
 _READ_EVERY = {"cpu": 1, "cuda": 32}
@@ -84,7 +85,8 @@ def train(
 
     Raises:
         ConfigError: the config does not fit the data, or is not the one the resumed run began with.
-        InputError: bad data (the sample's index is named), a folder in use, no intact checkpoint.
+        InputError: bad data (the sample's index is named), weights to start from that do not fit, a folder in use, no
+            intact checkpoint.
         EnvironmentFault: disk, memory or device.
         NonFiniteError: a NaN or an infinity in the loss or its gradient; on a GPU up to 31 steps later.
         RunBusyError: another process trains in the folder.
@@ -102,6 +104,8 @@ def train(
     folder, progress = RunDir(Path(out)), progress or usual_progress()
     if place := place_of(config.data, config.data_dir):  # absolute: config.yaml is read from anywhere
         config = config.model_copy(update={"data_dir": place.absolute()})
+    if config.init_from:
+        config = config.model_copy(update={"init_from": absolute(config.init_from)})
     device = environment.resolve_device(config.device)
     precision = environment.resolve_precision(config.precision, device)
     fabric = processes.launch(device, precision)
@@ -196,9 +200,17 @@ def _run(
     found = _found_to_resume(folder, config, facts, progress) if begun else None
     if found:  # as recorded: the last bits of a mean are not to depend on how it is computed today
         data = replace(data, mean=facts["mean"], std=facts["std"])
+    elif config.init_from:
+        started = start_from(model, config, data.train.classes, facts.get("init_from") or {})
+        progress.message(started.line())
+        facts["init_from"] = started.record()
+    if config.freeze != "none":
+        freeze(model, config.freeze)
     trainer = Trainer(fabric, config, data, model, task.objective(config, data))
     if found:
         trainer.restore(found)
+    elif config.init_state:
+        _go_on(trainer, RunDir.open(config.init_from or ""), facts["init_from"], progress)
     if not begun:  # last of all that can be refused, so that a start that is refused leaves no run
         by_the_first(fabric, lambda: folder.begin(config, facts))
     position = trainer.position
@@ -261,8 +273,26 @@ def _found_to_resume(folder: RunDir, config: Config, facts: dict[str, Any], prog
     environment.refuse_differences(folder.path, settings, before, facts)
     if before["hardware"] != facts["hardware"]:
         progress.message(f"note: the run began on {before['hardware']}; the results' last digits may differ here")
-    facts |= {name: before[name] for name in ("mean", "std", "config_hash") if name in before}
+    known = ("mean", "std", "config_hash", "init_from")
+    facts |= {name: before[name] for name in known if name in before}
     return checkpoint.newest(folder.checkpoints, progress.message)
+
+
+def _go_on(trainer: Trainer, before: RunDir, started: dict[str, Any], progress: Progress) -> None:
+    """Start from another run's last checkpoint if it fits, else from its final weights; ``started`` says which."""
+    found = checkpoint.newest(before.checkpoints, progress.message)
+    other = started["fresh"] or started["resampled"] or started["left_over"]
+    if found and not other and before.config.optimizer.name == trainer.config.optimizer.name:
+        trainer.take_state(found)
+        taken = f"weights and optimiser state after step {found.step}"
+    else:
+        taken = f"the final weights alone ({'another model or optimiser' if found else 'it has no checkpoint'})"
+    started["state"] = taken
+    now, then = trainer.config.epochs, before.config.epochs
+    progress.message(
+        f"going on from {before.path}: {taken}; a new schedule of {now} epochs begins, which is not the same as "
+        f"training {then + now} epochs at once"
+    )
 
 
 def _named(facts: Mapping[str, Any]) -> str:
@@ -272,7 +302,8 @@ def _named(facts: Mapping[str, Any]) -> str:
 
 
 def _title(task: Task, trainer: Trainer, folder: RunDir, facts: Mapping[str, Any]) -> str:
-    model = f"{task.title(trainer.config)} of {sum(each.numel() for each in trainer.parameters):,} parameters"
+    count, trained = (sum(map(Tensor.numel, each)) for each in (trainer.model.parameters(), trainer.parameters))
+    model = f"{task.title(trainer.config)} of {count:,} parameters" + (f" ({trained:,} trained)" * (trained < count))
     where = f"{facts['device']}, {facts['precision']}, threads: {facts['threads']}"
     where += f", processes: {facts['processes']}" if facts["processes"] > 1 else ""
     return f"{model}, {trainer.config.epochs} epochs ({where}) into {folder.path}"
@@ -518,12 +549,16 @@ class Trainer:
             checkpoint.save(folder.checkpoints, self.position.step, tensors, asdict(self.position))
         self.saved = self.position.step
 
-    def restore(self, found: Checkpoint) -> None:
-        """Restore the state of a checkpoint of the same run."""
+    def take_state(self, found: Checkpoint) -> None:
+        """Take a checkpoint's weights, their moving average if it has one, and the optimisers' state."""
         self.model.load_state_dict(found.tensors("model"))
         optimizers.load_state_tensors(self.optimizers, self.model, found.tensors("optimizer"))
         if self.average:
-            self.average.model.load_state_dict(found.tensors("ema"))
+            self.average.model.load_state_dict(found.tensors("ema") or found.tensors("model"))
+
+    def restore(self, found: Checkpoint) -> None:
+        """Restore the state of a checkpoint of the same run."""
+        self.take_state(found)
         self.position, self.saved = Position(**found.progress), found.step
 
     def warm_up(self, stopped: Callable[[], object] = lambda: False) -> float:
