@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffvit.config import Config, parse, read_yaml
+from diffvit.config import Config, flat, parse, read_yaml
 from diffvit.errors import InputError
 from diffvit.reporting import stats, tables
 from diffvit.reporting.rows import ROWS_FILE, Row, RunRecord, arm_settings, read
@@ -81,7 +81,8 @@ def is_run_of(record: RunRecord, config: Config) -> bool:
     """Whether a run had the recipe's settings; a setting that the row's diffvit did not know yet had its default."""
     if record.row.get("objective") != getattr(config, "objective", None):
         return False  # a CLIP and its supervised twin have all other settings in common
-    default = arm_settings(type(config)())
-    asked = arm_settings(config)
-    had = {name: default.get(name) if record.row.get(name) is None else record.row[name] for name in asked}
-    return record.row["epochs"] == config.epochs and all(str(had[name]) == str(asked[name]) for name in asked)
+    default, asked = flat(type(config)()), flat(config)
+    names = arm_settings(config).keys() | (record.settings.keys() & default.keys())
+    had = {name: default[name] if record.row.get(name) is None else record.row[name] for name in names - {"source"}}
+    same = all(str(had[name]) == str(asked[name]) for name in had)
+    return same and record.row["epochs"] == config.epochs and record.row["source"] == config.data

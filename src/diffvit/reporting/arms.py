@@ -74,13 +74,18 @@ def _arm_labels(records: Sequence[RunRecord]) -> list[str]:
     hidden = ("model.attention", "seed", "fingerprint", "hardware")
     names = [name for name in differences(records) if name not in hidden]
     if 0 < len(names) <= 2:
-        details = ["".join(f", {name.split('.')[-1]} {record.row.get(name)}" for name in names) for record in records]
+        details = ["".join(f", {_setting(name, record.row.get(name))}" for name in names) for record in records]
         labels = [kind + detail for kind, detail in zip(kinds, details, strict=True)]
         if len(set(labels)) == len(labels):
             return labels
     runs = [str(record.row["run"]) for record in records]
     repeats = [runs[: place + 1].count(run) for place, run in enumerate(runs)]
     return [run if number == 1 else f"{run} ({number})" for run, number in zip(runs, repeats, strict=True)]
+
+
+def _setting(name: str, value: object) -> str:
+    name = name.split(".")[-1]
+    return f"no {name}" if value in (None, "none") else f"{name} {value}"
 
 
 def _kind(row: Row) -> str:

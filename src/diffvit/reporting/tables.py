@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from diffvit.config import Config
+from diffvit.config import Config, flat
 from diffvit.registry import MEMORY
 from diffvit.reporting import stats
 from diffvit.reporting.arms import Arm, differences
-from diffvit.reporting.rows import Row, RunRecord, arm_settings
+from diffvit.reporting.rows import Row, RunRecord
 
 JPEG = "CIFAR-10 (JPEG)"
 JPEG_NOTE = (
@@ -232,7 +232,7 @@ def _train_command(record: RunRecord) -> str:
         return shlex.join(["diffvit", "clip", "train", f"runs/{record.row['run']}/config.yaml", *again])
     if record.settings.get("source") == MEMORY:
         return f"diffvit.train(config, data=...) in Python, with the config of runs/{record.row['run']}/config.yaml"
-    default = arm_settings(Config()) | {"epochs": Config().epochs, "seed": Config().seed}
+    default = flat(Config())
     given = record.settings | {"epochs": record.row["epochs"], "seed": record.row["seed"]}
     parts = ["diffvit", "train", "--data", str(given.pop("source", "cifar10"))]
     for name, value in given.items():
