@@ -37,6 +37,7 @@ LEAVES = {
     "data_dir": st.sampled_from(["data", "/somewhere else/data", "ünïcode: [x]"]),
     "validation_size": count,
     "epochs": st.integers(1, 1000),
+    "init_from": st.sampled_from(["cifar10-vit", "timm:vit_tiny_patch16_224", "/runs/one: x"]),
     "label_smoothing": below_1,
     "ema": below_1,
     "seed": st.integers(0, 2**63 - 1),
@@ -45,7 +46,8 @@ LEAVES = {
     "threads": st.integers(0, 64),
     "compile": st.booleans(),
     "checkpoint_every": st.integers(1, 99),
-    "model.attention": st.sampled_from(["softmax", "differential"]),
+    "model.attention": st.sampled_from(["softmax", "differential", "differential-split"]),
+    "optimizer.layer_decay": st.floats(0.1, 1),
     "model.pos_embed": st.sampled_from(["none", "learned-1d", "learned-2d", "sincos-1d", "sincos-2d"]),
     "model.pool": st.sampled_from(["cls", "mean"]),
     "model.head": st.sampled_from(["linear", "mlp"]),
@@ -132,7 +134,7 @@ def test_flag_beats_environment_beats_file_beats_default(in_file, in_env, in_fla
     file = tmp_path_factory.mktemp("config") / "config.yaml"
     file.write_text(yaml.safe_dump(nested(in_file)), encoding="utf-8")
     environ = {
-        "DIFFVIT_" + name.replace(".", "__").upper(): value if name == "data_dir" else json.dumps(value)
+        "DIFFVIT_" + name.replace(".", "__").upper(): value if name in ("data_dir", "init_from") else json.dumps(value)
         for name, value in in_env.items()
     }
     found = resolve(file, nested(in_flags), environ)

@@ -33,7 +33,7 @@ class Doubled(Attention):
 
 
 def test_an_attention_of_ones_own_is_built_validated_and_labelled():
-    with pytest.raises(ConfigError, match=r"no such attention .'doubled' vs softmax, differential"):
+    with pytest.raises(ConfigError, match=r"no such attention .'doubled' vs softmax, differential, differential-split"):
         parse({"model": {"attention": "doubled"}})
     diffvit.register_attention("doubled", Doubled, label="Doubled ViT", refuse=lambda heads: "seven" * (heads == 7))
     assert parse({"model": {"attention": "doubled"}}).model.attention == "doubled"

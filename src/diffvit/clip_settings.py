@@ -74,6 +74,8 @@ class ClipConfig(Config):
     def _check_contrast(self) -> ClipConfig:
         if self.accumulate > 1:
             raise ValueError(f"accumulate {self.accumulate} would split the batch that captions are contrasted over")
+        if self.init_from or self.freeze != "none" or self.optimizer.layer_decay != 1.0:
+            raise ValueError("init_from, freeze and layer_decay are for classifiers")
         if self.model.head != ModelConfig.model_fields["head"].default:
             raise ValueError(f"model.head {self.model.head!r} vs 'linear': the image tower ends in a projection")
         return self

@@ -31,9 +31,12 @@ from diffvit.settings import ShapesConfig as ShapesConfig
 # Settings that say where and how a run happens, not what is computed: they do not enter the hash.
 # (What kernels a run used is in its environment.json.)
 WHEREABOUTS = frozenset({"data_dir", "device", "threads", "checkpoint_every", "accelerate"})
-# Settings of the model that are younger than committed results: they enter the hash, and with "accelerate" the YAML,
-# where they are not the default.
-_YOUNGER = ("qk_norm", "layer_scale", "registers", "class_token", "no_embed_class", "fc_norm")
+# Settings that are younger than committed results: they enter the hash, and with "accelerate" the YAML, where they are
+# not the default.
+_YOUNGER = (
+    *(f"model.{name}" for name in ("qk_norm", "layer_scale", "registers", "class_token", "no_embed_class", "fc_norm")),
+    *("init_from", "freeze", "optimizer.layer_decay"),
+)
 _Path = tuple[str, ...]  # of a setting: ("model", "depth")
 _Kind = TypeVar("_Kind", bound=Config)
 _Any = TypeVar("_Any", bound=BaseModel)
@@ -127,7 +130,7 @@ def from_environment(environ: Mapping[str, str], kind: type[Config] = Config) ->
         for key in path[:-1]:
             inner = inner.setdefault(key, {})
         try:
-            inner[path[-1]] = text if path[-1] == "data_dir" else yaml.safe_load(text)
+            inner[path[-1]] = text if path[-1] in ("data_dir", "init_from") else yaml.safe_load(text)
         except (yaml.YAMLError, ValueError):
             raise ConfigError(name, f"cannot be read as a value (found {reprlib.repr(text)})") from None
     return values
@@ -235,12 +238,15 @@ def to_yaml(config: Config) -> str:
 
 
 def _without_younger(values: dict[str, Any]) -> dict[str, Any]:
-    """Plain values of a config without the model's younger settings that have their default."""
-    model = dict(values["model"])
-    for key in _YOUNGER:
-        if model[key] == ModelConfig.model_fields[key].default:
-            del model[key]
-    return {**values, "model": model}
+    """Plain values of a config without the younger settings that have their default."""
+    values = {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
+    defaults = flat(Config())
+    for name in _YOUNGER:
+        section, _, key = name.rpartition(".")
+        inner = values[section] if section else values
+        if inner[key] == defaults[name]:
+            del inner[key]
+    return values
 
 
 def differences(one: Config, other: Config, *, ignore: frozenset[str] = WHEREABOUTS) -> list[str]:

@@ -64,6 +64,7 @@ ATTENTION: dict[str, AttentionKind] = {
     "differential": AttentionKind(
         "diffvit.models.attention:DifferentialAttention", "Diff-ViT", maps=lambda heads: heads // 2, refuse=_odd
     ),
+    "differential-split": AttentionKind("diffvit.models.attention:SplitDifferentialAttention", "Diff-ViT (split)"),
 }
 # Added to the tokens: the built-in ones (models/pos_embed.py), and makers of others.
 POSITIONS: dict[str, Callable[[tuple[int, int], int, int], Any] | None] = dict.fromkeys(

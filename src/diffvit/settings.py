@@ -177,6 +177,8 @@ class OptimizerConfig(Section):
     """Muon's momentum."""
     split_qkv: bool = False
     """Muon orthogonalises each layer's query, key and value matrices separately."""
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Factor on the learning rate per layer below the head (arXiv 2106.08254, BEiT); 1 is the same rate for all."""
     grad_clip: Rate = 0.0
     """Clip the global gradient norm to this value; 0 is off."""
 
@@ -218,6 +220,10 @@ class Config(Section):
     """Folder of the data (for folder: the one with train/ and test/)."""
     validation_size: Count = 5_000
     """Training images held out for validation, the same number per class; 0 trains on all."""
+    init_from: str | None = None
+    """Trained weights to start from: a run, a weights file, a packaged name, timm:NAME or a DINO name."""
+    freeze: Literal["none", "backbone"] = "none"
+    """backbone trains the head alone (a linear probe)."""
     epochs: Positive = 50
     """Passes over the training set."""
     batch_size: Positive = 256
@@ -259,4 +265,8 @@ class Config(Section):
     def _check(self) -> Config:
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate {self.accumulate} does not divide batch_size {self.batch_size}")
+        if self.init_from and self.whiten:
+            raise ValueError("whiten starts a patch projection that init_from replaces: turn one of them off")
+        if self.freeze == "backbone" and self.model.drop_path:
+            raise ValueError("freeze backbone keeps every block as it is: drop_path has to be 0")
         return self

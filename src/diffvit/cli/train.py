@@ -118,7 +118,9 @@ def summary(run: RunDir, report: Path) -> dict[str, Any]:
 
 
 def next_command(run: RunDir) -> str:
-    """Compare with the finished twin beside this run, or train that twin."""
+    """Compare with the finished twin beside this run, or train that twin; of transferred weights there is none."""
+    if run.config.init_from:
+        return shlex.join(["diffvit", "attention", str(run.path)])
     mine = run.config.model.attention
     twin = "differential" if mine == "softmax" else "softmax"
     name = run.path.name.replace(mine, twin) if mine in run.path.name else f"{run.path.name}-{twin}"

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from diffvit.errors import ConfigError, InputError, check_choice, did_you_mean
 from diffvit.models import pos_embed as positions
-from diffvit.models.attention import NORMS, AttentionMaps, DifferentialAttention
+from diffvit.models.attention import NORMS, AttentionMaps, DifferentialAttention, SplitDifferentialAttention
 from diffvit.models.init import initialise
 from diffvit.models.pos_embed import Rope2d
 from diffvit.models.presets import PRESETS
@@ -311,8 +311,8 @@ class VisionTransformer(nn.Module):
     @torch.no_grad()
     def lambdas(self) -> list[float]:
         """Each layer's lambda, first to last; empty for softmax attention."""
-        attentions = [module for module in self.modules() if isinstance(module, DifferentialAttention)]
-        return [attention.lam().item() for attention in attentions]
+        kinds = (DifferentialAttention, SplitDifferentialAttention)
+        return [module.lam().item() for module in self.modules() if isinstance(module, kinds)]
 
 
 def encode_with_maps(

@@ -36,6 +36,7 @@ from diffvit.training.progress import Progress, StopRequest
 from diffvit.training.run_dir import RunDir
 from diffvit.training.score import described, flops_per_image
 from diffvit.training.task import Task, TrainingData, load_data, load_split
+from diffvit.training.transfer import absolute, freeze, start_from
 
 # Optimiser steps between two readings of the loss. Reading it on a GPU waits for all the work queued there.
 _READ_EVERY = {"cpu": 1, "cuda": 32}
@@ -82,6 +83,8 @@ def train(
     folder, progress = RunDir(Path(out)), progress or Progress()
     if place := place_of(config.data, config.data_dir):  # absolute: config.yaml is read from anywhere
         config = config.model_copy(update={"data_dir": place.absolute()})
+    if config.init_from:
+        config = config.model_copy(update={"init_from": absolute(config.init_from)})
     device = environment.resolve_device(config.device)
     precision = environment.resolve_precision(config.precision, device)
     fabric = processes.launch(device, precision)
@@ -171,6 +174,12 @@ def _run(
     found = _found_to_resume(folder, config, facts, progress) if begun else None
     if found:  # as recorded: the last bits of a mean are not to depend on how it is computed today
         data = replace(data, mean=facts["mean"], std=facts["std"])
+    elif config.init_from:
+        started = start_from(model, config, data.train.classes, facts.get("init_from") or {})
+        progress.message(started.line())
+        facts["init_from"] = started.record()
+    if config.freeze != "none":
+        freeze(model, config.freeze)
     trainer = Trainer(fabric, config, data, model, task.objective(config, data))
     if found:
         trainer.restore(found)
@@ -236,7 +245,7 @@ def _found_to_resume(folder: RunDir, config: Config, facts: dict[str, Any], prog
     environment.refuse_differences(folder.path, settings, before, facts)
     if before["hardware"] != facts["hardware"]:
         progress.message(f"note: the run began on {before['hardware']}; the results' last digits may differ here")
-    facts |= {name: before[name] for name in ("mean", "std")}
+    facts |= {name: before[name] for name in ("mean", "std", "init_from") if name in before}
     return checkpoint.newest(folder.checkpoints, progress.message)
 
 
@@ -247,7 +256,8 @@ def _named(facts: Mapping[str, Any]) -> str:
 
 
 def _title(task: Task, trainer: Trainer, folder: RunDir, facts: Mapping[str, Any]) -> str:
-    model = f"{task.title(trainer.config)} of {sum(each.numel() for each in trainer.parameters):,} parameters"
+    count, trained = (sum(map(Tensor.numel, each)) for each in (trainer.model.parameters(), trainer.parameters))
+    model = f"{task.title(trainer.config)} of {count:,} parameters" + (f" ({trained:,} trained)" * (trained < count))
     where = f"{facts['device']}, {facts['precision']}, threads: {facts['threads']}"
     where += f", processes: {facts['processes']}" if facts["processes"] > 1 else ""
     return f"{model}, {trainer.config.epochs} epochs ({where}) into {folder.path}"

@@ -25,28 +25,56 @@ def build(model: nn.Module, settings: OptimizerConfig) -> dict[str, Optimizer]:
 
     ``muon`` gives the blocks' matrices to :class:`Muon` and the rest to AdamW (arXiv 1711.05101). With ``split_qkv``,
     queries, keys and values of a layer are three matrices to it. Every group carries ``peak``, the rate that
-    :func:`set_rates` scales.
+    :func:`set_rates` scales; with ``layer_decay`` it is that of :func:`layer_factors`. Frozen parameters are left out.
     """
-    groups: dict[str, list[Tensor]] = {"muon": [], "qkv": [], "decayed": [], "plain": []}
+    factors = layer_factors(model, settings.layer_decay)
+    scales = sorted(set(factors.values()), reverse=True)
+    groups: dict[tuple[str, float], list[Tensor]] = {
+        (group, scale): [] for scale in scales for group in ("muon", "qkv", "decayed", "plain")
+    }
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         within = name.removeprefix("visual.")  # a CLIP's image tower is a ViT; its text tower's matrices do not decay
         decays = parameter.ndim >= 2 and within.startswith(("blocks.", "patch_embed.proj.weight", "head."))
         if settings.name == "muon" and within.startswith("blocks.") and parameter.ndim == 2:
             group = "qkv" if settings.split_qkv and name.endswith(".qkv.weight") else "muon"
         else:  # norms, biases, positions, tokens and lambdas do not decay
             group = "decayed" if decays else "plain"
-        groups[group].append(parameter)
-    decayed = {"params": groups["decayed"], "weight_decay": settings.weight_decay}
-    rest, betas = {"params": groups["plain"], "weight_decay": 0.0}, (settings.beta1, settings.beta2)
-    optimizers: dict[str, Optimizer] = {"adamw": AdamW([decayed, rest], lr=settings.lr, betas=betas, fused=True)}
+        groups[group, factors[name]].append(parameter)
+    adamw: list[dict[str, Any]] = []
+    muon: list[dict[str, Any]] = []
+    for scale in scales:
+        rates = {"lr": settings.lr * scale}
+        adamw += [{"params": groups["decayed", scale], "weight_decay": settings.weight_decay, **rates}]
+        adamw += [{"params": groups["plain", scale], "weight_decay": 0.0, **rates}]
+        rates = {"lr": settings.muon_lr * scale}
+        muon += [{"params": groups["muon", scale], **rates}, {"params": groups["qkv", scale], "split": 3, **rates}]
+    betas = (settings.beta1, settings.beta2)
+    optimizers: dict[str, Optimizer] = {"adamw": AdamW(adamw, lr=settings.lr, betas=betas, fused=True)}
     if settings.name == "muon":
-        muon = [{"params": groups["muon"]}, {"params": groups["qkv"], "split": 3}]
         momentum, decay = settings.momentum, settings.weight_decay
         optimizers["muon"] = Muon(muon, lr=settings.muon_lr, momentum=momentum, weight_decay=decay)
     for optimizer in optimizers.values():
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
     return optimizers
+
+
+def layer_factors(model: nn.Module, decay: float) -> dict[str, float]:
+    """Layer-wise decay of the learning rate (arXiv 2003.10555, 2106.08254): each parameter's share of it, by name.
+
+    The layers, from the top: the head with factor 1; the last block and the last norm ``decay``; each block below it
+    ``decay`` times that; below the first block patch projection, tokens and positions. A norm after the pooling counts
+    as the head. That is timm's ``param_groups_layer_decay``.
+    """
+    layers: dict[str, int] = {}
+    for name, _ in model.named_parameters():
+        stem = name.startswith(("patch_embed.", "pos_embed", "cls_token", "reg_token"))
+        layers[name] = int(name.split(".")[1]) + 1 if name.startswith("blocks.") else 0 if stem else -1
+    last = max(layers.values(), default=0)
+    layers = {name: last if name.startswith("norm.") else layer for name, layer in layers.items()}
+    return {name: decay ** (last + 1 - layer) if layer >= 0 else 1.0 for name, layer in layers.items()}
 
 
 def set_rates(optimizers: Mapping[str, Optimizer], factor: float) -> None:
