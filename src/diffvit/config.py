@@ -35,7 +35,7 @@ WHEREABOUTS = frozenset({"data_dir", "device", "threads", "checkpoint_every", "a
 # not the default.
 _YOUNGER = (
     *(f"model.{name}" for name in ("qk_norm", "layer_scale", "registers", "class_token", "no_embed_class", "fc_norm")),
-    *("init_from", "freeze", "optimizer.layer_decay"),
+    *("init_from", "init_state", "freeze", "optimizer.layer_decay"),
 )
 _Path = tuple[str, ...]  # of a setting: ("model", "depth")
 _Kind = TypeVar("_Kind", bound=Config)

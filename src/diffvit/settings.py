@@ -222,6 +222,8 @@ class Config(Section):
     """Training images held out for validation, the same number per class; 0 trains on all."""
     init_from: str | None = None
     """Trained weights to start from: a run, a weights file, a packaged name, timm:NAME or a DINO name."""
+    init_state: bool = False
+    """With init_from a run: go on from its last checkpoint, the optimiser's state too (diffvit train --continue)."""
     freeze: Literal["none", "backbone"] = "none"
     """backbone trains the head alone (a linear probe)."""
     epochs: Positive = 50
@@ -267,6 +269,8 @@ class Config(Section):
             raise ValueError(f"accumulate {self.accumulate} does not divide batch_size {self.batch_size}")
         if self.init_from and self.whiten:
             raise ValueError("whiten starts a patch projection that init_from replaces: turn one of them off")
+        if self.init_state and (not self.init_from or self.freeze != "none"):
+            raise ValueError("init_state takes the whole state of init_from: it needs one, and nothing frozen")
         if self.freeze == "backbone" and self.model.drop_path:
             raise ValueError("freeze backbone keeps every block as it is: drop_path has to be 0")
         return self

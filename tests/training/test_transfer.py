@@ -340,6 +340,41 @@ def test_a_refused_start_is_one_line_and_leaves_no_folder(begun, tmp_path, monke
         assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("kept", ["optimiser", "weights alone"])
+def test_going_on_takes_up_the_weights_and_the_optimisers_state(kept, tmp_path):
+    """One step an epoch at a constant rate: one epoch and one more are two at once with the state, and not without."""
+    values = {"batch_size": 40, "ema": 0.5, "schedule": {"name": "constant", "warmup": 0.0}}
+    first, both = (train(small(RUN, values, epochs=n), out=tmp_path / f"{n}") for n in (1, 2))
+    if kept != "optimiser":
+        shutil.rmtree(first.checkpoints)
+    recorder, more = Recorder(), {"init_from": str(first.path), "init_state": True, "ema": 0.0}
+    second = train(small(RUN, values, **more), out=tmp_path / "second", progress=recorder)
+    final = max(both.checkpoints.glob("step-*")) / "model.safetensors"
+    at_once, found = safetensors.torch.load_file(final), weights(second)
+    off = max((found[name] - tensor).abs().max().item() for name, tensor in at_once.items())
+    assert (off < 1e-5) is (kept == "optimiser"), off
+    assert kept in second.environment["init_from"]["state"].replace("optimiser state", "optimiser")
+    assert any("not the same as training 2 epochs at once" in line for line in recorder.lines)
+
+
+def test_the_command_that_goes_on(begun, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run = str(begun.path)
+    assert command(["train", "--continue", run, "--epochs", "2", "--out", "on", "--quiet"]) == 0
+    config = diffvit.RunDir.open("on").config
+    assert (config.epochs, config.init_from, config.init_state, config.model) == (2, run, True, begun.config.model)
+    capsys.readouterr()
+    for line, code, said in (
+        (["--resume", run, "--epochs", "3"], 2, f"diffvit train --continue {run} --epochs 2"),
+        (["--continue", run, "--init-from", "cifar10-vit"], 2, "found cifar10-vit too"),
+        (["--continue", run, "--resume", "on"], 2, "found on too"),
+        (["--continue", run, "--freeze", "backbone"], 2, "nothing frozen"),
+        (["--continue", "nowhere"], 3, "no such run folder"),
+    ):
+        assert command(["train", *line]) == code
+        assert said in capsys.readouterr().err
+
+
 def test_settings_that_do_not_go_together():
     for values, said in (
         ({"init_from": "a", "whiten": True}, "whiten starts a patch projection"),

@@ -55,6 +55,8 @@ class Place:
 _DATA_DIR = "Folder of the data; for CIFAR-10 the default is DIFFVIT_DATA."
 DataDir = Annotated[Path | None, Parameter(group=COMMAND, help=_DATA_DIR)]
 Resume = Annotated[Path | None, Parameter(group=COMMAND, help="Run folder of a stopped run to resume.")]
+_CONTINUE = "Finished run to go on from, with its settings, in a new run with a new schedule."
+Continue = Annotated[Path | None, Parameter(name="--continue", group=COMMAND, help=_CONTINUE)]
 Quiet = Annotated[bool, SWITCH, Parameter(help="Show no progress and no summary.")]
 OUTPUT, PLACE = Output(), Place()
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from cyclopts import Parameter
 
 from diffvit.cli import show
-from diffvit.cli.options import COMMAND, OUTPUT, Output, Quiet, Resume, flags_of
+from diffvit.cli.options import COMMAND, OUTPUT, Continue, Output, Quiet, Resume, flags_of
 from diffvit.config import WHEREABOUTS, Config, differences, resolve
-from diffvit.errors import ConfigError
+from diffvit.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from diffvit.training.run_dir import RunDir
@@ -33,12 +33,16 @@ def train(
     *,
     out: Annotated[Path | None, Parameter(group=COMMAND, help="Run folder; default runs/DATA-ATTENTION-sSEED.")] = None,
     resume: Resume = None,
+    go_on: Continue = None,
     quiet: Quiet = False,
     output: Output = OUTPUT,
     settings: Annotated[Settings | None, Parameter(name="*")] = None,
 ) -> None:
-    """Train a model and write a run folder, or resume a stopped run."""
-    resolved = resumed(resume, out, config, settings or {}, Config) if resume else resolve(config, settings)
+    """Train a model and write a run folder, resume a stopped run, or go on from a finished one."""
+    if go_on:
+        resolved = continued(go_on, config or resume, settings or {})
+    else:
+        resolved = resumed(resume, out, config, settings or {}, Config) if resume else resolve(config, settings)
     run_and_report(resolved, resume or out or default_folder(resolved), resume is not None, quiet, output, summary)
 
 
@@ -90,8 +94,29 @@ def resumed(run: Path, out: Path | None, file: Path | None, flags: Mapping[str, 
     if found := differences(begun, asked, ignore=WHEREABOUTS | {"precision"}):
         why = f"the run began with other settings (began with vs asked for: {', '.join(found)})"
         hint = "Nothing was changed; give these settings to a new run (--out), or leave them out."
+        if begun.epochs < asked.epochs and (run / "result.json").is_file():
+            more = f"diffvit train --continue {shlex.quote(str(run))} --epochs {asked.epochs - begun.epochs}"
+            hint = f"Resuming repeats the run exactly, which is finished; for more epochs start a new one: {more}"
         raise ConfigError(f"--resume {run}", why, hint)
     return asked
+
+
+def continued(run: Path, other: Path | str | None, flags: Mapping[str, Any]) -> Config:
+    """The config of a new run from a finished run's last state: its own, with ``flags`` over it.
+
+    ConfigError where ``other``, a config file or a run to resume, is given too; InputError where the run is not
+    finished.
+    """
+    from diffvit.training.run_dir import RunDir
+
+    if other := other or flags.get("init_from"):
+        raise ConfigError("--continue", f"takes the settings of {run} (found {other} too)", "Give flags over them.")
+    begun = RunDir.open(run)
+    if not begun.finished:
+        why = "the run is not finished: there is nothing to go on from"
+        raise InputError(f"--continue {run}", why, f"Finish it with: {begun.resume_command}")
+    flags = {"whiten": False, "freeze": "none", **flags, "init_from": str(run.absolute()), "init_state": True}
+    return resolve(run / "config.yaml", flags)
 
 
 def free_folder(folder: Path) -> Path:

@@ -183,6 +183,8 @@ def _run(
     trainer = Trainer(fabric, config, data, model, task.objective(config, data))
     if found:
         trainer.restore(found)
+    elif config.init_state:
+        _go_on(trainer, RunDir.open(config.init_from or ""), facts["init_from"], progress)
     if not begun:  # last of all that can be refused, so that a start that is refused leaves no run
         by_the_first(fabric, lambda: folder.begin(config, facts))
     position = trainer.position
@@ -247,6 +249,23 @@ def _found_to_resume(folder: RunDir, config: Config, facts: dict[str, Any], prog
         progress.message(f"note: the run began on {before['hardware']}; the results' last digits may differ here")
     facts |= {name: before[name] for name in ("mean", "std", "init_from") if name in before}
     return checkpoint.newest(folder.checkpoints, progress.message)
+
+
+def _go_on(trainer: Trainer, before: RunDir, started: dict[str, Any], progress: Progress) -> None:
+    """Start from another run's last checkpoint if it fits, else from its final weights; ``started`` says which."""
+    found = checkpoint.newest(before.checkpoints, progress.message)
+    other = started["fresh"] or started["resampled"] or started["left_over"]
+    if found and not other and before.config.optimizer.name == trainer.config.optimizer.name:
+        trainer.take_state(found)
+        taken = f"weights and optimiser state after step {found.step}"
+    else:
+        taken = f"the final weights alone ({'another model or optimiser' if found else 'it has no checkpoint'})"
+    started["state"] = taken
+    now, then = trainer.config.epochs, before.config.epochs
+    progress.message(
+        f"going on from {before.path}: {taken}; a new schedule of {now} epochs begins, which is not the same as "
+        f"training {then + now} epochs at once"
+    )
 
 
 def _named(facts: Mapping[str, Any]) -> str:
@@ -500,12 +519,16 @@ class Trainer:
             checkpoint.save(folder.checkpoints, self.position.step, tensors, asdict(self.position))
         self.saved = self.position.step
 
-    def restore(self, found: Checkpoint) -> None:
-        """Restore the state of a checkpoint of the same run."""
+    def take_state(self, found: Checkpoint) -> None:
+        """Take a checkpoint's weights, their moving average if it has one, and the optimisers' state."""
         self.model.load_state_dict(found.tensors("model"))
         optimizers.load_state_tensors(self.optimizers, self.model, found.tensors("optimizer"))
         if self.average:
-            self.average.model.load_state_dict(found.tensors("ema"))
+            self.average.model.load_state_dict(found.tensors("ema") or found.tensors("model"))
+
+    def restore(self, found: Checkpoint) -> None:
+        """Restore the state of a checkpoint of the same run."""
+        self.take_state(found)
         self.position, self.saved = Position(**found.progress), found.step
 
     def warm_up(self, stopped: Callable[[], object] = lambda: False) -> float:
