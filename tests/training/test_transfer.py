@@ -12,6 +12,7 @@ from timm.optim import param_groups_layer_decay
 from torch.nn import functional as F
 
 import diffvit
+from diffvit.attention import capture
 from diffvit.cli.main import run as command
 from diffvit.config import parse
 from diffvit.data import sources
@@ -157,6 +158,9 @@ def test_a_differential_model_starts_as_the_softmax_one(settings):
         torch.nn.init.zeros_(block.attn.lambda_)  # as its constructor does; model_of drew another
     assert torch.equal(logits(model, images), logits(theirs, images))
     assert report.fresh == [f"blocks.{block}.attn.lambda_" for block in (0, 1)]
+    layer = capture(model, images).layers[1]
+    assert (layer.lam.numpy(), layer.positive.shape) == (0.0, layer.negative.shape)
+    assert torch.equal(layer.effective, layer.positive)
     F.cross_entropy(model(images), torch.tensor([0, 1, 2])).backward()
     assert all(block.attn.lambda_.grad.abs() > 0 for block in model.blocks)
     assert build_model(parse({"model": {**SMALL, "attention": "differential-split"}}).model, 0).lambdas() == [0.0, 0.0]

@@ -237,7 +237,7 @@ class SplitDifferentialAttention(Attention):
 
     def lam(self) -> Float[Tensor, ""]:
         """Lambda, one scalar for the layer's heads."""
-        return widened(self.lambda_)
+        return widened(self.lambda_).clone()  # a tensor of its own, without a gradient where none is recorded
 
     def second(
         self, x: Float[Tensor, "batch tokens dim"]
