@@ -35,6 +35,10 @@ SPLIT = ("softmax", "differential-split")  # the one attention that weights of a
 _SECOND = (".attn.qk2.weight", ".attn.qk2.bias")
 _TABLES = ("learned-1d", "learned-2d", "sincos-1d", "sincos-2d")
 _LINES = ("pos_embed_rows", "pos_embed_cols")
+_COMPARED = (
+    *("embed_dim", "depth", "num_heads", "mlp_ratio", "attention", "qkv_bias", "qk_norm", "norm_eps", "layer_scale"),
+    *("fc_norm", "no_embed_class", "pos_embed"),
+)
 # Weights that need not fit: they are resampled, or started fresh.
 _ADAPTED = ("head.", "pos_embed", "patch_embed.proj.weight", "cls_token", "reg_token")
 
@@ -200,20 +204,18 @@ def _refuse_misfits(model: VisionTransformer, source: Source) -> None:
 
 def _compared(model: VisionTransformer) -> dict[str, Any]:
     """Settings on which it depends what the weights compute, but for the sizes that are resampled."""
-    settings = model.settings
-    compared = {name: settings[name] for name in ("embed_dim", "depth", "num_heads", "mlp_ratio", "attention")}
-    compared["mlp_ratio"] = int(settings["embed_dim"] * settings["mlp_ratio"]) / settings["embed_dim"]  # its width
-    compared |= {name: settings[name] for name in ("qkv_bias", "qk_norm", "fc_norm", "no_embed_class", "pos_embed")}
-    return compared | {"layer_scale": bool(settings["layer_scale"])}
+    found = {name: model.settings[name] for name in _COMPARED}
+    dim = found["embed_dim"]
+    return found | {"mlp_ratio": int(dim * found["mlp_ratio"]) / dim, "layer_scale": bool(found["layer_scale"])}
 
 
 def _flag(name: str, value: Any) -> str:
-    flag = f"--model.{name.replace('_', '-')}"
+    flag = name.replace("_", "-")
     if name == "layer_scale":
-        return f"{flag} {LAYER_SCALE if value else 0}"
-    return (
-        f"{flag} {value}" if not isinstance(value, bool) else flag if value else f"--model.no-{name.replace('_', '-')}"
-    )
+        return f"--model.{flag} {LAYER_SCALE if value else 0}"
+    if isinstance(value, bool):
+        return f"--model.{flag}" if value else f"--model.no-{flag}"
+    return f"--model.{flag} {value}"
 
 
 def _added(model: VisionTransformer) -> str:
@@ -249,7 +251,7 @@ def _positions(model: VisionTransformer, theirs: VisionTransformer) -> dict[str,
             for name, line, size in pairs
             if len(line) != size
         }
-        if before != after and after:
+        if before != after and before and after:
             cls, own = (getattr(each, "pos_embed_cls", torch.empty(0)) for each in (theirs, model))
             adapted["pos_embed_cls"] = _rows(before, after, cls, own), f"{len(before)} -> {len(after)}"
         return adapted
