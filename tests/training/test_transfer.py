@@ -304,6 +304,17 @@ def test_a_run_records_what_it_took_and_is_resumed_without_the_file(begun, tmp_p
 
     with pytest.raises(Interrupted):
         train(config, out="stopped", progress=Recorder(epoch=1, action=stop))
+    for lost in ("lost", "changed"):  # killed before there was a checkpoint: the weights are read again
+        shutil.copytree("stopped", lost)
+        shutil.rmtree(f"{lost}/checkpoints")
+    assert all(
+        torch.equal(each, weights(whole)[name])
+        for name, each in weights(train(config, out="lost", resume=True)).items()
+    )
+    shutil.copy(whole.path / "model.safetensors", "source/run/model.safetensors")
+    (tmp_path / "source/run/result.json").unlink()
+    with pytest.raises(InputError, match="is not what the run began with"):
+        train(config, out="changed", resume=True)
     shutil.rmtree("source")
     again = train(config, out="stopped", resume=True)
     assert all(torch.equal(tensor, weights(again)[name]) for name, tensor in weights(whole).items())

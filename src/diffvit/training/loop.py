@@ -72,7 +72,7 @@ def train(
 
     Raises:
         ConfigError: the config does not fit the data, or is not the one the resumed run began with.
-        InputError: bad data, a folder in use, no intact checkpoint.
+        InputError: bad data, weights to start from that do not fit, a folder in use, no intact checkpoint.
         EnvironmentFault: disk, memory or device.
         NonFiniteError: a NaN or an infinity in the loss or its gradient; on a GPU up to 31 steps later.
         RunBusyError: another process trains in the folder.
