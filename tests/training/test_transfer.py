@@ -402,7 +402,7 @@ def test_settings_that_do_not_go_together():
 
 @pytest.mark.cifar10
 def test_a_packaged_model_keeps_its_accuracy_over_sizes(cifar10_named):
-    """On real pictures: as it stands 0.65 nats and 81%; resampled, the loss stays below chance, 2.30."""
+    """On real pictures: resampled, the loss stays below chance, 2.30, where a patch shows what it showed."""
     place = cifar10_named("CIFAR-10 (JPEG)")
     source = read_source("cifar10-vit", 4)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in ([0.4914, 0.4822, 0.4465], [0.247, 0.243, 0.262]))
@@ -432,8 +432,8 @@ def test_a_packaged_model_keeps_its_accuracy_over_sizes(cifar10_named):
     assert losses["as it stands"] < 0.8
     assert losses["patch 4 to 8, 64 pixels"] == pytest.approx(losses["as it stands"], abs=0.1)
     assert losses["grey"] == pytest.approx(losses["grey as colour"], abs=1e-4)
-    assert losses["grey"] < math.log(10)
-    assert losses["64 pixels"] < math.log(10)
+    below = ("grey", "patch 4 to 2", "mean over patches")  # of 64 pixels each patch shows a quarter: nothing to keep
+    assert all(losses[name] < math.log(10) for name in below)
     assert losses["ten of three"] == pytest.approx(math.log(3), abs=0.5)  # a fresh head
 
 
