@@ -18,6 +18,7 @@ from diffvit.config import parse
 from diffvit.data import sources
 from diffvit.data.images import resize
 from diffvit.errors import ConfigError, InputError, Interrupted
+from diffvit.hub.pretrained import Pretrained
 from diffvit.models import pos_embed as positions
 from diffvit.models.vit import VisionTransformer
 from diffvit.settings import OptimizerConfig
@@ -388,6 +389,27 @@ def test_the_command_that_goes_on(begun, tmp_path, monkeypatch, capsys):
     ):
         assert command(["train", *line]) == code
         assert said in capsys.readouterr().err
+
+
+def test_models_of_timms_by_name(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    theirs = model_of()
+    given = Pretrained(theirs, "x", (0.5,) * 3, (0.5,) * 3, 16, NAMES, "timm 1.0, hub")
+    monkeypatch.setattr("diffvit.training.transfer.load_pretrained", {"x": given}.__getitem__)
+    source = read_source("timm:x", 2)
+    content = safetensors.torch.save(theirs.state_dict())
+    assert (source.classes, source.sha256) == (NAMES, hashlib.sha256(content).hexdigest())
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DIFFVIT_OFFLINE", "1")
+    start = ["train", "--data", "shapes", "--shapes.train", "20", "--shapes.test", "20", "--validation-size", "0"]
+    for name, code, said in (
+        ("vit_tiny_patch16_224", 4, "--init-from FILE"),
+        ("vit_tny_patch16_224", 2, "Did you mean"),
+    ):
+        assert command([*start, "--init-from", f"timm:{name}"]) == code
+        assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_settings_that_do_not_go_together():

@@ -296,10 +296,11 @@ def resample_patches(
 ) -> Float[Tensor, "dim channels side side"]:
     """A patch projection for another number of channels and another patch size; computed in float64, given in float32.
 
-    Channels: to one, their sum; to more or fewer, they are repeated in turn and scaled by ``chans / channels``, so that
-    equal channels give the tokens that they gave. Size: the pseudo-inverse resize of FlexiViT (arXiv 2212.08013,
-    section 3.4), ``(B^T)^+ w`` with ``B`` the matrix that resizes a patch: bicubic with antialiasing, as timm's (the
-    paper's is bilinear). To a larger patch, a resized image has the tokens of the original.
+    Channels: to one, their sum; to more or fewer, they are repeated in turn and scaled by ``chans / channels``; equal
+    channels then give the tokens that they gave, where their number is 1 or a multiple. Size: the pseudo-inverse
+    resize of FlexiViT (arXiv 2212.08013, section 3.4), ``(B^T)^+ w`` with ``B`` the matrix that resizes a patch:
+    bicubic with antialiasing, as timm's (the paper's is bilinear). To a larger patch, a resized image has the tokens of
+    the original.
     """
     chans, old = weight.shape[1:3]
     weight = weight.double()
