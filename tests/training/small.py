@@ -32,7 +32,7 @@ def pictures(root, labels, train=1, test=1):
             for number in range(count):
                 file = root / split / label / f"{number}.png"
                 file.parent.mkdir(parents=True, exist_ok=True)
-                Image.new("RGB", (16, 16), (20 * place, 20 * number, 40)).save(file)
+                Image.new("RGB", (16, 16), (20 * place, 20 * number, 40 if split == "train" else 50)).save(file)
     return root
 
 

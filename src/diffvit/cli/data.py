@@ -40,7 +40,7 @@ def info(
 
     more = {"data_dir": config.data_dir, "image_size": image_size, "shapes": to_dict(config.shapes)}
     more |= {"test_size": test_size, "bad_files": "skip"}
-    train = sources.load(name, "train", **more, announce=lambda line: print(line, file=sys.stderr, flush=True))
+    train = sources.load(name, "train", **more, announce=_tell)
     splits = {"train": train} | ({"validation": train.validation} if train.validation else {})
     try:
         splits["test"] = sources.load(name, "test", **more)
@@ -66,6 +66,12 @@ def info(
         found["images"] = {split: len(images) for split, images in splits.items()}
         found["fingerprint"] = {split: images.fingerprint for split, images in splits.items()}
         show.as_json(found)
+
+
+def _tell(line: str) -> None:
+    """Faults, and how far the reading is; the layout is shown with the rest."""
+    if line.startswith(("warning:", "read ")):
+        print(line, file=sys.stderr, flush=True)
 
 
 @app.command
