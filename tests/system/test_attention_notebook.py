@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 NOTEBOOK = Path(__file__).parents[2] / "docs" / "attention.ipynb"
 
 
+@pytest.mark.system
 @pytest.mark.cifar10
 def test_every_cell_runs_and_ends_with_what_the_notebook_shows(
     cifar10_named: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch

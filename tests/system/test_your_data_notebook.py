@@ -5,6 +5,7 @@ import json
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
 from matplotlib.figure import Figure
 
 from diffvit.training.run_dir import RunDir
@@ -12,6 +13,7 @@ from diffvit.training.run_dir import RunDir
 NOTEBOOK = Path(__file__).parents[2] / "docs" / "your-data.ipynb"
 
 
+@pytest.mark.system
 def test_every_cell_runs_and_the_digits_are_learnt(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     space, values = {}, []
