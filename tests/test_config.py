@@ -109,11 +109,29 @@ def configs(draw):
     values = nested(draw(some_settings))
     patch, heads = draw(st.sampled_from([1, 2, 4, 7, 8])), 2 * draw(st.integers(1, 8))
     accumulate = draw(st.integers(1, 8))
-    sizes = {"patch_size": patch, "image_size": patch * draw(st.integers(1, 9))}
+    sides = [patch * side for side in draw(st.lists(st.integers(1, 9), min_size=1, max_size=2))]
+    sizes = {"patch_size": patch, "image_size": draw(st.sampled_from([sides, ",".join(map(str, sides))]))}
     sizes |= {"num_heads": heads, "embed_dim": heads * 4 * draw(st.integers(1, 16))}
     batches = {"accumulate": accumulate, "batch_size": accumulate * draw(st.integers(1, 64))}
     preset = draw(st.sampled_from([None, *PRESETS]))
     return parse(merge(values, {"model": sizes | {"preset": preset}}, batches))
+
+
+def test_a_size_is_one_side_or_two_and_a_square_is_the_same_however_it_is_written():
+    def sized(value):
+        return parse({"model": {"image_size": value}})
+
+    assert sized("32,64").model.image_size == sized([32, 64]).model.image_size == (32, 64)
+    assert resolve(None, {}, {"DIFFVIT_MODEL__IMAGE_SIZE": "32,64"}) == sized("[32, 64]")
+    assert config_hash(sized([32, 32])) == config_hash(sized("32")) == config_hash(Config())
+    assert len({config_hash(sized(value)) for value in (32, (32, 64), (64, 32))}) == 3
+    assert to_dict(sized((32, 64)))["model"]["image_size"] == [32, 64]
+    assert "image_size: 32\n" in to_yaml(Config())
+    for wrong in ("32,", "32,64,3", [], 0, (32, -4), "32x64", None, 32.5):
+        with pytest.raises(ConfigError, match=r"image_size: must be the side of a square, or height,width, in whole"):
+            sized(wrong)
+    with pytest.raises(ConfigError, match=r"patch_size 4 does not divide image_size \(32, 30\)"):
+        sized((32, 30))
 
 
 @given(config=configs())

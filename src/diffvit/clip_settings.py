@@ -76,6 +76,8 @@ class ClipConfig(Config):
             raise ValueError(f"accumulate {self.accumulate} would split the batch that captions are contrasted over")
         if self.init_from or self.freeze != "none" or self.optimizer.layer_decay != 1.0:
             raise ValueError("init_from, freeze and layer_decay are for classifiers")
+        if isinstance(self.model.image_size, tuple):
+            raise ValueError(f"model.image_size {self.model.image_size} vs one side: a CLIP's images are square")
         if self.model.head != ModelConfig.model_fields["head"].default:
             raise ValueError(f"model.head {self.model.head!r} vs 'linear': the image tower ends in a projection")
         if self.class_weights != "none":

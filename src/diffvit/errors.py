@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from numbers import Integral
+from typing import Any
+
+Size = int | tuple[int, int]  # of an image, pixels: the side of a square, or height and width
 
 
 class DiffvitError(Exception):
@@ -83,3 +87,22 @@ def check_choice(what: str, found: str, allowed: Iterable[str]) -> None:
     if found not in names:
         hint = did_you_mean(str(found), names).strip()
         raise ConfigError(what, f"no {what} {found!r} (have {', '.join(names)})", hint.capitalize())
+
+
+def checked_size(name: str, found: Any) -> Size:
+    """The size of an image from a whole number, a pair (height, width), or text such as ``32,64`` or ``[32, 64]``.
+
+    Two equal sides are one number. ConfigError, which calls it ``name``, for anything else.
+    """
+    if isinstance(found, str):
+        found = [int(part) if part.strip().isdecimal() else part for part in found.strip("[( )]").split(",")]
+    whole = found if isinstance(found, list | tuple) else [found]
+    if len(whole) not in (1, 2) or not all(isinstance(side, Integral) and int(side) >= 1 for side in whole):
+        raise ConfigError(name, f"must be the side of a square, or height,width, in whole pixels (found {found!r})")
+    height, width = int(whole[0]), int(whole[-1])
+    return height if height == width else (height, width)
+
+
+def sides(size: Size) -> tuple[int, int]:
+    """Height and width, pixels."""
+    return (size, size) if isinstance(size, int) else size

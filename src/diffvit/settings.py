@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from diffvit.errors import did_you_mean
+from diffvit.errors import ConfigError, Size, checked_size, did_you_mean, sides
 from diffvit.models.presets import PRESETS
 from diffvit.registry import ATTENTION, AUGMENTATIONS, MEMORY, SOURCES, position_names
 
@@ -39,6 +39,14 @@ def _known(what: str, names: Callable[[], Iterable[str]], other: str = "") -> Af
     return AfterValidator(check)
 
 
+def _image_size(found: Any) -> Size:
+    try:
+        return checked_size("image_size", found)
+    except ConfigError as error:
+        raise ValueError(error.why) from None
+
+
+ImageSize = Annotated[Size, BeforeValidator(_image_size)]
 Attention = Annotated[str, _known("attention", lambda: ATTENTION)]
 PosEmbed = Annotated[str, _known("position embedding", position_names)]
 Source = Annotated[str, _known("data source", lambda: SOURCES, MEMORY)]
@@ -56,8 +64,8 @@ class ModelConfig(Section):
 
     preset: str | None = None
     """Preset that supplies every model setting not given explicitly."""
-    image_size: Positive = 32
-    """Side of the square input, pixels."""
+    image_size: ImageSize = 32
+    """Side of a square input, or its height and width (32,64), pixels."""
     patch_size: Positive = 4
     """Side of a square patch, pixels; divides image_size."""
     in_chans: Positive = 3
@@ -113,7 +121,7 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
-        if self.image_size % self.patch_size:
+        if any(side % self.patch_size for side in sides(self.image_size)):
             raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}")
         if self.pool == "cls" and self.class_token is False:
             raise ValueError("class_token is off, and pool cls reads it")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
+from functools import partial
 from pathlib import Path
 
 import gradio
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -13,6 +17,7 @@ from app_parts import DIALS, made_explorer
 from PIL import Image
 from starlette.testclient import TestClient
 
+from diffvit import evaluate, load, predict
 from diffvit.app.explorer import Explorer, MapSelection
 from diffvit.app.images import ImageRef
 from diffvit.app.limits import Limiter
@@ -21,9 +26,12 @@ from diffvit.app.web import attention_tab, tabs
 from diffvit.app.web.controls import INTERNAL_ERROR, handler
 from diffvit.app.web.tabs import score_table
 from diffvit.attention.metrics import coverage, mass_on_object
+from diffvit.cli.main import run
 from diffvit.config import parse
-from diffvit.errors import ConfigError, InputError
+from diffvit.errors import ConfigError, InputError, Interrupted
+from diffvit.experiments.study import flops_per_image
 from diffvit.training.loop import train
+from tests.training.small import Recorder
 
 VIT, DIFFVIT = "shapes-vit", "shapes-diffvit"
 
@@ -155,6 +163,37 @@ def test_runs_are_compared_from_their_folders(tmp_path: Path, monkeypatch: pytes
     for wrong in ([], folders * 4):
         with pytest.raises(ConfigError, match="choose 1 to 6"):
             tabs.compare_runs(wrong)
+
+
+def test_a_run_on_wide_images_goes_through_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny = {"image_size": [16, 32], "embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 8}
+    values = {"data": "shapes", "epochs": 2, "validation_size": 0, "model": tiny, "shapes": {"train": 40, "test": 20}}
+    config = parse({**values, "precision": "fp32", "device": "cpu"})
+    whole = train(config, out=Path("whole"))
+    with pytest.raises(Interrupted):
+        train(config, out=Path("run"), progress=Recorder(epoch=1, action=partial(os.kill, os.getpid(), signal.SIGTERM)))
+    again = train(config, out=Path("run"), resume=True)
+    assert again.result["model_sha256"] == whole.result["model_sha256"]
+    assert whole.result["flops_per_image"] == flops_per_image(config) == evaluate(whole)["flops_per_image"]
+    assert evaluate(whole)["loss"] == whole.result["test_loss"]
+    model = load("run")
+    assert (model.settings["image_size"], model.grid) == ((16, 32), (2, 4))
+    Image.new("RGB", (64, 48), "teal").save("a.png")
+    assert model.preprocess("a.png").shape == (3, 16, 32)
+    found = predict("run", ["a.png"]).probabilities[0]
+    assert (found - model(model.preprocess("a.png")[None]).softmax(1)[0]).abs().max() < 1e-5
+    commands = "attention run a.png --index 0 --rollout --format npz", "attention run a.png --size 24,16 --format npz"
+    for command, grid in zip(commands, ([2, 4], [3, 2]), strict=True):
+        assert run([*command.split(), "--out", "maps"]) == 0
+        with np.load("maps/00-a.png.npz") as arrays:
+            assert arrays["grid"].tolist() == grid
+            assert arrays["layer_1_positive"].shape[-1] == 1 + grid[0] * grid[1]
+    explorer = Explorer(Models(list_models(["run"]), "cpu"))
+    text = attention_tab.draw(explorer, ImageRef("test", 7, "run"), "run", "none", *DIALS)
+    assert text.count("<img") == 3
+    assert explorer.run(ImageRef("shapes", 7), "run").record.grid == (2, 4)
+    assert tabs.draw_shapes(explorer, "run", "none", "heart", 4, 0.5, 0.1, 2).count("<table>") == 1
 
 
 def test_whatever_goes_wrong_is_one_line_without_a_traceback(caplog: pytest.LogCaptureFixture) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pillow_heif import register_heif_opener
+from sklearn.datasets import load_sample_image
 
 from diffvit.data.images import MAX_PIXELS, Images, decode, fingerprint, read_image, resize
 from diffvit.errors import InputError
@@ -143,6 +144,22 @@ def test_resize_takes_the_centred_square():
     for size in ((1, 20_000), (20_000, 1), (1, 1)):
         found = decode(encoded(Image.new("RGB", size, "teal"), "PNG"), name="x")
         assert np.array_equal(resize(found, 32), np.broadcast_to(np.array([0, 128, 128])[:, None, None], (3, 32, 32)))
+
+
+@pytest.mark.parametrize(
+    ("size", "box"),  # of a photograph, 640 pixels wide and 427 high
+    [
+        ((32, 64), (0, 53, 640, 373)),
+        ((64, 32), (213, 0, 426, 427)),
+        ((30, 45), (0, 0, 640, 426)),
+        (48, (106, 0, 533, 427)),
+    ],
+)
+def test_resize_to_height_and_width_takes_the_largest_centred_part_of_that_shape(size, box):
+    photograph = load_sample_image("china.jpg")
+    height, width = size if isinstance(size, tuple) else (size, size)
+    expected = Image.fromarray(photograph).resize((width, height), Image.Resampling.BILINEAR, box=box)
+    assert np.array_equal(resize(photograph.transpose(2, 0, 1), size).transpose(1, 2, 0), np.asarray(expected))
 
 
 def small():

@@ -153,6 +153,15 @@ def test_other_sizes_are_resized(tmp_path):
     assert abs(drawn.masks.float().mean() - plain.masks.float().mean()) < 0.02
 
 
+def test_height_and_width_cut_pixels_and_masks_alike():
+    whole, cut = (
+        sources.load("shapes", "test", data_dir=None, image_size=size, shapes={"test": 20}) for size in (32, (16, 32))
+    )
+    assert torch.equal(cut.pixels, whole.pixels[:, :, 8:24])
+    assert torch.equal(cut.masks, whole.masks[:, 8:24])
+    assert cut.fingerprint != whole.fingerprint
+
+
 def test_shapes_take_their_dials():
     dials = {"size": 32, "train": 30, "test": 20, "clutter": 0.0, "noise": 0.25, "seed": 3}
     images = load("shapes", None, shapes=dials)

@@ -11,7 +11,8 @@ from timm.layers import RmsNorm
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import nn
 
-from diffvit.errors import InputError
+from diffvit import accelerate
+from diffvit.errors import ConfigError, InputError
 from diffvit.models.attention import DifferentialAttention
 from diffvit.models.vit import VisionTransformer
 
@@ -64,14 +65,14 @@ def random_everywhere(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def pair(kind: str, **more: Any) -> tuple[nn.Module, VisionTransformer]:
+def pair(kind: str, *, image_size: Any = 32, **more: Any) -> tuple[nn.Module, VisionTransformer]:
     theirs, ours = KINDS[kind]
     torch.manual_seed(1)
     model: Any = TimmVisionTransformer(**{**SIZES, **theirs, **more})
     if kind.startswith("rms"):
         for block in model.blocks:
             block.attn.q_norm, block.attn.k_norm = RmsNorm(12, eps=1e-6), RmsNorm(12, eps=1e-6)
-    mine = VisionTransformer(**{**OURS, **ours}).eval()
+    mine = VisionTransformer(**{**OURS, **ours, "image_size": image_size}).eval()
     mine.patch_embed.any_size = True
     mine.load_state_dict(random_everywhere(model).state_dict())
     return model, mine
@@ -87,6 +88,49 @@ def test_outputs_are_timms_at_any_size(kind: str) -> None:
             expected = theirs(images)
             assert mine(images).shape == expected.shape
             assert (mine(images) - expected).abs().max() < 1e-5 * expected.abs().max().clamp(min=1.0)
+
+
+@pytest.mark.parametrize("kind", ["plain", "registers", "no-embed-class", "mean-beside-class", "differential"])
+def test_a_model_of_height_and_width_is_timms(kind: str) -> None:
+    theirs, mine = pair(kind, img_size=(16, 40), image_size=(16, 40))
+    mine.patch_embed.any_size = False
+    images = torch.randn(2, 3, 16, 40, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        assert (mine(images) - theirs(images)).abs().max() < 1e-5 * theirs(images).abs().max()
+    with pytest.raises(InputError, match=r"\(3x40x16 vs 3x16x40\)"):
+        mine(images.mT)
+
+
+@pytest.mark.parametrize("size", [48, (16, 40)])
+def test_another_input_size_is_timms(size: Any) -> None:
+    theirs: Any
+    theirs, mine = pair("registers")
+    theirs.set_input_size(size)  # which resamples the table once
+    mine.patch_embed.any_size = False
+    mine.set_input_size(size)
+    images = torch.randn(2, 3, *((size, size) if size == 48 else size), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        assert (mine(images) - theirs(images)).abs().max() < 1e-5 * theirs(images).abs().max()
+    assert mine.settings["image_size"] == size
+    with pytest.raises(ConfigError, match="8 does not divide image_size 50"):
+        mine.set_input_size(50)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("attention", ["softmax", "differential"])
+def test_rotary_positions_of_another_size_are_computed_for_it(attention: str, fast: bool) -> None:
+    """A model with nothing but rotary positions has the same weights at every size, so one can be made for it."""
+    sizes: dict[str, Any] = {**OURS, "num_classes": 5, "pos_embed": "rope-2d", "attention": attention}
+    small, large = (VisionTransformer(**{**sizes, "image_size": size}).eval() for size in (32, (24, 56)))
+    random_everywhere(small)
+    images = torch.randn(2, 3, 24, 56)
+    with torch.no_grad():
+        if fast:
+            accelerate(small)
+            small(torch.randn(2, 3, 32, 32))  # what it keeps of the first grid is not kept for the second
+        large.load_state_dict(small.state_dict())
+        small.set_input_size((24, 56))
+        assert (small(images) - large(images)).abs().max() < 1e-5 * large(images).abs().max()
 
 
 @pytest.mark.parametrize("kind", KINDS)

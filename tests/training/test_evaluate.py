@@ -9,6 +9,7 @@ from PIL import Image
 import diffvit
 from diffvit.cli.main import run as command
 from diffvit.data import sources
+from diffvit.data.sources import resized
 from diffvit.errors import ConfigError, InputError
 from diffvit.reporting.rows import read_run
 from diffvit.training.evaluate import evaluate
@@ -71,6 +72,39 @@ def test_other_data_leaves_the_runs_own_figures_alone(run, tmp_path):
     pictures(tmp_path / "ten", json.loads((run / "environment.json").read_text())["classes"])
     assert evaluate(run, data="folder", data_dir=tmp_path / "ten", device="cpu")["images"] == 10
     assert (run / "evaluation.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("size", [48, (32, 16)])
+def test_another_size_interpolates_the_positions(run, tmp_path, size, capsys):
+    """As by hand: the images resized, the position table of a plain model replaced by torch's bicubic one."""
+    sides = size if isinstance(size, tuple) else (size, size)
+    before, model = (run / "evaluation.json").read_bytes(), diffvit.load(run)
+    given = sources.load("shapes", "test", data_dir=None, image_size=16, shapes={"test": 8, "size": 16})
+    pixels = resized(given, size).pixels
+    fresh = diffvit.VisionTransformer(**{**model.settings, "image_size": size}).eval()
+    state = model.state_dict()
+    square = state["pos_embed"][:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+    scaled = torch.nn.functional.interpolate(square, [side // 4 for side in sides], mode="bicubic", antialias=True)
+    fresh.load_state_dict(state | {"pos_embed": torch.cat([state["pos_embed"][:, :1], scaled.flatten(2).mT], 1)})
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (model.preprocess.mean, model.preprocess.std))
+    with torch.inference_mode():
+        expected = fresh((pixels / 255 - mean) / std).softmax(1)
+    for each in (run, model):
+        found = diffvit.predict(each, given.pixels, size=size, device="cpu", precision="fp32")
+        torch.testing.assert_close(found.probabilities, expected, atol=1e-5, rtol=1e-4)
+    found = evaluate(model, given.pixels, given.labels, size=size)
+    assert (found["image_size"], found["predictions"]) == (size, expected.argmax(1).tolist())
+    assert model.settings["image_size"] == model.preprocess.image_size == 16  # the model itself is as it was
+    assert evaluate(run, size=16, device="cpu")["loss"] == json.loads(before)["loss"]
+    text = ",".join(map(str, sides))
+    assert command(["evaluate", str(run), "--size", text, "--device", "cpu", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["image_size"] in (size, list(sides))
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    assert command(["predict", str(run), str(tmp_path / "a.png"), "--size", text, "--device", "cpu"]) == 0
+    assert command(["predict", str(run), str(tmp_path / "a.png"), "--size", "50", "--device", "cpu"]) == 2
+    assert command(["evaluate", str(run), "--size", "4x", "--device", "cpu"]) == 2
+    assert json.loads((run / "evaluation.json").read_bytes())["loss"] == json.loads(before)["loss"]
+    assert "image_size" not in json.loads((run / "evaluation.json").read_bytes())
 
 
 def test_images_of_a_copy_have_their_accuracy_apart(tmp_path, monkeypatch, capsys):

@@ -22,8 +22,8 @@ from diffvit.attention.inputs import Sample, labelled_images
 from diffvit.data import cifar10
 from diffvit.data.images import Images, decode
 from diffvit.data.shapes import CLASSES, generate
-from diffvit.data.sources import place_of
-from diffvit.errors import InputError
+from diffvit.data.sources import place_of, resized
+from diffvit.errors import InputError, Size, sides
 from diffvit.files import cache_folder
 from diffvit.training.environment import resolve_precision
 from diffvit.training.score import logits_of
@@ -173,9 +173,10 @@ def safe_name(name: str) -> str:
     return shown[:_NAME_LENGTH] or "picture"
 
 
-def shapes_image(index: int, *, size: int = 32, clutter: float = 0.3, noise: float = 0.1) -> Sample:
+def shapes_image(index: int, *, size: Size = 32, clutter: float = 0.3, noise: float = 0.1) -> Sample:
     """A drawn image: one object among clutter, with its mask; its class is ``index`` modulo the number of classes."""
     index = min(max(index, 0), _SHAPES_PER_CLASS * len(CLASSES) - 1)
-    images = generate("test", torch.tensor([index]), size=size, clutter=clutter, noise=noise)
+    images = generate("test", torch.tensor([index]), size=max(sides(size)), clutter=clutter, noise=noise)
+    images = resized(images, size)
     assert images.masks is not None
     return Sample(f"shapes {index}", images.pixels[0], images.classes[int(images.labels[0])], images.masks[0])

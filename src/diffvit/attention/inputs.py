@@ -14,11 +14,11 @@ from torch import Tensor
 
 from diffvit.data.images import Images, decode, resize, to_array, to_picture, with_channels
 from diffvit.data.layout import image_files
-from diffvit.errors import ConfigError, InputError
+from diffvit.errors import ConfigError, InputError, Size
 from diffvit.models.vit import VisionTransformer
 from diffvit.training.environment import resolve_device
 from diffvit.training.evaluate import config_of, images_of
-from diffvit.training.load import Meta, load_with_meta
+from diffvit.training.load import Meta, at_size, load_with_meta
 
 LARGEST = 480  # pixels of an image's shorter side by default, as in DINO's figures
 
@@ -33,7 +33,7 @@ class LoadedModel:
         mean: per channel of its training data, 0 to 1.
         std: per channel, likewise.
         classes: names of its outputs; empty if it does not classify or they are not known.
-        image_size: side of its square input, pixels; None if it takes any multiple of its patch.
+        image_size: side of its square input, or height and width, pixels; None if it takes any multiple of its patch.
         source: where it came from, for a caption.
         folder: its run folder, if it has one.
         reference: what :func:`diffvit.load` took; empty for a pretrained model.
@@ -45,7 +45,7 @@ class LoadedModel:
     mean: Sequence[float]
     std: Sequence[float]
     classes: Sequence[str]
-    image_size: int | None
+    image_size: Size | None
     source: str = ""
     folder: Path | None = None
     reference: str = ""
@@ -85,6 +85,7 @@ def load_model(
     *,
     pretrained: str | None = None,
     weights: Path | None = None,
+    size: Size | None = None,
     device: str = "auto",
 ) -> LoadedModel:
     """Load a model trained with diffvit, or a pretrained one.
@@ -93,10 +94,12 @@ def load_model(
         reference: a run folder, a weights file of ours or a packaged name; None for a pretrained model.
         pretrained: timm's name of a pretrained model; see :func:`diffvit.hub.pretrained.load_pretrained`.
         weights: a file with its weights.
+        size: another side of the images than our model was trained for, or (height, width), pixels; its positions are
+            interpolated. A pretrained model takes any size: see :func:`read_samples`.
         device: ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
-        ConfigError: no such pretrained model.
+        ConfigError: no such pretrained model, or the patch does not divide the size.
         InputError: no such model, damaged weights, or a part that is not supported.
         EnvironmentFault: a pretrained model without timm, or without network.
     """
@@ -107,6 +110,7 @@ def load_model(
         model = found.model.to(resolve_device(device))
         return LoadedModel(model, found.name, found.mean, found.std, found.classes or [], None, found.source)
     model, meta = load_with_meta(reference, device=resolve_device(device))
+    model = at_size(model, size)
     folder = Path(reference).resolve() if Path(reference).is_dir() else None
     return LoadedModel(
         model,
@@ -165,7 +169,8 @@ def read_samples(paths: Sequence[Path], model: LoadedModel, *, size: int | None 
         InputError: no such file, an empty folder, or not an image that can be decoded.
     """
     if size is not None and model.image_size is not None and size != model.image_size:
-        raise ConfigError("--size", f"{model.name} takes one size alone (found {size} vs {model.image_size})")
+        why = f"{model.name} takes one size alone (found {size} vs {model.image_size})"
+        raise ConfigError("--size", why, "Load it for another: load_model(reference, size=).")
     if size is not None and size < model.patch_size:
         raise ConfigError("--size", f"is smaller than a patch (found {size} vs at least {model.patch_size})")
     samples = []

@@ -105,6 +105,7 @@ def position_similarity(model: VisionTransformer) -> dict[str, Float[Tensor, "ro
     patches = grid[0] * grid[1]
     table = pos_embed.table(model)
     if table is not None:
+        table = pos_embed.resample(table, model.grid, grid)
         rows = F.normalize(table[0, -patches:].float(), dim=1)
         found["added"] = (rows @ rows.mT).unflatten(1, grid).unflatten(0, grid)
     rope = next((module for module in model.modules() if isinstance(module, Rope2d)), None)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from diffvit.cli import show
-from diffvit.cli.options import COMMAND, OUTPUT, SWITCH, Output
+from diffvit.cli.options import COMMAND, OUTPUT, SWITCH, Output, size_of
 from diffvit.config import resolve
 from diffvit.errors import ConfigError
 from diffvit.settings import Device
@@ -37,8 +37,9 @@ class Selection:
     """A pretrained ViT instead of a run, by timm's name (vit_small_patch16_224.dino); then all arguments are images."""
     weights: Path | None = None
     """Weights file to read instead of downloading: DINO's own or timm's, .pth or .safetensors."""
-    size: int | None = None
-    """Shorter side of an image, pixels, for models that take any; by default its own, at most 480."""
+    size: str | None = None
+    """Side of a run's input, or HEIGHT,WIDTH, pixels, if not the one trained for; positions are interpolated. For
+    pretrained models the shorter side of an image, by default its own, at most 480."""
 
 
 @Parameter(name="*", group=Group("Maps", sort_key=3))
@@ -114,18 +115,22 @@ def attention(
     if follow.rollout and layers is not None:
         hint = "Give one of them; --start says where to begin."
         raise ConfigError("--rollout", "follows every layer: --layers leaves some out", hint)
+    size = size_of(what.size)
+    if pretrained and isinstance(size, tuple):
+        raise ConfigError("--size", f"is one side for a pretrained model, which keeps an image's shape (found {size})")
+    side = size if pretrained and isinstance(size, int) else None  # of the image as it is
     place = resolve(None, {} if device is None else {"device": device}).device
 
     from diffvit.attention import inputs, report, scores
 
-    model = inputs.load_model(reference, pretrained=what.pretrained, weights=what.weights, device=place)
+    model = inputs.load_model(reference, pretrained=what.pretrained, weights=what.weights, size=size, device=place)
     folder = Path(reference or "")
     own = folder / "attention" if reference and folder.is_dir() else Path(f"attention-{model.name}")
     out = own if out is None else out
     data: dict[str, Any] = {"split": what.split, "data": what.data, "data_dir": what.data_dir}
     result: dict[str, Any] = {"model": model.name}
     if files or index is not None or not score:
-        samples = inputs.read_samples(files, model, size=what.size)
+        samples = inputs.read_samples(files, model, size=side)
         if reference is not None and not files and index is None:
             index = _numbers("--index", _FIRST)
             show.line(f"no image named: taking --index {_FIRST}")
@@ -154,7 +159,8 @@ def _print_images(images: list[dict[str, Any]]) -> None:
     columns = [key for key in keys if any(image.get(key) not in (None, "") for image in images)]
     names = {"pointing": "peak on object", "mass": "mass on object"}
     yes = {"1.0": "yes", "0.0": "no"}
-    rows = [[image["name"], *(yes.get(text := keys[key](image[key]), text) for key in columns)] for image in images]
+    cells = [[keys[key](image[key]) if key in image else "-" for key in columns] for image in images]
+    rows = [[image["name"], *(yes.get(text, text) for text in each)] for image, each in zip(images, cells, strict=True)]
     show.table(["image", *(names.get(key, key) for key in columns)], rows)
 
 

@@ -23,7 +23,7 @@ def info(
     /,
     *,
     data_dir: DataDir = None,
-    image_size: Annotated[int, Parameter(group=COMMAND, help="Side length that images are resized to, pixels.")] = 32,
+    image_size: Annotated[str, Parameter(group=COMMAND, help="Side or HEIGHT,WIDTH to resize to, pixels.")] = "32",
     test_size: Annotated[float, Parameter(group=COMMAND, help="Share set apart where there are no test images.")] = 0.2,
     sheet: Annotated[Path | None, Parameter(group=COMMAND, help="Contact sheet; default NAME-sheet.png.")] = None,
     output: Output = OUTPUT,
@@ -38,7 +38,7 @@ def info(
     from diffvit.data.images import contact_sheet
     from diffvit.reporting.tables import reading_order
 
-    more = {"data_dir": config.data_dir, "image_size": image_size, "shapes": to_dict(config.shapes)}
+    more = {"data_dir": config.data_dir, "image_size": config.model.image_size, "shapes": to_dict(config.shapes)}
     more |= {"test_size": test_size, "bad_files": "skip"}
     train = sources.load(name, "train", **more, announce=_tell)
     splits = {"train": train} | ({"validation": train.validation} if train.validation else {})
@@ -53,7 +53,7 @@ def info(
     said = {"data": train.name, "pixels": " x ".join(map(str, size))}
     found: dict[str, Any] = {"name": train.name, "classes": classes, "size": size, "per_class": counts}
     if name == "folder" and config.data_dir:
-        found |= folder.summary(config.data_dir, image_size)
+        found |= folder.summary(config.data_dir, config.model.image_size)
         said |= {"layout": found["layout"], "files": found["sizes"], "bad files": f"{len(train.skipped):,}"}
         said["largest class"] = f"{max(counts['train']) / max(1, min(counts['train'])):.1f} times the smallest (train)"
     said |= {f"{split} images": f"{len(images):,}" for split, images in splits.items()}

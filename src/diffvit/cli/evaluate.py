@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from diffvit.cli import show
-from diffvit.cli.options import COMMAND, OUTPUT, PLACE, DataDir, Output, Place, refuse_folder
-from diffvit.errors import ConfigError, InputError
+from diffvit.cli.options import COMMAND, OUTPUT, PLACE, DataDir, InputSize, Output, Place, refuse_folder, size_of
+from diffvit.errors import ConfigError, InputError, sides
 from diffvit.files import disk_faults, replace, to_csv, to_json
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def evaluate(
     split: Annotated[Literal["test", "validation", "train"], Parameter(group=COMMAND, help="Which images.")] = "test",
     data: Annotated[str | None, Parameter(group=COMMAND, help="Data source; by default the run's own.")] = None,
     data_dir: DataDir = None,
+    size: InputSize = None,
     place: Place = PLACE,
     output: Output = OUTPUT,
 ) -> None:
@@ -37,13 +38,15 @@ def evaluate(
     from diffvit.training.memory import keep_freed_memory
 
     keep_freed_memory()
-    found = score(run, split=split, data=data, data_dir=data_dir, **where)
+    found = score(run, split=split, data=data, data_dir=data_dir, size=size_of(size), **where)
     # Of the images that are the data set's own pixels, where some are not.
+    other = found.get("image_size")
     exact = f"{show.percent(found.get('accuracy_exact'))} ({found.get('images_exact', 0):,} images)"
     low, high = (100 * bound for bound in found["accuracy_interval"])
     said = {
         "model": run,
         "images": f"{found['images']:,} ({found['data']}, {split})",
+        "image size": "x".join(map(str, sides(other))) + ", not the one trained for" if other else None,
         "note": found.get("data_note"),
         "accuracy": f"{show.percent(found['accuracy'])} ({low:.1f} to {high:.1f}%)",
         "exact images": exact if "accuracy_exact" in found else None,
@@ -77,6 +80,7 @@ def predict(
     *,
     top: Annotated[int, Parameter(group=COMMAND, help="Classes to name per image.")] = 5,
     out: Annotated[Path | None, Parameter(group=COMMAND, help="Write the table to this .csv or .jsonl file.")] = None,
+    size: InputSize = None,
     place: Place = PLACE,
     output: Output = OUTPUT,
 ) -> None:
@@ -96,7 +100,7 @@ def predict(
     from diffvit.training.predict import predict as classify
 
     keep_freed_memory()
-    found = classify(run, images, skip_bad=True, **where)
+    found = classify(run, images, size=size_of(size), skip_bad=True, **where)
     if len(found):
         _print(found, top)
     elif len(found.bad) == 1:

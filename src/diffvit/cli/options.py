@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from diffvit.config import resolve
-from diffvit.errors import ConfigError, EnvironmentFault
+from diffvit.errors import ConfigError, EnvironmentFault, Size, checked_size
 from diffvit.models.presets import PRESETS
 from diffvit.registry import ATTENTION, AUGMENTATIONS, SOURCES, position_names
 from diffvit.settings import Device, Precision
@@ -54,6 +54,8 @@ class Place:
 
 _DATA_DIR = "Folder of the data; for CIFAR-10 the default is DIFFVIT_DATA."
 DataDir = Annotated[Path | None, Parameter(group=COMMAND, help=_DATA_DIR)]
+_SIZE = "Side of the input, or HEIGHT,WIDTH, pixels, if not the one trained for; positions are interpolated."
+InputSize = Annotated[str | None, Parameter(name="--size", group=COMMAND, help=_SIZE)]
 Resume = Annotated[Path | None, Parameter(group=COMMAND, help="Run folder of a stopped run to resume.")]
 _CONTINUE = "Finished run to go on from, with its settings, in a new run with a new schedule."
 Continue = Annotated[Path | None, Parameter(name="--continue", group=COMMAND, help=_CONTINUE)]
@@ -67,6 +69,11 @@ def numbers_of(flag: str, text: str) -> tuple[int, ...]:
         return tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
         raise ConfigError(flag, f"must be whole numbers with commas (found {text!r})") from None
+
+
+def size_of(text: str | None) -> Size | None:
+    """What ``--size`` gives: None where it is not there."""
+    return None if text is None else checked_size("--size", text)
 
 
 def refuse_folder(folder: Path) -> None:
@@ -110,7 +117,9 @@ def _shown(default: Any) -> str | bool:
 
 
 def _plain(annotation: Any) -> Any:
-    """``X`` for ``X | None``: a flag that was not given has no key at all."""
+    """``X`` for ``X | None``: a flag that was not given has no key at all. Text for a size, which the config reads."""
+    if annotation == Size:
+        return str
     if get_origin(annotation) in (Union, types.UnionType):
         return next(each for each in get_args(annotation) if each is not type(None))
     return annotation

@@ -181,7 +181,9 @@ def load_vit(reference: str, *, device: str = "auto") -> Supervised:
         InputError: no such model, or damaged.
     """
     model, meta = load_with_meta(reference, device=device)
-    preprocessing = of_ours(model.settings["image_size"], meta)
+    if isinstance(size := model.settings["image_size"], tuple):
+        raise InputError(reference, f"takes images of {size[0]} x {size[1]} pixels (vs square ones)")
+    preprocessing = of_ours(size, meta)
     model = model.requires_grad_(False)
     return Supervised(model, preprocessing, reference, f"ViT {reference}", reference, tuple(meta["classes"]))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import math
 import os
 import shutil
 import threading
@@ -29,9 +30,18 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from diffvit.data.images import Images, fingerprint, mapped, read_image, set_apart, squared, to_array, with_channels
+from diffvit.data.images import (
+    Images,
+    fingerprint,
+    mapped,
+    read_image,
+    resized_picture,
+    set_apart,
+    to_array,
+    with_channels,
+)
 from diffvit.data.layout import TEST, TRAIN, VALIDATION, Layout, find_layout
-from diffvit.errors import EnvironmentFault, InputError
+from diffvit.errors import EnvironmentFault, InputError, Size, sides
 from diffvit.files import cache_folder, disk_faults, flush, replacing
 
 _DECODER = "3"  # of the cache: increase when the decoded pixels or the cache's files change for the same images
@@ -49,13 +59,13 @@ Announce = Callable[[str], None]
 class Scan:
     """All files of a data folder as they were read.
 
-    ``pixels``, uint8 (files, 3, size, size), are zero where a file could not be read; ``records`` has what is known of
-    each file: ``hash`` (of the decoded pixels), ``width``, ``height``, ``grey``, ``fault`` (empty where it was read).
+    ``pixels``, uint8 (files, 3, h, w), are zero where a file could not be read; ``records`` has what is known of each
+    file: ``hash`` (of the decoded pixels), ``width``, ``height``, ``grey``, ``fault`` (empty where it was read).
     ``cache`` is the file that holds the pixels.
     """
 
     layout: Layout
-    pixels: UInt8[Tensor, "files 3 s s"]
+    pixels: UInt8[Tensor, "files 3 h w"]
     records: np.ndarray
     cache: Path
 
@@ -106,7 +116,7 @@ def load(
     place: Path,
     split: str,
     *,
-    image_size: int,
+    image_size: Size,
     channels: int | None = None,
     test_size: float = 0.2,
     bad_files: str = "refuse",
@@ -114,7 +124,7 @@ def load(
 ) -> Images:
     """Read one split, train or test; images are ordered by class, then path.
 
-    Every image is cropped to the centred square and resized to ``image_size`` pixels a side. Where all are stored as
+    Every image is cropped and resized to ``image_size`` (:func:`diffvit.data.images.resize`). Where all are stored as
     grey levels they have one channel, unless ``channels`` says otherwise. ``test_size`` is :meth:`Scan.rows`'s.
     ``bad_files``: ``refuse``, or ``skip`` those that cannot be read. ``announce`` gets a line for each bad file and for
     each picture that is there twice, and how far the reading is.
@@ -155,17 +165,17 @@ def load(
     return replace(images(rows[split]), validation=own)
 
 
-def read(place: Path, size: int, say: Announce) -> Scan:
+def read(place: Path, size: Size, say: Announce) -> Scan:
     """Every file of a data folder, read now or known from before; ``say`` is told every few seconds how far it is."""
     layout = find_layout(place)
     path = cache_folder() / "folders" / f"{_key(layout, size)}.pixels"
-    known, count, slot = path.with_suffix(".records"), len(layout.files), 3 * size * size
+    known, count, slot = path.with_suffix(".records"), len(layout.files), 3 * math.prod(sides(size))
     parts = [file.with_name(f"{file.name}.part") for file in (known, path)]
 
     def kept() -> Scan | None:
         with suppress(OSError):
             if path.stat().st_size == count * slot and known.stat().st_size == count * _RECORD.itemsize:
-                return Scan(layout, mapped(path, (count, 3, size, size)), np.fromfile(known, _RECORD), path)
+                return Scan(layout, mapped(path, (count, 3, *sides(size))), np.fromfile(known, _RECORD), path)
         return None
 
     if found := kept():
@@ -220,7 +230,7 @@ def _fingerprint(cache: Path, images: Images, numbers: list[int]) -> str:
     return found
 
 
-def summary(place: Path, size: int) -> dict[str, Any]:
+def summary(place: Path, size: Size) -> dict[str, Any]:
     """What :func:`read` knows of a data folder, in words: its ``layout``, and the ``sizes`` of its images."""
     scan = read(place, size, lambda _: None)
     records = scan.records[scan.records["fault"] == b""]
@@ -230,22 +240,22 @@ def summary(place: Path, size: int) -> dict[str, Any]:
     return {"layout": scan.layout.words, "sizes": f"{len(records):,} {kind}, {low} to {high}, median {middle} pixels"}
 
 
-def _read_file(file: Path, size: int) -> tuple[bytes, tuple[Any, ...]]:
+def _read_file(file: Path, size: Size) -> tuple[bytes, tuple[Any, ...]]:
     """The resized pixels of a file, and its record."""
     try:
         with _one_large if file.stat().st_size > _LARGE else nullcontext():
             picture, grey = read_image(file, name="")
             digest = hashlib.blake2b(repr(picture.size).encode(), digest_size=16)
             digest.update(np.asarray(picture).data)
-            return to_array(squared(picture, size)).tobytes(), (digest.digest(), *picture.size, grey, b"")
+            return to_array(resized_picture(picture, size)).tobytes(), (digest.digest(), *picture.size, grey, b"")
     except OSError as error:
         fault = f"cannot be read ({error.strerror})"
     except InputError as error:
         fault = error.why
-    return bytes(3 * size * size), (bytes(16), 0, 0, False, fault.encode()[:190])
+    return bytes(3 * math.prod(sides(size))), (bytes(16), 0, 0, False, fault.encode()[:190])
 
 
-def _key(layout: Layout, size: int) -> str:
+def _key(layout: Layout, size: Size) -> str:
     """A hash of the list of files: what is in them is taken to be the same while their sizes and times are."""
     root = os.path.realpath(layout.root)
     version = f"{_DECODER} {PIL.__version__} {find_spec('pillow_heif') is not None}"  # HEIC is read only with it

@@ -34,7 +34,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from torch import Tensor
 
 from diffvit.data.image_ops import grey
-from diffvit.errors import ConfigError, EnvironmentFault, InputError
+from diffvit.errors import ConfigError, EnvironmentFault, InputError, Size, sides
 from diffvit.files import cache_folder
 
 MAX_PIXELS = 100_000_000
@@ -248,23 +248,33 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def resize(pixels: UInt8[np.ndarray, "chans h w"], size: int) -> UInt8[np.ndarray, "chans s s"]:
-    """The largest centred square, resampled (bilinear, antialiased) to ``size`` pixels a side; RGB or one channel."""
-    if pixels.shape[1:] == (size, size):
+def resize(pixels: UInt8[np.ndarray, "chans h w"], size: Size) -> UInt8[np.ndarray, "chans tall wide"]:
+    """The largest centred part of the size's shape, resampled (bilinear, antialiased) to it; RGB or one channel.
+
+    ``size`` is the side of a square, or (height, width), pixels.
+    """
+    if pixels.shape[1:] == sides(size):
         return pixels
     if len(pixels) == 1:
-        return np.array(squared(Image.fromarray(pixels[0]), size))[None]
-    return to_array(squared(to_picture(pixels), size))
+        return np.array(resized_picture(Image.fromarray(pixels[0]), size))[None]
+    return to_array(resized_picture(to_picture(pixels), size))
 
 
-def squared(image: Image.Image, size: int) -> Image.Image:
+def resized_picture(image: Image.Image, size: Size) -> Image.Image:
     """As :func:`resize`, of a picture."""
-    width, height = image.size
-    if height == width == size:
+    tall, wide = sides(size)
+    if image.size == (wide, tall):
         return image
-    side = min(height, width)
-    left, top = (width - side) // 2, (height - side) // 2
-    return image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    box = centred_box(image.height, image.width, size)
+    return image.resize((wide, tall), Image.Resampling.BILINEAR, box=box)
+
+
+def centred_box(height: int, width: int, size: Size) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of the largest centred part of an image that has the shape of ``size``."""
+    tall, wide = sides(size)
+    down, across = min(height, max(1, width * tall // wide)), min(width, max(1, height * wide // tall))
+    left, top = (width - across) // 2, (height - down) // 2
+    return left, top, left + across, top + down
 
 
 def with_channels(pixels: UInt8[Tensor, "n chans h w"], count: int) -> UInt8[Tensor, "n count h w"]:

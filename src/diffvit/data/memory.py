@@ -29,7 +29,7 @@ from diffvit.data.images import (
     to_rgb,
     with_channels,
 )
-from diffvit.errors import InputError
+from diffvit.errors import InputError, Size, sides
 
 NAME = "in memory"
 _LAYOUTS = "(n, c, h, w), (n, h, w, c) or (n, h, w), with 1 or 3 channels"
@@ -38,22 +38,22 @@ _IMAGES, _LABELS = ("image", "img"), ("label", "labels", "fine_label")  # column
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Turns an image into a model's input: float32 (chans, size, size) on the CPU, resized and normalised.
+    """Turns an image into a model's input: float32 (chans, height, width) on the CPU, resized and normalised.
 
     Called with a path, a Pillow picture, or an array or tensor: uint8 or floating point in 0 to 1, (chans, height,
-    width), (height, width, chans) or (height, width). The largest centred square is resampled to ``image_size``;
+    width), (height, width, chans) or (height, width). :func:`diffvit.data.images.resize` brings it to ``image_size``;
     ``mean`` and ``std`` are those of each channel of the training images, in 0 to 1. InputError for anything else.
     """
 
-    image_size: int
+    image_size: Size
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __call__(self, image: Any) -> Float32[Tensor, "chans size size"]:
+    def __call__(self, image: Any) -> Float32[Tensor, "chans tall wide"]:
         """The model's input."""
         return normalise(self.pixels(image)[None], self.mean, self.std)[0]
 
-    def pixels(self, image: Any, name: str = "image") -> UInt8[Tensor, "chans size size"]:
+    def pixels(self, image: Any, name: str = "image") -> UInt8[Tensor, "chans tall wide"]:
         """As a call gives it, not normalised."""
         return sized(one_image(image, name)[None], self.image_size, len(self.mean))[0]
 
@@ -117,10 +117,10 @@ def as_bytes(values: Tensor, name: str = "images") -> UInt8[Tensor, "*shape"]:
     return values.cpu().float().mul(255).round_().to(torch.uint8)
 
 
-def sized(pixels: UInt8[Tensor, "n chans h w"], size: int, channels: int | None) -> UInt8[Tensor, "n c size size"]:
+def sized(pixels: UInt8[Tensor, "n chans h w"], size: Size, channels: int | None) -> UInt8[Tensor, "n c tall wide"]:
     """Pixels as :func:`diffvit.data.images.resize` makes them, with this many channels; None keeps those they have."""
-    if pixels.shape[2:] != (size, size):
-        scaled = torch.empty(*pixels.shape[:2], size, size, dtype=torch.uint8)
+    if pixels.shape[2:] != sides(size):
+        scaled = torch.empty(*pixels.shape[:2], *sides(size), dtype=torch.uint8)
         for place, image in enumerate(pixels):
             scaled[place] = torch.from_numpy(resize(image.numpy(), size))
         pixels = scaled
@@ -130,7 +130,7 @@ def sized(pixels: UInt8[Tensor, "n chans h w"], size: int, channels: int | None)
 def from_data(
     data: Any,
     *,
-    image_size: int,
+    image_size: Size,
     channels: int | None = None,
     classes: Sequence[str] | None = None,
     matched: bool = False,
@@ -142,7 +142,7 @@ def from_data(
             (or ``img``) and ``label`` (or ``fine_label``), as Hugging Face's. ``images`` are what
             :func:`channels_first` takes, or a sequence of what :func:`one_image` takes; labels are class indices or
             class names.
-        image_size: side of the images, pixels; others are resized.
+        image_size: side of the images, or height and width, pixels; others are resized.
         channels: 1 or 3; by default the images', RGB where only some are grey.
         classes: names of the classes; by default the data set's own, else the labels themselves.
         matched: the classes are a model's: where the data set has names of its own, labels are matched by name.
@@ -208,7 +208,7 @@ def _names_in(data: Any) -> list[str] | None:
     return None if getattr(data, "classes", None) is None else [str(name) for name in data.classes]
 
 
-def _read(image: Callable[[int], Tensor], count: int, size: int, channels: int | None) -> Tensor:
+def _read(image: Callable[[int], Tensor], count: int, size: Size, channels: int | None) -> Tensor:
     """Every image, resized as soon as it is read; an exception becomes an InputError that names its place."""
 
     def each() -> Iterator[Tensor]:
@@ -265,7 +265,7 @@ def splits(
     data: Any,
     test: Any = None,
     *,
-    image_size: int,
+    image_size: Size,
     channels: int | None = None,
     classes: Sequence[str] | None = None,
     test_size: float = 0.2,

@@ -18,9 +18,9 @@ from diffvit.data import cifar10, folder
 from diffvit.data import shapes as shape_images
 from diffvit.data.cifar10 import Container
 from diffvit.data.download import fetch
-from diffvit.data.images import Images, fingerprint, resize, with_channels
+from diffvit.data.images import Images, centred_box, fingerprint, resize, with_channels
 from diffvit.data.random_draws import hash_words
-from diffvit.errors import EnvironmentFault, InputError, check_choice
+from diffvit.errors import EnvironmentFault, InputError, Size, check_choice, sides
 from diffvit.files import cache_folder
 from diffvit.registry import SOURCES, function_of
 
@@ -35,7 +35,7 @@ def load(
     split: str,
     *,
     data_dir: Path | None,
-    image_size: int,
+    image_size: Size,
     channels: int | None = None,
     shapes: Mapping[str, Any] | None = None,
     test_size: float = 0.2,
@@ -50,7 +50,7 @@ def load(
         data_dir: where the data lies. ``cifar10`` is looked for in ``data_dir/cifar10`` and ``data_dir`` and nowhere
             else; without a ``data_dir`` where ``DIFFVIT_DATA`` points, in the same way; without either in the user's
             cache, and then fetched into it. ``folder`` must have one.
-        image_size: side of the images, pixels; others are resized.
+        image_size: side of the images, or height and width, pixels; others are resized.
         channels: 1 or 3, to have grey images as RGB or RGB images as grey; by default as they are.
         shapes: the settings of :func:`diffvit.data.shapes.generate`, with ``train`` and ``test`` for the counts.
         test_size: share of each class that is set apart for testing, in a ``folder`` without test images.
@@ -66,7 +66,7 @@ def load(
     check_choice("split", split, ("train", "test"))
     options = {"data_dir": data_dir, "image_size": image_size, "shapes": shapes or {}, "announce": announce}
     options |= {"channels": channels, "test_size": test_size, "bad_files": bad_files}
-    images = _resized(function_of(SOURCES[source])(split, **options), image_size)
+    images = resized(function_of(SOURCES[source])(split, **options), image_size)
     return images if channels is None else replace(images, pixels=with_channels(images.pixels, channels))
 
 
@@ -144,13 +144,16 @@ def _find_cifar10(data_dir: Path | None, announce: Announce | None, *, strict: b
     return found
 
 
-def _resized(images: Images, size: int) -> Images:
-    if images.pixels.shape[-2:] == (size, size):
+def resized(images: Images, size: Size) -> Images:
+    """Images and masks of another size, by :func:`diffvit.data.images.resize`."""
+    if images.pixels.shape[-2:] == sides(size):
         return images
     pixels = torch.from_numpy(np.stack([resize(image, size) for image in images.pixels.numpy()]))
     masks = images.masks
     if masks is not None:
-        masks = torch.nn.functional.interpolate(masks[:, None].float(), (size, size), mode="area")[:, 0] >= 0.5
+        left, top, right, bottom = centred_box(masks.shape[1], masks.shape[2], size)
+        part = masks[:, None, top:bottom, left:right].float()
+        masks = torch.nn.functional.interpolate(part, sides(size), mode="area")[:, 0] >= 0.5
     content = fingerprint(pixels, images.labels, images.classes)
     return replace(images, pixels=pixels, fingerprint=content, masks=masks)
 

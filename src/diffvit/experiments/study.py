@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from diffvit.config import Config, config_hash, flat, merge, parse, read_yaml
-from diffvit.errors import ConfigError, did_you_mean
+from diffvit.errors import ConfigError, did_you_mean, sides
 from diffvit.registry import ATTENTION
 from diffvit.settings import ModelConfig
 
@@ -221,7 +222,7 @@ def flops_per_image(config: Config) -> float:
     Computed from sizes; the same that :func:`diffvit.training.score.flops_per_image` counts in the model.
     """
     model = config.model
-    patches = (model.image_size // model.patch_size) ** 2
+    patches = math.prod(sides(model.image_size)) // model.patch_size**2
     tokens, width = patches + (model.pool == "cls"), model.embed_dim
     embed = patches * width * model.in_chans * model.patch_size**2
     mlp = 2 * model.mlp_ratio * width**2  # of one token

@@ -55,6 +55,11 @@ class FastRope2d(Rope2d):
         rotated = planes * torch.polar(torch.ones_like(angles), angles)
         return torch.view_as_real(rotated).to(x.dtype).view(x.shape)
 
+    def set_grid(self, grid: tuple[int, int]) -> None:
+        """As :meth:`Rope2d.set_grid`."""
+        super().set_grid(grid)
+        vars(self).pop("turn", None)
+
     @functools.cached_property
     def turn(self) -> Float[Tensor, "tokens 2 width"]:
         """Cosine and signed sine of each entry of a head, float32, as the compiled kernels read them."""

@@ -94,8 +94,10 @@ def resample(
 ) -> Float[Tensor, "1 new_tokens dim"]:
     """A table for another grid of patches: bicubic with antialiasing in float32, as timm resamples it.
 
-    Rows of the table before the patches' stay as they are.
+    Rows of the table before the patches' stay as they are; for the same grid the table does.
     """
+    if old == new:
+        return table
     prefix = table.shape[1] - old[0] * old[1]
     before, patches = table[:, :prefix], table[:, prefix:]
     square = patches.float().unflatten(1, old).permute(0, 3, 1, 2)
@@ -133,11 +135,17 @@ class Rope2d(nn.Module):
         super().__init__()
         if head_dim % 4:
             raise ConfigError("num_heads", f"leaves heads {head_dim} wide: rope-2d needs a multiple of 4")
-        rates = ROPE_BASE ** (-_count(head_dim // 4) * 4 / head_dim)
+        self.prefix = prefix
+        self.register_buffer("angles", torch.empty(0, head_dim // 2, dtype=torch.float64), persistent=False)
+        self.set_grid(grid)
+
+    def set_grid(self, grid: tuple[int, int]) -> None:
+        """Compute the angles of a grid of patches."""
+        planes = self.angles.shape[1]
+        rates = ROPE_BASE ** (-_count(planes // 2) * 2 / planes)
         rows, columns = torch.meshgrid(*map(_count, grid), indexing="ij")
         angles = torch.cat([rows.reshape(-1, 1) * rates, columns.reshape(-1, 1) * rates], dim=1)
-        angles = torch.cat([angles.new_zeros(prefix, head_dim // 2), angles])
-        self.register_buffer("angles", angles.to(torch.get_default_device()), persistent=False)
+        self.angles = torch.cat([angles.new_zeros(self.prefix, planes), angles]).to(self.angles)
 
     def forward(self, x: Float[Tensor, "batch tokens heads width"]) -> Float[Tensor, "batch tokens heads width"]:
         """Rotate queries or keys; where there are fewer tokens than positions, they are the first ones."""

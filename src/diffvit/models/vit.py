@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffvit.errors import ConfigError, InputError, check_choice, did_you_mean
+from diffvit.errors import ConfigError, InputError, Size, check_choice, checked_size, did_you_mean, sides
 from diffvit.models import pos_embed as positions
 from diffvit.models.attention import NORMS, AttentionMaps, DifferentialAttention, SplitDifferentialAttention
 from diffvit.models.init import initialise
@@ -25,25 +25,30 @@ class PatchEmbed(nn.Module):
     """Cut an image into square patches and project each linearly (arXiv 2010.11929, equation 1).
 
     Args:
-        image_size: side of the square input, pixels.
+        image_size: side of a square input, or its height and width, pixels.
         patch_size: side of a patch, pixels.
         in_chans: input channels.
         dim: width of a token.
 
     Set ``any_size`` to take images of any height and width that the patch divides; ``grid`` is then the trained one.
+    (Rotary positions are those of one size: see :meth:`VisionTransformer.set_input_size`.)
 
     Raises:
         ConfigError: ``patch_size`` does not divide ``image_size``.
     """
 
-    def __init__(self, image_size: int, patch_size: int, in_chans: int, dim: int) -> None:
+    def __init__(self, image_size: Size, patch_size: int, in_chans: int, dim: int) -> None:
         super().__init__()
-        if image_size % patch_size:
-            raise ConfigError("patch_size", f"{patch_size} does not divide image_size {image_size}")
-        self.image_size, self.patch_size, self.in_chans = image_size, patch_size, in_chans
-        self.grid = (image_size // patch_size, image_size // patch_size)
-        self.any_size = False
+        self.patch_size, self.in_chans, self.any_size = patch_size, in_chans, False
+        self.set_size(image_size)
         self.proj = nn.Conv2d(in_chans, dim, kernel_size=patch_size, stride=patch_size)
+
+    def set_size(self, image_size: Size) -> None:
+        """Take images of this size; ConfigError where ``patch_size`` does not divide it."""
+        height, width = sides(image_size)
+        if height % self.patch_size or width % self.patch_size:
+            raise ConfigError("patch_size", f"{self.patch_size} does not divide image_size {image_size}")
+        self.image_size, self.grid = image_size, (height // self.patch_size, width // self.patch_size)
 
     def forward(self, images: Float[Tensor, "batch chans height width"]) -> Float[Tensor, "batch patches dim"]:
         """Patches row by row, from the top left.
@@ -67,8 +72,8 @@ class PatchEmbed(nn.Module):
             if channels != self.in_chans or height % side or width % side or not height * width:
                 allowed = f"{self.in_chans} channels, sides multiples of {side}"
                 raise InputError("images", f"do not fit the model ({found} vs {allowed})")
-        elif (channels, height, width) != (self.in_chans, self.image_size, self.image_size):
-            allowed = f"{self.in_chans}x{self.image_size}x{self.image_size}"
+        elif (channels, height, width) != (self.in_chans, *sides(self.image_size)):
+            allowed = "x".join(map(str, (self.in_chans, *sides(self.image_size))))
             raise InputError("images", f"have another shape than the model ({found} vs {allowed})")
 
 
@@ -180,7 +185,7 @@ class VisionTransformer(nn.Module):
     ``class_token=False, global_pool="avg", fc_norm=False``, and timm's differential ``num_heads`` is half of ours.
 
     Args:
-        image_size: side of the square input, pixels.
+        image_size: side of a square input, or its height and width, pixels.
         patch_size: side of a square patch, pixels; divides ``image_size``.
         in_chans: input channels.
         num_classes: outputs of the head; 0 leaves the head out and gives the pooled features.
@@ -212,7 +217,7 @@ class VisionTransformer(nn.Module):
     def __init__(
         self,
         *,
-        image_size: int = 32,
+        image_size: Size = 32,
         patch_size: int = 4,
         in_chans: int = 3,
         num_classes: int = 10,
@@ -237,6 +242,7 @@ class VisionTransformer(nn.Module):
     ) -> None:
         settings = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         super().__init__()
+        image_size = settings["image_size"] = checked_size("image_size", image_size)
         self.settings: dict[str, Any] = settings
         # Set by diffvit.load: names of the outputs, and what makes an input of an image.
         self.classes: list[str] | None = None
@@ -293,8 +299,7 @@ class VisionTransformer(nn.Module):
         x = self.patch_embed(images)
         table = positions.table(self)
         grid = (images.shape[2] // self.patch_embed.patch_size, images.shape[3] // self.patch_embed.patch_size)
-        if table is not None and grid != self.grid:
-            table = positions.resample(table, self.grid, grid)
+        table = table if table is None else positions.resample(table, self.grid, grid)
         if table is not None and self.no_embed_class:
             x = x + table
         before = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
@@ -306,6 +311,25 @@ class VisionTransformer(nn.Module):
         x = self.norm(x)
         x = x[:, 0] if self.pool == "cls" else x[:, self.prefix :].mean(dim=1)
         return self.head(self.fc_norm(x))
+
+    def set_input_size(self, image_size: Size) -> None:
+        """Take images of another size from now on, as timm's method of this name; the weights stay as they are.
+
+        Added positions are interpolated in every forward pass (:func:`diffvit.models.pos_embed.resample`), rotary ones
+        are computed for the new grid. ``grid`` stays that of the position table, ``patch_embed.grid`` is the new one.
+
+        Args:
+            image_size: side of a square input, or its height and width, pixels.
+
+        Raises:
+            ConfigError: the patch does not divide it.
+        """
+        image_size = checked_size("image_size", image_size)
+        self.patch_embed.set_size(image_size)
+        self.settings["image_size"] = image_size
+        for module in self.modules():
+            if isinstance(module, Rope2d):
+                module.set_grid(self.patch_embed.grid)
 
     def attention_maps(self, images: Float[Tensor, "batch chans height width"]) -> list[AttentionMaps]:
         """Every block's maps, first to last."""
@@ -368,11 +392,10 @@ def _head(kind: str, dim: int, num_classes: int) -> nn.Module:
 
 def _check_sizes(settings: Mapping[str, Any]) -> None:
     check_choice("qk_norm", settings["qk_norm"], NORMS)
-    whole = ("image_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads", "registers")
+    whole = ("patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads", "registers")
     for name in whole:
         if not isinstance(settings[name], Integral):
-            square = ": images are square" if name == "image_size" else ""
-            raise ConfigError(name, f"must be a whole number{square} (found {settings[name]!r})")
+            raise ConfigError(name, f"must be a whole number (found {settings[name]!r})")
     for name in ("mlp_ratio", "norm_eps", "drop_path", "layer_scale"):
         if not isinstance(settings[name], Real):
             raise ConfigError(name, f"must be a number (found {settings[name]!r})")

@@ -14,7 +14,7 @@ from diffvit.config import Config, parse, to_dict
 from diffvit.data import sources
 from diffvit.data.images import Images
 from diffvit.data.memory import from_data
-from diffvit.errors import ConfigError, InputError, did_you_mean
+from diffvit.errors import ConfigError, InputError, Size, did_you_mean
 from diffvit.files import disk_faults, replace, to_json
 from diffvit.registry import MEMORY
 from diffvit.training.environment import hardware
@@ -34,15 +34,17 @@ def evaluate(
     split: str = "test",
     data: str | None = None,
     data_dir: Path | None = None,
+    size: Size | None = None,
     device: str = "auto",
     precision: str = "auto",
 ) -> dict[str, Any]:
-    """Score a trained model; on its own data the figures are also written into the run folder.
+    """Score a trained model; on its own data, at its own size, the figures are also written into the run folder.
 
     The file is ``evaluation.json`` for the test set and ``evaluation-SPLIT.json`` for the others. Returned are the
     figures of :func:`score` with ``run``, ``split`` (``given`` for ``images``), ``data``, ``fingerprint``, ``classes``,
     ``parameters``, ``flops_per_image``, ``device``, ``hardware`` and ``precision``; on CIFAR-10 with some images from a
-    JPEG copy also ``data_note``, and ``accuracy_exact`` on the other ``images_exact``.
+    JPEG copy also ``data_note``, and ``accuracy_exact`` on the other ``images_exact``; at another
+    size than trained for also ``image_size``.
 
     Args:
         run: a run folder, a weights file, a packaged name, or what :func:`load` gave (then with ``images``).
@@ -54,16 +56,18 @@ def evaluate(
         data: another data source than the model's own; its classes must be the model's.
         data_dir: where the data lies; by default where the run had it, for CIFAR-10 else where it is always looked
             for (:func:`diffvit.data.sources.load`).
+        size: another side of the images than trained for, or (height, width), pixels: the images are resized to it, the
+            model's positions interpolated (:meth:`diffvit.VisionTransformer.set_input_size`).
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: ``fp32``, ``bf16``, or ``auto``: see :func:`diffvit.training.load.precision_of`.
 
     Raises:
-        ConfigError: no such split, or the model does not say which data it is for.
+        ConfigError: no such split, the patch does not divide the size, or the model does not say what data it is for.
         InputError: the model or the data is missing or damaged, or they do not fit each other.
     """
     if split not in SPLITS:
         raise ConfigError("split", f"{split!r} vs {', '.join(SPLITS)}", did_you_mean(split, SPLITS))
-    model, meta, where = ready(run, device, precision)
+    model, meta, where = ready(run, device, precision, size)
     config = config_of(run, meta) if meta else None
     if images is not None:
         how = {"image_size": model.settings["image_size"], "channels": model.settings["in_chans"]}
@@ -73,8 +77,7 @@ def evaluate(
         raise ConfigError("evaluate", "a loaded model needs images and labels", "Or name its run folder instead.")
     else:
         found = images_of(run, model.settings["image_size"], meta, config, (split, data, data_dir))
-    size = max(500, config.batch_size if config else 0)
-    figures = score(model, found, batch_size=size, **where)
+    figures = score(model, found, batch_size=max(500, config.batch_size if config else 0), **where)
     kind = torch.device(where["device"]).type
     facts = {
         "run": type(run).__name__ if isinstance(run, nn.Module) else str(run.path if isinstance(run, RunDir) else run),
@@ -87,6 +90,8 @@ def evaluate(
     }
     figures = {**facts, **described(found, figures)}
     folder = Path(facts["run"])
+    if model.patch_embed.grid != model.grid:
+        return figures | {"image_size": model.settings["image_size"]}
     if split in SPLITS and folder.is_dir() and data is None and found.name == meta["data"]:
         path = folder / ("evaluation.json" if split == "test" else f"evaluation-{split}.json")
         with disk_faults(path):
@@ -100,7 +105,7 @@ def config_of(run: object, meta: Meta) -> Config | None:
         return None if meta["config"] is None else parse(meta["config"], str(run))
 
 
-def images_of(run: object, image_size: int, meta: Meta, config: Config | None, wanted: Wanted) -> Images:
+def images_of(run: object, image_size: Size, meta: Meta, config: Config | None, wanted: Wanted) -> Images:
     """The images to score on, their classes checked against the model's."""
     split, data, data_dir = wanted
     source = data or (config.data if config else "auto")

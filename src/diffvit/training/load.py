@@ -5,10 +5,12 @@ Everything in a file is checked before it is believed.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from torch import nn
 from diffvit import weights
 from diffvit.config import ModelConfig, validate
 from diffvit.data.memory import Preprocess
-from diffvit.errors import ConfigError, InputError, did_you_mean
+from diffvit.errors import ConfigError, InputError, Size, checked_size, did_you_mean
 from diffvit.files import disk_faults, replace, to_json
 from diffvit.hub.files import OWN_HINT, NoInit, check_finite, check_weights, read_header, read_safetensors
 from diffvit.kernels import accelerate
@@ -68,20 +70,37 @@ def load_with_meta(reference: Reference, *, device: torch.device | str = "cpu") 
     return model.to(device).eval(), {**meta, "config": own, "file": path}
 
 
-def ready(model: Reference | nn.Module, device: str, precision: str) -> tuple[Any, Meta, dict[str, Any]]:
+def at_size(model: VisionTransformer, size: Size | None) -> VisionTransformer:
+    """A model that :func:`load` gave, or for another ``size`` than its own a copy that takes this one.
+
+    See :meth:`diffvit.VisionTransformer.set_input_size`. ConfigError where the patch does not divide the size.
+    """
+    size = None if size is None else checked_size("size", size)
+    if size in (None, model.settings["image_size"]):
+        return model
+    model = copy.deepcopy(model)
+    model.set_input_size(size)
+    model.preprocess = changed(model.preprocess, image_size=size)
+    return model
+
+
+def ready(
+    model: Reference | nn.Module, device: str, precision: str, size: Size | None = None
+) -> tuple[Any, Meta, dict[str, Any]]:
     """A model to score with, loaded and accelerated; its metadata; and the arguments of ``logits_of``.
 
     One that :func:`load` gave is taken as it is and where it is; it has no metadata, and ``auto`` precision is fp32.
-    ConfigError for any other module.
+    ``size`` is :func:`at_size`'s. ConfigError for any other module.
     """
     meta: Meta = {}
     if not isinstance(model, nn.Module):
         device = resolve_device(device)
         module, meta = load_with_meta(model, device=device)
+        module = at_size(module, size)
         accelerate(module)
         where: dict[str, Any] = {"device": device, "precision": precision_of(meta, precision, device)}
     elif isinstance(getattr(model, "preprocess", None), Preprocess):
-        module, place = model, next(model.parameters()).device
+        module, place = at_size(model, size), next(model.parameters()).device  # pyright: ignore[reportArgumentType]
         where = {"device": place, "precision": "fp32" if precision == "auto" else precision}
     else:
         hint = "Take what diffvit.load gives, or a run folder."

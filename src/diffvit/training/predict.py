@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from diffvit.data.layout import image_files
 from diffvit.data.memory import Preprocess, as_bytes, channels_first, sized
-from diffvit.errors import EnvironmentFault, InputError
+from diffvit.errors import EnvironmentFault, InputError, Size
 from diffvit.files import Row
 from diffvit.training.environment import usable_cores
 from diffvit.training.load import Reference, ready
@@ -80,6 +80,7 @@ def predict(
     model: Reference | nn.Module,
     images: Any,
     *,
+    size: Size | None = None,
     device: str = "auto",
     precision: str = "auto",
     skip_bad: bool = False,
@@ -91,15 +92,16 @@ def predict(
         images: a path or many: files, folders (searched at any depth) and patterns as ``photos/*.jpg``; or an array or
             tensor (n, c, h, w), (n, h, w, c) or (n, h, w), uint8 or floating point in 0 to 1; or a Pillow picture, or a
             sequence of pictures, arrays or tensors of any sizes.
+        size: another side of the input than trained for, or (height, width), pixels; positions are interpolated.
         device: ``auto``, ``cpu`` or ``cuda``; a loaded model stays where it is.
         precision: ``fp32``, ``bf16``, or ``auto``: as its run was scored, of a loaded model fp32.
         skip_bad: leave out files that cannot be read, which :attr:`Predictions.bad` then has.
 
     Raises:
-        ConfigError: a model that :func:`diffvit.load` did not give.
+        ConfigError: a model that :func:`diffvit.load` did not give, or the patch does not divide the size.
         InputError: a model or an image that is missing, damaged, over a limit, or of a wrong type or range.
     """
-    module, _, where = ready(model, device, precision)
+    module, _, where = ready(model, device, precision, size)
     preprocess: Preprocess = module.preprocess
     logits: list[Tensor] = []
     names: list[str] = []
@@ -113,10 +115,11 @@ def predict(
             return error
 
     if isinstance(images, Tensor | np.ndarray):
-        size, channels = preprocess.image_size, len(preprocess.mean)
+        channels = len(preprocess.mean)
         for part in channels_first(images, channels=channels).split(_AT_A_TIME):
             if len(part):
-                logits.append(logits_of(module, sized(as_bytes(part), size, channels), **where))
+                part = sized(as_bytes(part), preprocess.image_size, channels)
+                logits.append(logits_of(module, part, **where))
     else:
         given: list[Any] = [images] if isinstance(images, str | Path | Image.Image) else list(images)
         files = all(isinstance(each, str | Path) for each in given)

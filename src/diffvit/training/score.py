@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffvit.data.batches import Channels, Device, evaluation_batches
 from diffvit.data.images import Images
+from diffvit.errors import sides
 from diffvit.kernels import accelerate
 from diffvit.training.intervals import wilson
 
@@ -167,7 +168,7 @@ def flops_per_image(model: nn.Module) -> int:
     settings: dict[str, Any] = model.settings  # pyright: ignore[reportAssignmentType]
     twin = copy.deepcopy(model).cpu().float()
     accelerate(twin)
-    image = torch.zeros(1, settings["in_chans"], settings["image_size"], settings["image_size"])
+    image = torch.zeros(1, settings["in_chans"], *sides(settings["image_size"]))
     with evaluating(twin), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         twin(image)
     return int(counter.get_total_flops())
