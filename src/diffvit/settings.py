@@ -232,7 +232,7 @@ class Config(Section):
     """For a folder without test images: share of each class that is set apart for testing."""
     bad_files: Literal["refuse", "skip"] = "refuse"
     """For a folder: refuse files that cannot be read, or skip them."""
-    init_from: str | None = None
+    init_from: Annotated[str, Field(min_length=1)] | None = None
     """Trained weights to start from: a run, a weights file, a packaged name, timm:NAME or a DINO name."""
     init_state: bool = False
     """With init_from a run: go on from its last checkpoint, the optimiser's state too (diffvit train --continue)."""

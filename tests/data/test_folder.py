@@ -133,6 +133,13 @@ def test_every_bad_file_is_reported_together_or_skipped(tree):
     assert images.fingerprint == first.fingerprint
 
 
+def test_a_class_of_which_nothing_can_be_read_is_refused(tree):
+    for path in (tree / "train" / "dog").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match="no training image of class dog"):
+        sources.load("folder", "train", data_dir=tree, image_size=16, bad_files="skip")
+
+
 def test_a_pass_that_was_killed_goes_on_where_it_stopped(tree, monkeypatch):
     first, read_file = load(tree), folder_source._read_file
     shutil.rmtree(cache_folder() / "folders")

@@ -109,7 +109,11 @@ REFUSED = {
     "a missing file": ({"a.csv": "path,label\nnone.png,1\n"}, r"a.csv, row 1.*none\.png"),
     "no label": ({"1.png": "", "a.csv": "path,label\n1.png,\n"}, "no label"),
     "an unknown split": ({"1.png": "", "a.csv": "path,label,split\n1.png,a,half\n"}, "split 'half'"),
-    "not JSON": ({"1.png": "", "a.jsonl": '{"path": "1.png", "label": 1}\nnothing'}, "cannot be read as a table"),
+    "other columns": ({"a.csv": "name;kind\n1.png;a\n"}, "found name;kind; allowed path"),
+    "not JSON": (
+        {"1.png": "", "a.jsonl": '{"path": "1.png", "label": 1}\nnothing'},
+        r"cannot be read as a table \(line 2: ",
+    ),
 }
 
 

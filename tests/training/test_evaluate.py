@@ -152,3 +152,23 @@ def test_predict_names_the_likeliest_classes(run, tmp_path):
     torch.testing.assert_close(found.probabilities[0], chances, rtol=1e-4, atol=1e-6)
     assert len(found.top(99)[0]) == 10
     assert len(diffvit.predict(run, [], device="cpu")) == 0
+
+
+def test_a_folder_that_changed_is_said_and_does_not_replace_the_runs_figures(tmp_path):
+    place = pictures(tmp_path / "pets", ("cat", "dog"), train=6, test=2)
+    out = tmp_path / "run"
+    own = {"data": "folder", "data_dir": str(place), "validation_size": 2, "epochs": 2}
+    diffvit.train(small(own, model={"num_classes": 2}), out=out)
+    evaluate(out, device="cpu")
+    before = (out / "evaluation.json").read_bytes()
+    Image.new("RGB", (16, 16), "red").save(place / "test" / "cat" / "new.png")
+    with pytest.warns(UserWarning, match="has other test images than when the run was made"):
+        assert evaluate(out, device="cpu")["images"] == 5
+    assert (out / "evaluation.json").read_bytes() == before
+    (out / "result.json").unlink()
+    with pytest.raises(ConfigError, match="test data fingerprint"):
+        diffvit.train(small(own, model={"num_classes": 2}), out=out, resume=True)
+    for path in place.rglob("[1-9].png"):
+        path.unlink()
+    with pytest.raises(InputError, match="has no validation images"):
+        evaluate(out, split="validation", device="cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,7 +30,7 @@ def info(
     output: Output = OUTPUT,
 ) -> None:
     """Show a data set's counts, classes, sizes, unreadable files and fingerprint, and draw a contact sheet (PNG)."""
-    if name not in SOURCES and (place := Path(name)).exists():
+    if name not in SOURCES and ((place := Path(name)).exists() or os.sep in name):
         name, data_dir = "folder", place
     flags: dict[str, Any] = {"data": name, "test_size": test_size, "model": {"image_size": image_size}}
     config = resolve(None, {**flags, "data_dir": data_dir} if data_dir else flags)

@@ -145,12 +145,17 @@ def load(
         for line in [*unread, *twice[:_TWICE_SHOWN], *more]:
             say(f"warning: {line}")
     if faults and bad_files != "skip":
-        few = ", ".join(f"{path} ({why})" for path, why in faults[:3]) + (", ..." if len(faults) > 3 else "")
+        few = ", ".join(f"{path} ({why})" for path, why in faults[:3])
+        few += f", and {len(faults) - 3:,} more" if len(faults) > 3 else ""
         why = f"{len(faults):,} of {len(scan.layout.files):,} files cannot be read: {few}"
         hint = f"See all of them with: diffvit data info {place}. --bad-files skip leaves them out."
         raise InputError(str(place), why, hint)
     labels, classes = torch.tensor(scan.layout.labels), scan.layout.classes
-    if not rows[split] or (split == TRAIN and len(labels[rows[split]].unique()) < 2):
+    trained = set(labels[rows[TRAIN]].tolist())
+    if lost := [name for label, name in enumerate(classes) if label not in trained]:
+        why = f"no training image of class {lost[0]} can be read"
+        raise InputError(str(place), why, "Mend some, or take the class away.")
+    if not rows[split]:
         raise InputError(str(place), f"has too few images to {split}", "Give each class more, or another --test-size.")
     count = channels or (1 if scan.grey else 3)
     pixels = scan.pixels[:, :1] if count == 1 and scan.grey else scan.pixels
@@ -190,8 +195,8 @@ def read(place: Path, size: Size, say: Announce) -> Scan:
             records.truncate(done * _RECORD.itemsize)
             pixels.truncate(done * slot)
             _check_room(path.parent, (count - done) * slot)
-            if done:
-                say(f"{done:,} of {count:,} files were read before")
+            if done or count > _AT_A_TIME:
+                say(f"reading {count:,} files" + (f", {done:,} of them were read before" if done else ""))
             shown = time.monotonic()
             with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
                 for first in range(done, count, _AT_A_TIME):
@@ -210,8 +215,11 @@ def read(place: Path, size: Size, say: Announce) -> Scan:
             parts[0].replace(known)
             flush(path.parent)
     except OSError as error:
-        hint = "The cache needs room for the decoded images."
+        hint = "It is the cache of decoded images; XDG_CACHE_HOME names another place for it."
         raise EnvironmentFault(str(path), f"cannot be written ({error.strerror})", hint) from None
+    except KeyboardInterrupt:
+        say("interrupted: what was read is kept, the same command goes on with it")
+        raise
     made = kept()
     assert made is not None  # this process has just written it
     return made

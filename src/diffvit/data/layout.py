@@ -95,6 +95,9 @@ def _folder(place: Path) -> _Found:
     if len(names) == 1 and not any(_maybe_image(file.name) and file.is_file() for file in (place / names[0]).iterdir()):
         return _folder(place / names[0])
     if not names:
+        others = sorted(file for file in place.iterdir() if file.suffix.lower() in _TABLES)
+        if others:
+            return _table(place, others[:1])  # which says what it lacks
         raise InputError(str(place), "has no folders of classes", _HINT)
     return place, "class folders", _class_rows(place, "", TRAIN)
 
@@ -129,7 +132,11 @@ def image_files(root: Path) -> Iterator[Path]:
 def _names(root: Path, folder: str) -> Iterator[str]:
     """The paths of :func:`image_files` in a folder of ``root``, relative to it, as text: a Path each takes seconds."""
     base = str(root / folder)
-    for place, folders, names in os.walk(base, followlinks=True):
+
+    def refuse(error: OSError) -> None:
+        raise InputError(str(error.filename), f"cannot be listed ({error.strerror})") from None
+
+    for place, folders, names in os.walk(base, followlinks=True, onerror=refuse):
         here = Path(place)
         around = {here.resolve(), *here.resolve().parents}
         folders[:] = [
@@ -156,24 +163,28 @@ def _columns(file: Path) -> tuple[str, str, str] | None:
 
 def _records(file: Path) -> Iterator[dict[str, Any]]:
     """The rows of a CSV file with a header, or of a JSON Lines file."""
+    number = 0
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
             if file.suffix.lower() == ".csv":
                 yield from csv.DictReader(lines)
                 return
-            for line in lines:
+            for number, line in enumerate(lines, 1):  # noqa: B007  (the error names it)
                 if line.strip():
                     yield dict(json.loads(line))
     except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise InputError(str(file), f"cannot be read as a table ({' '.join(str(error).split())})") from None
+        where = f"line {number}: " if number else ""
+        raise InputError(str(file), f"cannot be read as a table ({where}{' '.join(str(error).split())})") from None
 
 
 def _table(root: Path, files: Sequence[Path]) -> _Found:
     rows: list[tuple[str, str, str]] = []
     for file in files:
         if (columns := _columns(file)) is None:
-            why = f"has no columns of path and label (allowed {', '.join(_PATHS)} and {', '.join(_LABELS)})"
-            raise InputError(str(file), why)
+            found = ", ".join(map(str, next(_records(file), {}))) or "no rows"
+            allowed = f"{', '.join(_PATHS)} and {', '.join(_LABELS)}"
+            why = f"has no columns of path and label (found {found}; allowed {allowed})"
+            raise InputError(str(file), why, "The first line of a CSV file names its columns, with commas.")
         usual = _SPLITS.get(file.stem.lower(), TRAIN)
         for number, record in enumerate(_records(file), 1):
             path, name, where = ("" if (cell := record.get(key)) is None else str(cell).strip() for key in columns)

@@ -230,6 +230,8 @@ def _numbered(
     labels: Sequence[Any], own: Sequence[str] | None, classes: Sequence[str] | None, matched: bool
 ) -> tuple[list[str], Int64[Tensor, " n"]]:
     """The names of the classes, and the place of each label in them."""
+    if classes and len(set(classes)) < len(classes):
+        raise InputError("classes", f"names a class twice (found {', '.join(map(str, classes[:10]))})")
     if all(isinstance(label, str) for label in labels):
         names = list(classes or own or sorted(set(labels)))
     else:

@@ -112,9 +112,10 @@ def refuse_differences(run: Path, settings: Sequence[str], then: Mapping[str, An
         if before.get(key) != now[key]:
             words = f"{key} version" if key in ("torch", "diffvit") else key
             found.append(f"{words} {before[key]} vs {now[key]}")
-    old, new = (str(facts.get("data", {}).get("fingerprint")) for facts in (then, now))
-    if old != new:
-        found.append(f"data fingerprint {old[:12]} vs {new[:12]}")
+    for key in ("fingerprint", "test_fingerprint"):  # the second is not recorded by older runs
+        old, new = (str(facts.get("data", {}).get(key)) for facts in (then, now))
+        if old != new and (key in then.get("data", {}) or key == "fingerprint"):
+            found.append(f"{'test ' if key != 'fingerprint' else ''}data fingerprint {old[:12]} vs {new[:12]}")
     if found:
         hint = "Nothing was changed; resume it as it was started, or start another run with --out."
         if now["kernels"] == "native" != before["kernels"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -93,10 +94,20 @@ def evaluate(
     if model.patch_embed.grid != model.grid:
         return figures | {"image_size": model.settings["image_size"]}
     if split in SPLITS and folder.is_dir() and data is None and found.name == meta["data"]:
+        if split == "test" and _changed(folder, found):
+            why = f"{found.name} has other test images than when the run was made; it may have been trained on some"
+            warnings.warn(f"{why}. The run's evaluation.json stays as it was.", stacklevel=2)
+            return figures
         path = folder / ("evaluation.json" if split == "test" else f"evaluation-{split}.json")
         with disk_faults(path):
             replace(path, to_json(figures, indent=None))
     return figures
+
+
+def _changed(folder: Path, images: Images) -> bool:
+    """Whether these are not the test images that a run recorded; False for runs that recorded none."""
+    known = RunDir(folder).environment.get("data", {}) if (folder / "environment.json").is_file() else {}
+    return known.get("test_fingerprint") not in (None, images.fingerprint)
 
 
 def config_of(run: object, meta: Meta) -> Config | None:
@@ -142,6 +153,8 @@ def images_of(run: object, image_size: Size, meta: Meta, config: Config | None, 
     if split == "test" or own is not None:
         return images
     ours, held = sources.validation_split(images.labels, size)
+    if split == "validation" and not len(held):
+        raise InputError(str(run), "has no validation images: every class has too few", "Take --split test.")
     return images.select(held if split == "validation" else ours)
 
 

@@ -26,7 +26,7 @@ from diffvit.data import memory
 from diffvit.data.batches import epoch_order
 from diffvit.data.images import Images
 from diffvit.data.sources import place_of
-from diffvit.errors import EnvironmentFault, InputError, Interrupted, NonFiniteError, out_of_memory
+from diffvit.errors import ConfigError, EnvironmentFault, InputError, Interrupted, NonFiniteError, out_of_memory
 from diffvit.files import disk_faults
 from diffvit.kernels import accelerate
 from diffvit.registry import MEMORY
@@ -92,6 +92,8 @@ def train(
         RunBusyError: another process trains in the folder.
         Interrupted: SIGINT or SIGTERM; the state is saved.
     """
+    if resume and overwrite:
+        raise ConfigError("overwrite", "does not go with resume", "Give one of the two.")
     passed: Passed = None
     if data is not None:
         model = config.model
@@ -191,7 +193,8 @@ def _run(
     # Each split has the name of its own content; the test set's count comes when it is scored.
     name = data.train.name + ("" if test.name == data.train.name else f", tested on {test.name}")
     counts = {"train": len(data.train), "validation": len(data.validation or ()), "test": None}
-    facts |= {"data": {"name": name, "fingerprint": data.fingerprint, **counts}, "classes": data.train.classes}
+    prints = {"fingerprint": data.fingerprint, "test_fingerprint": test.fingerprint}
+    facts |= {"data": {"name": name, **prints, **counts}, "classes": data.train.classes}
     if data.train.skipped:
         facts["data"]["skipped"] = [{"path": path, "reason": why} for path, why in data.train.skipped]
     facts |= {"mean": data.mean, "std": data.std}
