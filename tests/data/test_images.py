@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pillow_heif import register_heif_opener
-from sklearn.datasets import load_sample_image
 
 from diffvit.data.images import MAX_PIXELS, Images, decode, fingerprint, read_image, resize
 from diffvit.errors import InputError
@@ -156,6 +155,8 @@ def test_resize_takes_the_centred_square():
     ],
 )
 def test_resize_to_height_and_width_takes_the_largest_centred_part_of_that_shape(size, box):
+    from sklearn.datasets import load_sample_image  # seconds
+
     photograph = load_sample_image("china.jpg")
     height, width = size if isinstance(size, tuple) else (size, size)
     expected = Image.fromarray(photograph).resize((width, height), Image.Resampling.BILINEAR, box=box)

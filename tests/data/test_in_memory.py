@@ -1,10 +1,12 @@
 """Images given in Python: every form of the same images is the same data, and other things are refused."""
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.datasets import load_digits, load_sample_images
 from torch.utils.data import Dataset, Subset
 
 from diffvit.data.images import fingerprint
@@ -12,7 +14,15 @@ from diffvit.data.memory import from_data, splits
 from diffvit.errors import InputError
 
 CLASSES = ["church", "flower"]
-PHOTOS = [photo[row : row + 100, :150] for photo in load_sample_images().images for row in (0, 100, 200)]
+
+
+def photographs():
+    """The two that scikit-learn brings along, without importing it, which takes seconds."""
+    folder = Path(find_spec("sklearn").origin).parent / "datasets" / "images"
+    return [np.asarray(Image.open(folder / name).convert("RGB")) for name in ("china.jpg", "flower.jpg")]
+
+
+PHOTOS = [photo[row : row + 100, :150] for photo in photographs() for row in (0, 100, 200)]
 LABELS = [0, 0, 0, 1, 1, 1]
 
 
@@ -79,6 +89,8 @@ def test_every_form_of_the_same_images_is_the_same_data(tmp_path):
 
 
 def test_grey_stays_grey_unless_some_are_not():
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     levels = np.round(digits.images / 16 * 255).astype(np.uint8)
     found = from_data((digits.images / 16, digits.target), image_size=8)
@@ -122,6 +134,8 @@ def test_what_is_no_data_is_refused_and_a_sample_is_named(data, why):
 
 
 def test_a_share_of_each_class_is_set_apart_whatever_the_order():
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     images, labels = digits.images / 16, digits.target
     images[1] = images[0]  # equal images of one class

@@ -1,12 +1,9 @@
 import math
-import warnings
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn import metrics
 from torch import nn
 from torch.nn import functional as F
 
@@ -69,29 +66,6 @@ def test_precision_is_obeyed_and_logits_come_back_as_float32():
     assert full.dtype == half.dtype == torch.float32
     assert 0 < float((full - half).abs().max()) < 0.05
     assert torch.equal(half, half.bfloat16().float())
-
-
-def test_figures_of_imbalance_are_scikit_learns():
-    """Over the classes that are there, as the docstring names its conventions; None is scikit-learn's NaN."""
-    draw = np.random.default_rng(0)
-    for _ in range(1000):
-        classes, count = int(draw.integers(2, 12)), int(draw.integers(1, 60))
-        with_images, answered = (draw.choice(classes, int(draw.integers(1, classes + 1)), False) for _ in range(2))
-        truth, found = draw.choice(with_images, count), draw.choice(answered, count)
-        figures = metrics_of(F.one_hot(torch.tensor(found), classes).float(), torch.tensor(truth))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "y_pred contains classes not in y_true"
-            balanced = metrics.balanced_accuracy_score(truth, found)
-        both = {"labels": range(classes), "zero_division": np.nan}
-        precision, recall, _, _ = metrics.precision_recall_fscore_support(truth, found, **both)
-        assert figures["balanced_accuracy"] == pytest.approx(balanced, abs=1e-12)
-        macro = metrics.f1_score(truth, found, average="macro", zero_division=0)
-        assert figures["macro_f1"] == pytest.approx(macro, abs=1e-12)
-        for name, theirs in (("precision", precision), ("recall", recall)):
-            ours = [math.nan if value is None else value for value in figures[f"per_class_{name}"]]
-            np.testing.assert_allclose(ours, theirs, rtol=1e-12)
-        low, high = figures["accuracy_interval"]
-        assert 0 <= low <= metrics.accuracy_score(truth, found) <= high <= 1
 
 
 def test_few_classes_and_a_class_without_images():

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 from torch.nn import functional as F
 
@@ -53,6 +52,8 @@ def test_classification_is_the_summed_soft_cross_entropy():
 
 
 def test_class_weights_are_scikit_learns_and_weigh_the_soft_cross_entropy():
+    from sklearn.utils.class_weight import compute_class_weight
+
     draw = torch.Generator().manual_seed(0)
     labels = torch.multinomial(torch.tensor([0.7, 0.2, 0.0, 0.1]), 200, replacement=True, generator=draw)
     weights = balanced_weights(labels, 4)
