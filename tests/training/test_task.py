@@ -5,12 +5,20 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from diffvit.config import parse
+from diffvit.config import parse, to_dict
 from diffvit.data import shapes
 from diffvit.data.augment import Batch
 from diffvit.data.batches import channel_statistics, normalise
 from diffvit.errors import InputError
-from diffvit.training.task import Classification, TrainingData, balanced_weights, build_model, fresh_model, load_data
+from diffvit.training.task import (
+    Classification,
+    TrainingData,
+    balanced_weights,
+    build_model,
+    fitted,
+    fresh_model,
+    load_data,
+)
 
 
 def test_a_whitened_model_is_the_seeds_own_but_for_its_patches():
@@ -78,3 +86,15 @@ def test_images_of_one_class_are_not_trained_on(monkeypatch):
     monkeypatch.setattr("diffvit.data.sources.load", lambda *_, **__: one)
     with pytest.raises(InputError, match=f"one class alone .{one.classes[0]} vs at least two classes"):
         load_data(parse({"data": "shapes"}), lambda _: None)
+
+
+def test_what_a_run_took_from_its_data_is_taken_again_from_its_config():
+    """Also where a class has too few images to give its part: config.yaml repeats and resumes such a run."""
+    images = shapes.generate("train", 61, size=16)
+    images = images.select([place for place, label in enumerate(images.labels.tolist()) if label < 2 or place == 2])
+    assert images.labels.bincount().tolist()[:3] == [7, 6, 1]
+    config = fitted(parse({"data": "folder"}), "folder", images)
+    assert config.validation_size == 3
+    assert fitted(parse(to_dict(config)), "folder", images) == config
+    with pytest.raises(InputError, match="leaves nothing to train on"):
+        fitted(parse({"data": "folder", "validation_size": 30}), "folder", images)

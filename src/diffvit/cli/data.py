@@ -71,7 +71,7 @@ def info(
 
 def _tell(line: str) -> None:
     """Faults, and how far the reading is; the layout is shown with the rest."""
-    if line.startswith(("warning:", "read ")):
+    if line.startswith(("warning:", "read")):
         print(line, file=sys.stderr, flush=True)
 
 

@@ -130,13 +130,14 @@ def fitted(config: Config, source: str, images: Images) -> Config:
     where a size that is given does not fit.
     """
     given, own, size = "validation_size" in config.model_fields_set, images.validation, config.validation_size
+    usual = sources.usual_validation_size(images.labels)
     if own is not None:
         if given and size not in (0, len(own)):
             why = f"does not fit {images.name}, which has validation images of its own ({size} vs {len(own)})"
             raise ConfigError("validation_size", why, "Leave it out, or give 0 to train without validation.")
         size = size if given else len(own)
-    elif not given and source not in _WITH_SIZES:
-        size = sources.usual_validation_size(images.labels)
+    elif source not in _WITH_SIZES and (not given or size == usual):  # a run's own config.yaml gives it
+        size = usual
     elif size:
         sources.check_validation_size(images, size)
     found = {"num_classes": len(images.classes), "in_chans": images.pixels.shape[1]}
