@@ -13,19 +13,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from explorer_page import browser, explorer
 from PIL import Image
 from pillow_heif import from_pillow
+from playwright.sync_api import expect
 from sklearn.datasets import load_digits, load_sample_images
 
-from diffvit.app.explorer import Explorer, MapSelection
-from diffvit.app.images import ImageRef
-from diffvit.app.models import Models, list_models
-from diffvit.app.panels import OverlayStyle, panel
+from app_browser.watching import FIRST, changed, inner, opened
+
 from diffvit.cli.main import run
 from diffvit.training.run_dir import RunDir
 
 pytestmark = pytest.mark.system
 SMALL = {"EPOCHS": 1, "BATCH_SIZE": 16, "MODEL__EMBED_DIM": 48, "MODEL__DEPTH": 1, "MODEL__NUM_HEADS": 2, "THREADS": 1}
+RUNS = Path("runs")
 
 
 @cache
@@ -165,7 +166,7 @@ def test_every_command_takes_the_folder_as_it_is(place, capsys):
     assert re.search(r"^bad files +0$", out, re.MULTILINE)
     with Image.open(f"{place.name}-sheet.png") as sheet:
         assert np.asarray(sheet.convert("RGB")).std() > 10
-    folder = place.parent / "run"
+    folder = RUNS / layout
     succeeds(capsys, "train", "--data", "folder", "--data-dir", place, "--out", folder)
     trained = RunDir(folder)
     assert trained.config.model.num_classes == count
@@ -185,15 +186,11 @@ def test_every_command_takes_the_folder_as_it_is(place, capsys):
     for path in pictures:
         with Image.open(path) as picture:
             assert np.asarray(picture.convert("RGB")).std() > 10
-    explorer = Explorer(Models(list_models([str(folder)]), "cpu"), None)
-    looked = explorer.run(ImageRef("test", 0, "run"), "run")
-    assert "data:image/png" in str(panel(looked, MapSelection(), OverlayStyle()))
-    assert "test accuracy" in explorer.models.info("run").description
 
 
 @pytest.mark.parametrize("place", ["damaged"], indirect=True)
 def test_damaged_files_are_refused_together_in_one_line_or_skipped(place, capsys):
-    folder = place.parent / "run"
+    folder = RUNS / "damaged"
     command = ["train", "--data", "folder", "--data-dir", str(place), "--out", str(folder)]
     assert run(command) == 3
     err = capsys.readouterr().err
@@ -209,6 +206,26 @@ def test_damaged_files_are_refused_together_in_one_line_or_skipped(place, capsys
     assert {row["path"] for row in RunDir(folder).environment["data"]["skipped"]} == bad
     succeeds(capsys, "evaluate", folder)
     succeeds(capsys, "predict", folder, place / "temple" / "phone.heic")
+
+
+def test_the_page_shows_a_picture_of_every_folder():
+    """In a browser, with the runs that the tests above have trained."""
+    runs = sorted(RUNS.iterdir())
+    assert {run.name for run in runs} == set(LAYOUTS)
+    with browser() as chrome, explorer(Path.cwd(), [part for run in runs for part in ("--run", run)]) as (address, *_):
+        watched = opened(chrome, address)
+        page = watched.page
+        for run in runs[1:] + runs[:1]:  # the page begins with the first
+            before = inner(page, "#dv-thumbs")
+            page.get_by_label("Model", exact=True).first.click()
+            page.get_by_role("option", name=run.name, exact=True).first.click()
+            changed(page, "#dv-thumbs", before)
+            expect(page.locator(f"{FIRST} >> h2")).to_have_text(run.name)
+            thumb = page.locator("#dv-thumbs button").last
+            thumb.click()
+            expect(page.locator(f"{FIRST} >> figcaption >> nth=0")).to_contain_text(thumb.inner_text().strip())
+            assert page.locator(f"{FIRST} >> img").first.evaluate("image => image.naturalWidth") > 10
+        assert (watched.outside, watched.complaints) == ([], [])
 
 
 def test_heic_without_its_reader_is_named(monkeypatch, capsys):
