@@ -36,6 +36,7 @@ _YOUNGER = (
     *(f"model.{name}" for name in ("qk_norm", "layer_scale", "registers", "class_token", "no_embed_class", "fc_norm")),
     *("accelerate", "test_size", "bad_files", "class_weights", "sampling"),
     *("init_from", "init_state", "freeze", "optimizer.layer_decay"),
+    *(f"shapes.{name}" for name in ("diameter", "beyond", "contrast", "decoys", "distractors", "occluders")),
 )
 _Path = tuple[str, ...]  # of a setting: ("model", "depth")
 _Kind = TypeVar("_Kind", bound=Config)

@@ -76,6 +76,7 @@ SOURCES: dict[str, Callable[..., Any] | str] = {
     "cifar10": "diffvit.data.sources:load_cifar10",
     "folder": "diffvit.data.sources:load_folder",
     "shapes": "diffvit.data.sources:load_shapes",
+    "shapes-hard": "diffvit.data.sources:load_hard_shapes",
 }
 # One of them at a time acts between flip and crop and colour jitter; the built-in ones are in data/augment.py.
 AUGMENTATIONS: dict[str, Callable[[Any, Any], Any] | None] = dict.fromkeys(("none", "randaugment", "trivialaugment"))

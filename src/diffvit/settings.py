@@ -217,6 +217,18 @@ class ShapesConfig(Section):
     """Standard deviation of the pixel noise, as a share of the pixel range (0 to 1)."""
     seed: Seed = 0
     """Seed of the images."""
+    diameter: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    """Diameter of the largest shape, as a share of the side; the smallest has 0.71 of it."""
+    beyond: Fraction = 0.0
+    """Share of a shape's radius that may lie outside of the image."""
+    contrast: Fraction = 0.0
+    """Largest difference from the background, lighter or darker at random; 0: every shape is lighter than all else."""
+    decoys: Count = 0
+    """Pieces of clutter as large as the shape."""
+    distractors: Count = 0
+    """Outlines of other classes, as large as the shape, with 0.3 of its contrast."""
+    occluders: Count = 0
+    """Pieces of clutter in front of the shape."""
 
 
 class Config(Section):

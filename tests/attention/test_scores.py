@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from diffvit.attention import capture, metrics, rollout
+from diffvit.attention.baselines import by_place, mask_scores
 from diffvit.attention.inputs import LoadedModel
-from diffvit.attention.scores import baselines, mask_scores, saliency_maps, score_maps
+from diffvit.attention.scores import saliency_maps, score_maps
 from diffvit.data import shapes
 from diffvit.errors import InputError
 from diffvit.models.vit import VisionTransformer
@@ -45,15 +46,15 @@ def test_heats_are_those_of_capture_and_rollout(pool: str) -> None:
 
 
 def test_what_chance_gives() -> None:
-    heats = baselines(3, (4, 6), seed=1)
+    heats = by_place(3, (4, 6), seed=1)
     assert set(heats) == {"uniform", "centre", "random"}
     assert all(heat.shape == (3, 4, 6) for heat in heats.values())
     middle = heats["centre"][0]
     assert (middle.flip(0) - middle).abs().max() < 1e-6
     assert (middle.flip(1) - middle).abs().max() < 1e-6
     assert set(middle.flatten().topk(4).indices.tolist()) == {8, 9, 14, 15}
-    assert torch.equal(baselines(3, (4, 6), seed=1)["random"], heats["random"])
-    assert not torch.equal(baselines(3, (4, 6), seed=2)["random"], heats["random"])
+    assert torch.equal(by_place(3, (4, 6), seed=1)["random"], heats["random"])
+    assert not torch.equal(by_place(3, (4, 6), seed=2)["random"], heats["random"])
 
 
 def test_rows_are_means_of_the_scores_of_each_image() -> None:

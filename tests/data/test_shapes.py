@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from diffvit.data.shapes import CLASSES, SHAPES, generate
+from diffvit.data import sources
+from diffvit.data.shapes import CLASSES, HARD, SHAPES, Look, generate
 from diffvit.errors import ConfigError
 
 
@@ -128,3 +129,55 @@ def test_chosen_images_are_those_of_the_whole_set():
     assert torch.equal(found.masks, whole.masks[some])
     with pytest.raises(ConfigError, match="first index -1"):
         generate("test", torch.tensor([3, -1]))
+
+
+def test_the_hard_set_is_one_fixed_set():
+    """Scores on it are compared between versions, so not one pixel may change."""
+    images = generate("test", 500, look=HARD)
+    assert images.name == "shapes-hard (clutter 0.3, noise 0.1)"
+    assert images.fingerprint.startswith("FINGERPRINT")
+    loaded = sources.load("shapes-hard", "test", data_dir=None, image_size=32, shapes={"test": 500})
+    assert loaded.fingerprint == images.fingerprint
+    with pytest.raises(ConfigError, match=r"shapes\.decoys: is fixed for shapes-hard"):
+        sources.load("shapes-hard", "test", data_dir=None, image_size=32, shapes={"decoys": 3})
+
+
+def test_the_diameter_is_that_of_the_circle_around_the_shape():
+    small, large = (generate("train", 400, size=64, look=Look(diameter=value)) for value in (0.45, 0.9))
+    circles = torch.arange(0, 400, 10)  # 0.85 of it; area goes with its square
+    area = [(images.masks[circles].flatten(1).sum(1) / 64**2).double() for images in (small, large)]
+    assert torch.allclose(area[0] * 4, area[1], rtol=0.06)
+    assert abs(area[1].max().item() - np.pi * (0.85 * 0.45) ** 2) < 0.02
+
+
+def test_shapes_may_lie_partly_outside_and_then_the_middle_is_no_likelier():
+    inside, beyond = (generate("train", 1000, look=Look(diameter=0.5, beyond=part)).masks for part in (0.0, 1.0))
+    border = torch.ones(32, 32, dtype=torch.bool)
+    border[1:-1, 1:-1] = False
+    assert (inside & border).flatten(1).any(1).float().mean() < 0.2
+    assert (beyond & border).flatten(1).any(1).float().mean() > 0.4
+    middle, corner = (beyond.float().mean(0)[part].mean() for part in ((slice(12, 20),) * 2, (slice(0, 8),) * 2))
+    assert 0.4 < corner / middle < 1.1
+
+
+def test_with_contrast_shapes_and_clutter_have_the_same_colours():
+    """Lighter and darker than the background equally often; without it every shape is lighter."""
+    plain, either = (generate("train", 600, clutter=0.0, noise=0.0, look=Look(contrast=value)) for value in (0.0, 0.4))
+    for images, share in ((plain, 1.0), (either, 0.5)):
+        luma = images.pixels.float().mean(1)
+        inside = torch.stack([pixels[mask].mean() for pixels, mask in zip(luma, images.masks, strict=True)])
+        outside = torch.stack([pixels[~mask].mean() for pixels, mask in zip(luma, images.masks, strict=True)])
+        assert abs((inside > outside).float().mean().item() - share) < 0.08
+        assert ((inside - outside).abs() <= (255 if share == 1 else 0.4 * 255 + 30)).all()
+
+
+@pytest.mark.parametrize("dial", ["decoys", "distractors", "occluders"])
+def test_more_of_what_distracts_changes_the_image_and_not_the_shape(dial):
+    none, some = (generate("train", 60, clutter=0.0, noise=0.0, look=Look(contrast=0.4, **{dial: n})) for n in (0, 4))
+    assert torch.equal(none.masks, some.masks)
+    changed = (none.pixels != some.pixels).any(1)
+    background = torch.nn.functional.max_pool2d(none.masks.float()[:, None], 3, 1, 1)[:, 0] == 0
+    inside = torch.nn.functional.max_pool2d((~none.masks).float()[:, None], 3, 1, 1)[:, 0] == 0
+    assert changed[background].float().mean() > 0.05
+    covered = changed[inside].float().mean()  # only what is drawn after the shape covers it
+    assert covered > 0.03 if dial == "occluders" else covered == 0

@@ -13,13 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from app_browser.watching import FIRST, changed, inner, opened
 from explorer_page import browser, explorer
 from PIL import Image
 from pillow_heif import from_pillow
 from playwright.sync_api import expect
 from sklearn.datasets import load_digits, load_sample_images
-
-from app_browser.watching import FIRST, changed, inner, opened
 
 from diffvit.cli.main import run
 from diffvit.training.run_dir import RunDir

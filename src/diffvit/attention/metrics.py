@@ -18,8 +18,10 @@ HIT = 0.5  # share of a patch that the object must cover for a pointer at it to 
 STEPS = 16  # into which deletion and insertion divide an image
 
 
-def coverage(masks: Bool[Tensor, "n height width"], grid: tuple[int, int]) -> Float[Tensor, "n rows columns"]:
-    """Share of each patch that the object covers: masks (n, height, width) to (n, rows, columns)."""
+def coverage(
+    masks: Bool[Tensor, "n height width"] | Float[Tensor, "n height width"], grid: tuple[int, int]
+) -> Float[Tensor, "n rows columns"]:
+    """Share of each patch that the object covers: masks (n, height, width) to (n, rows, columns); of values, means."""
     rows, columns = grid
     tall, wide = masks.shape[1] // rows, masks.shape[2] // columns
     return masks.float().unflatten(2, (columns, wide)).unflatten(1, (rows, tall)).mean(dim=(2, 4))

@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
+from diffvit.attention.baselines import by_place, mask_scores
 from diffvit.attention.capture import Record, captures
 from diffvit.attention.inputs import LoadedModel, labelled_images, load_model
-from diffvit.attention.metrics import coverage, mass_on_object, overlap, pointing_game, removal
+from diffvit.attention.metrics import removal
 from diffvit.attention.rollout import rollout
 from diffvit.config import to_dict
 from diffvit.data import sources
@@ -34,7 +35,6 @@ from diffvit.training.run_dir import RunDir
 
 Row = dict[str, Any]
 _MASKED, _REMOVED = 2000, 500  # test images scored of a run in a study, with masks and without
-SHARE = 0.5  # of the mass, that the overlap's threshold keeps
 METRICS = {"pointing": "pointing game", "mass": "mass on the object", "iou": "IoU at half the mass"}
 FIRST_MAP = ", A1 alone"  # suffix of a map's name: differential attention without the subtraction
 BASELINES = ("uniform", "centre", "random")  # maps without attention
@@ -83,32 +83,10 @@ def _of_record(record: Record) -> dict[str, Tensor]:
     return found
 
 
-def baselines(count: int, grid: tuple[int, int], seed: int = 0) -> dict[str, Float[Tensor, "n rows columns"]]:
-    """Maps that do not depend on the image: ``uniform``; ``centre``, a Gaussian in the middle; ``random``."""
-    rows, columns = grid
-    down = (torch.arange(rows) + 0.5) / rows - 0.5
-    across = (torch.arange(columns) + 0.5) / columns - 0.5
-    middle = torch.exp(-(down[:, None] ** 2 + across[None] ** 2) / (2 * 0.25**2))
-    draws = torch.rand(count, rows, columns, generator=torch.Generator().manual_seed(seed))
-    return {"uniform": torch.ones(count, rows, columns), "centre": middle.expand(count, -1, -1), "random": draws}
-
-
-def mask_scores(
-    saliency: Float[Tensor, "n rows columns"], masks: Bool[Tensor, "n h w"]
-) -> dict[str, Float[Tensor, " n"]]:
-    """Pointing game, mass on the object, and overlap at half the mass, per image."""
-    cover = coverage(masks, (saliency.shape[1], saliency.shape[2]))
-    return {
-        "pointing": pointing_game(saliency, cover),
-        "mass": mass_on_object(saliency, cover),
-        "iou": overlap(saliency, cover, SHARE),
-    }
-
-
 def score_maps(
     model: LoadedModel, images: Images, *, removal_images: int = 0, removal_maps: Sequence[str] | None = None
 ) -> Scores:
-    """Score all of :func:`saliency_maps` and :func:`baselines` on one set of images.
+    """Score all of :func:`saliency_maps` and :func:`by_place` on one set of images.
 
     Args:
         model: a classifier.
@@ -123,7 +101,7 @@ def score_maps(
         raise InputError(model.name, "is not a classifier: deletion and insertion need class probabilities")
     maps = saliency_maps(model.model, model.normalised(images.pixels))
     grid = next(iter(maps.values())).shape[1:]
-    maps |= baselines(len(images), (grid[0], grid[1]))
+    maps |= by_place(len(images), (grid[0], grid[1]))
     few = min(removal_images, len(images))
     if removal_maps is None:
         removal_maps = _last_and_rollout(maps)
@@ -227,7 +205,7 @@ def write_scores(
 def _levels(model: LoadedModel, own: Images, count: int) -> list[tuple[float, Images]]:
     """Shapes at every level of clutter, the model's own among them; empty for other data."""
     config = config_of(model.reference, model.meta)
-    if own.masks is None or config is None or not own.name.startswith("shapes"):
+    if own.masks is None or config is None or config.data not in ("auto", "shapes", "shapes-hard"):
         return []
     settings = to_dict(config.shapes)
     found = []
@@ -236,7 +214,8 @@ def _levels(model: LoadedModel, own: Images, count: int) -> list[tuple[float, Im
             found.append((clutter, own))
             continue
         more = {**settings, "clutter": clutter, "test": count}
-        images = sources.load("shapes", "test", data_dir=None, image_size=model.image_size or 32, shapes=more)
+        source = "shapes" if config.data == "auto" else config.data
+        images = sources.load(source, "test", data_dir=None, image_size=model.image_size or 32, shapes=more)
         found.append((clutter, images if images.classes == own.classes else replace(images, classes=own.classes)))
     return found
 

@@ -62,6 +62,14 @@ def info(
     show.pairs({**said, "contact sheet": sheet})
     rows = [[classes[place], *(f"{counts[split][place]:,}" for split in counts)] for place in reading_order(classes)]
     show.table(["class", *counts], rows)
+    if splits.get("test", train).masks is not None:
+        from diffvit.attention.baselines import PATCH, table
+        from diffvit.attention.scores import METRICS
+
+        found["baselines"] = table(splits["test"], train)
+        title = f"The objects found without a model, by patches of {PATCH} pixels"
+        cells = [[name, *(f"{row[key]:.1%}" for key in METRICS)] for name, row in found["baselines"].items()]
+        show.table(["map", *METRICS.values()], cells, title=title)
     if output.json:
         found |= {"contact_sheet": sheet, "bad_files": train.skipped}
         found["images"] = {split: len(images) for split, images in splits.items()}

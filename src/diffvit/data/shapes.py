@@ -2,13 +2,15 @@
 
 Only the outline depends on the class: colours, position, size and rotation are drawn independently of it. Every draw
 is a hash of (seed, split, image index), so image i is the same whatever number of images is asked for, and clutter
-and noise change an image without moving its shape.
+and noise change an image without moving its shape. :class:`Look` makes a shape harder to find: of :data:`HARD` no map
+of brightness, contrast or place finds it (:mod:`diffvit.attention.baselines`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -82,21 +84,55 @@ CLUTTER: tuple[Outline, ...] = (
 CLASSES = list(SHAPES)
 _SPLITS = {"train": 0, "test": 1}
 # Streams of the draws; each has its own so that a change to one leaves the others as they were.
-_SCENE, _CLUTTER, _NOISE = 1000, 1001, 1002
+_SCENE, _CLUTTER, _NOISE, _DECOYS, _DISTRACTORS, _OCCLUDERS = range(1000, 1006)
+_SIGNS = 10  # stream of the pieces' signs, after that of the pieces
 _CHUNK = 256  # images drawn at a time: their working arrays stay in the processor's cache
-_RADIUS = (0.32, 0.45)  # of the shape, over the image's side
+_SMALLEST = 0.32 / 0.45  # diameter of a shape, over the largest
 _TURN = 1 / 6  # of a full turn: how far a shape may be rotated, from one end to the other
 _PIECE = (0.10, 0.17)  # of a piece of clutter, likewise
 _PIECE_SHARE = 0.0185  # mean share of the image that one piece covers, measured
+_FAINT = 0.3  # contrast of a distractor, over that of a shape
+
+
+@dataclass(frozen=True)
+class Look:
+    """What makes a shape hard to find, besides clutter and noise.
+
+    Args:
+        diameter: of the largest shape, over the image's side; the smallest is 0.71 of it.
+        beyond: share of the shape's radius that may lie outside of the image; with it the middle is no likelier.
+        contrast: 0 for dark clutter and shapes lighter than all else. Above 0 the background is of a middle tone, and
+            shapes and clutter are lighter or darker at random, by a tenth of it to all of it in each channel.
+        decoys: pieces of clutter as large as the shape.
+        distractors: outlines of other classes, as large as the shape, with 0.3 of its contrast.
+        occluders: pieces of clutter that are drawn after the shape and may cover a part of it.
+    """
+
+    diameter: float = 0.9
+    beyond: float = 0.0
+    contrast: float = 0.0
+    decoys: int = 0
+    distractors: int = 0
+    occluders: int = 0
+
+
+HARD = Look(diameter=0.58, beyond=0.5, contrast=0.45, decoys=6, distractors=1, occluders=2)
 
 
 def generate(
-    split: str, count: int | Indices, *, size: int = 32, clutter: float = 0.3, noise: float = 0.1, seed: int = 0
+    split: str,
+    count: int | Indices,
+    *,
+    size: int = 32,
+    clutter: float = 0.3,
+    noise: float = 0.1,
+    seed: int = 0,
+    look: Look = Look(),
 ) -> Images:
     """Draw the first ``count`` images of a split, or those of the given indices; the class is the index modulo 10.
 
     ``split`` is train or test, which share no draws; ``size`` the side, pixels; ``clutter`` the share of the background
-    that distractors cover, and ``noise`` the standard deviation of the pixel noise, of full scale, both 0 to 1.
+    that small pieces cover, and ``noise`` the standard deviation of the pixel noise, of full scale, both 0 to 1.
     ConfigError for an unknown split or a setting out of range.
     """
     check_choice("split", split, _SPLITS)
@@ -107,46 +143,72 @@ def generate(
         found = f"size {size}, clutter {clutter}, noise {noise}, count {count}, first index {first}"
         allowed = "size >= 16, clutter and noise 0 to 1, count >= 1, index >= 0"
         raise ConfigError("shapes", f"out of range (found {found} vs {allowed})")
-    drawn = [_draw(some, _SPLITS[split], size, clutter, noise, seed) for some in indices.split(_CHUNK)]
+    drawn = [_draw(some, _SPLITS[split], size, clutter, noise, seed, look) for some in indices.split(_CHUNK)]
     pixels, masks = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*drawn, strict=True))
     labels = indices % len(CLASSES)
-    name = f"shapes (clutter {clutter:g}, noise {noise:g})"
+    kind = {Look(): "shapes", HARD: "shapes-hard"}.get(look, f"shapes {look}")
+    name = f"{kind} (clutter {clutter:g}, noise {noise:g})"
     return Images(pixels, labels, CLASSES, name, fingerprint(pixels, labels, CLASSES), masks)
 
 
 def _draw(
-    indices: Indices, split: int, size: int, clutter: float, noise: float, seed: int
+    indices: Indices, split: int, size: int, clutter: float, noise: float, seed: int, look: Look
 ) -> tuple[UInt8[np.ndarray, "n 3 s s"], Bool[np.ndarray, "n s s"]]:
-    scene = hash_uniform(seed, split, indices, _SCENE, 16).numpy()
-    canvas = _background(scene[:, 4:10], size)
-    paper = scene[:, 4:7] * np.float32(0.3)
-    pieces = round(-math.log(1 - 0.95 * clutter) / _PIECE_SHARE)  # overlaps: coverage is 1 - exp(-pieces * share)
-    draws = hash_uniform(seed, split, indices, _CLUTTER, 7 * pieces).numpy().reshape(len(indices), pieces, 7)
-    for piece in range(pieces):
-        _add_piece(canvas, draws[:, piece], CLUTTER[piece % len(CLUTTER)], size)
-    cover = _object_cover(scene[:, :4], indices.numpy() % len(CLASSES), size)
-    edge = _margin(size)
+    def draws(stream: int, count: int, each: int) -> Float32[np.ndarray, "count n each"]:
+        found = hash_uniform(seed, split, indices, stream, each * count).numpy()
+        return found.reshape(len(indices), count, each).swapaxes(0, 1)
+
+    def coloured(drawn: Float32[np.ndarray, "n 3"], sign: Float32[np.ndarray, " n"]) -> Float32[np.ndarray, "n 3"]:
+        """Colours that are lighter or darker than the background, each with probability 0.5."""
+        apart = np.float32(look.contrast) * (np.float32(0.2) + np.float32(0.8) * drawn)
+        return paper + np.where(sign[:, None] < 0.5, -apart, apart)
+
+    scene, labels = draws(_SCENE, 1, 16)[0], indices.numpy() % len(CLASSES)
+    edge = _margin(size, look)
+    paper = np.float32(0.3) * scene[:, 4:7] + np.float32(0.35 if look.contrast else 0)
+    canvas = _background(paper, scene[:, 7:9], size + 2 * edge)
     inner = canvas[:, edge : edge + size, edge : edge + size]
-    colour = paper + np.float32(0.35) + np.float32(0.35) * scene[:, 10:13]  # lighter than the paper in every channel
+
+    def scatter(stream: int, count: int, radius: tuple[float, float]) -> None:
+        signs = draws(stream + _SIGNS, count if look.contrast else 0, 1)
+        for place, piece in enumerate(draws(stream, count, 7)):
+            drawn = piece[:, 4:7]
+            colour = coloured(drawn, signs[place, :, 0]) if look.contrast else drawn * np.float32(0.5)
+            _add_piece(canvas, piece, colour, CLUTTER[place % len(CLUTTER)], size, edge, radius)
+
+    # Pieces overlap: coverage is 1 - exp(-pieces * share).
+    scatter(_CLUTTER, round(-math.log(1 - 0.95 * clutter) / _PIECE_SHARE), _PIECE)
+    scatter(_DECOYS, look.decoys, (_SMALLEST * look.diameter / 2, look.diameter / 2))
+    for other in draws(_DISTRACTORS, look.distractors, 9):
+        not_mine = (labels + 1 + (9 * other[:, 7]).astype(np.int64)) % len(CLASSES)
+        cover = _object_cover(other[:, :4], not_mine, size, look)
+        colour = paper + np.float32(_FAINT) * (coloured(other[:, 4:7], other[:, 8]) - paper)
+        inner += cover[..., None] * (colour[:, None, None] - inner)
+    cover = _object_cover(scene[:, :4], labels, size, look)
+    # Lighter than the paper in every channel where the contrast is 0.
+    colour = paper + np.float32(0.35) + np.float32(0.35) * scene[:, 10:13]
+    colour = coloured(scene[:, 10:13], scene[:, 13]) if look.contrast else colour
     inner += cover[..., None] * (colour[:, None, None] - inner)
+    scatter(_OCCLUDERS, look.occluders, _PIECE)
     image = np.ascontiguousarray(inner.transpose(0, 3, 1, 2)) * np.float32(255)
     if noise:
         image += np.float32(noise * 255) * _normal(indices, split, size, seed)
     return np.rint(image).clip(0, 255).astype(np.uint8), cover >= 0.5
 
 
-def _margin(size: int) -> int:
+def _margin(size: int, look: Look) -> int:
     """Width of the canvas's margin, pixels: how far a piece of clutter reaches out of the image."""
-    return math.ceil(_PIECE[1] * size) + 1
+    return math.ceil(max(_PIECE[1], look.diameter / 2 if look.decoys else 0) * size) + 1
 
 
-def _background(draws: Float32[np.ndarray, "n 6"], size: int) -> Float32[np.ndarray, "n outer outer 3"]:
+def _background(
+    paper: Float32[np.ndarray, "n 3"], draws: Float32[np.ndarray, "n 2"], outer: int
+) -> Float32[np.ndarray, "n outer outer 3"]:
     """A colour with a slight gradient, on a canvas with a margin."""
-    outer = size + 2 * _margin(size)
     ramp = np.linspace(-0.5, 0.5, outer, dtype=np.float32)
-    slope = (draws[:, 3:5] - np.float32(0.5)) * np.float32(0.3)
+    slope = (draws - np.float32(0.5)) * np.float32(0.3)
     shade = slope[:, :1, None] * ramp[None, :, None] + slope[:, 1:, None] * ramp[None, None, :]
-    return draws[:, None, None, :3] * np.float32(0.3) + shade[..., None]
+    return paper[:, None, None] + shade[..., None]
 
 
 def _rotated(
@@ -158,12 +220,17 @@ def _rotated(
 
 
 def _add_piece(
-    canvas: Float32[np.ndarray, "n outer outer 3"], draws: Float32[np.ndarray, "n 7"], outline: Outline, size: int
+    canvas: Float32[np.ndarray, "n outer outer 3"],
+    draws: Float32[np.ndarray, "n 7"],
+    colour: Float32[np.ndarray, "n 3"],
+    outline: Outline,
+    size: int,
+    edge: int,
+    extremes: tuple[float, float],
 ) -> None:
-    """Paint one piece of clutter into every image: in a window around it, since it is small."""
+    """Paint one piece of clutter into every image, its radius between ``extremes``: in a window, since it is small."""
     n, outer = canvas.shape[:2]
-    edge = _margin(size)
-    radius = (_PIECE[0] + (_PIECE[1] - _PIECE[0]) * draws[:, :1, None]) * np.float32(size)
+    radius = (extremes[0] + (extremes[1] - extremes[0]) * draws[:, :1, None]) * np.float32(size)
     centre = draws[:, 1:3] * np.float32(size)
     corner = np.floor(centre).astype(np.int64)  # the window's first row and column on the canvas
     steps = np.arange(2 * edge, dtype=np.float32)
@@ -176,15 +243,17 @@ def _add_piece(
     flat = (np.arange(n)[:, None, None] * outer + rows) * outer + columns
     pixels = canvas.reshape(-1, 3)
     under = pixels[flat]
-    pixels[flat] = under + cover[..., None] * (draws[:, None, None, 4:7] * np.float32(0.5) - under)
+    pixels[flat] = under + cover[..., None] * (colour[:, None, None] - under)
 
 
 def _object_cover(
-    draws: Float32[np.ndarray, "n 4"], labels: Int64[np.ndarray, " n"], size: int
+    draws: Float32[np.ndarray, "n 4"], labels: Int64[np.ndarray, " n"], size: int, look: Look
 ) -> Float32[np.ndarray, "n s s"]:
-    """How much of each pixel the shape covers, 0 to 1; it lies whole inside the image."""
-    radius = (_RADIUS[0] + (_RADIUS[1] - _RADIUS[0]) * draws[:, :1, None]) * np.float32(size)
-    centre = radius[:, :, 0] + draws[:, 1:3] * (size - 2 * radius[:, :, 0])
+    """How much of each pixel the shape covers, 0 to 1; it lies whole inside the image where nothing may be beyond."""
+    smallest, largest = _SMALLEST * look.diameter / 2, look.diameter / 2
+    radius = (smallest + (largest - smallest) * draws[:, :1, None]) * np.float32(size)
+    nearest = radius[:, :, 0] * np.float32(1 - look.beyond)  # of its centre to the border
+    centre = nearest + draws[:, 1:3] * (size - 2 * nearest)
     grid = np.arange(size, dtype=np.float32) + np.float32(0.5)
     x, y = (grid - centre[:, :1])[:, None, :] / radius, (grid - centre[:, 1:])[:, :, None] / radius
     x, y = _rotated(draws[:, 3], x, y, _TURN)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,8 @@ from diffvit.data.cifar10 import Container
 from diffvit.data.download import fetch
 from diffvit.data.images import Images, centred_box, fingerprint, resize, with_channels
 from diffvit.data.random_draws import hash_words
-from diffvit.errors import EnvironmentFault, InputError, Size, check_choice, sides
+from diffvit.data.shapes import HARD, Look
+from diffvit.errors import ConfigError, EnvironmentFault, InputError, Size, check_choice, sides
 from diffvit.files import cache_folder
 from diffvit.registry import SOURCES, function_of
 
@@ -45,7 +46,8 @@ def load(
     """One split of a data source, at one image size.
 
     Args:
-        source: a key of :data:`diffvit.registry.SOURCES`: auto (see :func:`resolve_auto`), cifar10, folder or shapes.
+        source: a key of :data:`diffvit.registry.SOURCES`: auto (see :func:`resolve_auto`), cifar10, folder,
+            shapes or shapes-hard.
         split: train or test.
         data_dir: where the data lies. ``cifar10`` is looked for in ``data_dir/cifar10`` and ``data_dir`` and nowhere
             else; without a ``data_dir`` where ``DIFFVIT_DATA`` points, in the same way; without either in the user's
@@ -120,7 +122,16 @@ def load_shapes(split: str, *, shapes: Mapping[str, Any], **_: Any) -> Images:
     """The built-in shapes; arguments as :func:`load`."""
     chosen = {"train": 10_000, "test": 2_000, **shapes}
     counts = {name: chosen.pop(name) for name in ("train", "test")}
-    return shape_images.generate(split, counts[split], **chosen)
+    look = Look(**{dial.name: chosen.pop(dial.name) for dial in fields(Look) if dial.name in chosen})
+    return shape_images.generate(split, counts[split], look=look, **chosen)
+
+
+def load_hard_shapes(split: str, *, shapes: Mapping[str, Any], **_: Any) -> Images:
+    """Shapes of the :data:`diffvit.data.shapes.HARD` look; arguments as :func:`load`, ConfigError for another look."""
+    for name, value in asdict(Look()).items():
+        if shapes.get(name, value) != value:
+            raise ConfigError(f"shapes.{name}", "is fixed for shapes-hard", "Set it with the data source shapes.")
+    return load_shapes(split, shapes={**shapes, **asdict(HARD)})
 
 
 def _find_cifar10(data_dir: Path | None, announce: Announce | None, *, strict: bool, **limits: Any) -> Container:

@@ -122,7 +122,7 @@ def images_of(run: object, image_size: Size, meta: Meta, config: Config | None, 
     source = data or (config.data if config else "auto")
     if source == "auto" and data is None:
         # A run of data auto may have found CIFAR-10 elsewhere than in the folder that it names: cifar10 would not.
-        known = {"CIFAR-10": "auto" if config else "cifar10", "shapes": "shapes" if config else ""}
+        known = {"CIFAR-10": "auto" if config else "cifar10", "shapes (": "shapes" if config else ""}
         source = next((name for start, name in known.items() if str(meta["data"]).startswith(start)), "")
     if source == MEMORY:
         why = "was trained on images given in Python, which its folder does not hold"

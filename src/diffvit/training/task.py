@@ -23,7 +23,8 @@ from diffvit.training.score import score
 
 Passed = Mapping[str, Images] | None  # the images of train and test
 _WHITENED_ON = 4096  # images
-_WITH_SIZES = ("auto", "cifar10", "shapes")  # sources for which the default size of the validation set is made
+# Sources for which the default size of the validation set is made.
+_WITH_SIZES = ("auto", "cifar10", "shapes", "shapes-hard")
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from diffvit.app.limits import Cache
 from diffvit.app.models import TEMPLATES
 from diffvit.app.panels import OverlayStyle, html, inline, panel
 from diffvit.app.web.controls import NO_MODEL, QUICK, VIEW_SCRIPT, handler, upload_zone, uploaded
+from diffvit.attention.baselines import mask_scores
 from diffvit.attention.metrics import coverage
 from diffvit.attention.rollout import rollout
-from diffvit.attention.scores import mask_scores
 from diffvit.data.shapes import CLASSES
 from diffvit.errors import ConfigError
 from diffvit.reporting import tables
