@@ -33,7 +33,7 @@ count = st.integers(0, 10_000)
 
 # Every setting but the model's sizes, which have to go together.
 LEAVES = {
-    "data": st.sampled_from(["auto", "cifar10", "folder", "shapes"]),
+    "data": st.sampled_from(["auto", "cifar10", "folder", "shapes", "shapes-hard"]),
     "data_dir": st.sampled_from(["data", "/somewhere else/data", "ünïcode: [x]"]),
     "validation_size": count,
     "epochs": st.integers(1, 1000),
@@ -72,6 +72,8 @@ LEAVES = {
     "shapes.size": st.integers(16, 256),
     "shapes.noise": fraction,
     "shapes.seed": count,
+    "shapes.decoys": count,
+    "shapes.contrast": fraction,
 }
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from tools.pages import ROOT
 
-# Lines of Python in src: 20,000 of the design, and what own images and starting weights took (decision 019). Tests may
-# have as many as src.
-BOUND = 22_000
+# Lines of Python in src: 20,000 of the design, and what users' own images and starting weights (decision 019) and hard
+# shapes (022) took. Tests may have as many as src.
+BOUND = 22_200
 # Lines that the design wants in each folder of src/diffvit.
 WANTED = {
     **{"models": 1000, "kernels": 800, "data": 2000, "training": 2000, "experiments": 1300, "reporting": 1500},

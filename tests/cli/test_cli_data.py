@@ -23,6 +23,11 @@ def test_data_info_counts_and_draws(capsys, monkeypatch, tmp_path):
         assert sheet.format == "PNG"
         assert sheet.height > 10 * 64
         assert len(sheet.getcolors(1_000_000)) > 100
+    scores = found["baselines"]
+    assert next(iter(scores)) == "brightness"
+    assert scores["brightness"]["pointing"] == 1
+    assert scores["uniform"]["pointing"] < 0.4
+    assert sum(line.startswith(f"│ {name}") for line in out.splitlines() for name in scores) == 11
     assert run(["data", "info", "shapes", "--sheet", "sheet.jpg"]) == 2
     assert "sheet.jpg: a contact sheet is a PNG" in capsys.readouterr().err
 
