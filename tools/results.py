@@ -10,7 +10,7 @@ from diffvit.config import Config, parse, read_yaml
 from diffvit.experiments import report
 from diffvit.experiments.report import gathered
 from diffvit.experiments.results import Line, Results, compared_arms, difference, over_all_arms
-from diffvit.experiments.study import BOTH, REPORTS, STUDIES, TIERS, Study, recipe_of
+from diffvit.experiments.study import BOTH, REPORTS, STUDIES, TIERS, Study, load_study, recipe_of
 from diffvit.files import read_csv
 from diffvit.registry import label_of
 from diffvit.reporting import stats
@@ -25,7 +25,6 @@ PAGE, README = Path("docs/results.md"), Path("README.md")
 BLOCK = "studies"
 GOAL, EPOCHS = 0.80, 50
 _FIRST = "vit-vs-diffvit"  # the study that answers in a sentence of the README
-_REPORTED = {name: study for name, study in STUDIES.items() if study.report}
 _NO_RUNS = Path("none")  # everything is made from committed rows alone
 BEST_NOTE = (
     "The best arm of each attention and its mean test accuracy; chosen by validation accuracy where the study's rows "
@@ -54,9 +53,16 @@ def documents(root: Path) -> dict[Path, Content]:
     return made
 
 
+def studies(reports: Path) -> dict[str, Study]:
+    """The built-in studies with a report, and those whose YAML file lies beside their rows (``NAME/NAME.yaml``)."""
+    found = {name: study for name, study in STUDIES.items() if study.report}
+    files = sorted(path for path in reports.glob("*/*.yaml") if path.stem == path.parent.name)
+    return {**found, **{path.stem: load_study(path) for path in files}}
+
+
 def with_rows(reports: Path) -> dict[str, Results]:
     """What is known of every study that has committed rows, by its name."""
-    there = (study for study in _REPORTED.values() if not study.search)
+    there = (study for study in studies(reports).values() if not study.search)
     there = [study for study in there if (reports / study.name / ROWS_FILE).is_file()]
     return {study.name: gathered(study, _NO_RUNS, reports) for study in there}
 
@@ -114,7 +120,8 @@ def page(root: Path, found: Mapping[str, Results]) -> str:
         best_arms=best_arms(list(found.values())),
         best_note=BEST_NOTE,
         where_it_helps=where_it_helps(list(found.values())),
-        studies=_REPORTED,
+        studies=studies(root / REPORTS),
+        built_in=STUDIES,
         found=found,
         searched={study.name: words_of(study, root / REPORTS / study.name) for study in _searched(root)},
         settings_plot=report.SEARCH_PLOT,
@@ -139,7 +146,8 @@ def readme_block(found: Mapping[str, Results]) -> str:
 def passing(root: Path) -> list[tuple[Path, Arm, Path | None]]:
     """Arms of committed runs, studies left out, that all pass the goal: folder, arm and recipe; the best first."""
     recipes = {path: parse(read_yaml(path), str(path)) for path in sorted((root / "configs").glob("*.yaml"))}
-    folders = sorted(path.parent for path in (root / REPORTS).glob(f"*/{ROWS_FILE}") if path.parent.name not in STUDIES)
+    known = {**STUDIES, **studies(root / REPORTS)}
+    folders = sorted(path.parent for path in (root / REPORTS).glob(f"*/{ROWS_FILE}") if path.parent.name not in known)
     classifiers = {folder: [each for each in read(folder) if _counts(each)] for folder in folders}
     found = [(folder, arm) for folder, records in classifiers.items() for arm in arms(records)]
     passed = [(folder, arm) for folder, arm in found if min(arm.accuracies.values(), default=0) > GOAL]

@@ -9,7 +9,7 @@ import pytest
 
 from diffvit.experiments.report import write_report
 from diffvit.experiments.results import Results, results_of
-from diffvit.experiments.study import STUDIES, Cell, cells_of
+from diffvit.experiments.study import STUDIES, Cell, cells_of, load_study
 from diffvit.reporting.rows import write
 from tests.experiments.study_rows import made_records
 from tests.experiments.study_rows import rows_of as every_row
@@ -69,6 +69,26 @@ def test_what_is_out_of_date_is_found(reports: Path) -> None:
     rows.write_text(rows.read_text().replace("0.62,", "0.52,"))
     of_study = [f"reports/heads/{name}" for name in ("report.md", "accuracy.png", "curves.png", "cost.png")]
     assert set(of_study) <= set(refresh(check=True))
+
+
+def test_a_study_of_ones_own_beside_its_rows_is_on_the_page(reports: Path) -> None:
+    own = reports / "warmth" / "warmth.yaml"
+    own.parent.mkdir()
+    own.write_text(
+        "question: Which warm-up?\nexploratory: true\nseeds: 1\narms: {long: {schedule: {warmup: 0.2}}, short: {}}\n"
+    )
+    assert "Not run yet: `diffvit study run reports/warmth/warmth.yaml --tier short`." in page()
+    cells = cells_of(load_study(own), "short")
+    records = made_records(cells, lambda cell: 0.85 + cell.config.schedule.warmup / 10)
+    write_report(results_of(load_study(own), "short", cells, records), reports)
+    refresh()
+    assert "| Which warm-up? | long, 87.0% | long, 87.0% | short, 1 |" in page()
+    assert (
+        "(../reports/warmth/report.md)" not in page().partition("## The studies in short")[0]
+    )  # over 80%, and no recipe
+    assert refresh(check=True) == []
+    (reports / "warmth" / "report.md").write_text("old")
+    assert refresh(check=True) == ["reports/warmth/report.md"]
 
 
 _GAIN = {"patch 2": 0.02, "patch 4": 0.0, "patch 8": -0.05}  # of differential attention
