@@ -23,7 +23,7 @@ from diffvit.clip.small.load import load_small
 from diffvit.clip.small.task import score_clip
 from diffvit.config import ClipConfig, parse, to_dict
 from diffvit.errors import DiffvitError, InputError
-from diffvit.files import disk_faults, replace, to_json
+from diffvit.files import disk_faults, replace, sha256_of, to_json
 from diffvit.hub.files import read_header
 from diffvit.models.attention import DifferentialAttention
 from diffvit.reporting import tables, texts
@@ -78,7 +78,7 @@ def package(
     else:
         found = evaluate(file, data_dir=data_dir, precision=str(record.row["precision"]))
     entry = {
-        **{"file": file.name, "sha256": weights.sha256_of(file), "card": f"{name}.md"},
+        **{"file": file.name, "sha256": sha256_of(file), "card": f"{name}.md"},
         **{"data": record.row["data"], "test_accuracy": found["accuracy"], "parameters": found["parameters"]},
     }
     registry = dict(sorted((weights.registry(folder) | {name: entry}).items()))

@@ -8,7 +8,7 @@ device, network), 5 non-finite training, 6 run folder locked, 130 and 143 stoppe
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -73,6 +73,11 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether memory is used up, an accelerator's or the machine's, for which torch has no exception of its own."""
     said = "out of memory" in str(error) or "allocate memory" in str(error)
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and said)
+
+
+def few(names: Sequence[object], most: int = 5) -> str:
+    """The first names, with commas, and dots where there are more."""
+    return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")
 
 
 def did_you_mean(found: str, allowed: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
 import os
@@ -94,6 +95,12 @@ def write_files(out: Path, files: Mapping[str, bytes], kept: str = "") -> list[P
         for name, content in files.items():
             replace(out / name, content)
     return [out / name for name in files]
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def flush(path: Path) -> None:

@@ -87,6 +87,39 @@ def test_a_changed_folder_is_decoded_again(tree):
     assert len(prints) == 4
 
 
+def test_earlier_copies_of_a_changed_folder_are_removed_once_nobody_reads_them(tree, tmp_path):
+    def change(value):
+        (tree / "train" / "cat" / "a.png").write_bytes(plain(value))
+
+    def kept(suffix):
+        return sorted(path.name for path in cache_folder().rglob(f"*{suffix}"))
+
+    shutil.copytree(tree, tmp_path / "other")
+    others = [load(tree, size=8), load(tmp_path / "other")]  # of another size, of another folder
+    others = {*kept(".pixels")}
+    assert len(others) == 2
+    copies = []
+    for value in (1, 200, 3):
+        change(value)
+        assert load(tree).pixels[0, 0, 0, 0] == value
+        copies += {*kept(".pixels")} - others
+        assert len(kept(".pixels")) == len(kept(".records")) == 3
+    assert len({*copies}) == 3
+    read = folder_source.read(tree, 16, lambda _: None)
+    (cache_folder() / "folders" / f"{read.cache.stem[:17]}{'0' * 32}.pixels.part").write_bytes(b"of a killed pass")
+    for value in (60, 61):
+        change(value)
+        load(tree)
+        assert read.pixels[0, 0, 0, 0] == 3
+        assert {*others, copies[-1]} < {*kept(".pixels")}
+        assert len(kept(".pixels")) == len(kept(".records")) == 4
+        assert kept(".part") == []
+    del read
+    change(62)
+    load(tree)
+    assert len(kept(".pixels")) == len(kept(".records")) == 3
+
+
 @pytest.mark.parametrize("suffix", [".pixels", ".records"])
 @pytest.mark.parametrize("damage", ["short", "long", "gone", "empty"])
 def test_a_damaged_cache_is_made_again(tree, damage, suffix):
@@ -124,9 +157,10 @@ def test_every_bad_file_is_reported_together_or_skipped(tree):
         path = tree / "train" / "dog" / name
         path.symlink_to(tree / "nowhere.png") if content is None else path.write_bytes(content)
     said = []
-    with pytest.raises(InputError, match=r"4 of 14 files cannot be read.*--bad-files skip"):
+    with pytest.raises(InputError, match=r"4 of 14 files cannot be read.*--bad-files skip") as caught:
         sources.load("folder", "train", data_dir=tree, image_size=16, announce=said.append)
     assert all(any(f"dog/{name}" in line for line in said) for name in BAD)
+    assert all(line.count("cannot be read") < 2 for line in (*said, str(caught.value).partition("read: ")[2]))
     images = sources.load("folder", "train", data_dir=tree, image_size=16, bad_files="skip")
     assert [path for path, _ in images.skipped] == [f"train/dog/{name}" for name in BAD]
     assert torch.equal(images.pixels, first.pixels)
@@ -242,7 +276,7 @@ def test_a_large_choice_is_the_same_choice_in_a_file(tree, monkeypatch):
     assert torch.equal(large.pixels, small.pixels)
     assert large.fingerprint == small.fingerprint
     left = {path.suffix for path in cache_folder().rglob("*.*")}
-    assert left == {".pixels", ".records", ".sha256"}  # no file is left behind
+    assert left == {".pixels", ".records", ".sha256", ".lock"}  # no file is left behind
 
 
 def test_a_file_larger_than_memory_is_mapped(tmp_path):
@@ -251,6 +285,7 @@ def test_a_file_larger_than_memory_is_mapped(tmp_path):
         file.truncate(rows * 3 * 64 * 64)  # 48 GiB of nothing: a sparse file
         file.seek(0)
         file.write(b"\x07")
-    pixels = mapped(path, (rows, 3, 64, 64))
+    with path.open("rb") as file:
+        pixels = mapped(file, (rows, 3, 64, 64))
     assert pixels[0, 0, 0, :2].tolist() == [7, 0]
     assert pixels[-1].sum() == 0

@@ -84,7 +84,7 @@ def test_every_form_of_the_same_images_is_the_same_data(tmp_path):
     for data, classes in forms(tmp_path):
         found = from_data(data, image_size=32, classes=classes)
         assert torch.equal(found.pixels, pixels)
-        assert (found.labels.tolist(), found.classes, found.name) == (LABELS, CLASSES, "in memory")
+        assert (found.labels.tolist(), found.classes, found.name) == (LABELS, CLASSES, "images given in Python")
         assert found.fingerprint == fingerprint(pixels, torch.tensor(LABELS), CLASSES)
 
 
@@ -131,6 +131,18 @@ WRONG = [
 def test_what_is_no_data_is_refused_and_a_sample_is_named(data, why):
     with pytest.raises(InputError, match=why):
         from_data(data, image_size=8)
+
+
+@pytest.mark.parametrize("classes", [None, list("abcdefghij")])
+def test_classes_without_images_are_warned_about_unless_they_are_named(classes, recwarn):
+    images, labels = np.stack(PHOTOS), [0, 1, 2, 9, 0, 1]
+    found = from_data((images, labels), image_size=8, classes=classes)
+    assert (len(found.classes), found.labels.tolist()) == (10, labels)
+    said = [str(warning.message) for warning in recwarn]
+    why = "labels: 6 of 10 classes have no images (indices 3, 4, 5, 6, 7, ...)"
+    assert [line.partition(". ")[0] for line in said] == ([] if classes else [why])
+    with pytest.raises(InputError, match=r"label 3: is outside the classes .9 vs 0 to 2"):
+        from_data((images, labels), image_size=8, classes=["a", "b", "c"])
 
 
 def test_a_share_of_each_class_is_set_apart_whatever_the_order():

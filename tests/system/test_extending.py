@@ -61,8 +61,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_page_has_its_files_and_commands() -> None:
     assert set(FILES) == {
-        "my_study.yaml",
-        *(f"my_{each}.py" for each in ("attention", "position", "data", "augmentation")),
+        *("my_study.yaml", "my_metric.yaml"),
+        *(f"my_{each}.py" for each in ("attention", "position", "data", "augmentation", "metric")),
     }
     assert all(text.count("\n") < 60 for text in FILES.values())
     used = {command.split()[1] for command in COMMANDS}
@@ -79,6 +79,17 @@ def test_the_attention_is_in_the_run_the_comparison_and_the_study(folder: Path) 
         rows = list(csv.DictReader(file))
     assert {row["attention"] for row in rows} == {"softmax", "temperature"}
     assert "Temperature ViT" in (folder / "reports" / "my_study" / "report.md").read_text()
+
+
+def test_the_metric_is_in_the_runs_the_rows_and_the_report(folder: Path) -> None:
+    report = folder / "reports" / "my_metric"
+    with (report / "rows.csv").open() as file, (report / "classes.csv").open() as table:
+        rows, classes = list(csv.DictReader(file)), list(csv.DictReader(table))
+    scores = [json.loads(path.read_text()) for path in (folder / "runs" / "studies").rglob("worst-class.json")]
+    assert sorted(float(row["score.worst_class"]) for row in rows) == sorted(each["worst_class"] for each in scores)
+    assert len(rows) == len(scores) == 2
+    assert len(classes) == sum(len(each["classes"]) for each in scores)
+    assert "worst-class" in (report / "report.md").read_text()
 
 
 def test_killed_and_resumed_it_is_the_same_to_the_bit(folder: Path) -> None:

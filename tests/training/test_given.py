@@ -50,7 +50,7 @@ def test_it_is_the_run_of_a_source_with_these_images(tmp_path, monkeypatch):
     assert (found["accuracy"], found["loss"]) == (run.result["test_accuracy"], run.result["test_loss"])
 
 
-def test_the_folder_alone_is_refused_with_the_call_that_goes_on(tmp_path, capsys):
+def test_the_folder_alone_is_refused_with_the_call_that_goes_on(tmp_path, capsys, monkeypatch):
     out = tmp_path / "run"
     with pytest.raises(Interrupted, match="resume=True"):
         diffvit.train(config(), **GIVEN, out=out, progress=Recorder(4, lambda: os.kill(os.getpid(), signal.SIGINT)))
@@ -59,10 +59,18 @@ def test_the_folder_alone_is_refused_with_the_call_that_goes_on(tmp_path, capsys
     other = {**GIVEN, "data": (TRAIN.pixels.flip(0), TRAIN.labels.flip(0))}
     with pytest.raises(ConfigError, match="data fingerprint"):
         diffvit.train(config(), **other, out=out, resume=True)
+    with monkeypatch.context() as patched:  # no other data is looked for
+        patched.setattr("diffvit.data.sources.load", lambda *_, **__: pytest.fail("data was loaded"))
+        with pytest.raises(InputError, match=r"was passed in Python and is in no folder.*data=\.\.\."):
+            diffvit.train(config(), out=out, resume=True)
     run = diffvit.train(config(), **GIVEN, out=out, resume=True)
     assert weights(run) == weights(diffvit.train(config(), **GIVEN, out=tmp_path / "at-once"))
     assert command(["evaluate", str(out)]) == 3
     assert "diffvit.evaluate(run, images, labels)" in capsys.readouterr().err
+    for data in (GIVEN, {}):  # a finished run is given back, but not for other images
+        assert diffvit.train(config(), **data, out=out, resume=True).result == run.result
+    with pytest.raises(ConfigError, match=r"is a finished run on other data.*fingerprint \w{12} vs \w{12}"):
+        diffvit.train(config(), **other, out=out, resume=True)
 
 
 def test_balanced_sampling_and_weights_are_resumed_exactly(tmp_path):
@@ -113,3 +121,5 @@ def test_what_the_data_decides_and_what_is_given_does_not_fit(tmp_path):
     chosen = config().model_copy(update={"model": config().model.model_copy(update={"num_classes": 3})})
     with pytest.raises(ConfigError, match=r"num_classes.*3 vs 4 classes"):
         diffvit.train(chosen, data=(grey, np.arange(40) % 4), out=tmp_path / "no")
+    with pytest.raises(ConfigError, match="test_size: has no effect: images given in Python has test images"):
+        diffvit.train(config().model_copy(update={"test_size": 0.3}), **GIVEN, out=tmp_path / "no")

@@ -146,6 +146,9 @@ def test_other_files_are_refused_in_one_line(tmp_path, content):
 
 
 def test_missing_things_say_what_to_do(tmp_path):
+    with pytest.raises(InputError, match=r"is not a run folder .*Give a run folder, a model\.safetensors"):
+        diffvit.load(tmp_path)
+    (tmp_path / "config.yaml").write_text("epochs: 1")
     with pytest.raises(InputError, match=r"has no model\.safetensors.*diffvit train --resume"):
         diffvit.load(tmp_path)
 

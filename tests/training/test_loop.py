@@ -5,12 +5,15 @@ import os
 import shutil
 import signal
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 import diffvit
+from diffvit.cli.main import run as command
 from diffvit.config import config_hash
 from diffvit.data import sources
 from diffvit.errors import ConfigError, EnvironmentFault, InputError, Interrupted, RunBusyError
@@ -178,7 +181,9 @@ def test_a_complete_run_says_so(finished, monkeypatch):
     progress = Recorder()
     run = train(config(), out=finished.path, resume=True, progress=progress)
     assert run.path == finished.path
-    assert progress.lines == [f"{finished.path} is complete: nothing to do"]
+    train(config(data_dir=finished.path / "other"), out=finished.path, resume=True, progress=progress)
+    line = f"{finished.path} is complete: nothing to do"
+    assert progress.lines == [line, f"{line}; {finished.path / 'other'} was not looked at"]
     assert everything(run) == before
 
 
@@ -208,6 +213,34 @@ def test_a_resume_with_anything_else_is_refused_in_one_line(tmp_path):
     progress = Recorder()
     train(config(checkpoint_every=3), out=out, resume=True, progress=progress)
     assert any("another machine" in line for line in progress.lines)
+
+
+def test_a_folder_decides_what_is_not_given_and_a_resume_says_which_classes_changed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    first = pictures(tmp_path / "pets", ("cat", "cow", "dog"), train=12)
+    second = pictures(tmp_path / "more", ("cat", "cow", "dog"), train=40)
+    plain = config().model_dump(include={"batch_size", "device", "threads", "precision"})
+    sizes = config().model.model_dump(include={"image_size", "patch_size", "embed_dim", "depth", "num_heads"})
+    Path("c.yaml").write_text(yaml.safe_dump({**plain, "epochs": 1, "data": "folder", "model": sizes}))
+    start = ["train", "c.yaml", "--data-dir", str(first), "--out"]
+    assert command([*start, "no", "--test-size", "0.3"]) == 2
+    assert "test_size: has no effect: folder pets has test images of its own" in capsys.readouterr().err
+    assert command([*start, "run", "--quiet"]) == 0
+    assert RunDir(Path("run")).config.validation_size == 3
+    more = ["train", "--continue", "run", "--data-dir", str(second), "--quiet", "--out"]
+    for out, flags, size in (("on", [], 12), ("given", ["--validation-size", "3"], 3)):
+        assert command([*more, out, *flags]) == 0
+        assert RunDir(Path(out)).environment["data"]["validation"] == size
+    assert command(["train", "--resume", "run", "--data-dir", str(second)]) == 0
+    assert f"{second} was not looked at" in capsys.readouterr().out
+    Path("run/result.json").unlink()
+    (first / "train" / "cow").rename(first / "train" / "hen")
+    (first / "test" / "cow").rename(first / "test" / "hen")
+    pictures(first, ("ant",))
+    assert command(["train", "--resume", "run"]) == 2
+    assert (
+        "folder pets: has other classes than when the run began (new: ant, hen; gone: cow)" in capsys.readouterr().err
+    )
 
 
 def test_a_resume_keeps_the_recorded_channel_statistics(tmp_path):
@@ -298,7 +331,7 @@ REFUSED = {
     "no such data": (InputError, {"data": "cifar10", "data_dir": "/nowhere"}, "no such data folder"),
     "data without a place": (InputError, {"data": "folder"}, "--data-dir"),
     "too much kept apart": (InputError, {"validation_size": 50}, "leaves nothing to train on"),
-    "classes": (ConfigError, {"model": {"num_classes": 7}}, "7 vs 10 classes.*--model.num-classes 10"),
+    "classes": (ConfigError, {"model": {"num_classes": 7}}, "7 vs 10 classes.*set it to 10"),
     "channels": (InputError, {"model": {"in_chans": 2}}, "2 channels .found 3, allowed 1 and 3"),
     "memory": (EnvironmentFault, {}, "is used up"),
     "device": (EnvironmentFault, {"device": "cuda"}, "no CUDA device"),

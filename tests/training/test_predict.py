@@ -115,7 +115,7 @@ def test_evaluate_takes_a_model_and_images(run):
         found = diffvit.evaluate(model, PIXELS, given, device="cpu")
         assert found["accuracy"] == 6 / 7
         assert found["labels"] == labels.tolist()
-        assert (found["images"], found["split"], found["data"]) == (7, "given", "in memory")
+        assert (found["images"], found["split"], found["data"]) == (7, "given", "images given in Python")
     assert (run.path / "evaluation.json").read_bytes() == before
     with pytest.raises(InputError, match="label 0: is outside the classes"):
         diffvit.evaluate(run, PIXELS, labels + 10)

@@ -24,7 +24,7 @@ from diffvit.training import optimizers
 from diffvit.training.loop import train
 from diffvit.training.task import build_model
 from diffvit.training.transfer import Source, read_source, resample_patches, transfer
-from tests.training.small import Recorder, small
+from tests.training.small import Recorder, pictures, small
 
 SMALL = {"image_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
 PACKAGED = {"embed_dim": 128, "depth": 4, "num_heads": 4, "pos_embed": "sincos-2d"}
@@ -328,6 +328,9 @@ def test_a_refused_start_is_one_line_and_leaves_no_folder(begun, tmp_path, monke
     header = safetensors.safe_open(begun.path / "model.safetensors", "pt").metadata()
     safetensors.torch.save_file(state, "nan.safetensors", header)
     (tmp_path / "cut.safetensors").write_bytes(content[:-9])
+    part = {name: tensor for name, tensor in weights(begun).items() if name.startswith("patch_embed")}
+    safetensors.torch.save_file(part, "part.safetensors")
+    pictures(tmp_path / "photos", "ab")
     start = [
         "--data",
         "shapes",
@@ -343,8 +346,10 @@ def test_a_refused_start_is_one_line_and_leaves_no_folder(begun, tmp_path, monke
     for reference, said in (
         (str(begun.path), "embed_dim 16 vs 192"),
         ("nan.safetensors", "blocks.1.mlp.fc1.weight holds NaN or infinite values"),
-        ("cut.safetensors", "is cut short"),
+        ("cut.safetensors", "announced). Give a run, a whole weights file"),
         ("nowhere", "no such run, file or packaged model"),
+        ("part.safetensors", "(no pos_embed with 3 axes). Give a run, a whole weights file"),
+        ("photos", "is not a run folder (it has no config.yaml, no model.safetensors). Give a run folder"),
         ("cifar10-clip", "is a CLIP"),
     ):
         assert command(["train", *start, "--init-from", reference]) == 3
@@ -402,11 +407,16 @@ def test_models_of_timms_by_name(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("DIFFVIT_OFFLINE", "1")
     start = ["train", "--data", "shapes", "--shapes.train", "20", "--shapes.test", "20", "--validation-size", "0"]
     for name, code, said in (
-        ("vit_tiny_patch16_224", 4, "--init-from FILE"),
-        ("vit_tny_patch16_224", 2, "Did you mean"),
+        ("timm:vit_tiny_patch16_224", 4, "Fetch its weights elsewhere and give them as init_from."),
+        ("vit_small_patch16_224.dino", 4, "Fetch its weights elsewhere and give them as init_from."),
+        ("timm:vit_tny_patch16_224", 2, "Did you mean"),
+        ("timm:nope", 2, "init_from timm:nope: no model 'nope' in timm"),
+        ("timm:nope", 2, "Give a run, a whole weights file, a packaged name, timm:NAME or a DINO name."),
     ):
-        assert command([*start, "--init-from", f"timm:{name}"]) == code
-        assert said in capsys.readouterr().err
+        assert command([*start, "--init-from", name]) == code
+        assert said in (line := capsys.readouterr().err)
+        assert line.startswith(("error: init_from timm:", "error: vit_small_patch16_224.dino: "))
+        assert not {"--weights", "--pretrained"} & {*line.split()}
     assert list(tmp_path.iterdir()) == []
 
 

@@ -81,7 +81,7 @@ def refuse_folder(folder: Path) -> None:
     place = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
         why = "cannot be written to" if place.is_dir() else f"is no folder ({place} is a file)"
-        raise EnvironmentFault(str(folder), why, "Nothing was measured; give another --out.")
+        raise EnvironmentFault(str(folder), why, "Nothing was written; give another --out.")
 
 
 def flags_of(section: type[BaseModel], group: Group = RUN, *, without: frozenset[str] = frozenset()) -> Any:

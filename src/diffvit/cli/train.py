@@ -104,8 +104,8 @@ def resumed(run: Path, out: Path | None, file: Path | None, flags: Mapping[str, 
 def continued(run: Path, other: Path | str | None, flags: Mapping[str, Any]) -> Config:
     """The config of a new run from a finished run's last state: its own, with ``flags`` over it.
 
-    ConfigError where ``other``, a config file or a run to resume, is given too; InputError where the run is not
-    finished.
+    With other data the size of the validation set is that data's again, but for 0. ConfigError where ``other``, a
+    config file or a run to resume, is given too; InputError where the run is not finished.
     """
     from diffvit.training.run_dir import RunDir
 
@@ -116,7 +116,12 @@ def continued(run: Path, other: Path | str | None, flags: Mapping[str, Any]) -> 
         why = "the run is not finished: there is nothing to go on from"
         raise InputError(f"--continue {run}", why, f"Finish it with: {begun.resume_command}")
     flags = {"whiten": False, "freeze": "none", **flags, "init_from": str(run.absolute()), "init_state": True}
-    return resolve(run / "config.yaml", flags)
+    found, first = resolve(run / "config.yaml", flags), begun.config
+    elsewhere = (found.data, found.data_dir) != (first.data, first.data_dir)
+    if elsewhere and "validation_size" not in flags and found.validation_size == first.validation_size != 0:
+        given = found.model_fields_set - {"validation_size"}  # which is that of the first run's data
+        found = Config.model_construct(**{name: value for name, value in found if name in given})
+    return found
 
 
 def free_folder(folder: Path) -> Path:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from diffvit.errors import EnvironmentFault, check_choice
-from diffvit.files import cache_folder, replacing
+from diffvit.files import cache_folder, replacing, sha256_of
 
 Progress = Callable[[int, int], None]
 
@@ -102,11 +102,8 @@ def fetch(
             failures.append(f"{files[-1].url.split('/')[2]}: {_reason(error)}")
         if time.monotonic() > give_up:
             break
-    raise EnvironmentFault(
-        name,
-        f"cannot be fetched ({'; '.join(failures)})",
-        "Nothing was kept. Check the network, or put the files where --data-dir or DIFFVIT_DATA points.",
-    )
+    hint = "Nothing was kept. Check the network, or put the files where --data-dir or DIFFVIT_DATA points."
+    raise EnvironmentFault(name, f"cannot be fetched ({'; '.join(failures)})", hint)
 
 
 def _fetch_all(
@@ -135,10 +132,7 @@ def _fetch_all(
 
 
 def _is_here(path: Path, file: RemoteFile) -> bool:
-    if not path.is_file() or path.stat().st_size != file.size:
-        return False
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() == file.sha256
+    return path.is_file() and path.stat().st_size == file.size and sha256_of(path) == file.sha256
 
 
 def _reason(error: Exception) -> str:

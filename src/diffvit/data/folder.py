@@ -3,7 +3,8 @@
 The files and their classes are those of :func:`diffvit.data.layout.find_layout`. One pass reads all of them before
 anything starts: it decodes and resizes each image, and notes what cannot be read, so that all faults are reported
 together. The pass is kept in the cache while it goes on: one that was killed is taken up where it stopped. The cache's
-file name is a hash of the list of files (paths, sizes, times of change), so a changed folder is read again.
+file name is a hash of the folder and one of the list of files (paths, sizes, times of change), so a changed folder is
+read again; then its earlier copies are removed.
 """
 
 from __future__ import annotations
@@ -30,16 +31,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from diffvit.data.images import (
-    Images,
-    fingerprint,
-    mapped,
-    read_image,
-    resized_picture,
-    set_apart,
-    to_array,
-    with_channels,
-)
+from diffvit.data.images import Images, fingerprint, mapped, read_image, resized_picture, set_apart, with_channels
 from diffvit.data.layout import TEST, TRAIN, VALIDATION, Layout, find_layout
 from diffvit.errors import EnvironmentFault, InputError, Size, sides
 from diffvit.files import cache_folder, disk_faults, flush, replacing
@@ -104,11 +96,9 @@ class Scan:
         for n in split_of:
             one = first.setdefault(self.records["hash"][n].tobytes(), n)
             classes = [self.layout.classes[self.layout.labels[each]] for each in (one, n)]
-            if classes[0] != classes[1]:
-                lines.append(f"the same picture is in two classes: {self.layout.files[one]} and {self.layout.files[n]}")
-            elif split_of[one] != split_of[n]:
-                where = f"in {split_of[one]} and {split_of[n]}"
-                lines.append(f"the same picture is {where}: {self.layout.files[one]} and {self.layout.files[n]}")
+            where = "two classes" if classes[0] != classes[1] else f"{split_of[one]} and {split_of[n]}"
+            if classes[0] != classes[1] or split_of[one] != split_of[n]:
+                lines.append(f"the same picture is in {where}: {self.layout.files[one]} and {self.layout.files[n]}")
         return lines
 
 
@@ -141,11 +131,11 @@ def load(
         say(f"{place}: {scan.layout.words}{apart}")
         twice = scan.repeated(rows)
         more = [f"{len(twice) - _TWICE_SHOWN:,} more pictures are there twice"] if len(twice) > _TWICE_SHOWN else []
-        unread = [f"{path} cannot be read ({why})" for path, why in faults]
+        unread = [f"{path} {why}" for path, why in faults]
         for line in [*unread, *twice[:_TWICE_SHOWN], *more]:
             say(f"warning: {line}")
     if faults and bad_files != "skip":
-        few = ", ".join(f"{path} ({why})" for path, why in faults[:3])
+        few = ", ".join(f"{path} {why}" for path, why in faults[:3])
         few += f", and {len(faults) - 3:,} more" if len(faults) > 3 else ""
         why = f"{len(faults):,} of {len(scan.layout.files):,} files cannot be read: {few}"
         hint = f"See all of them with: diffvit data info {place}. --bad-files skip leaves them out."
@@ -156,7 +146,7 @@ def load(
         why = f"no training image of class {lost[0]} can be read"
         raise InputError(str(place), why, "Mend some, or take the class away.")
     if not rows[split]:
-        raise InputError(str(place), f"has too few images to {split}", "Give each class more, or another --test-size.")
+        raise InputError(str(place), f"has too few images to {split}", "Give each class more, or another test_size.")
     count = channels or (1 if scan.grey else 3)
     pixels = scan.pixels[:, :1] if count == 1 and scan.grey else scan.pixels
     whole = Images(pixels, labels, classes, f"folder {scan.layout.root.resolve().name}", "", skipped=tuple(faults))
@@ -167,62 +157,79 @@ def load(
         return replace(found, fingerprint=_fingerprint(scan.cache, found, numbers))
 
     own = images(rows[VALIDATION]) if split == TRAIN and rows[VALIDATION] else None
-    return replace(images(rows[split]), validation=own)
+    return replace(images(rows[split]), validation=own, own_test=TEST in scan.layout.splits)
 
 
 def read(place: Path, size: Size, say: Announce) -> Scan:
     """Every file of a data folder, read now or known from before; ``say`` is told every few seconds how far it is."""
     layout = find_layout(place)
-    path = cache_folder() / "folders" / f"{_key(layout, size)}.pixels"
+    path = cache_folder() / "folders" / f"{_key(place, layout, size)}.pixels"
     known, count, slot = path.with_suffix(".records"), len(layout.files), 3 * math.prod(sides(size))
     parts = [file.with_name(f"{file.name}.part") for file in (known, path)]
 
     def kept() -> Scan | None:
-        with suppress(OSError):
+        with suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)  # which lasts as long as the mapping
             if path.stat().st_size == count * slot and known.stat().st_size == count * _RECORD.itemsize:
-                return Scan(layout, mapped(path, (count, 3, *sides(size))), np.fromfile(known, _RECORD), path)
+                return Scan(layout, mapped(file, (count, 3, *sides(size))), np.fromfile(known, _RECORD), path)
         return None
 
     if found := kept():
         return found
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with parts[0].open("ab") as records, parts[1].open("ab") as pixels:
-            fcntl.flock(records, fcntl.LOCK_EX)  # another process that reads the same folder is waited for
+        with path.with_name(f"{path.name.partition('-')[0]}.lock").open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another process that reads the same folder is waited for
             if found := kept():
                 return found
-            done = min(records.tell() // _RECORD.itemsize, pixels.tell() // slot)
-            records.truncate(done * _RECORD.itemsize)
-            pixels.truncate(done * slot)
-            _check_room(path.parent, (count - done) * slot)
-            if done or count > _AT_A_TIME:
-                say(f"reading {count:,} files" + (f", {done:,} of them were read before" if done else ""))
-            shown = time.monotonic()
-            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-                for first in range(done, count, _AT_A_TIME):
-                    names = layout.files[first : first + _AT_A_TIME]
-                    found = list(threads.map(lambda name: _read_file(layout.root / name, size), names))
-                    pixels.write(b"".join(each for each, _ in found))
-                    pixels.flush()
-                    flush(parts[1])  # before the records, which say that the pixels are there
-                    records.write(np.array([record for _, record in found], _RECORD).tobytes())
-                    records.flush()
-                    if time.monotonic() - shown > _SHOWN_EVERY:
-                        shown = time.monotonic()
-                        say(f"read {first + len(names):,} of {count:,} files")
-            flush(parts[0])
+            with parts[0].open("ab") as records, parts[1].open("ab") as pixels:
+                done = min(records.tell() // _RECORD.itemsize, pixels.tell() // slot)
+                records.truncate(done * _RECORD.itemsize)
+                pixels.truncate(done * slot)
+                _check_room(path.parent, (count - done) * slot)
+                if done or count > _AT_A_TIME:
+                    say(f"reading {count:,} files" + (f", {done:,} of them were read before" if done else ""))
+                shown = time.monotonic()
+                with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+                    for first in range(done, count, _AT_A_TIME):
+                        names = layout.files[first : first + _AT_A_TIME]
+                        found = list(threads.map(lambda name: _read_file(layout.root / name, size), names))
+                        pixels.write(b"".join(each for each, _ in found))
+                        pixels.flush()
+                        flush(parts[1])  # before the records, which say that the pixels are there
+                        records.write(np.array([record for _, record in found], _RECORD).tobytes())
+                        records.flush()
+                        if time.monotonic() - shown > _SHOWN_EVERY:
+                            shown = time.monotonic()
+                            say(f"read {first + len(names):,} of {count:,} files")
+                flush(parts[0])
             parts[1].replace(path)
             parts[0].replace(known)
             flush(path.parent)
+            _remove_earlier(path)
+            made = kept()
     except OSError as error:
         hint = "It is the cache of decoded images; XDG_CACHE_HOME names another place for it."
         raise EnvironmentFault(str(path), f"cannot be written ({error.strerror})", hint) from None
     except KeyboardInterrupt:
         say("interrupted: what was read is kept, the same command goes on with it")
         raise
-    made = kept()
     assert made is not None  # this process has just written it
     return made
+
+
+def _remove_earlier(path: Path) -> None:
+    """Remove the other copies of the same folder, complete or not, but those that are mapped, and so locked.
+
+    (On one machine those could be unlinked too, as Linux keeps their content for whoever has mapped it; on a shared
+    file system it would be lost to the others.) The caller holds the folder's lock.
+    """
+    same = path.parent.glob(f"{path.name.partition('-')[0]}-*")
+    for stem in {file.name.partition(".")[0] for file in same} - {path.stem}:
+        with suppress(OSError), path.with_name(f"{stem}.pixels").open("ab") as pixels:
+            fcntl.flock(pixels, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for file in path.parent.glob(f"{stem}.*"):
+                file.unlink()
 
 
 def _fingerprint(cache: Path, images: Images, numbers: list[int]) -> str:
@@ -255,7 +262,8 @@ def _read_file(file: Path, size: Size) -> tuple[bytes, tuple[Any, ...]]:
             picture, grey = read_image(file, name="")
             digest = hashlib.blake2b(repr(picture.size).encode(), digest_size=16)
             digest.update(np.asarray(picture).data)
-            return to_array(resized_picture(picture, size)).tobytes(), (digest.digest(), *picture.size, grey, b"")
+            pixels = np.asarray(resized_picture(picture, size)).transpose(2, 0, 1).tobytes()
+            return pixels, (digest.digest(), *picture.size, grey, b"")
     except OSError as error:
         fault = f"cannot be read ({error.strerror})"
     except InputError as error:
@@ -263,18 +271,19 @@ def _read_file(file: Path, size: Size) -> tuple[bytes, tuple[Any, ...]]:
     return bytes(3 * math.prod(sides(size))), (bytes(16), 0, 0, False, fault.encode()[:190])
 
 
-def _key(layout: Layout, size: Size) -> str:
-    """A hash of the list of files: what is in them is taken to be the same while their sizes and times are."""
-    root = os.path.realpath(layout.root)
+def _key(place: Path, layout: Layout, size: Size) -> str:
+    """Hashes of the place and size, and of the list of files: their content is taken to be that of sizes and times."""
+    root = os.path.realpath(place if place.is_file() else layout.root)
+    same = hashlib.sha256(f"{size} {root}".encode(errors="surrogateescape")).hexdigest()[:16]
     version = f"{_DECODER} {PIL.__version__} {find_spec('pillow_heif') is not None}"  # HEIC is read only with it
-    digest = hashlib.sha256(f"{version} {size} {root}\0".encode(errors="surrogateescape"))
+    digest = hashlib.sha256(version.encode())
     for name in layout.files:
         state: Any = None
         with suppress(OSError):
             state = os.stat(f"{layout.root}/{name}")  # noqa: PTH116  (a fifth of the time of Path.stat)
         listed = f"{name}\0{state and state.st_size}\0{state and state.st_mtime_ns}\0"
         digest.update(listed.encode(errors="surrogateescape"))
-    return digest.hexdigest()[:32]
+    return f"{same}-{digest.hexdigest()[:32]}"
 
 
 def _check_room(folder: Path, needed: int) -> None:

@@ -34,8 +34,8 @@ from PIL.WebPImagePlugin import WebPImageFile
 from torch import Tensor
 
 from diffvit.data.image_ops import grey
-from diffvit.errors import ConfigError, EnvironmentFault, InputError, Size, sides
-from diffvit.files import cache_folder
+from diffvit.errors import ConfigError, InputError, Size, sides
+from diffvit.files import cache_folder, disk_faults
 
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 512 * 2**20
@@ -59,6 +59,7 @@ class Images:
     exact: Bool[Tensor, " n"] | None = None  # which have the original pixels, where some are known to be re-encoded
     note: str = ""  # footnote for every number measured on them, as "117 of 60,000 images from a JPEG copy"
     validation: Images | None = None  # of a training set: the source's own validation images, where it has some
+    own_test: bool = False  # of a training set: whether the source has test images of its own
     skipped: tuple[tuple[str, str], ...] = ()  # files that could not be read and were left out: path, reason
 
     def __len__(self) -> int:
@@ -87,7 +88,7 @@ def _chosen(pixels: UInt8[Tensor, "n chans h w"], indices: Int64[Tensor, " m"]) 
             found[place * _PART :][: len(part)] = pixels[part]
             _forget(pixels)
         return found
-    try:
+    with disk_faults(cache_folder(), "It keeps a part of the images; XDG_CACHE_HOME names another place for it."):
         cache_folder().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=cache_folder()) as file:
             for part in indices.split(_PART):
@@ -95,9 +96,6 @@ def _chosen(pixels: UInt8[Tensor, "n chans h w"], indices: Int64[Tensor, " m"]) 
                 _forget(pixels)
             file.flush()
             return mapped(file, shape)
-    except OSError as error:
-        why = f"has no room for a part of the images ({error.strerror})"
-        raise EnvironmentFault(str(cache_folder()), why) from None
 
 
 def fingerprint(pixels: UInt8[Tensor, "n chans h w"], labels: Int64[Tensor, " n"], classes: Sequence[str]) -> str:
@@ -110,14 +108,11 @@ def fingerprint(pixels: UInt8[Tensor, "n chans h w"], labels: Int64[Tensor, " n"
     return digest.hexdigest()
 
 
-def mapped(file: Path | IO[bytes], shape: tuple[int, ...]) -> UInt8[Tensor, "n chans h w"]:
-    """The first bytes of a file as a memory-mapped tensor, which may be larger than memory.
+def mapped(file: IO[bytes], shape: tuple[int, ...]) -> UInt8[Tensor, "n chans h w"]:
+    """The first bytes of an open file as a memory-mapped tensor, which may be larger than memory.
 
-    Writing to the tensor does not change the file.
+    Writing to the tensor does not change the file. A lock on the file lasts until the tensor is gone.
     """
-    if isinstance(file, Path):
-        with file.open("rb") as stream:
-            return mapped(stream, shape)
     options: dict[str, Any] = {"access": mmap.ACCESS_COPY}
     if sys.platform == "linux":
         # The same without reserving memory: else the system may refuse a file larger than memory.
@@ -205,9 +200,8 @@ def _heif_reader(name: str) -> Any:
     try:
         from pillow_heif import HeifImageFile
     except ImportError:
-        raise InputError(
-            name, "is a HEIC image: needs pillow-heif", "Install it with: pip install 'diffvit[heic]'"
-        ) from None
+        hint = "Install it with: pip install 'diffvit[heic]'"
+        raise InputError(name, "is a HEIC image: needs pillow-heif", hint) from None
     return HeifImageFile
 
 
@@ -329,9 +323,7 @@ def contact_sheet(images: Images, path: Path, *, per_class: int = 10) -> Path:
             pixels = images.pixels[index].expand(3, -1, -1)  # a grey image has one channel
             picture = to_picture(pixels.numpy()).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
             sheet.paste(picture, (names + place * column, top))
-    try:
+    with disk_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(path)
-    except OSError as error:
-        raise EnvironmentFault(str(path), f"cannot be written ({error.strerror or error})") from None
     return path

@@ -53,13 +53,10 @@ def find_layout(place: Path) -> Layout:
     Without ``test`` images, those of ``val`` are the test images. InputError where no layout fits, a class or a split
     is empty, only one class is there, a class of another split has no training images, or a table is damaged.
     """
-    if place.is_file() and place.suffix.lower() in _TABLES:
-        found = _table(place.parent, [place])
-    elif not place.is_dir():
+    table = place.is_file() and place.suffix.lower() in _TABLES
+    if not (table or place.is_dir()):
         raise InputError(str(place), "is not a folder" if place.exists() else "no such folder", _HINT)
-    else:
-        found = _folder(place)
-    root, words, rows = found
+    root, words, rows = _table(place.parent, [place]) if table else _folder(place)
     if not any(split == TEST for split, _, _ in rows):
         rows = [(TEST if split == VALIDATION else split, label, file) for split, label, file in rows]
     trained = {label for split, label, _ in rows if split == TRAIN}
@@ -88,16 +85,14 @@ def _folder(place: Path) -> _Found:
     if TRAIN in named.values() and (len(named) > 1 or all(name.lower() in _SPLITS for name in names)):
         rows = [row for name, split in named.items() for row in _class_rows(place, name, split)]
         return place, " and ".join(f"{name}/" for name in named), rows
-    tables = sorted(file for file in place.iterdir() if file.suffix.lower() in _TABLES and _columns(file))
-    if tables:
-        split = [file for file in tables if file.stem.lower() in _SPLITS]
-        return _table(place, split or tables[:1])
+    tables = sorted(file for file in place.iterdir() if file.suffix.lower() in _TABLES)
+    if known := [file for file in tables if _columns(file)]:
+        return _table(place, [file for file in known if file.stem.lower() in _SPLITS] or known[:1])
     if len(names) == 1 and not any(_maybe_image(file.name) and file.is_file() for file in (place / names[0]).iterdir()):
         return _folder(place / names[0])
+    if tables and not names:
+        return _table(place, tables[:1])  # which says what it lacks
     if not names:
-        others = sorted(file for file in place.iterdir() if file.suffix.lower() in _TABLES)
-        if others:
-            return _table(place, others[:1])  # which says what it lacks
         raise InputError(str(place), "has no folders of classes", _HINT)
     return place, "class folders", _class_rows(place, "", TRAIN)
 

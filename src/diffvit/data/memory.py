@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,10 @@ from PIL import Image
 from torch import Tensor
 
 from diffvit.data.batches import normalise
-from diffvit.data.images import (
-    Images,
-    decode,
-    fingerprint,
-    resize,
-    set_apart,
-    to_rgb,
-    with_channels,
-)
-from diffvit.errors import InputError, Size, sides
+from diffvit.data.images import Images, decode, fingerprint, is_grey, resize, set_apart, to_rgb, with_channels
+from diffvit.errors import InputError, Size, few, sides
 
-NAME = "in memory"
+NAME = "images given in Python"
 _LAYOUTS = "(n, c, h, w), (n, h, w, c) or (n, h, w), with 1 or 3 channels"
 _IMAGES, _LABELS = ("image", "img"), ("label", "labels", "fine_label")  # columns of a data set
 
@@ -65,12 +58,11 @@ def one_image(image: Any, name: str = "image") -> UInt8[Tensor, "chans h w"]:
     if isinstance(image, dict) and isinstance(image.get("bytes"), bytes):  # a Hugging Face column of encoded images
         return torch.from_numpy(decode(image["bytes"], name=name))
     if isinstance(image, Image.Image):
-        grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I")
         try:
             pixels = torch.from_numpy(np.array(to_rgb(image.copy()))).permute(2, 0, 1)
         except Exception as error:  # what Pillow raises when it reads the file of a damaged picture
             raise InputError(name, f"cannot be decoded as an image ({' '.join(str(error).split())[:120]})") from None
-        return pixels[:1] if grey else pixels
+        return pixels[:1] if is_grey(image) else pixels
     if not isinstance(image, Tensor | np.ndarray):
         raise InputError(name, f"is no image (found {type(image).__name__} vs a path, a picture, an array, a tensor)")
     return as_bytes(channels_first(image[None, None] if image.ndim == 2 else image[None], name), name)[0]
@@ -210,18 +202,15 @@ def _names_in(data: Any) -> list[str] | None:
 
 def _read(image: Callable[[int], Tensor], count: int, size: Size, channels: int | None) -> Tensor:
     """Every image, resized as soon as it is read; an exception becomes an InputError that names its place."""
-
-    def each() -> Iterator[Tensor]:
-        for place in range(count):
-            try:
-                yield sized(image(place)[None], size, channels)[0]
-            except InputError as error:
-                raise InputError(f"sample {place} of the data", error.why, error.hint) from error
-            except Exception as error:
-                why = f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-                raise InputError(f"sample {place} of the data", why, "Nothing was started.") from error
-
-    images = list(each())
+    images: list[Tensor] = []
+    for place in range(count):
+        try:
+            images.append(sized(image(place)[None], size, channels)[0])
+        except InputError as error:
+            raise InputError(f"sample {place} of the data", error.why, error.hint) from error
+        except Exception as error:
+            why = f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            raise InputError(f"sample {place} of the data", why, "Mend that sample, or leave it out.") from error
     most = max((len(pixels) for pixels in images), default=channels or 1)
     return torch.stack([with_channels(pixels[None], most)[0] for pixels in images]) if images else torch.empty(0)
 
@@ -238,12 +227,15 @@ def _numbered(
         numbers = [_index(label, place) for place, label in enumerate(labels)]
         names = list(classes or own or map(str, range(max(numbers) + 1)))
         if not (matched and own and classes):
-            return names, torch.tensor(_checked(numbers, names))
+            found = torch.tensor(_checked(numbers, names))
+            if not (classes or own) and (empty := sorted({*range(len(names))}.difference(numbers))):
+                why = f"labels: {len(empty)} of {len(names)} classes have no images (indices {few(empty)})"
+                warnings.warn(f"{why}. Number the labels without gaps, or pass classes=.", stacklevel=2)
+            return names, found
         labels = [own[number] for number in _checked(numbers, own)]
     places = {name: place for place, name in enumerate(names)}
     if unknown := sorted({label for label in labels if label not in places}):
-        few = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        raise InputError("labels", f"have a class that is not among the classes ({unknown[0]} vs {few})")
+        raise InputError("labels", f"have a class that is not among the classes ({unknown[0]} vs {few(names)})")
     return names, torch.tensor([places[label] for label in labels])
 
 
@@ -279,7 +271,7 @@ def splits(
     train = from_data(data, image_size=image_size, channels=channels, classes=classes)
     if test is not None:
         how = {"image_size": image_size, "channels": train.pixels.shape[1], "classes": train.classes}
-        return {"train": train, "test": from_data(test, **how, matched=True)}
+        return {"train": replace(train, own_test=True), "test": from_data(test, **how, matched=True)}
     hashes = [hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in train.pixels]
     held = torch.zeros(len(train), dtype=torch.bool)
     held[set_apart(train.labels.tolist(), hashes, test_size)] = True

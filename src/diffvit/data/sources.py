@@ -202,4 +202,4 @@ def check_validation_size(images: Images, size: int) -> None:
     for name, count in zip(images.classes, counts, strict=True):
         if 0 < count <= wanted:
             why = f"leaves nothing to train on of class {name} (it has {count} images, {wanted} wanted)"
-            raise InputError(f"validation_size {size}", why, "Give a smaller --validation-size, or leave it out.")
+            raise InputError(f"validation_size {size}", why, "Give a smaller one, or leave it out.")

@@ -18,7 +18,7 @@ import safetensors.torch
 from torch import Tensor
 
 from diffvit.errors import InputError
-from diffvit.files import flush, to_json
+from diffvit.files import flush, sha256_of, to_json
 
 KEPT = 2
 _FORMAT = 1
@@ -106,9 +106,8 @@ def _verified_progress(path: Path, step: int) -> dict[str, Any]:
             raise ValueError(f"{name} is missing")
         if file.stat().st_size != entry["bytes"]:
             raise ValueError(f"{name} has the wrong size ({file.stat().st_size} vs {entry['bytes']} bytes)")
-        with file.open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != entry["sha256"]:
-                raise ValueError(f"{name} does not have the SHA-256 of its manifest")
+        if sha256_of(file) != entry["sha256"]:
+            raise ValueError(f"{name} does not have the SHA-256 of its manifest")
     if "progress.json" not in manifest["files"]:
         raise ValueError("progress.json is missing")
     return json.loads((path / "progress.json").read_bytes())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from diffvit.config import Config, parse, to_dict
 from diffvit.data import sources
 from diffvit.data.images import Images
 from diffvit.data.memory import from_data
-from diffvit.errors import ConfigError, InputError, Size, did_you_mean
+from diffvit.errors import ConfigError, InputError, Size, did_you_mean, few
 from diffvit.files import disk_faults, replace, to_json
 from diffvit.registry import MEMORY
 from diffvit.training.environment import hardware
@@ -145,7 +144,8 @@ def images_of(run: object, image_size: Size, meta: Meta, config: Config | None, 
     own = images.validation
     images = own if own is not None and split == "validation" else images
     if sorted(images.classes) != sorted(meta["classes"]):
-        why = f"has other classes than the model ({_few(images.classes)} vs {_few(meta['classes'])})"
+        found, known = (f"{len(names)}: {few(names)}" for names in (images.classes, meta["classes"]))
+        why = f"has other classes than the model ({found} vs {known})"
         raise InputError(images.name, why, "Take the data the model was trained on.")
     # Labels counted in the model's order of the classes.
     place = torch.tensor([meta["classes"].index(name) for name in images.classes])
@@ -156,7 +156,3 @@ def images_of(run: object, image_size: Size, meta: Meta, config: Config | None, 
     if split == "validation" and not len(held):
         raise InputError(str(run), "has no validation images: every class has too few", "Take --split test.")
     return images.select(held if split == "validation" else ours)
-
-
-def _few(names: Sequence[str]) -> str:
-    return f"{len(names)}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"

@@ -22,7 +22,7 @@ from diffvit import weights
 from diffvit.config import ModelConfig, validate
 from diffvit.data.memory import Preprocess
 from diffvit.errors import ConfigError, InputError, Size, checked_size, did_you_mean
-from diffvit.files import disk_faults, replace, to_json
+from diffvit.files import disk_faults, replace, sha256_of, to_json
 from diffvit.hub.files import OWN_HINT, NoInit, check_finite, check_weights, read_header, read_safetensors
 from diffvit.kernels import accelerate
 from diffvit.models.vit import VisionTransformer
@@ -125,8 +125,10 @@ def locate(reference: Reference) -> Path:
     place: Path | str = reference if isinstance(reference, Path | str) else reference.path
     path = Path(place)
     if path.is_dir() and not (path / MODEL_FILE).is_file():
-        why = f"has no {MODEL_FILE}: the run did not finish, or it is not a run folder"
-        raise InputError(str(path), why, f"Finish it with: {RunDir(path).resume_command}")
+        why, hint = f"has no {MODEL_FILE}: the run did not finish", f"Finish it with: {RunDir(path).resume_command}"
+        if not RunDir(path).is_run:
+            why, hint = f"is not a run folder (it has no config.yaml, no {MODEL_FILE})", OWN_HINT
+        raise InputError(str(path), why, hint)
     if path.exists():
         return _intact(path / MODEL_FILE if path.is_dir() else path)
     file = weights.packaged(str(place))
@@ -141,7 +143,7 @@ def _intact(file: Path) -> Path:
     """The file, its SHA-256 checked where its run's result.json lies beside it and names one."""
     run = RunDir(file.parent)
     expected = run.result.get("model_sha256") if file.name == MODEL_FILE and run.finished else None
-    if expected is not None and (found := weights.sha256_of(file)) != expected:
+    if expected is not None and (found := sha256_of(file)) != expected:
         why = f"is damaged, or not the one its run wrote (SHA-256 {found[:12]}... vs {str(expected)[:12]}...)"
         raise InputError(str(file), why, "Take a copy of it, or train again into another folder.")
     return file

@@ -104,10 +104,9 @@ def train(
     if out is None:
         out = f"runs/{config.data}-{config.model.attention}-{config_hash(config)}-s{config.seed}"
     folder, progress = RunDir(Path(out)), progress or usual_progress()
-    if place := place_of(config.data, config.data_dir):  # absolute: config.yaml is read from anywhere
-        config = config.model_copy(update={"data_dir": place.absolute()})
-    if config.init_from:
-        config = config.model_copy(update={"init_from": absolute(config.init_from)})
+    place, start = place_of(config.data, config.data_dir), config.init_from
+    places = {"data_dir": place and place.absolute(), "init_from": start and absolute(start)}
+    config = config.model_copy(update=places)  # absolute: config.yaml is read from anywhere
     device = environment.resolve_device(config.device)
     precision = environment.resolve_precision(config.precision, device)
     fabric = processes.launch(device, precision)
@@ -125,8 +124,11 @@ def train(
         held.callback(progress.close)
         by_the_first(fabric, lambda: held.enter_context(_held(folder, resume, overwrite)))
         if resume and folder.finished:
-            progress.message(f"{out} is complete: nothing to do")
+            progress.message(f"{out} is complete: nothing to do{_not_read(folder, config, passed)}")
             return folder
+        if passed is None and MEMORY in (config.data, resume and folder.config.data):
+            hint = "Pass them to diffvit.train(config, data=..., out=..., resume=True)."
+            raise InputError("data", "was passed in Python and is in no folder", hint)
         ran_on = {"device": device, "precision": precision, "threads": threads, "processes": fabric.world_size}
         facts = environment.describe(**ran_on, accelerate=config.accelerate)
         if config.accelerate != "off" and (slower := environment.missed(device, precision)):
@@ -142,6 +144,15 @@ def compile_limits() -> AbstractContextManager[None]:
     """
     settings: Any = torch._dynamo.config
     return settings.patch(recompile_limit=_COMPILATIONS, fail_on_recompile_limit_hit=True)
+
+
+def _not_read(folder: RunDir, config: Config, passed: Passed) -> str:
+    """Which data, not that of a finished run, is not looked at; ConfigError for images of other content."""
+    if passed and (found := passed["train"].fingerprint) != (known := folder.environment["data"]["fingerprint"]):
+        why = f"is a finished run on other data than was given (fingerprint {known[:12]} vs {found[:12]})"
+        raise ConfigError(str(folder.path), why, "Nothing was changed; give another out, or overwrite=True.")
+    known = (None, folder.config.data_dir)
+    return "" if config.data_dir in known else f"; {config.data_dir} was not looked at"
 
 
 @contextmanager
@@ -182,7 +193,8 @@ def _run(
 ) -> None:
     """From the start, or from the newest checkpoint, to the result. ``facts`` becomes environment.json."""
     start = time.perf_counter()
-    data = load_data(config, progress.message, passed)
+    begun = resume and (folder.path / "environment.json").exists()
+    data = load_data(config, progress.message, passed, folder.environment.get("classes") if begun else None)
     facts["config_hash"] = config_hash(config)
     config = data.config  # the same, with what it leaves to the data
     # Here and not at the end, where a test set that is missing or damaged would cost the whole training.
@@ -199,7 +211,6 @@ def _run(
         facts["data"]["skipped"] = [{"path": path, "reason": why} for path, why in data.train.skipped]
     facts |= {"mean": data.mean, "std": data.std}
     facts |= {"task": qualified_name(task), "own_modules": own_modules(model)}
-    begun = resume and (folder.path / "environment.json").exists()
     found = _found_to_resume(folder, config, facts, progress) if begun else None
     if found:  # as recorded: the last bits of a mean are not to depend on how it is computed today
         data = replace(data, mean=facts["mean"], std=facts["std"])

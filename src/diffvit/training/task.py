@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,15 @@ from diffvit.data import sources
 from diffvit.data.augment import Augment, Batch
 from diffvit.data.batches import channel_statistics, normalise
 from diffvit.data.images import Images
-from diffvit.errors import ConfigError, InputError
+from diffvit.errors import ConfigError, InputError, few
 from diffvit.models.init import whiten
 from diffvit.models.vit import VisionTransformer
-from diffvit.registry import MEMORY, label_of
+from diffvit.registry import label_of
 from diffvit.training.score import score
 
 Passed = Mapping[str, Images] | None  # the images of train and test
+Say = Callable[[str], None]
+Names = Sequence[str] | None  # of classes
 _WHITENED_ON = 4096  # images
 # Sources for which the default size of the validation set is made.
 _WITH_SIZES = ("auto", "cifar10", "shapes", "shapes-hard")
@@ -69,12 +71,12 @@ def source_of(config: Config) -> str:
     return "shapes" if fell_back else config.data
 
 
-def load_data(config: Config, say: Callable[[str], None], passed: Passed = None) -> TrainingData:
+def load_data(config: Config, say: Say, passed: Passed = None, before: Names = None) -> TrainingData:
     """The training data of a config; ``say`` gets the run's first lines; else as :func:`load_split`."""
     source = source_of(config)  # announces no download: that data fell back has to be the first line
     if source != config.data:
         say("CIFAR-10 was not found: training on the built-in shapes data instead (data: auto)")
-    whole = load_split(config, source, "train", say, passed)
+    whole = load_split(config, source, "train", say, passed, before)
     config = fitted(config, source, whole)
     train, validation = whole, whole.validation if config.validation_size else None
     if config.validation_size and not validation:
@@ -89,37 +91,32 @@ def load_data(config: Config, say: Callable[[str], None], passed: Passed = None)
 
 
 def load_split(
-    config: Config, source: str, split: str, say: Callable[[str], None] | None = None, passed: Passed = None
+    config: Config, source: str, split: str, say: Say | None = None, passed: Passed = None, before: Names = None
 ) -> Images:
     """``train`` or ``test`` of a source, as the config wants it; ``say`` gets a line when a download starts.
 
-    ``passed`` has the images of both where they were passed in Python; then none are loaded. ConfigError where the
-    model does not fit the data, InputError where the data is missing or damaged.
+    ``passed`` has the images of both where they were passed in Python; then none are loaded. ``before`` are the classes
+    that a run which is resumed began with. ConfigError where the data has others, or the model does not fit it;
+    InputError where it is missing or damaged.
     """
-    if passed is None and source == MEMORY:
-        hint = "Pass them to diffvit.train(config, data=..., out=..., resume=True)."
-        raise InputError("data", "was passed in Python and is in no folder", hint)
     given, model = config.model.model_fields_set, config.model
-    loaded = passed[split] if passed else None
-    images = loaded or sources.load(
-        source,
-        split,
-        data_dir=config.data_dir,
-        image_size=model.image_size,
-        channels=model.in_chans if "in_chans" in given else None,
-        shapes=to_dict(config.shapes),
-        test_size=config.test_size,
-        bad_files=config.bad_files,
-        announce=say,
-    )
+    how: dict[str, Any] = {"data_dir": config.data_dir, "image_size": model.image_size, "announce": say}
+    how |= {"shapes": to_dict(config.shapes), "test_size": config.test_size, "bad_files": config.bad_files}
+    how["channels"] = model.in_chans if "in_chans" in given else None
+    images = passed[split] if passed else sources.load(source, split, **how)
     if split == "train" and len(present := images.labels.unique()) < 2:
         name = images.classes[int(present[0])] if len(present) else "none"
         why = f"has images of one class alone ({name} vs at least two classes)"
         raise InputError(images.name, why, "There is nothing to learn; add images of another class.")
+    if before and images.classes != list(before):
+        new, gone = sorted({*images.classes}.difference(before)), sorted({*before}.difference(images.classes))
+        told = "; ".join(f"{word}: {few(names)}" for word, names in (("new", new), ("gone", gone)) if names)
+        why = f"has other classes than when the run began ({told or 'in another order'})"
+        hint = "Nothing was changed; put the data back as it was, or start another run on this data."
+        raise ConfigError(images.name, why, hint)
     if "num_classes" in given and model.num_classes != (count := len(images.classes)):
-        names = ", ".join(images.classes[:5]) + (", ..." if count > 5 else "")
-        why = f"does not fit {images.name} ({model.num_classes} vs {count} classes: {names})"
-        raise ConfigError("model.num_classes", why, f"Leave it out, or give --model.num-classes {count}.")
+        why = f"does not fit {images.name} ({model.num_classes} vs {count} classes: {few(images.classes)})"
+        raise ConfigError("model.num_classes", why, f"Leave it out, or set it to {count}.")
     return images
 
 
@@ -132,6 +129,9 @@ def fitted(config: Config, source: str, images: Images) -> Config:
     """
     given, own, size = "validation_size" in config.model_fields_set, images.validation, config.validation_size
     usual = sources.usual_validation_size(images.labels)
+    if images.own_test and config.test_size != Config().test_size:
+        why = f"has no effect: {images.name} has test images of its own (found {config.test_size})"
+        raise ConfigError("test_size", why, "Leave it out.")
     if own is not None:
         if given and size not in (0, len(own)):
             why = f"does not fit {images.name}, which has validation images of its own ({size} vs {len(own)})"

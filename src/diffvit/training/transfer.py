@@ -21,16 +21,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffvit.config import Config
-from diffvit.errors import ConfigError, DiffvitError, InputError
+from diffvit.errors import ConfigError, DiffvitError, InputError, few
+from diffvit.files import sha256_of
 from diffvit.hub.files import check_weights, read_header, read_weights
 from diffvit.hub.pretrained import DINO, LAYER_SCALE, fit, infer, load_pretrained
 from diffvit.models import pos_embed as positions
 from diffvit.models.vit import VisionTransformer
 from diffvit.registry import ROPE
 from diffvit.training.load import METADATA_KEY, load_with_meta
-from diffvit.weights import sha256_of
 
 TIMM = "timm:"  # before the name of a model of timm's
+_OTHER = "Give a run, a whole weights file, a packaged name, timm:NAME or a DINO name."
 SPLIT = ("softmax", "differential-split")  # the one attention that weights of another become
 _SECOND = (".attn.qk2.weight", ".attn.qk2.bias")
 _TABLES = ("learned-1d", "learned-2d", "sincos-1d", "sincos-2d")
@@ -83,8 +84,7 @@ class Transfer:
 
 
 def _counted(word: str, names: Sequence[str]) -> str:
-    shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-    return f"{word} {len(names)}" + (f" ({shown})" if names else "")
+    return f"{word} {len(names)}" + (f" ({few(names, 4)})" if names else "")
 
 
 def absolute(reference: str) -> str:
@@ -103,8 +103,9 @@ def read_source(reference: str, num_heads: int) -> Source:
     try:
         return _read(reference, num_heads)
     except DiffvitError as error:
-        hint = error.hint.replace("--weights FILE", "--init-from FILE").replace("--pretrained NAME", "timm:NAME")
-        raise type(error)(error.what, error.why, hint) from None
+        what = error.what if reference in error.what else f"init_from {reference}"
+        hint = error.hint.replace("with --weights FILE", "as init_from").replace("--weights", "init_from")
+        raise type(error)(what, error.why, _OTHER if not hint or "--pretrained" in hint else hint) from None
 
 
 def _read(reference: str, num_heads: int) -> Source:
@@ -145,15 +146,11 @@ def transfer(model: VisionTransformer, source: Source, classes: Sequence[str]) -
     if weight.shape != wanted.shape:
         sizes = f"{_size(weight.shape[1:])} -> {_size(wanted.shape[1:])}"
         adapted["patch_embed.proj.weight"] = resample_patches(weight, wanted.shape[1], wanted.shape[2]), sizes
-    converted = "pos_embed" in adapted
-    report.left_over = [
-        name for name in found if name not in fresh and not (converted and name.startswith("pos_embed"))
-    ]
+    converted = ("pos_embed",) if "pos_embed" in adapted else ()
+    report.left_over = [name for name in found if name not in fresh and not name.startswith(converted)]
     if _kinds(model, theirs) == SPLIT:
         found |= _split_off(found)
-        report.notes.append(
-            "second queries and keys are copies of the first, lambda is 0: it starts as the softmax model"
-        )
+        report.notes += ["second queries and keys are copies of the first, lambda is 0: it starts as the softmax model"]
     if source.classes is None or list(source.classes) != list(classes):
         found = {name: tensor for name, tensor in found.items() if not name.startswith("head.")}
     new: dict[str, Tensor] = {}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from diffvit.errors import InputError
+from diffvit.files import sha256_of
 
 FOLDER = Path(__file__).parent
 
@@ -40,9 +40,3 @@ def packaged(name: str, folder: Path = FOLDER) -> Path | None:
         why = f"{entry['file']} is damaged (SHA-256 {found[:12]}... vs {entry['sha256'][:12]}...)"
         raise InputError(f"packaged model {name}", why, "Install diffvit again.")
     return path
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
