@@ -20,15 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffvit.data.batches import normalise
-from diffvit.data.images import (
-    Images,
-    decode,
-    fingerprint,
-    resize,
-    set_apart,
-    to_rgb,
-    with_channels,
-)
+from diffvit.data.images import Images, decode, fingerprint, is_grey, resize, set_apart, to_rgb, with_channels
 from diffvit.errors import InputError, Size, sides
 
 NAME = "in memory"
@@ -65,7 +57,7 @@ def one_image(image: Any, name: str = "image") -> UInt8[Tensor, "chans h w"]:
     if isinstance(image, dict) and isinstance(image.get("bytes"), bytes):  # a Hugging Face column of encoded images
         return torch.from_numpy(decode(image["bytes"], name=name))
     if isinstance(image, Image.Image):
-        grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I")
+        grey = is_grey(image)
         try:
             pixels = torch.from_numpy(np.array(to_rgb(image.copy()))).permute(2, 0, 1)
         except Exception as error:  # what Pillow raises when it reads the file of a damaged picture
@@ -172,6 +164,25 @@ def from_data(
         raise InputError("data", "holds no images")
     names, numbers = _numbered(labels, own, classes, matched)
     return Images(images, numbers, names, NAME, fingerprint(images, numbers, names))
+
+
+def samples(data: Any) -> Iterator[tuple[str, Any]]:
+    """A name (``image 0``) and the image of each sample of a data set, or of anything to iterate over; no labels.
+
+    A data set's are read when they are asked for; what cannot be read gives an InputError in the place of an image.
+    InputError where there is nothing to iterate over.
+    """
+    indexed = hasattr(data, "__len__") and (hasattr(data, "column_names") or not hasattr(data, "__iter__"))
+    if isinstance(data, dict) or not (indexed or hasattr(data, "__iter__")):
+        raise InputError("images", f"are none (found {type(data).__name__} vs paths, pictures, an array, a data set)")
+    for place, each in enumerate(range(len(data)) if indexed else data):
+        try:
+            sample = data[each] if indexed else each
+        except Exception as error:
+            sample = InputError(f"image {place}", f"cannot be read ({type(error).__name__}: {str(error)[:200]})")
+        if isinstance(sample, dict):
+            sample = next((sample[name] for name in _IMAGES if name in sample), sample)
+        yield f"image {place}", sample[0] if isinstance(sample, tuple) and sample else sample
 
 
 def _samples(data: Any) -> Callable[[int], tuple[Any, Any]]:
