@@ -208,5 +208,4 @@ def _keep(result: dict[str, Any], out: Path, output: Output) -> None:
     write(result, out)
     pages.update({Path(name): content for name, content in speed.of_folder(out).items()}, "speed", out, check=False)
     show.line(f"report  {out / 'report.md'}")
-    if output.json:
-        show.as_json({**result, "report": out / "report.md"})
+    output.as_json({**result, "report": out / "report.md"})

@@ -13,6 +13,7 @@ from diffvit.config import (
     WHEREABOUTS,
     ClipConfig,
     Config,
+    ModelConfig,
     config_hash,
     differences,
     from_environment,
@@ -264,6 +265,22 @@ def test_a_wrong_value_is_one_line_that_says_what_and_why(case):
     assert line.startswith("some.yaml: ")
     assert expected in line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("made", "line"),
+    [
+        (lambda: Config(epohs=3), "Config.epohs: unknown key; did you mean 'epochs'?"),
+        (lambda: Config(model={"dept": 3}), "Config.model.dept: unknown key; did you mean 'depth'?"),
+        (lambda: ModelConfig(patch_size=5), "ModelConfig: patch_size 5 does not divide image_size 32."),
+        (lambda: Config(model=ModelConfig(depth=0)), "ModelConfig.depth: Input should be greater than or equal to 1"),
+    ],
+)
+def test_a_config_made_in_python_is_refused_in_one_line_too(made, line):
+    with pytest.raises(ConfigError) as caught:
+        made()
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)
 
 
 junk = st.recursive(

@@ -19,13 +19,14 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from diffvit.clip_settings import ClipConfig as ClipConfig
-from diffvit.errors import ConfigError, did_you_mean
+from diffvit.errors import ConfigError
 from diffvit.models.presets import PRESETS
 from diffvit.settings import AugmentConfig as AugmentConfig
 from diffvit.settings import Config as Config
 from diffvit.settings import ModelConfig as ModelConfig
 from diffvit.settings import OptimizerConfig as OptimizerConfig
 from diffvit.settings import ScheduleConfig as ScheduleConfig
+from diffvit.settings import SettingPath, fault_of, section_of
 from diffvit.settings import ShapesConfig as ShapesConfig
 
 # Settings that say where and how a run happens, not what is computed: they do not enter the hash.
@@ -38,7 +39,6 @@ _YOUNGER = (
     *("init_from", "init_state", "freeze", "optimizer.layer_decay"),
     *(f"shapes.{name}" for name in ("diameter", "beyond", "contrast", "decoys", "distractors", "occluders")),
 )
-_Path = tuple[str, ...]  # of a setting: ("model", "depth")
 _Kind = TypeVar("_Kind", bound=Config)
 _Any = TypeVar("_Any", bound=BaseModel)
 
@@ -56,32 +56,12 @@ def _is_contrastive(values: Any) -> bool:
     return isinstance(values, Mapping) and "objective" in values
 
 
-def validate(kind: type[_Any], values: Mapping[str, Any], name: Callable[[_Path, str], str]) -> _Any:
+def validate(kind: type[_Any], values: Mapping[str, Any], name: Callable[[SettingPath, str], str]) -> _Any:
     """A config or a section of it; or a ConfigError, its first words ``name`` of the setting's path and the fault."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        faults = error.errors(include_url=False)
-        first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
-        path, found = tuple(str(part) for part in first["loc"]), first["input"]
-        why, hint = first["msg"].removeprefix("Value error, "), f"{len(faults) - 1} more like it."
-        if first["type"] == "extra_forbidden":
-            section: type[BaseModel] = kind
-            for key in path[:-1]:
-                section = _section_of(section, key) or section
-            why = f"unknown key;{did_you_mean(path[-1], section.model_fields)}".rstrip(";")
-        elif first["type"] == "model_type":
-            why = f"must be a mapping of names to values (found {type(found).__name__})"
-        elif isinstance(found, str | int | float | bool) and repr(found) not in why:
-            why += f" (found {reprlib.repr(found)})"
-        raise ConfigError(name(path, why), why, hint if len(faults) > 1 else "") from None
-
-
-def _section_of(section: type[BaseModel], key: str) -> type[BaseModel] | None:
-    """The section that a field holds; None for a plain setting or an unknown name."""
-    field = section.model_fields.get(key)
-    inner = field.annotation if field else None
-    return inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None
+        raise fault_of(kind, error, name) from None
 
 
 class _Strict(yaml.SafeLoader):
@@ -124,8 +104,8 @@ def from_environment(environ: Mapping[str, str], kind: type[Config] = Config) ->
         path = tuple(name.removeprefix("DIFFVIT_").lower().split("__"))
         section: type[BaseModel] | None = kind
         for key in path[:-1]:
-            section = _section_of(section, key) if section else None
-        if section is None or path[-1] not in section.model_fields or _section_of(section, path[-1]):
+            section = section_of(section, key) if section else None
+        if section is None or path[-1] not in section.model_fields or section_of(section, path[-1]):
             continue
         inner = values
         for key in path[:-1]:
@@ -184,7 +164,7 @@ def _with_preset(layers: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return layers
 
 
-def _blame(path: _Path, why: str, layers: list[tuple[str, Mapping[str, Any]]]) -> str:
+def _blame(path: SettingPath, why: str, layers: list[tuple[str, Mapping[str, Any]]]) -> str:
     """Name the setting at fault as the user wrote it: a flag, else a variable, else the file's key.
 
     Where two settings of a section do not go together, the highest layer that gives one the message mentions is named.

@@ -72,6 +72,17 @@ def replace(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def write_file(path: Path, content: bytes, kept: str = "") -> Path:
+    """Write a file whole, by :func:`replace`; its folder is made where need be.
+
+    EnvironmentFault where the disk refuses; ``kept`` is its hint.
+    """
+    with disk_faults(path, kept):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace(path, content)
+    return path
+
+
 def brought_up_to_date(wanted: Mapping[Path, tuple[bytes, str]], *, check: bool) -> list[str]:
     """Write the files (unless ``check``) whose content differs from ``wanted``; returns a line for each.
 
@@ -79,8 +90,7 @@ def brought_up_to_date(wanted: Mapping[Path, tuple[bytes, str]], *, check: bool)
     """
     stale = [path for path, (content, _) in wanted.items() if not path.exists() or path.read_bytes() != content]
     for path in () if check else stale:
-        with disk_faults(path):
-            replace(path, wanted[path][0])
+        write_file(path, wanted[path][0])
     return [f"{path}: {wanted[path][1]}" for path in stale]
 
 
@@ -90,11 +100,7 @@ def write_files(out: Path, files: Mapping[str, bytes], kept: str = "") -> list[P
     Raises:
         EnvironmentFault: one cannot be written; ``kept`` says what there is all the same.
     """
-    with disk_faults(out, kept):
-        out.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            replace(out / name, content)
-    return [out / name for name in files]
+    return [write_file(out / name, content, kept) for name, content in files.items()]
 
 
 def sha256_of(path: Path) -> str:
@@ -142,9 +148,7 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """A file of :func:`to_csv`; its folder is made where need be."""
-    with disk_faults(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace(path, to_csv(rows))
+    write_file(path, to_csv(rows))
 
 
 def read_csv(path: Path) -> list[Row]:

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffvit.files import disk_faults, replace, to_json
+from diffvit.files import to_json, write_file
 
 Result = dict[str, Any]
 INTERVAL_NOTE = (
@@ -107,11 +107,7 @@ def _version(name: str) -> str | None:
 
 def write(result: Mapping[str, Any], folder: Path) -> Path:
     """Write a result to ``folder/BENCHMARK.json``; returns its path."""
-    path = folder / f"{result['benchmark']}.json"
-    with disk_faults(path):
-        folder.mkdir(parents=True, exist_ok=True)
-        replace(path, to_json(dict(result), indent=1))
-    return path
+    return write_file(folder / f"{result['benchmark']}.json", to_json(dict(result), indent=1))
 
 
 def stamp(result: Mapping[str, Any]) -> str:

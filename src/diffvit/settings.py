@@ -5,11 +5,13 @@ The command line's flags, their meanings and their defaults are made from these 
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import ValidationError
 
 from diffvit.errors import ConfigError, Size, checked_size, did_you_mean, sides
 from diffvit.models.presets import PRESETS
@@ -53,10 +55,47 @@ Source = Annotated[str, _known("data source", lambda: SOURCES, MEMORY)]
 Augmentation = Annotated[str, _known("augmentation", lambda: AUGMENTATIONS)]
 
 
+SettingPath = tuple[str, ...]  # ("model", "depth")
+
+
 class Section(BaseModel):
-    """Base class: frozen, unknown keys refused; the string under a field is its help text."""
+    """Base class: frozen, unknown keys refused with a ConfigError; the string under a field is its help text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise fault_of(type(self), error, lambda path, _: ".".join((type(self).__name__, *path))) from None
+
+    __init__.__pydantic_base_init__ = True  # pyright: ignore[reportFunctionMemberAccess]  (validating calls it not)
+
+
+def fault_of(kind: type[BaseModel], error: ValidationError, name: Callable[[SettingPath, str], str]) -> ConfigError:
+    """What to tell of the settings refused, unknown keys first; ``name`` is of a setting's path and the fault."""
+    faults = error.errors(include_url=False)
+    first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
+    path, found = tuple(str(part) for part in first["loc"]), first["input"]
+    why, hint = first["msg"].removeprefix("Value error, "), f"{len(faults) - 1} more like it."
+    if first["type"] == "extra_forbidden":
+        section: type[BaseModel] = kind
+        for key in path[:-1]:
+            section = section_of(section, key) or section
+        why = f"unknown key;{did_you_mean(path[-1], section.model_fields)}".rstrip(";")
+    elif first["type"] == "model_type":
+        why = f"must be a mapping of names to values (found {type(found).__name__})"
+    elif isinstance(found, str | int | float | bool) and repr(found) not in why:
+        why += f" (found {reprlib.repr(found)})"
+    return ConfigError(name(path, why), why, hint if len(faults) > 1 else "")
+
+
+def section_of(section: type[BaseModel], key: str) -> type[BaseModel] | None:
+    """The section that a field holds; None for a plain setting or an unknown name."""
+    kind: Any = section.model_fields[key].annotation if key in section.model_fields else None
+    return next(
+        (each for each in (kind, *get_args(kind)) if isinstance(each, type) and issubclass(each, BaseModel)), None
+    )
 
 
 class ModelConfig(Section):

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from diffvit.attention.inputs import LoadedModel, labelled_images, load_model, read_samples, samples_of
+from diffvit.attention.inputs import LoadedModel, labelled_images, load_model, read_samples, samples_of, shortest_names
 from diffvit.data import shapes
-from diffvit.errors import ConfigError, InputError
+from diffvit.errors import ConfigError
 from diffvit.models.vit import VisionTransformer
 
 
@@ -35,7 +35,7 @@ def test_pixels_are_normalised_as_in_training() -> None:
 
 def test_a_picture_of_250_by_330_is_cropped_evenly_to_whole_patches(tmp_path: Path) -> None:
     file = picture(tmp_path / "a.png", 330, 250)
-    (found,) = read_samples([file], model_of(None))
+    ((found,), _) = read_samples([file], model_of(None))
     assert found.pixels.shape == (3, 240, 320)
     whole = torch.from_numpy(np.asarray(Image.open(file)).transpose(2, 0, 1).copy())
     assert torch.equal(found.pixels, whole[:, 5:245, 5:325])
@@ -56,14 +56,14 @@ def test_a_picture_of_250_by_330_is_cropped_evenly_to_whole_patches(tmp_path: Pa
 def test_sizes_keep_the_shape_of_the_picture(
     width: int, height: int, size: int | None, expected: tuple[int, int], tmp_path: Path
 ) -> None:
-    (found,) = read_samples([picture(tmp_path / "a.png", width, height)], model_of(None), size=size)
+    ((found,), _) = read_samples([picture(tmp_path / "a.png", width, height)], model_of(None), size=size)
     assert found.pixels.shape[1:] == expected
     middle = found.pixels[:2, expected[0] // 2, expected[1] // 2]  # the ramps' middle stays in the middle
     assert (middle.float() - 127).abs().max() < 12
 
 
 def test_a_model_of_one_size_gets_the_centred_square(tmp_path: Path) -> None:
-    (found,) = read_samples([picture(tmp_path / "a.png", 90, 60)], model_of(32))
+    ((found,), _) = read_samples([picture(tmp_path / "a.png", 90, 60)], model_of(32))
     assert found.pixels.shape == (3, 32, 32)
     with pytest.raises(ConfigError, match=r"--size: a model takes one size alone \(found 64 vs 32\)"):
         read_samples([tmp_path / "a.png"], model_of(32), size=64)
@@ -75,20 +75,33 @@ def test_folders_give_their_files_in_order_and_bad_ones_are_named(tmp_path: Path
     for name in ("b.png", "a.png"):
         picture(folder / name, 40, 40)
     (folder / ".hidden").write_text("no image")
-    assert [each.name for each in read_samples([folder], model_of(None))] == ["a.png", "b.png"]
     (folder / "c.png").write_text("no image")
-    with pytest.raises(InputError, match=r"c\.png: is not an image of a known format"):
-        read_samples([folder], model_of(None))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="is a folder without images"):
-        read_samples([tmp_path / "empty"], model_of(None))
-    with pytest.raises(InputError, match=r"gone\.png"):
-        read_samples([tmp_path / "gone.png"], model_of(None))
     small = picture(tmp_path / "small.png", 40, 9)
-    with pytest.raises(InputError, match=r"is smaller than a patch \(40 x 9 vs 16"):
-        read_samples([small], model_of(None))
+    places = [folder, tmp_path / "empty", tmp_path / "gone.png", small]
+    found, bad = read_samples(places, model_of(None))
+    assert [each.name for each in found] == ["a.png", "b.png"]
+    for error, name, why in zip(
+        bad,
+        ("pictures/c.png", "empty", "gone.png", "small.png"),
+        (
+            "is not an image of a known format",
+            "holds no images",
+            "cannot be read",
+            "is smaller than a patch (40 x 9 vs",
+        ),
+        strict=True,
+    ):
+        assert error.what == str(tmp_path / name)
+        assert error.why.startswith(why)
     with pytest.raises(ConfigError, match="--size: is smaller than a patch"):
         read_samples([small], model_of(None), size=8)
+
+
+def test_names_are_the_shortest_ends_of_paths_that_differ() -> None:
+    paths = ["a/cat/7.png", "a/dog/7.png", "b/dog/7.png", "8.png", "c/9.png", "x.png", "d/x.png", "c/9.png"]
+    names = ["cat/7.png", "a/dog/7.png", "b/dog/7.png", "8.png", "9.png", "x.png", "d/x.png", "9.png"]
+    assert shortest_names([Path(path) for path in paths]) == names
 
 
 def test_a_set_gives_labels_and_masks_by_place() -> None:

@@ -88,6 +88,30 @@ def test_image_files_and_folders(folder, capsys):
     assert "the patch in row 1, column 2" in (folder / "files" / "index.html").read_text()
 
 
+def test_bad_files_are_listed_last_and_equal_names_told_apart(folder, capsys):
+    for name in ("cat/7.png", "dog/7.png", "dog/8.png", "dog/bad.png"):
+        (folder / "pets" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "pets" / name).write_bytes((folder / ("notes.png" if "bad" in name else "picture.png")).read_bytes())
+    command = "attention runs/vit pets *.gif --out told --format npz --layers -1 --json"
+    assert run(command.split()) == 3
+    said, errors = capsys.readouterr()
+    assert [line.split(": ")[1] for line in errors.splitlines()] == ["pets/dog/bad.png", "*.gif", "attention"]
+    assert errors.endswith("2 of 5 images cannot be read. The others are in told.\n")
+    result = json.loads(said.splitlines()[-1])
+    assert [picture["name"] for picture in result["pictures"]] == ["cat/7.png", "dog/7.png", "8.png"]
+    assert [each["image"] for each in result["bad"]] == ["pets/dog/bad.png", "*.gif"]
+    written = {path.name for path in (folder / "told").iterdir()}
+    assert written == {"index.html", "00-cat-7.png.npz", "01-dog-7.png.npz", "02-8.png.npz"}
+    assert "cat/7.png, predicted" in (folder / "told" / "index.html").read_text()
+
+
+def test_maps_at_another_size_leave_those_at_the_runs_own_alone(folder, capsys):
+    for size, name in (("32", "attention-32x32"), ("32,16", "attention-32x16"), ("16", "attention")):
+        assert not (folder / "runs" / "vit" / name).exists()
+        succeeds(f"runs/vit picture.png --size {size} --layers -1 --format npz", capsys)
+        assert (folder / "runs" / "vit" / name / "00-picture.png.npz").is_file()
+
+
 def test_by_default_the_first_images_into_the_runs_own_folder_and_npz_holds_the_maps_that_capture_gives(folder, capsys):
     said = succeeds("runs/diff --rollout --sign abs --format npz", capsys)
     assert "no image named: taking --index 0-3" in said

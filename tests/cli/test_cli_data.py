@@ -30,6 +30,14 @@ def test_data_info_counts_and_draws(capsys, monkeypatch, tmp_path):
     assert sum(line.startswith(f"│ {name}") for line in out.splitlines() for name in scores) == 11
     assert run(["data", "info", "shapes", "--sheet", "sheet.jpg"]) == 2
     assert "sheet.jpg: a contact sheet is a PNG" in capsys.readouterr().err
+    (tmp_path / "taken.png").mkdir()
+    assert run(["data", "info", "shapes", "--sheet", "taken.png", "--json"]) == 4
+    out, err = capsys.readouterr()
+    assert json.loads(out.splitlines()[-1]) == found | {"contact_sheet": None}
+    assert "train images" in out
+    assert err.startswith("error: taken.png: cannot be written (is a directory).")
+    assert "--sheet" in err
+    assert err.count("\n") == 1
 
 
 def test_fetching_says_where_the_data_lies_and_why_not(capsys, monkeypatch, tmp_path):

@@ -112,6 +112,17 @@ def test_evaluate_shows_the_figures_and_every_class(capsys):
     assert (validation["split"], validation["images"]) == ("validation", 20)
 
 
+def test_figures_are_printed_where_the_run_folder_cannot_be_written(capsys):
+    Path("runs/twin/.evaluation.json.tmp").mkdir()  # as in a read-only folder, also for root
+    code = run(["evaluate", "runs/twin", "--json"])
+    Path("runs/twin/.evaluation.json.tmp").rmdir()
+    out, err = capsys.readouterr()
+    assert last_json(out)["accuracy"] == RunDir.open("runs/twin").result["test_accuracy"]
+    assert "balanced accuracy" in out
+    assert err.startswith("error: runs/twin/evaluation.json: cannot be written (is a directory).")
+    assert (code, err.count("\n")) == (4, 1)
+
+
 def test_few_numbered_folders_have_no_top_5_and_are_listed_as_people_count(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pictures(tmp_path / "set", ("1", "2", "10", "100"), 5, 5)
@@ -136,7 +147,9 @@ def test_few_numbered_folders_have_no_top_5_and_are_listed_as_people_count(capsy
     assert page.index("| 2 |") < page.index("| 10 |") < page.index("| 100 |")
 
 
-def test_predict_names_the_likeliest_classes_of_every_image(capsys, tmp_path):
+def test_predict_names_the_likeliest_classes_of_every_image(capsys, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(show, "Lines", lambda what: lambda done, total: shown.append((what, done, total)))
     files = [tmp_path / "red [1].png", tmp_path / "blue.jpg"]
     for file, colour in zip(files, ("red", "blue"), strict=True):
         Image.new("RGB", (40, 30), colour).save(file)
@@ -150,6 +163,10 @@ def test_predict_names_the_likeliest_classes_of_every_image(capsys, tmp_path):
     assert "red [1].png" in out
     found = last_json(succeeds(["predict", "runs/twin", str(files[0]), "--top", "2", "--json"], capsys))["images"]
     assert len(found[0]["top"]) == 2
+    succeeds(["predict", "runs/twin", *map(str, files), "--quiet"], capsys)
+    assert shown == []
+    succeeds(["predict", "runs/twin", *map(str, files)], capsys)
+    assert shown == [("images", 2, 2)]
 
 
 def test_predict_takes_folders_and_patterns_writes_a_table_and_names_bad_files_last(capsys, tmp_path):

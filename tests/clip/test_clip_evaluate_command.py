@@ -16,8 +16,8 @@ from PIL import Image
 from small_clip import NAME, open_clips_probabilities, random_everywhere, register, small_file
 
 from diffvit.cli import show
-from diffvit.cli.clip_options import Lines
 from diffvit.cli.main import run
+from diffvit.cli.show import Lines
 from diffvit.clip import encode
 from diffvit.clip.hub import imagenet_wordnet_ids
 from diffvit.clip.labelled import cifar10_members
@@ -174,7 +174,7 @@ def test_corrupt_pictures_among_good_ones(capsys: Captured) -> None:
 
 def test_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     clock = iter([0.0, 1.0, 2.0, 3.0, 4.5, 9.0])
-    monkeypatch.setattr("diffvit.cli.clip_options.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("diffvit.cli.show.time.monotonic", lambda: next(clock))
     lines = Lines("pictures")
     for done in (1, 2, 3, 4, 5):
         lines(done, 5)

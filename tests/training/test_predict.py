@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 import diffvit
 from diffvit.errors import ConfigError, InputError
@@ -65,8 +66,42 @@ def test_every_form_of_images_gives_the_same_predictions(run, tmp_path):
     torch.testing.assert_close(many.probabilities, expected.repeat(40, 1), atol=1e-5, rtol=1e-4)
 
 
+class Samples(Dataset):
+    """Pictures with labels, or columns of a Hugging Face data set; as many as are asked for, the ``bad`` one raises."""
+
+    def __init__(self, columns, bad=None):
+        self.bad = bad
+        if columns:
+            self.column_names = ("img", "label")
+
+    def __len__(self):
+        return len(PIXELS)
+
+    def __getitem__(self, place):
+        if place == self.bad:
+            raise OSError("the disk is gone")
+        image = Image.fromarray(PIXELS[place % len(PIXELS)])
+        return {"img": image, "label": 3} if hasattr(self, "column_names") else (image, 3)
+
+
+def test_data_sets_are_read_without_their_labels(run):
+    tensor = torch.from_numpy(PIXELS).permute(0, 3, 1, 2)
+    labelled = [{"image": image, "label": 0} for image in PIXELS]
+    sets = [Samples(False), Samples(True), TensorDataset(tensor), TensorDataset(tensor, torch.arange(7)), labelled]
+    for images in [*sets, Subset(Samples(False), range(7))]:
+        found = diffvit.predict(run, images, device="cpu", precision="fp32")
+        torch.testing.assert_close(found.probabilities, by_hand(run)[1], atol=1e-5, rtol=1e-4)
+    for columns in (False, True):
+        with pytest.raises(InputError, match=r"^image 2: cannot be read \(OSError: the disk is gone\)"):
+            diffvit.predict(run, Samples(columns, bad=2), device="cpu")
+        found = diffvit.predict(run, Samples(columns, bad=2), skip_bad=True, device="cpu")
+        assert (len(found), [each.what for each in found.bad]) == (6, ["image 2"])
+
+
 def test_predictions_as_a_table(run):
     found = diffvit.predict(run, PIXELS, device="cpu")
+    with pytest.raises(ConfigError, match=r"k: must be at least 1 \(found -1\)"):
+        found.top(-1)
     table = found.to_pandas(2)
     assert list(table.columns) == ["image", "class_1", "probability_1", "class_2", "probability_2"]
     assert table["class_1"].tolist() == [found.classes[label] for label in found.labels]
@@ -84,6 +119,8 @@ WRONG = [
     ([PIXELS[0], "a.png"], "a.png: cannot be read"),
     ([PIXELS[0], 5], "image 1: is no image"),
     (np.array(PIXELS, dtype=object), "found object"),
+    (None, "^images: are none \\(found NoneType vs paths"),
+    ({"train": PIXELS}, "found dict"),
     ([Image.open(io.BytesIO(FILE.getvalue()[:900]))], "image 0: cannot be decoded"),
 ]
 
@@ -94,11 +131,15 @@ def test_other_types_shapes_and_ranges_are_refused(run, images, why):
         diffvit.predict(run, images)
 
 
-def test_bad_files_are_named_and_left_out_or_refused(run, tmp_path):
+def test_bad_files_are_named_and_left_out_or_refused(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("diffvit.training.predict._AT_A_TIME", 2)
     for place in (0, 2):
         Image.fromarray(PIXELS[place]).save(tmp_path / f"{place}.png")
     (tmp_path / "1.png").write_bytes((tmp_path / "0.png").read_bytes()[:200])
-    found = diffvit.predict(run, [tmp_path, tmp_path / "none.png"], skip_bad=True, device="cpu")
+    read = []
+    how = {"skip_bad": True, "device": "cpu", "progress": lambda *counts: read.append(counts)}
+    found = diffvit.predict(run, [tmp_path, tmp_path / "none.png"], **how)
+    assert read == [(2, 4), (4, 4)]
     assert found.paths == [str(tmp_path / f"{place}.png") for place in (0, 2)]
     assert [each.what for each in found.bad] == [str(tmp_path / name) for name in ("1.png", "none.png")]
     torch.testing.assert_close(found.probabilities, by_hand(run)[1][[0, 2]], atol=1e-5, rtol=1e-4)

@@ -204,9 +204,6 @@ def _on_cpu(maps: AttentionMaps) -> AttentionMaps:
 
 
 def _joined(parts: Sequence[AttentionMaps]) -> AttentionMaps:
+    negative = [part.negative for part in parts if part.negative is not None]
     positive = torch.cat([part.positive for part in parts])
-    if parts[0].negative is None:
-        return AttentionMaps(positive)
-    return AttentionMaps(
-        positive, torch.cat([part.negative for part in parts if part.negative is not None]), parts[0].lam
-    )
+    return AttentionMaps(positive, torch.cat(negative) if negative else None, parts[0].lam)

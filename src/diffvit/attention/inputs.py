@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +13,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from diffvit.data.images import Images, decode, resize, to_array, to_picture, with_channels
-from diffvit.data.layout import image_files
+from diffvit.data.images import Images, read_each, resize, to_array, to_picture, with_channels
 from diffvit.errors import ConfigError, InputError, Size
 from diffvit.models.vit import VisionTransformer
 from diffvit.training.environment import resolve_device
@@ -59,8 +59,7 @@ class LoadedModel:
     def normalised(self, pixels: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n chans h w"]:
         """Pixels normalised as in training."""
         mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
-        pixels = with_channels(pixels, len(self.mean))
-        return (pixels.float() / 255 - mean) / std
+        return (with_channels(pixels, len(self.mean)).float() / 255 - mean) / std
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Sample:
     """One image.
 
     Args:
-        name: of its file, or its index in a data set.
+        name: of its file (:func:`read_samples`), or its index in a data set.
         pixels: RGB, of the model's size, not normalised.
         label: the true class, if known.
         mask: the object's pixels, if known.
@@ -112,18 +111,9 @@ def load_model(
     model, meta = load_with_meta(reference, device=resolve_device(device))
     model = at_size(model, size)
     folder = Path(reference).resolve() if Path(reference).is_dir() else None
-    return LoadedModel(
-        model,
-        folder.name if folder else Path(reference).stem,
-        meta["mean"],
-        meta["std"],
-        meta["classes"],
-        model.settings["image_size"],
-        f"trained on {meta['data']}",
-        folder,
-        str(reference),
-        meta,
-    )
+    name, data, size = folder.name if folder else Path(reference).stem, meta["data"], model.settings["image_size"]
+    facts = (meta["mean"], meta["std"], meta["classes"], size)
+    return LoadedModel(model, name, *facts, f"trained on {data}", folder, str(reference), meta)
 
 
 def labelled_images(
@@ -158,35 +148,33 @@ def samples_of(images: Images, indices: Sequence[int]) -> list[Sample]:
     ]
 
 
-def read_samples(paths: Sequence[Path], model: LoadedModel, *, size: int | None = None) -> list[Sample]:
-    """Samples from image files, and from all of folders at any depth, resized to the model's input.
+def read_samples(
+    paths: Sequence[Path | str], model: LoadedModel, *, size: int | None = None
+) -> tuple[list[Sample], list[InputError]]:
+    """Samples from image files, folders and patterns, resized to the model's input, and the files that cannot be read.
 
     A model of one size gets the centred square, resampled to it. For others the image keeps its shape: its shorter side
-    becomes ``size``, if given, else at most 480 pixels; then the edges are cropped, evenly, to whole patches.
+    becomes ``size``, if given, else at most 480 pixels; then the edges are cropped, evenly, to whole patches. A sample
+    has the name of its file, with as many folders before it as tell it from the others.
 
     Raises:
         ConfigError: a ``size`` for a model of one size, or smaller than a patch.
-        InputError: no such file, an empty folder, or not an image that can be decoded.
     """
     if size is not None and model.image_size is not None and size != model.image_size:
         why = f"{model.name} takes one size alone (found {size} vs {model.image_size})"
         raise ConfigError("--size", why, "Load it for another: load_model(reference, size=).")
     if size is not None and size < model.patch_size:
         raise ConfigError("--size", f"is smaller than a patch (found {size} vs at least {model.patch_size})")
-    samples = []
-    for file in [file for path in paths for file in _files(path)]:
-        pixels = fit(decode(file, name=str(file)), model, str(file), size=size)
-        samples.append(Sample(file.name, torch.from_numpy(pixels)))
-    return samples
+    found, bad = read_each(paths, lambda pixels, name: torch.from_numpy(fit(pixels, model, name, size=size)))
+    names = shortest_names([file for file, _ in found])
+    return [Sample(name, pixels) for name, (_, pixels) in zip(names, found, strict=True)], bad
 
 
-def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    found = sorted(image_files(path))
-    if not found:
-        raise InputError(str(path), "is a folder without images", "Name image files, or a folder that holds some.")
-    return found
+def shortest_names(paths: Sequence[Path]) -> list[str]:
+    """The end of each path that no other path has: ``7.png``, or ``cat/7.png`` beside ``dog/7.png``."""
+    ends = {path: [path.parts[at:] for at in reversed(range(len(path.parts)))] for path in paths}
+    counts = Counter(end for some in ends.values() for end in some)
+    return [str(Path(*next((end for end in ends[path] if counts[end] == 1), path.parts))) for path in paths]
 
 
 def fit(

@@ -20,7 +20,7 @@ from diffvit.attention.metrics import HIT, coverage, mass_mask, mass_on_object, 
 from diffvit.attention.rollout import rollout
 from diffvit.attention.statistics import averaged, head_statistics, position_similarity
 from diffvit.errors import ConfigError
-from diffvit.files import disk_faults, replace
+from diffvit.files import write_file
 from diffvit.reporting import plots
 from diffvit.reporting.arms import arms
 from diffvit.reporting.rows import read_run
@@ -96,9 +96,8 @@ def write_report(
         EnvironmentFault: a file cannot be written.
     """
     if not samples:
-        raise ConfigError(
-            "attention", "no image given", "Name image files, or take some of the test set with --index 0-7."
-        )
+        hint = "Name image files, or take some of the test set with --index 0-7."
+        raise ConfigError("attention", "no image given", hint)
     if options.format not in FORMATS:
         raise ConfigError("--format", f"no such format (found {options.format!r} vs {', '.join(FORMATS)})")
     writer = _Writer(out, options.format)
@@ -108,20 +107,19 @@ def write_report(
         facts.append(_facts(model, sample, record, logits))
         statistics.append(head_statistics(record))
         title, maps = _title(facts[-1]), _saliency(record, options)
-        sections.append(
-            (title, _draw_image(writer, f"{number:02d}-{_safe(sample.name)}", sample, record, options, title, maps))
-        )
+        file = f"{number:02d}-{_safe(sample.name)}"
+        sections.append((title, _draw_image(writer, file, sample, record, options, title, maps)))
         shown, saliency = maps[-1]
         overview.append((plain(title), sample.pixels, saliency))
         tokens = record.prefix + record.grid[0] * record.grid[1]
     name = plain(model.name)
-    common = [
-        writer.figure(
-            "overview", figures.contact_sheet(overview, title=f"{shown}: {name}"), "Every image beside its saliency map"
-        )
-    ]
+    made = figures.contact_sheet(overview, title=f"{shown}: {name}")
+    common = [writer.figure("overview", made, "Every image beside its saliency map")]
     common += _draw_model(writer, model, averaged(statistics), len(samples), tokens)
-    page = writer.save(PAGE, _page(model, options, sections, common, command).encode())
+    about = {"name": model.name, "pool": model.model.pool, "differential": bool(model.model.lambdas())}
+    about |= {"subtitle": f"{model.source}; diffvit {__version__}".removeprefix("; "), "command": command}
+    drawn = {"query": options.query, "rollout": options.rollout, "sections": sections, "common": common}
+    page = writer.save(PAGE, render("attention/page.html", **about, **drawn).encode())
     return AttentionReport(page, writer.files[:-1], facts)
 
 
@@ -146,12 +144,8 @@ class _Writer:
 
     def save(self, name: str, content: bytes) -> Path:
         """Write one file."""
-        path = self.out / name
-        with disk_faults(path):
-            self.out.mkdir(parents=True, exist_ok=True)
-            replace(path, content)
-        self.files.append(path)
-        return path
+        self.files.append(write_file(self.out / name, content))
+        return self.files[-1]
 
 
 def _facts(model: LoadedModel, sample: Sample, record: Record, logits: Tensor | None) -> dict[str, Any]:
@@ -260,25 +254,3 @@ def _draw_model(
         text = "Each small map: the similarity of that patch's position to every patch's."
         drawn.append(writer.figure(f"positions-{kind}", made, f"Similarity of the {kind} position embeddings", text))
     return drawn
-
-
-def _page(
-    model: LoadedModel,
-    options: MapOptions,
-    sections: Sequence[tuple[str, Sequence[PageFigure]]],
-    common: Sequence[PageFigure],
-    command: str,
-) -> str:
-    """The page as HTML: per image its title and figures, then those about the model."""
-    return render(
-        "attention/page.html",
-        name=model.name,
-        subtitle=f"{model.source}; diffvit {__version__}".removeprefix("; "),
-        pool=model.model.pool,
-        query=options.query,
-        differential=bool(model.model.lambdas()),
-        rollout=options.rollout,
-        sections=sections,
-        common=common,
-        command=command,
-    )

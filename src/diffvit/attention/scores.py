@@ -199,7 +199,12 @@ def write_scores(
         found = score_maps(model, images, removal_images=REMOVAL if images.name == own.name else 0)
         rows += [{"data": images.name, "clutter": clutter, **row} for row in found.rows]
         curves += [{"data": images.name, **row} for row in found.curves]
-    return ScoreReport(rows, _tables(rows), _write(out, model, rows, curves, own))
+    files = {"scores.csv": to_csv(rows)}
+    if any(row["clutter"] is not None for row in rows):
+        files["scores.png"] = _plot_clutter(model, rows)
+    if curves:
+        files |= {"removal.csv": to_csv(curves), "removal.png": _plot_removal(model, curves, own)}
+    return ScoreReport(rows, _tables(rows), write_files(out, files))
 
 
 def _levels(model: LoadedModel, own: Images, count: int) -> list[tuple[float, Images]]:
@@ -238,26 +243,12 @@ def _cell(value: float | None, key: str) -> str:
     return f"{value:.1%}" if key in METRICS else f"{value:.3f}"
 
 
-def _write(out: Path, model: LoadedModel, rows: list[Row], curves: list[Row], own: Images) -> list[Path]:
-    files = {"scores.csv": to_csv(rows)}
-    if any(row["clutter"] is not None for row in rows):
-        files["scores.png"] = _plot_clutter(model, rows)
-    if curves:
-        files |= {"removal.csv": to_csv(curves), "removal.png": _plot_removal(model, curves, own)}
-    return write_files(out, files)
-
-
-def _shown(rows: Sequence[Row]) -> list[str]:
-    """The maps that are plotted against clutter: without the first map alone and random numbers."""
-    names = dict.fromkeys(str(row["map"]) for row in rows)
-    return [name for name in names if FIRST_MAP not in name and name != "random"]
-
-
 def _plot_clutter(model: LoadedModel, rows: Sequence[Row]) -> bytes:
     made = figure(LIGHT, 12.6, 5.0)
     panels: Sequence[Axes] = list(made.subplots(1, 3))
+    names = dict.fromkeys(str(row["map"]) for row in rows if FIRST_MAP not in row["map"] and row["map"] != "random")
     for axes, (metric, text) in zip(panels, METRICS.items(), strict=True):
-        for place, name in enumerate(_shown(rows)):
+        for place, name in enumerate(names):
             points = [(row["clutter"], 100 * row[metric]) for row in rows if row["map"] == name]
             _line(axes, points, name, place)
         dress(axes, LIGHT, title=text[0].upper() + text[1:], x="clutter (share of the background)", y="")

@@ -71,8 +71,7 @@ def app(
         address = f"http://{HOST}:{listening.getsockname()[1]}"
         show.line(f"models  {', '.join(names)}")
         show.line(f"page    {address} (Ctrl-C stops it)")
-        if output.json:
-            show.as_json({"page": address, "models": names})
+        output.as_json({"page": address, "models": names})
         if open_browser:
             webbrowser.open(address)  # it waits for the server, which listens already
         serve(page, listening)

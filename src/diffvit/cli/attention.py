@@ -14,7 +14,7 @@ from cyclopts import Group, Parameter
 from diffvit.cli import show
 from diffvit.cli.options import COMMAND, OUTPUT, SWITCH, Output, size_of
 from diffvit.config import resolve
-from diffvit.errors import ConfigError
+from diffvit.errors import ConfigError, InputError, sides
 from diffvit.settings import Device
 
 _FIRST = "0-3"  # of the test set, where no image is named
@@ -81,7 +81,9 @@ class Rollout:
 def attention(
     things: Annotated[
         tuple[str, ...],
-        Parameter(name="RUN IMAGE", negative="", show_default=False, help="A run, then image files or image folders."),
+        Parameter(
+            name="RUN IMAGE", negative="", show_default=False, help="A run, then image files, folders or patterns."
+        ),
     ] = (),
     /,
     *,
@@ -104,7 +106,7 @@ def attention(
         hint = "As in: diffvit attention cifar10-vit --index 0-7"
         raise ConfigError("attention", "no model given (a RUN, or --pretrained NAME)", hint)
     reference = None if pretrained else things[0]
-    files = [Path(name) for name in (things if pretrained else things[1:])]
+    files = things if pretrained else things[1:]
     layers = None if draw.layers is None else _numbers("--layers", draw.layers)
     query = None if draw.query is None else _pair("--query", draw.query)
     index = None if what.index is None else _numbers("--index", what.index)
@@ -124,13 +126,15 @@ def attention(
     from diffvit.attention import inputs, report, scores
 
     model = inputs.load_model(reference, pretrained=what.pretrained, weights=what.weights, size=size, device=place)
-    folder = Path(reference or "")
-    own = folder / "attention" if reference and folder.is_dir() else Path(f"attention-{model.name}")
+    own = Path(reference or "", "attention") if model.folder else Path(f"attention-{model.name}")
+    if model.model.patch_embed.grid != model.model.grid:  # another size than trained for
+        own = own.with_name(f"{own.name}-{'x'.join(map(str, sides(model.model.settings['image_size'])))}")
     out = own if out is None else out
+    bad: list[InputError] = []
     data: dict[str, Any] = {"split": what.split, "data": what.data, "data_dir": what.data_dir}
     result: dict[str, Any] = {"model": model.name}
     if files or index is not None or not score:
-        samples = inputs.read_samples(files, model, size=side)
+        samples, bad = inputs.read_samples(files, model, size=side)
         if reference is not None and not files and index is None:
             index = _numbers("--index", _FIRST)
             show.line(f"no image named: taking --index {_FIRST}")
@@ -138,20 +142,21 @@ def attention(
             samples += inputs.samples_of(inputs.labelled_images(model, **data), index)
         rules = {name: value for name, value in vars(follow).items() if name != "rollout"}
         options = report.MapOptions(layers, draw.kind, query, follow.rollout, rules, draw.mass, draw.form)
-        command = shlex.join(["diffvit", *sys.argv[1:]])
-        made = report.write_report(model, samples, options, out, command=command)
-        _print_images(made.images)
-        show.line(f"page    {made.page}")
-        show.line(f"files   {len(made.files)} in {out}")
-        result |= {"page": made.page, "files": made.files, "pictures": made.images}
+        if samples or not bad:
+            command = shlex.join(["diffvit", *sys.argv[1:]])
+            made = report.write_report(model, samples, options, out, command=command)
+            _print_images(made.images)
+            show.line(f"page    {made.page}")
+            show.line(f"files   {len(made.files)} in {out}")
+            result |= {"page": made.page, "files": made.files, "pictures": made.images}
     if score:
         found = scores.write_scores(model, out, count=score_images, **data)
         for title, columns, rows in found.tables:
             show.table(columns, rows, title=title)
         show.line(f"scores  {', '.join(str(file) for file in found.files)}")
         result |= {"scores": found.rows}
-    if output.json:
-        show.as_json(result)
+    output.as_json(result | {"bad": [{"image": each.what, "why": each.why} for each in bad]})
+    show.refuse_bad("attention", bad, len(result.get("pictures", ())), f"The others are in {out}.")
 
 
 def _print_images(images: list[dict[str, Any]]) -> None:

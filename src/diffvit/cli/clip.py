@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from diffvit.cli import show
-from diffvit.cli.clip_options import CLIP, ClipChoice, Lines, summed
+from diffvit.cli.clip_options import CLIP, ClipChoice, summed
 from diffvit.cli.options import COMMAND, OUTPUT, DataDir, Output, numbers_of, refuse_folder
 from diffvit.config import resolve
 from diffvit.errors import ConfigError
@@ -28,7 +28,7 @@ for _name, _module, _help in (
 
 @app.command(usage="Usage: diffvit clip classify IMAGE... --labels A,B,... [OPTIONS]")
 def classify(
-    images: Annotated[list[Path], Parameter(name="IMAGE", negative="", help="JPEG, PNG, GIF, BMP or WebP files.")],
+    images: Annotated[list[Path], Parameter(name="IMAGE", negative="", help="Image files, folders or patterns.")],
     /,
     *,
     labels: Annotated[
@@ -58,7 +58,7 @@ def classify(
     pictures, faults = read_pictures(images, clip.preprocessing)
     if not pictures:
         raise summed(faults)
-    made = zero_shot_classifier(clip, given, prompts, progress=Lines("labels"))
+    made = zero_shot_classifier(clip, given, prompts, progress=show.Lines("labels"))
     show.warn(made.warnings)
     named = name_pictures(clip, made, pictures, top)
     result: dict[str, Any] = {
@@ -84,8 +84,7 @@ def classify(
         files = {**figures(named, title=title, note=note), "classify.json": to_json(result)}
         result["files"] = write_files(out, files, "The answers are above.")
         show.line(f"files  {', '.join(str(file) for file in result['files'])}")
-    if output.json:
-        show.as_json(result)
+    output.as_json(result)
     if faults:
         raise summed(faults, "The other images are above.")
 
@@ -140,5 +139,4 @@ def precision(
         show.table(found.columns, found.rows)
     report = write(result, out)
     show.line(f"report  {report}")
-    if output.json:
-        show.as_json({**result, "report": report})
+    output.as_json({**result, "report": report})

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from diffvit.cli import show
-from diffvit.cli.clip_options import CLIP, ClipChoice, Lines, summed
+from diffvit.cli.clip_options import CLIP, ClipChoice, summed
 from diffvit.cli.options import COMMAND, OUTPUT, Output, refuse_folder
 from diffvit.errors import ConfigError, EnvironmentFault, InputError
 
@@ -102,8 +102,7 @@ def evaluate(where: Where, /, *, options: Options = USUAL, choice: ClipChoice = 
     """
     options.check()
     result, faults = (_published if options.published else _evaluated)(where, options, choice)
-    if output.json:
-        show.as_json(result)
+    output.as_json(result)
     if faults:
         raise summed(faults, "Everything else is above.")
 
@@ -140,7 +139,7 @@ def _evaluated(where: str, options: Options, choice: ClipChoice) -> tuple[dict[s
     if names is not None:
         labelled.renamed(names)  # refused before weights are read or fetched
     supervised = _supervised(options, labelled, choice.place)
-    how: Any = {"shifts": changes, "shift_images": options.shift_pictures, "watch": Lines}
+    how: Any = {"shifts": changes, "shift_images": options.shift_pictures, "watch": show.Lines}
     found = run(choice.load(), labelled, prompts, supervised=supervised, names=names, compare=options.compare, **how)
     result = found.result
     if result["unreadable"] == result["images"]:

@@ -1,9 +1,7 @@
-"""What the verbs of ``diffvit clip`` share: which CLIP, progress lines, errors of many files."""
+"""What the verbs of ``diffvit clip`` share: which CLIP, errors of many files."""
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,20 +54,6 @@ class ClipChoice:
 
 
 CLIP = ClipChoice()
-
-
-class Lines:
-    """A line on standard error at most every two seconds, while something is computed."""
-
-    def __init__(self, what: str) -> None:
-        self.what, self.start, self.last = what, time.monotonic(), 0.0
-
-    def __call__(self, done: int, total: int) -> None:
-        """Tell it."""
-        now = time.monotonic()
-        if done < total and now - self.last >= 2 and now - self.start >= 2:
-            self.last = now
-            print(f"{self.what}: {done:,} of {total:,} ({now - self.start:.0f} s)", file=sys.stderr, flush=True)
 
 
 def summed(faults: Sequence[InputError], kept: str = "") -> InputError:

@@ -27,5 +27,4 @@ def compare(
     report = render(runs, out=out, committed=committed)
     show.table(report.figures.columns, report.figures.rows)
     show.line(f"report  {report.path}")
-    if output.json:
-        show.as_json({"rows": report.rows, "report": report.path})
+    output.as_json({"rows": report.rows, "report": report.path})

@@ -12,7 +12,7 @@ from cyclopts import App, Parameter
 from diffvit.cli import show
 from diffvit.cli.options import COMMAND, OUTPUT, DataDir, Output
 from diffvit.config import resolve, to_dict
-from diffvit.errors import InputError
+from diffvit.errors import ConfigError, InputError
 from diffvit.registry import SOURCES
 
 app = App(name="data", help_format="plaintext")
@@ -26,10 +26,12 @@ def info(
     data_dir: DataDir = None,
     image_size: Annotated[str, Parameter(group=COMMAND, help="Side or HEIGHT,WIDTH to resize to, pixels.")] = "32",
     test_size: Annotated[float, Parameter(group=COMMAND, help="Share set apart where there are no test images.")] = 0.2,
-    sheet: Annotated[Path | None, Parameter(group=COMMAND, help="Contact sheet; default NAME-sheet.png.")] = None,
+    sheet: Annotated[Path | None, Parameter(group=COMMAND, help="Contact sheet; default ./NAME-sheet.png.")] = None,
     output: Output = OUTPUT,
 ) -> None:
     """Show a data set's counts, classes, sizes, unreadable files and fingerprint, and draw a contact sheet (PNG)."""
+    if sheet and sheet.suffix.lower() != ".png":
+        raise ConfigError(str(sheet), f"a contact sheet is a PNG (found {sheet.suffix or 'no ending'} vs .png)")
     if name not in SOURCES and ((place := Path(name)).exists() or os.sep in name):
         name, data_dir = "folder", place
     flags: dict[str, Any] = {"data": name, "test_size": test_size, "model": {"image_size": image_size}}
@@ -50,7 +52,6 @@ def info(
     classes, size = train.classes, [int(side) for side in train.pixels.shape[1:]]
     counts = {split: images.labels.bincount(minlength=len(classes)).tolist() for split, images in splits.items()}
     title = config.data_dir.resolve().stem if name == "folder" and config.data_dir else name
-    sheet = contact_sheet(train, sheet or Path(f"{title}-sheet.png"))
     said = {"data": train.name, "pixels": " x ".join(map(str, size))}
     found: dict[str, Any] = {"name": train.name, "classes": classes, "size": size, "per_class": counts}
     if name == "folder" and config.data_dir:
@@ -59,7 +60,7 @@ def info(
         said["largest class"] = f"{max(counts['train']) / max(1, min(counts['train'])):.1f} times the smallest (train)"
     said |= {f"{split} images": f"{len(images):,}" for split, images in splits.items()}
     said |= {f"{split} fingerprint": images.fingerprint for split, images in splits.items()}
-    show.pairs({**said, "contact sheet": sheet})
+    show.pairs(said)
     rows = [[classes[place], *(f"{counts[split][place]:,}" for split in counts)] for place in reading_order(classes)]
     show.table(["class", *counts], rows)
     if splits.get("test", train).masks is not None:
@@ -67,14 +68,17 @@ def info(
         from diffvit.attention.scores import METRICS
 
         found["baselines"] = table(splits["test"], train)
-        title = f"The objects found without a model, by patches of {PATCH} pixels"
+        of_maps = f"The objects found without a model, by patches of {PATCH} pixels"
         cells = [[name, *(f"{row[key]:.1%}" for key in METRICS)] for name, row in found["baselines"].items()]
-        show.table(["map", *METRICS.values()], cells, title=title)
-    if output.json:
-        found |= {"contact_sheet": sheet, "bad_files": train.skipped}
-        found["images"] = {split: len(images) for split, images in splits.items()}
-        found["fingerprint"] = {split: images.fingerprint for split, images in splits.items()}
-        show.as_json(found)
+        show.table(["map", *METRICS.values()], cells, title=of_maps)
+    found |= {"contact_sheet": None, "bad_files": train.skipped}
+    found["images"] = {split: len(images) for split, images in splits.items()}
+    found["fingerprint"] = {split: images.fingerprint for split, images in splits.items()}
+    try:
+        found["contact_sheet"] = contact_sheet(train, sheet or Path(f"{title}-sheet.png"))
+        show.line(f"contact sheet  {found['contact_sheet']}")
+    finally:
+        output.as_json(found)
 
 
 def _tell(line: str) -> None:
@@ -101,5 +105,4 @@ def fetch(
 
     folder = download(name, place_of(name, data_dir), progress=print_tenths)
     show.line(f"{name}  {folder}")
-    if output.json:
-        show.as_json({"name": name, "folder": folder})
+    output.as_json({"name": name, "folder": folder})

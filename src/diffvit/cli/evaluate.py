@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-import sys
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from diffvit.cli import show
-from diffvit.cli.options import COMMAND, OUTPUT, PLACE, DataDir, InputSize, Output, Place, refuse_folder, size_of
-from diffvit.errors import ConfigError, InputError, sides
-from diffvit.files import disk_faults, replace, to_csv, to_json
+from diffvit.cli.options import (
+    COMMAND,
+    OUTPUT,
+    PLACE,
+    SWITCH,
+    DataDir,
+    InputSize,
+    Output,
+    Place,
+    refuse_folder,
+    size_of,
+)
+from diffvit.errors import ConfigError, sides
+from diffvit.files import to_csv, to_json, write_file
 
 if TYPE_CHECKING:
     from diffvit.training.predict import Predictions
@@ -33,19 +44,25 @@ def evaluate(
     """Evaluate a trained model on labelled images: accuracy, top-5, calibration, precision and recall by class."""
     where = place.resolved()
 
-    from diffvit.reporting.tables import reading_order
     from diffvit.training.evaluate import evaluate as score
     from diffvit.training.memory import keep_freed_memory
 
     keep_freed_memory()
-    found = score(run, split=split, data=data, data_dir=data_dir, size=size_of(size), **where)
+    shown = partial(_print_figures, output)
+    score(run, split=split, data=data, data_dir=data_dir, size=size_of(size), show=shown, **where)
+
+
+def _print_figures(output: Output, found: dict[str, Any]) -> None:
+    """Print the figures, as they are computed: a run folder that cannot be written to does not lose them."""
+    from diffvit.reporting.tables import reading_order
+
     # Of the images that are the data set's own pixels, where some are not.
     other = found.get("image_size")
     exact = f"{show.percent(found.get('accuracy_exact'))} ({found.get('images_exact', 0):,} images)"
     low, high = (100 * bound for bound in found["accuracy_interval"])
     said = {
-        "model": run,
-        "images": f"{found['images']:,} ({found['data']}, {split})",
+        "model": found["run"],
+        "images": f"{found['images']:,} ({found['data']}, {found['split']})",
         "image size": "x".join(map(str, sides(other))) + ", not the one trained for" if other else None,
         "note": found.get("data_note"),
         "accuracy": f"{show.percent(found['accuracy'])} ({low:.1f} to {high:.1f}%)",
@@ -66,8 +83,7 @@ def evaluate(
         for at in reading_order(found["classes"])
     ]
     show.table(["class", "images", "precision", "recall"], rows)
-    if output.json:
-        show.as_json({key: value for key, value in found.items() if key not in ("labels", "predictions")})
+    output.as_json({key: value for key, value in found.items() if key not in ("labels", "predictions")})
 
 
 _FIRST = 1000  # images that are printed; files have all
@@ -82,6 +98,7 @@ def predict(
     out: Annotated[Path | None, Parameter(group=COMMAND, help="Write the table to this .csv or .jsonl file.")] = None,
     size: InputSize = None,
     place: Place = PLACE,
+    quiet: Annotated[bool, SWITCH, Parameter(help="Show no progress.")] = False,
     output: Output = OUTPUT,
 ) -> None:
     """Classify image files: the most probable classes with their probabilities.
@@ -100,27 +117,19 @@ def predict(
     from diffvit.training.predict import predict as classify
 
     keep_freed_memory()
-    found = classify(run, images, size=size_of(size), skip_bad=True, **where)
+    progress = None if quiet or output.json else show.Lines("images")
+    found = classify(run, images, size=size_of(size), skip_bad=True, progress=progress, **where)
     if len(found):
         _print(found, top)
-    elif len(found.bad) == 1:
-        raise found.bad[0]
     if out is not None and len(found):
         rows = found.rows(top)
-        with disk_faults(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            jsonl = out.suffix.lower() == ".jsonl"
-            replace(out, b"".join(to_json(row, indent=None) for row in rows) if jsonl else to_csv(rows))
-    if output.json:
-        named = zip(found.paths or (), found.top(top), strict=True)
-        images_found = [{"image": path, "top": [list(pair) for pair in best]} for path, best in named]
-        show.as_json({"images": images_found, "bad": [{"image": each.what, "why": each.why} for each in found.bad]})
-    if found.bad:
-        for each in found.bad:
-            print(f"error: {each}", file=sys.stderr)
-        why = f"{len(found.bad):,} of {len(found) + len(found.bad):,} images cannot be read"
-        written = f" and in {out}" if out is not None else ""
-        raise InputError("predict", why, f"The others are in the table{written}." if len(found) else "")
+        jsonl = out.suffix.lower() == ".jsonl"
+        write_file(out, b"".join(to_json(row, indent=None) for row in rows) if jsonl else to_csv(rows))
+    named = zip(found.paths or (), found.top(top), strict=True)
+    listed = [{"image": path, "top": best} for path, best in named]
+    output.as_json({"images": listed, "bad": [{"image": each.what, "why": each.why} for each in found.bad]})
+    written = f" and in {out}" if out is not None else ""
+    show.refuse_bad("predict", found.bad, len(found), f"The others are in the table{written}.")
 
 
 def _print(found: Predictions, top: int) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Any, TypedDict, Union, get_args, get_origin
 
@@ -12,8 +14,10 @@ from cyclopts import Group, Parameter
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from diffvit.cli import show
 from diffvit.config import resolve
 from diffvit.errors import ConfigError, EnvironmentFault, Size, checked_size
+from diffvit.files import finite
 from diffvit.models.presets import PRESETS
 from diffvit.registry import ATTENTION, AUGMENTATIONS, SOURCES, position_names
 from diffvit.settings import Device, Precision
@@ -34,6 +38,11 @@ class Output:
     """Show the traceback of an error."""
     plugin: Annotated[tuple[Path, ...], SWITCH] = ()
     """Python file that registers your own attentions, positions, ...; repeatable."""
+
+    def as_json(self, values: Mapping[str, Any]) -> None:
+        """Print one JSON object on one line, where ``--json`` asks for it; what is not finite becomes null."""
+        if self.json:
+            show.line(dumps(finite(values), allow_nan=False, default=str))
 
 
 @Parameter(name="*", group=COMMAND)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +11,7 @@ from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.table import Table
 
-from diffvit.files import finite
+from diffvit.errors import InputError
 
 NONE = "-"
 _WIDE = 140  # columns; off a terminal rich assumes 80, and a log or a file has room
@@ -27,6 +27,20 @@ def warn(lines: Iterable[str]) -> None:
     """Lines on standard error."""
     for text in lines:
         print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+class Lines:
+    """A line on standard error at most every two seconds, while something is computed."""
+
+    def __init__(self, what: str) -> None:
+        self.what, self.start, self.last = what, time.monotonic(), 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        """Tell it."""
+        now = time.monotonic()
+        if done < total and now - self.last >= 2 and now - self.start >= 2:
+            self.last = now
+            print(f"{self.what}: {done:,} of {total:,} ({now - self.start:.0f} s)", file=sys.stderr, flush=True)
 
 
 def pairs(values: Mapping[str, Any]) -> None:
@@ -69,11 +83,16 @@ def one_line_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Non
         line(f"{count - 1} of {len(columns) - 1} classes fit into the width; --out and --json have all")
 
 
+def refuse_bad(verb: str, bad: Sequence[InputError], read: int, kept: str) -> None:
+    """End a command some of whose images could not be read: a line for each on standard error, then an InputError."""
+    if len(bad) == 1 and not read:
+        raise bad[0]
+    if bad:
+        print(*(f"error: {error}" for error in bad), sep="\n", file=sys.stderr)
+        why = f"{len(bad):,} of {read + len(bad):,} images cannot be read"
+        raise InputError(verb, why, kept if read else "")
+
+
 def percent(value: float | None) -> str:
     """A fraction as percent."""
     return NONE if value is None else f"{value:.2%}"
-
-
-def as_json(values: Mapping[str, Any]) -> None:
-    """One JSON object on one line; what is not finite becomes null."""
-    line(json.dumps(finite(values), allow_nan=False, default=str))

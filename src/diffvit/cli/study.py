@@ -98,8 +98,7 @@ def list_studies(*, output: Output = OUTPUT) -> None:
     for name, tier in TIERS.items():
         show.line(f"{name}: {tier.words}")
     show.line("Times are estimated from committed rows: two CPU cores, for tier full one GPU of that kind.")
-    if output.json:
-        show.as_json({"studies": found})
+    output.as_json({"studies": found})
 
 
 @app.command(name="show")
@@ -130,8 +129,7 @@ def show_study(name: Name, /, *, what: Selection = SELECTION, places: Places = P
     show.pairs({"study": study.name, "question": study.question, "tier": f"{what.tier}: {TIERS[what.tier].words}"})
     show.table(columns, rows)
     show.line(line)
-    if output.json:
-        show.as_json(found)
+    output.as_json(found)
 
 
 def _accuracies(records: Sequence[RunRecord]) -> str:
@@ -264,9 +262,8 @@ def run(
     given = {"--tier": (what.tier, "short"), "--runs": (places.runs, RUNS), "--reports": (places.reports, REPORTS)}
     options = [part for flag, (value, usual) in given.items() if value != usual for part in (flag, str(value))]
     show.line(f"next  {shlex.join(['diffvit', 'study', 'report', name, *options])}")
-    if output.json:
-        told = {"failed": state.failed, "waiting": state.waiting, "running": state.running}
-        show.as_json({"study": study.name, "tier": what.tier, "done": len(state.done), **told})
+    told = {"failed": state.failed, "waiting": state.waiting, "running": state.running}
+    output.as_json({"study": study.name, "tier": what.tier, "done": len(state.done), **told})
     if worst := max(codes, default=0):
         raise _ended(study.name, worst, logs)
     if state.exit_code:
@@ -320,5 +317,4 @@ def report(
             for line in made.answers(results):
                 show.line(line.replace("**", ""))
     show.line(f"report  {path}")
-    if output.json:
-        show.as_json({**found, "report": path})
+    output.as_json({**found, "report": path})

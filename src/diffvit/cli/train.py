@@ -70,8 +70,7 @@ def run_and_report(
     report = run_report(run)
     if not quiet:
         show.pairs(summary(run, report))
-    if output.json:
-        show.as_json({**run.result, "run": run.path, "report": report})
+    output.as_json({**run.result, "run": run.path, "report": report})
 
 
 def resumed(run: Path, out: Path | None, file: Path | None, flags: Mapping[str, Any], kind: type[_Kind]) -> _Kind:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from diffvit.clip.load import Clip
 from diffvit.clip.preprocess import Preprocessing
 from diffvit.clip.zero_shot import Classifier, classify
-from diffvit.data.images import decode
+from diffvit.data.images import read_each
 from diffvit.errors import InputError
 from diffvit.reporting.style import LIGHT, figure, plain, to_png
 
@@ -32,16 +32,10 @@ class Named:
 
 
 def read_pictures(
-    paths: Sequence[Path], preprocessing: Preprocessing
+    paths: Sequence[Path | str], preprocessing: Preprocessing
 ) -> tuple[list[tuple[Path, UInt8[np.ndarray, "3 s s"]]], list[InputError]]:
     """The squares of the pictures that can be read, and a fault for each that cannot."""
-    pictures, faults = [], []
-    for path in paths:
-        try:
-            pictures.append((path, preprocessing.square(decode(path, name=str(path)))))
-        except InputError as fault:
-            faults.append(fault)
-    return pictures, faults
+    return read_each(paths, lambda pixels, _: preprocessing.square(pixels))
 
 
 def name_pictures(

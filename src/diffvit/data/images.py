@@ -14,10 +14,10 @@ import mmap
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -34,9 +34,11 @@ from PIL.WebPImagePlugin import WebPImageFile
 from torch import Tensor
 
 from diffvit.data.image_ops import grey
-from diffvit.errors import ConfigError, InputError, Size, sides
+from diffvit.data.layout import named_files
+from diffvit.errors import InputError, Size, sides
 from diffvit.files import cache_folder, disk_faults
 
+_Made = TypeVar("_Made")
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 512 * 2**20
 MAX_IN_MEMORY = 256 * 2**20  # bytes; a larger selection of images is memory-mapped
@@ -175,6 +177,22 @@ def read_image(data: bytes | Path, *, name: str, most: int = MAX_PIXELS) -> tupl
     raise InputError(name, f"has too many pixels ({width} x {height} vs at most {most // 10**6} megapixels)")
 
 
+def read_each(
+    paths: Iterable[Path | str], made: Callable[[UInt8[np.ndarray, "3 h w"], str], _Made]
+) -> tuple[list[tuple[Path, _Made]], list[InputError]]:
+    """Every file meant (:func:`named_files`) with what is made of its pixels and name; an error for each unreadable."""
+    found: list[tuple[Path, _Made]] = []
+    bad: list[InputError] = []
+    for name, file in named_files(paths):
+        try:
+            if isinstance(file, InputError):
+                raise file
+            found.append((file, made(decode(file, name=name), name)))
+        except InputError as error:
+            bad.append(error)
+    return found, bad
+
+
 def to_array(picture: Image.Image) -> UInt8[np.ndarray, "3 h w"]:
     """The pixels of Pillow's RGB picture, channels first."""
     return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
@@ -307,8 +325,6 @@ def set_apart(labels: Sequence[int], hashes: Sequence[bytes], share: float) -> l
 
 def contact_sheet(images: Images, path: Path, *, per_class: int = 10) -> Path:
     """Draw the first ``per_class`` images of each class, one row per class (of the first 40), and write them as PNG."""
-    if path.suffix.lower() != ".png":
-        raise ConfigError(str(path), f"a contact sheet is a PNG (found {path.suffix or 'no ending'} vs .png)")
     height, width = images.pixels.shape[2:]
     zoom = max(1, -(-64 // max(height, width)))  # whole steps: a pixel stays a square
     names, gap = 96, 4  # pixels: width of the class names, space between images
@@ -323,7 +339,7 @@ def contact_sheet(images: Images, path: Path, *, per_class: int = 10) -> Path:
             pixels = images.pixels[index].expand(3, -1, -1)  # a grey image has one channel
             picture = to_picture(pixels.numpy()).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
             sheet.paste(picture, (names + place * column, top))
-    with disk_faults(path):
+    with disk_faults(path, "Give the contact sheet another place with --sheet."):
         path.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(path)
     return path

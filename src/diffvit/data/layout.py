@@ -8,9 +8,10 @@ unpacked archive has it. Images may lie at any depth below their class.
 from __future__ import annotations
 
 import csv
+import glob
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,25 @@ def image_files(root: Path) -> Iterator[Path]:
     Links to folders are followed, but for those that lead to a folder around them.
     """
     return (root / name for name in _names(root, ""))
+
+
+def named_files(given: Iterable[Path | str]) -> Iterator[tuple[str, Path | InputError]]:
+    """Every file meant, with its path in words; folders give theirs at any depth, patterns what they match.
+
+    What is not there gives an InputError in the place of a path.
+    """
+    for each in given:
+        path = Path(each)
+        if path.is_dir():
+            found = sorted(image_files(path))
+        elif not path.exists() and glob.has_magic(str(each)):
+            matches = glob.iglob(str(each), recursive=True)  # noqa: PTH207  (absolute patterns too)
+            found = sorted(file for file in map(Path, matches) if file.is_file())
+        else:
+            found = [path]
+        if not found:
+            yield str(each), InputError(str(each), "holds no images" if path.is_dir() else "matches no file")
+        yield from ((str(file), file) for file in found)
 
 
 def _names(root: Path, folder: str) -> Iterator[str]:

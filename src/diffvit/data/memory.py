@@ -166,6 +166,25 @@ def from_data(
     return Images(images, numbers, names, NAME, fingerprint(images, numbers, names))
 
 
+def samples(data: Any) -> Iterator[tuple[str, Any]]:
+    """A name (``image 0``) and the image of each sample of a data set, or of anything to iterate over; no labels.
+
+    A data set's are read when they are asked for; what cannot be read gives an InputError in the place of an image.
+    InputError where there is nothing to iterate over.
+    """
+    indexed = hasattr(data, "__len__") and (hasattr(data, "column_names") or not hasattr(data, "__iter__"))
+    if isinstance(data, dict) or not (indexed or hasattr(data, "__iter__")):
+        raise InputError("images", f"are none (found {type(data).__name__} vs paths, pictures, an array, a data set)")
+    for place, each in enumerate(range(len(data)) if indexed else data):
+        try:
+            sample = data[each] if indexed else each
+        except Exception as error:
+            sample = InputError(f"image {place}", f"cannot be read ({type(error).__name__}: {str(error)[:200]})")
+        if isinstance(sample, dict):
+            sample = next((sample[name] for name in _IMAGES if name in sample), sample)
+        yield f"image {place}", sample[0] if isinstance(sample, tuple) and sample else sample
+
+
 def _samples(data: Any) -> Callable[[int], tuple[Any, Any]]:
     """From an index to the image and the label of a data set's sample."""
     if isinstance(data, dict):

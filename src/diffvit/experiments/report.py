@@ -16,8 +16,7 @@ from diffvit.experiments.results import Line, Results, beside, difference, over_
 from diffvit.experiments.runner import numbers_in, scores_of
 from diffvit.experiments.search import CONDITIONS, cell_of, space_of
 from diffvit.experiments.study import TIERS, Study, TierName, cells_of, differing, recipe_of
-from diffvit.files import Row, brought_up_to_date, disk_faults, read_csv, write_csv
-from diffvit.files import replace as write_atomically
+from diffvit.files import Row, brought_up_to_date, read_csv, write_csv, write_file
 from diffvit.registry import label_of
 from diffvit.reporting import stats, texts
 from diffvit.reporting.arms import span
@@ -111,8 +110,7 @@ def _brought_up_to_date(folder: Path, written: Mapping[str, str], drawn: Plots) 
     brought_up_to_date({folder / name: (text.encode(), "") for name, text in written.items()}, check=False)
     for name, (stamp, draw) in drawn.items():
         if stamp_of(folder / name) != stamp:
-            with disk_faults(folder / name):
-                write_atomically(folder / name, draw())
+            write_file(folder / name, draw())
     return folder / REPORT
 
 

@@ -21,8 +21,7 @@ from typing import Any
 from diffvit.config import Config, parse, to_dict
 from diffvit.errors import ConfigError, DiffvitError, InputError, Interrupted, RunBusyError
 from diffvit.experiments.study import REPORTS, RUNS, Cell
-from diffvit.files import disk_faults, to_json
-from diffvit.files import replace as write_atomically
+from diffvit.files import disk_faults, to_json, write_file
 from diffvit.reporting.rows import RunRecord, read
 from diffvit.training.progress import Progress, StopRequest
 from diffvit.training.run_dir import RunDir
@@ -279,9 +278,7 @@ class Runner:
             scores = scores_of(run.path, self.score)
             if scores is None:
                 scores = dict(SCORES[self.score](run))
-                with disk_faults(run.path):
-                    (run.path / "scores").mkdir(exist_ok=True)
-                    write_atomically(run.path / "scores" / f"{self.score}.json", to_json(scores))
+                write_file(run.path / "scores" / f"{self.score}.json", to_json(scores))
         return scores
 
     def forget_errors(self) -> list[str]:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from diffvit.config import Config, config_hash, flat, merge, parse, read_yaml
+from diffvit.config import Config, config_hash, flat, merge, parse, read_yaml, validate
 from diffvit.errors import ConfigError, did_you_mean, sides
 from diffvit.registry import ATTENTION
-from diffvit.settings import ModelConfig
+from diffvit.settings import ModelConfig, Section
 
 TierName = Literal["smoke", "short", "full"]
 Settings = dict[str, Any]
@@ -31,11 +31,7 @@ _TRAIN_IMAGES = {"cifar10": 50_000}
 PASSES = 3  # of a training step: forward, and backward to inputs and weights
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Range(_Strict):
+class Range(Section):
     """Values that a search may try for one setting: a range, or a few choices."""
 
     low: float = 0.0
@@ -44,21 +40,21 @@ class Range(_Strict):
     choices: tuple[Any, ...] = ()
 
 
-class SearchSpace(_Strict):
+class SearchSpace(Section):
     """Search space: number of trials per attention and tier, and the range of each setting."""
 
     trials: dict[TierName, int]
     settings: dict[str, Range] = Field(min_length=1)
 
 
-class Study(_Strict):
+class Study(Section):
     """An experiment: arms that differ only in the setting under study."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """The file's name without ``.yaml``; also that of its folder in ``reports``."""
     question: str
     """What it asks."""
-    arms: dict[str, Settings] = {}
+    arms: dict[str, Settings] = Field({})
     """Settings of each arm, by name, laid over the tier's recipe and :attr:`base`."""
     attentions: tuple[str, ...] = BOTH
     """Every arm is run with each of them; empty where the arms name their own."""
@@ -66,11 +62,11 @@ class Study(_Strict):
     """How many; exploratory studies have two at most."""
     exploratory: bool = False
     """Two seeds, and no winner is named."""
-    base: Settings = {}
+    base: Settings = Field({})
     """Settings of all arms, laid over the tier's recipe."""
-    tiers: dict[TierName, Settings] = {}
+    tiers: dict[TierName, Settings] = Field({})
     """Settings of all arms at one tier, laid over :attr:`base`."""
-    skip: dict[TierName, tuple[str, ...]] = {}
+    skip: dict[TierName, tuple[str, ...]] = Field({})
     """Arms that are left out at a tier."""
     score: str = "test_accuracy"
     """What is measured of each finished run; see :data:`diffvit.experiments.runner.SCORES`."""
@@ -88,16 +84,8 @@ def load_study(path: Path) -> Study:
     Raises:
         ConfigError: the file is missing, no YAML, or not a study.
     """
-    values = read_yaml(path)
-    try:
-        study = Study.model_validate({"name": path.stem, **values})
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            fields = {"search": SearchSpace, "settings": Range}.get(str(first["loc"][0]), Study).model_fields
-            raise ConfigError(f"{path}: {key}", f"unknown key;{did_you_mean(key, fields)}".rstrip(";")) from None
-        raise ConfigError(f"{path}: {key}", first["msg"]) from None
+    values = {"name": path.stem, **read_yaml(path)}
+    study = validate(Study, values, lambda key, _: f"{path}: {'.'.join(key)}")
     if bool(study.arms) == bool(study.search):
         raise ConfigError(str(path), "must have arms, or a search, and not both")
     for arm in (name for skipped in study.skip.values() for name in skipped if name not in study.arms):
@@ -137,7 +125,7 @@ def find_study(name: str) -> Study:
     raise ConfigError("study", f"no study {name!r} (have {', '.join(STUDIES)}, or a YAML file)", hint)
 
 
-class Tier(_Strict):
+class Tier(Section):
     """Size of a study: its purpose, the most seeds, and every arm's recipe before the study's own settings."""
 
     words: str

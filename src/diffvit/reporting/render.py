@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from diffvit import __version__
 from diffvit.errors import ConfigError, InputError
-from diffvit.files import disk_faults, replace
+from diffvit.files import write_file
 from diffvit.reporting import plots, tables, texts
 from diffvit.reporting.arms import Arm, arms
 from diffvit.reporting.rows import ROWS_FILE, Row, RunRecord, merge, read, read_run, write
@@ -62,16 +62,14 @@ def compare(runs: Sequence[RunDir | Path | str], *, out: Path | None = None, com
             raise InputError(str(committed), f"has no {ROWS_FILE}", "Nothing was written; name a folder of a report.")
         records = merge(read(committed), records)
     if not records:
-        raise ConfigError(
-            "compare", "no runs given", "Name at least one run folder, as in: diffvit compare runs/a runs/b"
-        )
+        hint = "Name at least one run folder, as in: diffvit compare runs/a runs/b"
+        raise ConfigError("compare", "no runs given", hint)
     if out is None:
         if not folders:
             raise ConfigError("compare", "no folder to write to", "Name one with --out.")
         names = "-".join(folder.name for folder in folders)
         out = folders[0].parent / f"compare-{names[:80]}"
-    with disk_faults(f"report {out}"):
-        return _write_comparison(records, Path(out))
+    return _write_comparison(records, Path(out))
 
 
 def run_report(run: RunDir | Path | str) -> Path:
@@ -79,28 +77,25 @@ def run_report(run: RunDir | Path | str) -> Path:
     record = read_run(run)
     assert record.folder is not None
     grouped = arms([record])
-    path = record.folder / "report.html"
     page = _page(grouped, pictures_of(grouped), f"{grouped[0].label}: {record.row['run']}")
-    with disk_faults(f"report {path}"):
-        replace(record.folder / "curves.png", plots.curves(grouped))
-        replace(path, page.encode())
-    return path
+    write_file(record.folder / "curves.png", plots.curves(grouped))
+    return write_file(record.folder / "report.html", page.encode())
 
 
 def _write_comparison(records: Sequence[RunRecord], out: Path) -> Report:
     stamp = write(out, records)
     grouped = arms(records)
     pictures = pictures_of(grouped, stamp)
-    replace(out / "curves.png", plots.curves(grouped, stamp=stamp))
+    write_file(out / "curves.png", plots.curves(grouped, stamp=stamp))
     links = [("curves.png", "Loss and accuracy")]
     for picture in (*pictures["lambdas"], *pictures["class_pictures"]):
-        replace(out / picture.file, picture.light)
+        write_file(out / picture.file, picture.light)
         links.append((picture.file, picture.alt))
     title = " and ".join(arm.label for arm in grouped)
     if len(title) > 60:
         title = f"{len(grouped)} arms compared"
-    replace(out / "report.md", texts.report(grouped, title, links).encode())
-    replace(out / "report.html", _page(grouped, pictures, title).encode())
+    write_file(out / "report.md", texts.report(grouped, title, links).encode())
+    write_file(out / "report.html", _page(grouped, pictures, title).encode())
     return Report(out / "report.html", [record.row for record in records], out, tables.side_by_side(grouped))
 
 

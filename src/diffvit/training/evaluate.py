@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from diffvit.config import Config, parse, to_dict
 from diffvit.data import sources
 from diffvit.data.images import Images
 from diffvit.data.memory import from_data
-from diffvit.errors import ConfigError, InputError, Size, did_you_mean, few
-from diffvit.files import disk_faults, replace, to_json
+from diffvit.errors import ConfigError, InputError, Size, check_choice, few
+from diffvit.files import to_json, write_file
 from diffvit.registry import MEMORY
 from diffvit.training.environment import hardware
 from diffvit.training.load import Meta, Reference, ready
@@ -37,6 +38,7 @@ def evaluate(
     size: Size | None = None,
     device: str = "auto",
     precision: str = "auto",
+    show: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Score a trained model; on its own data, at its own size, the figures are also written into the run folder.
 
@@ -60,13 +62,14 @@ def evaluate(
             model's positions interpolated (:meth:`diffvit.VisionTransformer.set_input_size`).
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: ``fp32``, ``bf16``, or ``auto``: see :func:`diffvit.training.load.precision_of`.
+        show: called with the figures before they are written.
 
     Raises:
         ConfigError: no such split, the patch does not divide the size, or the model does not say what data it is for.
         InputError: the model or the data is missing or damaged, or they do not fit each other.
+        EnvironmentFault: the figures cannot be written.
     """
-    if split not in SPLITS:
-        raise ConfigError("split", f"{split!r} vs {', '.join(SPLITS)}", did_you_mean(split, SPLITS))
+    check_choice("split", split, SPLITS)
     model, meta, where = ready(run, device, precision, size)
     config = config_of(run, meta) if meta else None
     if images is not None:
@@ -88,18 +91,18 @@ def evaluate(
         "hardware": hardware(kind),
         "precision": where["precision"],
     }
-    figures = {**facts, **described(found, figures)}
-    folder = Path(facts["run"])
-    if model.patch_embed.grid != model.grid:
-        return figures | {"image_size": model.settings["image_size"]}
-    if split in SPLITS and folder.is_dir() and data is None and found.name == meta["data"]:
+    figures, folder = {**facts, **described(found, figures)}, Path(facts["run"])
+    if other := model.patch_embed.grid != model.grid:
+        figures["image_size"] = model.settings["image_size"]
+    if show:
+        show(figures)
+    if not other and split in SPLITS and folder.is_dir() and data is None and found.name == meta["data"]:
         if split == "test" and _changed(folder, found):
             why = f"{found.name} has other test images than when the run was made; it may have been trained on some"
             warnings.warn(f"{why}. The run's evaluation.json stays as it was.", stacklevel=2)
             return figures
         path = folder / ("evaluation.json" if split == "test" else f"evaluation-{split}.json")
-        with disk_faults(path):
-            replace(path, to_json(figures, indent=None))
+        write_file(path, to_json(figures, indent=None), "The run folder is as it was; nothing else is missing.")
     return figures
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from jaxtyping import Float32, Int64
 from PIL import Image
 from torch import Tensor, nn
 
-from diffvit.data.layout import image_files
-from diffvit.data.memory import Preprocess, as_bytes, channels_first, sized
-from diffvit.errors import EnvironmentFault, InputError, Size
+from diffvit.data.layout import named_files
+from diffvit.data.memory import Preprocess, as_bytes, channels_first, samples, sized
+from diffvit.errors import ConfigError, EnvironmentFault, InputError, Size
 from diffvit.files import Row
 from diffvit.training.environment import usable_cores
 from diffvit.training.load import Reference, ready
@@ -53,6 +53,8 @@ class Predictions:
 
     def top(self, k: int = 5) -> list[list[tuple[str, float]]]:
         """The ``k`` most probable classes of each image, or all where there are fewer, with their probabilities."""
+        if k < 1:
+            raise ConfigError("k", f"must be at least 1 (found {k})")
         values, places = self.probabilities.topk(min(k, len(self.classes)), dim=1)
         pairs = zip(values.tolist(), places.tolist(), strict=True)
         return [[(self.classes[at], value) for value, at in zip(*row, strict=True)] for row in pairs]
@@ -84,6 +86,7 @@ def predict(
     device: str = "auto",
     precision: str = "auto",
     skip_bad: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Predictions:
     """Classify images: the centred square of each, scaled to the model's input.
 
@@ -91,11 +94,13 @@ def predict(
         model: a run folder, a weights file, a packaged name, or what :func:`diffvit.load` gave.
         images: a path or many: files, folders (searched at any depth) and patterns as ``photos/*.jpg``; or an array or
             tensor (n, c, h, w), (n, h, w, c) or (n, h, w), uint8 or floating point in 0 to 1; or a Pillow picture, or a
-            sequence of pictures, arrays or tensors of any sizes.
+            sequence of pictures, arrays or tensors of any sizes; or a data set of such, as torch's and Hugging Face's,
+            of which a sample may be ``(image, label)``, or a dict with ``image`` or ``img``: labels are left out.
         size: another side of the input than trained for, or (height, width), pixels; positions are interpolated.
         device: ``auto``, ``cpu`` or ``cuda``; a loaded model stays where it is.
         precision: ``fp32``, ``bf16``, or ``auto``: as its run was scored, of a loaded model fp32.
         skip_bad: leave out files that cannot be read, which :attr:`Predictions.bad` then has.
+        progress: called now and then with how many of how many images have been read.
 
     Raises:
         ConfigError: a model that :func:`diffvit.load` did not give, or the patch does not divide the size.
@@ -121,9 +126,12 @@ def predict(
                 part = sized(as_bytes(part), preprocess.image_size, channels)
                 logits.append(logits_of(module, part, **where))
     else:
-        given: list[Any] = [images] if isinstance(images, str | Path | Image.Image) else list(images)
-        files = all(isinstance(each, str | Path) for each in given)
-        items = _files(given) if files else ((f"image {place}", each) for place, each in enumerate(given))
+        given = [images] if isinstance(images, str | Path | Image.Image) else images
+        items = chain.from_iterable(
+            named_files([each]) if isinstance(each, str | Path) else [(name, each)] for name, each in samples(given)
+        )
+        items = list(items) if isinstance(given, list) else items
+        count, items = max(length_hint(items), length_hint(given)), iter(items)
         with ThreadPoolExecutor(min(8, usable_cores())) as threads:
             while some := list(islice(items, _AT_A_TIME)):
                 batch: list[Tensor] = []
@@ -137,24 +145,7 @@ def predict(
                         raise found
                 if batch:
                     logits.append(logits_of(module, torch.stack(batch), **where))
+                if progress:
+                    progress(len(names) + len(bad), count)
     probabilities = torch.cat(logits).softmax(1) if logits else torch.empty(0, len(module.classes))
     return Predictions(probabilities, list(module.classes), names or None, bad)
-
-
-def _files(given: Iterable[Path | str]) -> Iterator[tuple[str, Path | InputError]]:
-    """Every file meant, with its path in words; folders give theirs at any depth, patterns what they match.
-
-    What is not there gives an InputError in the place of a path.
-    """
-    for each in given:
-        path = Path(each)
-        if path.is_dir():
-            found = sorted(image_files(path))
-        elif not path.exists() and glob.has_magic(str(each)):
-            matches = glob.iglob(str(each), recursive=True)  # noqa: PTH207  (absolute patterns too)
-            found = sorted(file for file in map(Path, matches) if file.is_file())
-        else:
-            found = [path]
-        if not found:
-            yield str(each), InputError(str(each), "holds no images" if path.is_dir() else "matches no file")
-        yield from ((str(file), file) for file in found)
