@@ -116,7 +116,7 @@ class Look:
     occluders: int = 0
 
 
-HARD = Look(diameter=0.58, beyond=0.5, contrast=0.45, decoys=6, distractors=1, occluders=2)
+HARD = Look(diameter=0.58, beyond=0.5, contrast=0.45, decoys=5, occluders=1)
 
 
 def generate(
