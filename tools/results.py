@@ -117,9 +117,9 @@ def page(root: Path, found: Mapping[str, Results]) -> str:
             ["Run", "Recipe", "Test accuracy", "Epochs", "Training time", "On"], [_passed_row(*each) for each in passed]
         ),
         best=_best_recipe(passed),
-        best_arms=best_arms(list(found.values())),
+        best_arms=best_arms(_built_in(found)),
         best_note=BEST_NOTE,
-        where_it_helps=where_it_helps(list(found.values())),
+        where_it_helps=where_it_helps(_built_in(found)),
         studies=studies(root / REPORTS),
         built_in=STUDIES,
         found=found,
@@ -136,11 +136,15 @@ def readme_block(found: Mapping[str, Results]) -> str:
         "readme-studies.md",
         first=found.get(_FIRST),
         answers=report.answers,
-        best_arms=best_arms(list(found.values())),
+        best_arms=best_arms(_built_in(found)),
         best_note=BEST_NOTE,
         tiers=TIERS,
-        tier_names=list(dict.fromkeys(each.tier for each in found.values())),
+        tier_names=list(dict.fromkeys(each.tier for each in _built_in(found))),
     ).rstrip()
+
+
+def _built_in(found: Mapping[str, Results]) -> list[Results]:
+    return [results for name, results in found.items() if name in STUDIES]
 
 
 def passing(root: Path) -> list[tuple[Path, Arm, Path | None]]:

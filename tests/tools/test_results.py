@@ -49,7 +49,7 @@ def test_the_page_has_what_is_known_and_names_what_is_not(reports: Path) -> None
     text = page()
     assert "| 82.00% ± 1.00 | 8 | 1 min 00 s |" in text  # three seeds, one row
     assert "| 8 heads, Diff-ViT | 68.00% ± 0.00 |" in text
-    assert "*heads, tier short, exploratory.*" in text
+    assert "*heads, tier short, exploratory, CIFAR-10 (JPEG).*" in text
     assert "![Test accuracy of every arm and seed](../reports/heads/accuracy.png)" in text
     assert text.count("Not run yet: ") == len(REPORTED) - 1
     assert [line for line in text.splitlines() if line.startswith("## ")][1:] == [
@@ -82,7 +82,9 @@ def test_a_study_of_ones_own_beside_its_rows_is_on_the_page(reports: Path) -> No
     records = made_records(cells, lambda cell: 0.85 + cell.config.schedule.warmup / 10)
     write_report(results_of(load_study(own), "short", cells, records), reports)
     refresh()
-    assert "| Which warm-up? | long, 87.0% | long, 87.0% | short, 1 |" in page()
+    section = page().partition("## Which warm-up?")[2]
+    assert section.startswith("\n\n*warmth, tier short, exploratory, CIFAR-10 (JPEG).*")
+    assert "| long, Diff-ViT | 87.00% | 89.00% |" in section
     assert (
         "(../reports/warmth/report.md)" not in page().partition("## The studies in short")[0]
     )  # over 80%, and no recipe

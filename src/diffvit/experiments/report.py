@@ -15,7 +15,7 @@ from diffvit.experiments import plots
 from diffvit.experiments.results import Line, Results, beside, difference, over_all_arms, records_of, results_of
 from diffvit.experiments.runner import numbers_in, scores_of
 from diffvit.experiments.search import CONDITIONS, cell_of, space_of
-from diffvit.experiments.study import TIERS, Study, TierName, cells_of, differing, recipe_of
+from diffvit.experiments.study import STUDIES, TIERS, Study, TierName, cells_of, differing, recipe_of
 from diffvit.files import Row, brought_up_to_date, read_csv, write_csv, write_file
 from diffvit.registry import label_of
 from diffvit.reporting import stats, texts
@@ -134,6 +134,7 @@ def report(results: Results) -> str:
     return texts.render(
         "experiments/report.md",
         results=results,
+        command_name=results.study.name + ("" if results.study.name in STUDIES else ".yaml"),
         tier=TIERS[results.tier],
         parts=[_part(each) for each in (results, *results.others)],
         arms=arms(results),
