@@ -9,7 +9,7 @@ from PIL import Image
 
 from diffvit.attention.inputs import LoadedModel, labelled_images, load_model, read_samples, samples_of, shortest_names
 from diffvit.data import shapes
-from diffvit.errors import ConfigError
+from diffvit.errors import ConfigError, InputError
 from diffvit.models.vit import VisionTransformer
 
 

@@ -39,7 +39,7 @@ WRONG = [  # the command, and what its line has
     ("train a.yaml b.yaml", "b.yaml: one argument too many."),
     ("train --seed", "--seed: needs a value."),
     ("train --epochs many", "--epochs: not a value it takes (many vs a whole number)."),
-    ("train --data cifar", "('cifar' vs auto, cifar10, folder, shapes); did you mean 'cifar10'?"),
+    ("train --data cifar", "('cifar' vs auto, cifar10, folder, shapes, shapes-hard); did you mean 'cifar10'?"),
     ("train --epochs 0", "--epochs: Input should be greater than or equal to 1 (found 0)."),
     ("train --epochs 1 --epochs 2", "--epochs: given more than once."),
     ("train --model.preset vit_tny", "no preset 'vit_tny' (have vit_pico, "),
