@@ -114,7 +114,8 @@ def page(root: Path, found: Mapping[str, Results]) -> str:
         "results.md",
         tiers=TIERS,
         passed=Table(
-            ["Run", "Recipe", "Test accuracy", "Epochs", "Training time", "On"], [_passed_row(*each) for each in passed]
+            ["Run", "Recipe", "Test accuracy", "Epochs", "Training time", "On", "Data"],
+            [_passed_row(*each) for each in passed],
         ),
         best=_best_recipe(passed),
         best_arms=best_arms(_built_in(found)),
@@ -183,6 +184,7 @@ def _best_recipe(passed: Sequence[tuple[Path, Arm, Path | None]]) -> dict[str, A
         **{"link": _link(recipe), "recipe": f"configs/{recipe.name}", "run": f"runs/{recipe.stem.replace('_', '-')}"},
         **{"accuracy": percent(stats.mean(list(arm.accuracies.values()))), "epochs": arm.records[0].row["epochs"]},
         "seeds": len(arm.records),
+        "data": arm.records[0].row["data"],
     }
 
 
@@ -200,6 +202,7 @@ def _passed_row(folder: Path, arm: Arm, recipe: Path | None) -> list[str]:
         f"{first['epochs']}",
         duration(stats.mean([row["train_seconds"] for row in rows])),
         where(first),
+        str(first["data"]),
     ]
 
 
