@@ -140,7 +140,7 @@ def search_of(wanted: int, storage: str, folder: Path) -> tuple[Study, list[str]
     found = {
         "question": "Is every trial finished?",
         "attentions": ["softmax"],
-        "base": {"epochs": 2, "shapes": {"train": 200, "test": 16}, "validation_size": 50},
+        "base": {"epochs": 4, "shapes": {"train": 400, "test": 16}, "validation_size": 50},
         "search": {
             "trials": {"smoke": wanted},
             "settings": {name: each.model_dump() for name, each in search.settings.items()},
@@ -197,7 +197,7 @@ def test_a_search_loses_no_trial(storage: str, tmp_path: Path) -> None:
     assert {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED", "FAIL", "WAITING", "RUNNING"}
     assert len(finished) + len(left) <= wanted + 2
     lost = [trial for trial in trials if trial.state.name == "FAIL"]
-    assert lost, "kills hit trials"
+    assert lost, f"kills hit trials: {[trial.state.name for trial in trials]}"
     for trial in lost:  # each was repeated with the values that it had
         [again] = [each for each in trials if each.system_attrs.get("retry_history", [None])[-1] == trial.number]
         assert trial.params.items() <= again.params.items()
