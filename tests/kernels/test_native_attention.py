@@ -51,6 +51,19 @@ def native(projected: Tensor, heads: int, maps: int, lam: Tensor, turn: Tensor |
     return kernel.differential(projected, heads, lam, EPS, turn)
 
 
+def near(mine: Tensor, theirs: Tensor, bound: float) -> bool:
+    """Whether the gradients of queries, keys and values differ by rounding alone: the norms of their errors.
+
+    A map of few tokens saturates: its scores' gradients are differences of nearly equal numbers, whose rounding is
+    measured against the whole gradient. (The largest of 4,000 random cases are half of the bounds below.)
+    """
+    least = 1.0 if mine.shape[1] < 6 else 0.1
+    return all(
+        (a - b).norm() < bound * max(b.norm(), least * theirs.norm())
+        for a, b in zip(mine.double().chunk(3, dim=2), theirs.chunk(3, dim=2), strict=True)
+    )
+
+
 def check(batch: int, tokens: int, width: int, heads: int, maps: int, seed: int) -> None:
     qkv, of_out = (
         numbers(batch, tokens, 3 * heads * width, seed=seed),
@@ -67,9 +80,7 @@ def check(batch: int, tokens: int, width: int, heads: int, maps: int, seed: int)
     assert exact.grad is not None
     assert found.dtype == given.grad.dtype == torch.bfloat16
     assert apart(found, expected) < 0.004
-    if tokens > 1:  # a single token's map is 1 whatever the scores, so their gradient is rounding alone
-        for mine, theirs in zip(given.grad.chunk(3, dim=2), exact.grad.chunk(3, dim=2), strict=True):
-            assert apart(mine, theirs) < 0.008
+    assert near(given.grad, exact.grad, 0.008)
     if lam.grad is not None and lam64.grad is not None:
         # Its sum runs over terms of either sign: what rounding leaves is measured against their size.
         assert abs(lam.grad - lam64.grad) < 0.01 * math.sqrt(found.numel())
@@ -115,8 +126,7 @@ def test_rotary_positions_are_those_of_the_module(
     found = native(qkv, 2, maps, lam.float(), rope.turn)
     assert apart(found, expected) < 0.006
     (mine,), (theirs,) = torch.autograd.grad(found, qkv, of_out), torch.autograd.grad(expected, exact, of_out.double())
-    for part, whole in zip(mine.chunk(3, dim=2), theirs.chunk(3, dim=2), strict=True):
-        assert (part - whole).norm() < 0.012 * max(whole.norm(), 0.1 * theirs.norm())
+    assert near(mine, theirs, 0.012)
 
 
 @pytest.mark.parametrize("maps", [1, 2])
