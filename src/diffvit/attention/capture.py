@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from diffvit.attention.relevance import Rules
 from diffvit.errors import ConfigError, InputError
 from diffvit.models.attention import AttentionMaps
 from diffvit.models.vit import VisionTransformer, encode_with_maps
@@ -29,6 +31,7 @@ class Record:
         grid: rows and columns of patches.
         prefix: number of tokens before the patches: [CLS] and registers.
         pool: ``cls``, if the model classifies from token 0, or ``mean`` over the patches.
+        gradients: of the target's logit with respect to each captured block's effective map, if asked for.
     """
 
     layers: list[AttentionMaps]
@@ -36,6 +39,7 @@ class Record:
     grid: tuple[int, int]
     prefix: int
     pool: str
+    gradients: list[Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.layers[0].positive)
@@ -91,7 +95,13 @@ class Record:
 
 
 def capture(
-    model: VisionTransformer, images: Tensor, *, layers: Sequence[int] | None = None, chunk: int | None = None
+    model: VisionTransformer,
+    images: Tensor,
+    *,
+    layers: Sequence[int] | None = None,
+    chunk: int | None = None,
+    grad: bool = False,
+    target: int | Tensor | None = None,
 ) -> Record:
     """Capture every layer's attention maps, computed explicitly with the model's own weights.
 
@@ -103,19 +113,74 @@ def capture(
         images: (batch, channels, height, width), normalised as in training.
         layers: which blocks, counted from 0, negative ones from the end; by default all.
         chunk: images per forward pass; by default as many as keep a layer's maps under 256 MiB.
+        grad: take the gradients too, of all images at once.
+        target: class whose logit they are of, or one for each image; by default the predicted one.
 
     Raises:
-        ConfigError: no such layer, or more than 8 GiB of maps (see :func:`captures` for those).
+        ConfigError: no such layer or class, or more than 8 GiB of maps (see :func:`captures` for those).
         InputError: the images do not fit the model.
     """
     wanted = _wanted(model, images, layers)
-    _check_room(model, len(images), len(wanted), grid_of(model, images))
+    _check_room(model, images, len(wanted))
     parts = list(captures(model, images, layers=layers, chunk=chunk))
     first = parts[0]
-    if len(parts) == 1:
-        return first
     joined = [_joined([part.layers[place] for part in parts]) for place in range(len(wanted))]
-    return Record(joined, first.blocks, first.grid, first.prefix, first.pool)
+    record = first if len(parts) == 1 else Record(joined, first.blocks, first.grid, first.prefix, first.pool)
+    return replace(record, gradients=_gradients(model, images, target, wanted)) if grad else record
+
+
+def _gradients(
+    model: VisionTransformer, images: Tensor, target: int | Tensor | None, wanted: Sequence[int]
+) -> list[Tensor]:
+    weight = model.patch_embed.proj.weight
+    with evaluating(model), torch.autocast(weight.device.type, enabled=False):
+        images = images.detach().to(weight.device, weight.dtype)
+        classes = classes_of(model, images, target)
+        maps, logits = maps_in_graph(model, images)
+        chosen = logits.gather(1, classes[:, None]).sum()
+        return [each.cpu() for each in torch.autograd.grad(chosen, [maps[layer] for layer in wanted])]
+
+
+def maps_in_graph(model: VisionTransformer, images: Tensor, rules: str | None = None) -> tuple[list[Tensor], Tensor]:
+    """A forward pass over explicit effective maps.
+
+    Args:
+        model: whose attention has ``read`` (:class:`diffvit.models.attention.AttentionModule`).
+        images: on the model's device.
+        rules: of :class:`diffvit.attention.relevance.Rules`; by default gradients.
+
+    Returns:
+        Each layer's effective map, (batch, heads, query, key), and the logits, in one graph.
+
+    Raises:
+        ConfigError: an attention without ``read``.
+    """
+    maps: list[Tensor] = []
+    with torch.enable_grad(), Rules(rules) if rules else nullcontext():
+        x = model.tokens(images.clone().requires_grad_())
+        for each in model.blocks:
+            block: Any = each
+            attn = block.attn
+            if not hasattr(attn, "read"):
+                hint = "Give it a method read(weights, x), or take a method that needs no maps, such as attnlrp."
+                raise ConfigError("attention", f"{type(attn).__name__} cannot be read with other maps", hint)
+            normed = block.norm1(x)
+            maps.append(attn.maps(normed).effective)
+            x = block.after(x, attn.read(maps[-1], normed))
+        return maps, model.forward_head(x)
+
+
+def classes_of(model: VisionTransformer, images: Tensor, target: int | Tensor | None) -> Tensor:
+    """(batch,) of classes, on the images' device."""
+    with torch.no_grad():
+        logits = model(images[:1]) if target is not None else model(images)
+    if target is None:
+        return logits.argmax(dim=1)
+    classes = torch.as_tensor(target, device=images.device).long().expand(len(images))
+    if int(classes.min()) < 0 or int(classes.max()) >= logits.shape[1]:
+        found = f"{int(classes.min())} to {int(classes.max())}" if classes.numel() > 1 else str(int(classes[0]))
+        raise ConfigError("target", f"no such class (found {found} vs 0 to {logits.shape[1] - 1})")
+    return classes
 
 
 def captures(
@@ -123,8 +188,7 @@ def captures(
 ) -> Iterator[Record]:
     """As :func:`capture`, a record per chunk, so that the maps of any number of images pass through bounded memory."""
     wanted = _wanted(model, images, layers)
-    rows, columns = grid_of(model, images)
-    size = chunk or max(1, _WORKING // _bytes_of_a_layer(model, rows * columns))
+    size = chunk or max(1, _WORKING // bytes_of_a_layer(model, images))
     for part in images.split(size):
         yield _encode(model, part, wanted, classify=False)[0]
 
@@ -142,7 +206,7 @@ def capture_with_logits(
         InputError: the images do not fit the model.
     """
     wanted = _wanted(model, images, layers)
-    _check_room(model, len(images), len(wanted), grid_of(model, images))
+    _check_room(model, images, len(wanted))
     return _encode(model, images, wanted, classify=not isinstance(model.head, nn.Identity))
 
 
@@ -171,9 +235,7 @@ def grid_of(model: VisionTransformer, images: Tensor) -> tuple[int, int]:
 
 def _wanted(model: VisionTransformer, images: Tensor, layers: Sequence[int] | None) -> list[int]:
     """The blocks to capture, after a check of images and layers."""
-    if images.ndim != 4 or not len(images) or not images.is_floating_point():
-        found = f"{images.dtype} of shape {'x'.join(map(str, images.shape))}".removeprefix("torch.")
-        raise InputError("images", f"must be normalised floats, batch x channels x height x width (found {found})")
+    check_images(images)
     depth = len(model.blocks)
     for layer in layers or ():
         if not -depth <= layer < depth:
@@ -183,19 +245,27 @@ def _wanted(model: VisionTransformer, images: Tensor, layers: Sequence[int] | No
     return list(range(depth)) if layers is None else sorted({layer % depth for layer in layers})
 
 
-def _check_room(model: VisionTransformer, images: int, layers: int, grid: tuple[int, int]) -> None:
-    patches = grid[0] * grid[1]
-    needed = layers * images * _bytes_of_a_layer(model, patches)
+def check_images(images: Tensor) -> None:
+    """Raise :class:`InputError` unless these are floats, batch x channels x height x width."""
+    if images.ndim != 4 or not len(images) or not images.is_floating_point():
+        found = f"{images.dtype} of shape {'x'.join(map(str, images.shape))}".removeprefix("torch.")
+        raise InputError("images", f"must be normalised floats, batch x channels x height x width (found {found})")
+
+
+def _check_room(model: VisionTransformer, images: Tensor, layers: int) -> None:
+    needed = layers * len(images) * bytes_of_a_layer(model, images)
     if needed > MAX_BYTES:
-        found = f"{layers} layers of {patches:,} patches for {images} images: {needed / 2**30:.1f} GiB"
+        rows, columns = grid_of(model, images)
+        found = f"{layers} layers of {rows * columns:,} patches for {len(images)} images: {needed / 2**30:.1f} GiB"
         hint = "Ask for fewer layers or images, or a smaller image size."
         raise ConfigError("maps", f"would take too much memory ({found} vs {MAX_BYTES / 2**30:g} GiB)", hint)
 
 
-def _bytes_of_a_layer(model: VisionTransformer, patches: int) -> int:
+def bytes_of_a_layer(model: VisionTransformer, images: Tensor) -> int:
     """Of one image's maps, both of them where attention is differential; prefix tokens are too few to count."""
     first: Any = model.blocks[0]
-    return first.attn.num_heads * patches**2 * 4
+    rows, columns = grid_of(model, images)
+    return first.attn.num_heads * (rows * columns) ** 2 * 4
 
 
 def _on_cpu(maps: AttentionMaps) -> AttentionMaps:

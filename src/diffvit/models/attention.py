@@ -52,6 +52,13 @@ class AttentionModule(Protocol):
         """The maps that the forward pass applies to these tokens."""
         ...
 
+    def read(self, weights: Tensor, x: Tensor) -> Tensor:
+        """The layer's output where ``weights``, as effective maps, multiply the values of these tokens.
+
+        Only attribution by the maps' gradients needs it (:mod:`diffvit.attention.attribute`).
+        """
+        ...
+
 
 def softmax_map(
     q: Float[Tensor, "*heads query width"], k: Float[Tensor, "*heads key width"], dtype: torch.dtype | None = None
@@ -136,8 +143,18 @@ class Attention(nn.Module):
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
         """Self-attention: the heads' outputs are concatenated and projected."""
         q, k, v = self.heads(x)
-        out = F.scaled_dot_product_attention(q, k, v)
+        return self.joined(F.scaled_dot_product_attention(q, k, v))
+
+    def joined(self, out: Float[Tensor, "batch heads queries width"]) -> Float[Tensor, "batch queries dim"]:
+        """Concatenate what the heads read from their values, and project."""
         return self.proj(out.transpose(1, 2).flatten(2))
+
+    def read(
+        self, weights: Float[Tensor, "batch heads query key"], x: Float[Tensor, "batch tokens dim"]
+    ) -> Float[Tensor, "batch query dim"]:
+        """Output of the layer where ``weights`` multiply the values; it is :meth:`forward`'s with the effective map."""
+        v = self.heads(x)[2]
+        return self.joined(weights.to(v.dtype) @ v)
 
     def maps(self, x: Float[Tensor, "batch tokens dim"]) -> AttentionMaps:
         """The map of each head."""
@@ -203,9 +220,11 @@ class DifferentialAttention(Attention):
         """Apply the difference of two maps to the values; normalise each head's output, concatenate, project."""
         q, k, v = self.heads(x)
         positive, negative = softmax_map(q, k).unbind(2)
-        out = (positive - self.lam().to(positive.dtype) * negative) @ v
-        out = self.sub_norm(out.to(self.sub_norm.weight.dtype)) * (1.0 - self.lambda_init)
-        return self.proj(out.transpose(1, 2).flatten(2))
+        return self.joined((positive - self.lam().to(positive.dtype) * negative) @ v)
+
+    def joined(self, out: Float[Tensor, "batch pairs queries double_width"]) -> Float[Tensor, "batch queries dim"]:
+        """Normalise what each head reads from its values, concatenate, and project."""
+        return super().joined(self.sub_norm(out.to(self.sub_norm.weight.dtype)) * (1.0 - self.lambda_init))
 
     def maps(self, x: Float[Tensor, "batch tokens dim"]) -> AttentionMaps:
         """The two maps of each differential head, and lambda."""
@@ -253,8 +272,7 @@ class SplitDifferentialAttention(Attention):
         q, k, v = self.heads(x)
         q2, k2 = self.second(x)
         subtracted = F.scaled_dot_product_attention(q2, k2, v)
-        out = F.scaled_dot_product_attention(q, k, v) - self.lam().to(subtracted.dtype) * subtracted
-        return self.proj(out.transpose(1, 2).flatten(2))
+        return self.joined(F.scaled_dot_product_attention(q, k, v) - self.lam().to(subtracted.dtype) * subtracted)
 
     def maps(self, x: Float[Tensor, "batch tokens dim"]) -> AttentionMaps:
         """The two maps of each head, and lambda."""

@@ -174,7 +174,13 @@ class Block(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
         """One layer of the encoder."""
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x))))
+        return self.after(x, self.attn(self.norm1(x)))
+
+    def after(
+        self, x: Float[Tensor, "batch tokens dim"], attended: Float[Tensor, "batch tokens dim"]
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Output of the layer from its input and what its attention gives for that."""
+        x = x + self.drop_path(self.ls1(attended))
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
 
 
