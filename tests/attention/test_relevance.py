@@ -127,6 +127,7 @@ class ByHand:
         attn: Any = self.model.get_submodule(f"{name}.attn")
         heads, width, tokens = attn.num_heads, attn.head_dim, len(x)
         differential = hasattr(attn, "sub_norm")
+        first = second = out = np.empty(0)
         normed = self.layer_norm(f"{name}.norm1", x)
         q, k, v = (
             part.reshape(tokens, heads, width).swapaxes(0, 1)

@@ -37,7 +37,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffvit.attention.capture import bytes_of_a_layer, capture, check_images, classes_of, grid_of, maps_in_graph
@@ -67,9 +67,9 @@ class Method:
 
 def attribute(
     model: VisionTransformer,
-    images: Float[Tensor, "batch chans height width"],
+    images: Tensor,
     method: str = "attnlrp",
-    target: int | Int64[Tensor, " batch"] | None = None,
+    target: int | Tensor | None = None,
     **options: Any,
 ) -> Float[Tensor, "batch rows columns"]:
     """What each patch contributes to a class's logit: a signed map per image, on the CPU.
@@ -78,9 +78,9 @@ def attribute(
 
     Args:
         model: in any mode, on any device, of float32 or wider.
-        images: normalised as in training.
+        images: (batch, channels, height, width), normalised as in training.
         method: a name in :data:`METHODS`.
-        target: the class, or one for each image; by default the one that the model predicts.
+        target: the class, or one for each image, (batch,); by default the one that the model predicts.
         options: ``layer`` (``attention``: which block, by default the last), ``steps`` (``integrated-gradients``: 32
             points of Gauss-Legendre quadrature), ``samples``, ``noise`` and ``seed`` (``smoothgrad``: 25 copies with
             normal noise of 0.15 of each image's range, seed 0).

@@ -177,8 +177,9 @@ def classes_of(model: VisionTransformer, images: Tensor, target: int | Tensor | 
     if target is None:
         return logits.argmax(dim=1)
     classes = torch.as_tensor(target, device=images.device).long().expand(len(images))
-    if int(classes.min()) < 0 or int(classes.max()) >= logits.shape[1]:
-        found = f"{int(classes.min())} to {int(classes.max())}" if classes.numel() > 1 else str(int(classes[0]))
+    least, most = int(classes.min()), int(classes.max())
+    if least < 0 or most >= logits.shape[1]:
+        found = str(least) if least == most else f"{least} to {most}"
         raise ConfigError("target", f"no such class (found {found} vs 0 to {logits.shape[1] - 1})")
     return classes
 
