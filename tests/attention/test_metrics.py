@@ -4,6 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
+from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from diffvit.attention import metrics
@@ -156,3 +158,77 @@ def test_the_truth_of_shapes_fits_the_scores() -> None:
     assert metrics.pointing_game(cover, cover).min() == 1
     assert metrics.mass_on_object(cover, cover).min() > 0.6
     assert metrics.overlap(cover, cover, 0.9).mean() > 0.6
+
+
+@given(seed=st.integers(0, 1000), levels=st.integers(1, 40), side=st.sampled_from([2, 4]))
+@settings(deadline=None, max_examples=30)
+def test_auc_is_scikit_learns_over_the_pixels(seed: int, levels: int, side: int) -> None:
+    masks = random_masks(seed, 3, 4 * side)
+    masks[:, 0, 0], masks[:, 0, 1] = True, False
+    heat = (levels * random_heat(seed + 1, 3, side, side, signed=True)).round()
+    found = metrics.roc_auc(heat, metrics.coverage(masks, (side, side)))
+    for image in range(3):
+        pixels = heat[image].repeat_interleave(4, 0).repeat_interleave(4, 1)
+        expected = roc_auc_score(masks[image].flatten(), pixels.flatten())
+        assert found[image].item() == pytest.approx(expected, abs=1e-6)
+
+
+@given(seed=st.integers(0, 1000), levels=st.integers(1, 40))
+@settings(deadline=None, max_examples=30)
+def test_rank_correlation_is_scipys(seed: int, levels: int) -> None:
+    one, other = ((levels * random_heat(seed + each, 3, 4, 5, signed=True)).round() for each in range(2))
+    found = metrics.rank_correlation(one, other)
+    for image in range(3):
+        if one[image].unique().numel() > 1 < other[image].unique().numel():
+            expected = spearmanr(one[image].flatten(), other[image].flatten()).statistic
+            assert found[image].item() == pytest.approx(expected, abs=1e-6)
+        else:
+            assert found[image].item() == 0
+
+
+def test_saco_is_the_papers_loop() -> None:
+    torch.manual_seed(0)
+    model = VisionTransformer(image_size=16, patch_size=4, embed_dim=16, depth=1, num_heads=2).double()
+    for parameter in model.parameters():
+        parameter.data += 0.5 * torch.randn_like(parameter)
+    images = torch.randn(3, 3, 16, 16, dtype=torch.float64)
+    heat = random_heat(3, 3, 4, 4, signed=True)
+    found = metrics.saco(model, images, heat, groups=5)
+    for image in range(3):
+        ranked = heat[image].flatten().argsort(descending=True).tolist()
+        groups = [[patch for place, patch in enumerate(ranked) if place * 5 // 16 == group] for group in range(5)]
+        with torch.no_grad():
+            whole = model(images[image : image + 1]).softmax(1)[0]
+            falls = []
+            for group in groups:
+                shown = images[image].clone()
+                for patch in group:
+                    row, column = 4 * (patch // 4), 4 * (patch % 4)
+                    for channel in range(3):
+                        shown[channel, row : row + 4, column : column + 4] = images[image, channel].mean()
+                falls.append(float(whole.max() - model(shown[None]).softmax(1)[0, whole.argmax()]))
+        sums = [sum(float(heat[image].flatten()[patch]) for patch in group) for group in groups]
+        score = total = 0.0
+        for i in range(5):
+            for j in range(i + 1, 5):
+                gap = sums[i] - sums[j]
+                score += gap if falls[i] >= falls[j] else -gap
+                total += abs(gap)
+        assert found[image].item() == pytest.approx(score / total, abs=1e-6)
+    assert metrics.saco(model, images, torch.ones(3, 4, 4), groups=4).tolist() == [0, 0, 0]
+
+
+def test_saco_of_the_true_effects_is_one() -> None:
+    torch.manual_seed(0)
+    model = VisionTransformer(image_size=16, patch_size=4, embed_dim=16, depth=1, num_heads=2).double()
+    images = torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    effects = torch.empty(1, 4, 4)
+    with torch.no_grad():
+        whole = model(images).softmax(1)
+        for row in range(4):
+            for column in range(4):
+                shown = images.clone()
+                shown[:, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = images.mean(dim=(2, 3), keepdim=True)
+                effects[0, row, column] = (whole - model(shown).softmax(1))[0, whole.argmax()]
+    assert metrics.saco(model, images, effects, groups=16).item() == pytest.approx(1.0)
+    assert metrics.saco(model, images, -effects, groups=16).item() == pytest.approx(-1.0)

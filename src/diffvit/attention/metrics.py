@@ -78,6 +78,84 @@ def overlap(
     return both / (kept.sum(dim=1) + cover.sum(dim=1) - both)
 
 
+def roc_auc(saliency: Float[Tensor, "n rows columns"], cover: Float[Tensor, "n rows columns"]) -> Float[Tensor, " n"]:
+    """Chance that a random pixel of the object has a larger value than one beside it, ties half: (n,).
+
+    The area under the ROC curve of the map's values as a score of "this pixel is on the object"; NaN for an image
+    without object pixels, or without others.
+    """
+    order = saliency.flatten(1).argsort(dim=1)
+    values, on = (each.flatten(1).gather(1, order).double() for each in (saliency, cover))
+    off = 1 - on
+    before = off.cumsum(dim=1)
+    first, last = (torch.searchsorted(values, values, right=right) for right in (False, True))  # of equal values
+    padded = torch.cat([torch.zeros_like(before[:, :1]), before], dim=1)
+    below, up_to = padded.gather(1, first), padded.gather(1, last)
+    return ((on * (below + up_to) / 2).sum(dim=1) / (on.sum(dim=1) * off.sum(dim=1))).float()
+
+
+def rank_correlation(
+    one: Float[Tensor, "n rows columns"], other: Float[Tensor, "n rows columns"]
+) -> Float[Tensor, " n"]:
+    """Spearman's rank correlation of two maps of each image, equal values sharing their mean rank: (n,), -1 to 1.
+
+    0 where a map has the same value everywhere.
+    """
+    ranks = []
+    for each in (one, other):
+        values = each.flatten(1).double()
+        ordered = values.sort(dim=1).values.contiguous()
+        low, high = (torch.searchsorted(ordered, values, right=right) for right in (False, True))
+        rank = (low + high).double()
+        ranks.append(rank - rank.mean(dim=1, keepdim=True))
+    norms = ranks[0].norm(dim=1) * ranks[1].norm(dim=1)
+    return torch.where(norms > 0, (ranks[0] * ranks[1]).sum(dim=1) / norms.clamp_min(1e-300), 0.0).float()
+
+
+def saco(
+    model: nn.Module,
+    images: Float[Tensor, "n chans height width"],
+    saliency: Float[Tensor, "n rows columns"],
+    *,
+    groups: int = 10,
+) -> Float[Tensor, " n"]:
+    """Salience-guided faithfulness coefficient (arXiv 2404.01415, algorithm 1), by patch: (n,), -1 to 1.
+
+    Patches are ranked and cut into groups of equal number, as nearly as they divide. Each group alone is shown in the
+    image's mean colour; of any two groups the more salient one should lower the predicted class's probability more.
+    Every pair counts by the difference of its saliency, for or against. 0 where all groups have the same saliency.
+
+    Args:
+        model: a classifier.
+        images: (n, channels, height, width), normalised as in training.
+        saliency: (n, rows, columns), of any sign.
+        groups: number of groups, at most one for each patch.
+    """
+    n, rows, columns = saliency.shape
+    groups = min(groups, rows * columns)
+    rank = saliency.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    group = (rank * groups // (rows * columns)).unflatten(1, (rows, columns))
+    weight = next(model.parameters())
+    drops, sums = [], []
+    with evaluating(model), torch.no_grad():
+        whole = images.to(weight.device, weight.dtype)
+        mean = whole.mean(dim=(2, 3), keepdim=True)
+        probability = model(whole).double().softmax(dim=1)
+        chosen = probability.argmax(dim=1, keepdim=True)
+        for each in range(groups):
+            shown = torch.where(_pixels((group == each).to(weight.device), whole), mean, whole)
+            fallen = probability - model(shown).double().softmax(dim=1)
+            drops.append(fallen.gather(1, chosen)[:, 0].cpu())
+            sums.append((saliency.double() * (group == each)).sum(dim=(1, 2)))
+    found, total = torch.zeros(2, n, dtype=torch.float64)
+    for more in range(groups):
+        for less in range(more + 1, groups):
+            gap = sums[more] - sums[less]
+            found += torch.where(drops[more] >= drops[less], gap, -gap)
+            total += gap.abs()
+    return torch.where(total > 0, found / total.clamp_min(1e-300), 0.0).float()
+
+
 @dataclass(frozen=True)
 class Removal:
     """Deletion and insertion curves (Petsiuk et al. 2018, arXiv 1806.07421, section 3.3), by patch.

@@ -1,0 +1,59 @@
+"""Randomised models against an untrained one, and what randomisation does to maps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffvit.attention.sanity import randomisation, randomised, stages
+from diffvit.models.vit import VisionTransformer
+
+
+def trained(**settings: Any) -> VisionTransformer:
+    """A model with no weight as it started."""
+    torch.manual_seed(1)
+    sizes = {"embed_dim": 16, "depth": 2, "num_heads": 4, "image_size": 16, "patch_size": 4}
+    model = VisionTransformer(**{**sizes, **settings})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+def images_of(count: int = 3) -> Tensor:
+    return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("settings", [{}, {"attention": "differential", "pool": "mean", "registers": 2}])
+def test_stages_are_replaced_from_the_head_down_until_nothing_is_left(settings: dict[str, Any]) -> None:
+    model = trained(**settings)
+    before = {name: each.clone() for name, each in model.named_parameters()}
+    torch.manual_seed(5)
+    fresh = dict(VisionTransformer(**model.settings).named_parameters())
+    state = torch.random.get_rng_state()
+    seen = set()
+    for (stage, mixed), (name, beginnings) in zip(randomised(model, 5), stages(model).items(), strict=True):
+        assert stage == name
+        seen |= {each for each in before if each.startswith(beginnings)}
+        for each, parameter in mixed.named_parameters():
+            expected = fresh[each] if each in seen else before[each]
+            assert torch.equal(parameter, expected), (stage, each)
+    assert seen == set(before)
+    assert list(stages(model)) == ["head", "norm", "block 1", "block 0", "tokens"]
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(before[name], each) for name, each in model.named_parameters())
+
+
+def test_what_does_not_see_the_head_keeps_its_map_and_what_does_loses_it() -> None:
+    rows = randomisation(trained(), images_of(), ["attention", "attnlrp"])
+    found = {(row["method"], row["stage"]): row for row in rows}
+    assert len(rows) == 2 * 6
+    for stage in ("trained", "head", "norm"):
+        assert found["attention", stage]["correlation"] == pytest.approx(1.0)
+    assert found["attention", "tokens"]["correlation"] < 0.9
+    assert found["attnlrp", "trained"]["correlation"] == 1.0
+    assert found["attnlrp", "head"]["correlation"] < 0.9
+    assert randomisation(trained(), images_of(), ["attention", "attnlrp"]) == rows
