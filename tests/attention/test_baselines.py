@@ -56,10 +56,10 @@ def test_grey_images_have_no_saturation():
     np.testing.assert_allclose(found["brightness"], by_patch(grey.pixels[:, 0].numpy() / 255), rtol=1e-5)
 
 
-@pytest.mark.parametrize("clutter", [0.1, 0.3, 0.6])
-def test_on_hard_shapes_no_map_without_a_model_finds_the_object(clutter):
-    test, train = (generate(split, 2000, clutter=clutter, look=HARD) for split in ("test", "train"))
-    found = {name: row["pointing"] for name, row in table(test, train).items()}
+@pytest.mark.parametrize(("size", "clutter"), [(32, 0.1), (32, 0.3), (32, 0.6), (64, 0.1)])
+def test_on_hard_shapes_no_map_without_a_model_finds_the_object(size, clutter):
+    test, train = (generate(split, 2000, size=size, clutter=clutter, look=HARD) for split in ("test", "train"))
+    found = {name: row["pointing"] for name, row in table(test, train, patch=size // 8).items()}
     assert len(found) == 11  # ten, and the uniform map
     assert all(value <= 0.30 for value in found.values()), found
     assert 0.08 < found["uniform"] < 0.12  # patches that the object covers

@@ -140,6 +140,17 @@ def test_the_hard_set_has_its_own_look():
         sources.load("shapes-hard", "test", data_dir=None, image_size=32, shapes={"decoys": 3})
 
 
+def test_the_hard_set_is_the_same_in_every_version():
+    images = generate("test", 6, size=64, look=HARD)
+    areas = [416, 531, 329, 675, 440, 347]
+    left = [119.72, 145.36, 109.57, 91.74, 126.58, 106.42]  # mean brightness of each half; processors may round apart
+    right = [134.46, 124.38, 121.22, 85.65, 137.55, 109.34]
+    assert images.masks is not None
+    assert np.abs(images.masks.flatten(1).sum(1).numpy() - areas).max() <= 2
+    halves = images.pixels.double().unflatten(3, (2, 32)).mean((1, 2, 4)).numpy()
+    assert np.abs(halves - np.array([left, right]).T).max() < 0.05
+
+
 def test_the_diameter_is_that_of_the_circle_around_the_shape():
     small, large = (generate("train", 400, size=64, look=Look(diameter=value)) for value in (0.45, 0.9))
     circles = torch.arange(0, 400, 10)  # 0.85 of it; area goes with its square
