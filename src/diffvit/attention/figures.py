@@ -242,7 +242,7 @@ def overlays(
     columns = min(_ACROSS, count)
     lines = -(-count // columns)
     high = 2.7 * image.shape[1] / image.shape[2]
-    made = figure(LIGHT, 3.1 * columns, high + 1.1 + (lines - 1) * (high + 0.6))
+    made = figure(LIGHT, 3.1 * columns, high + 1.1 + (lines - 1) * (high + 0.4))
     panels: Sequence[Axes] = list(np.atleast_1d(made.subplots(lines, columns)).ravel())
     for axes in panels:
         axes.axis("off")

@@ -99,8 +99,7 @@ def write_report(
         command: to repeat it, for the page.
 
     Raises:
-        ConfigError: no image, an unknown format, layer, kind, query or class, arguments of rollout without a meaning,
-            or a method that explains a class and a model without any.
+        ConfigError: no image, an unknown format, layer, kind, query or class, options without a meaning, or no classes.
         EnvironmentFault: a file cannot be written.
     """
     if not samples:
