@@ -113,6 +113,22 @@ def test_heat_over_a_picture() -> None:
     assert scale.get_clim() == (-1.5, 1.5)
 
 
+def test_overlays_take_six_in_a_line_and_two_hues_where_asked() -> None:
+    heat = torch.ones(4, 4)
+    heat[0, 0] = 0.0
+    made = figures.overlays(IMAGE, [(f"map {at}", heat) for at in range(10)], signed=["map 9"], unit="a unit")
+    panels = [axes for axes in made.axes if axes.images]
+    assert len(panels) == 11
+    made.draw_without_rendering()
+    assert len({round(axes.get_position().y0, 3) for axes in panels}) == 2
+    assert words(made).count("a unit") == 10
+    plain, signed = (np.asarray(panels[at].images[0].get_array()) for at in (9, 10))
+    red, _, blue = signed[20, 20]
+    assert red > blue + 0.2  # the largest value, in the hue of what speaks for
+    assert np.ptp(signed[:8, :8], axis=2).max() < 0.02  # no colour at zero
+    assert np.abs(plain - signed).max() > 0.1
+
+
 def test_a_mask_darkens_what_it_does_not_keep() -> None:
     mask = torch.zeros(4, 4, dtype=torch.bool)
     mask[0, 0] = True

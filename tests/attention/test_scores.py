@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from diffvit.attention import capture, metrics, rollout
+from diffvit.attention import attribute, capture, metrics, rollout, scores
 from diffvit.attention.baselines import by_place, mask_scores
 from diffvit.attention.inputs import LoadedModel
 from diffvit.attention.scores import saliency_maps, score_maps
@@ -78,6 +78,31 @@ def test_rows_are_means_of_the_scores_of_each_image() -> None:
     curve = [row for row in found.curves if row["map"] == "rollout"]
     assert [row["share"] for row in curve] == [step / 16 for step in range(17)]
     assert [row["deletion"] for row in curve] == pytest.approx(taken.deletion.mean(0).tolist(), abs=1e-5)
+
+
+def test_methods_are_scored_beside_the_maps_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject, few = subject_of("differential"), IMAGES.select(range(10))
+    without = score_maps(subject, few, removal_images=4)
+    batches: list[int] = []
+
+    def counted(model: VisionTransformer, images: torch.Tensor, method: str) -> torch.Tensor:
+        batches.append(len(images))
+        return attribute(model, images, method)
+
+    monkeypatch.setattr(scores, "ATTRIBUTED", 4)
+    monkeypatch.setattr(scores, "attribute", counted)
+    found = score_maps(subject, few, removal_images=4, methods=["rollout", "attnlrp"])
+    assert batches == [4, 4, 2]  # rollout is among the maps
+    rows = {row["map"]: row for row in found.rows}
+    assert [row for row in found.rows if row["map"] != "attnlrp"] == without.rows
+    assert [row for row in found.curves if row["map"] != "attnlrp"] == without.curves
+    x = subject.normalised(few.pixels)
+    expected = attribute(subject.model, x, "attnlrp")
+    assert few.masks is not None
+    for key, values in mask_scores(expected, few.masks).items():
+        assert rows["attnlrp"][key] == pytest.approx(float(values.mean()), abs=1e-5)
+    taken = metrics.removal(subject.model, x[:4], expected[:4])  # pyright: ignore[reportArgumentType]
+    assert rows["attnlrp"]["insertion"] == pytest.approx(float(taken.insertion_area.mean()), abs=1e-5)
 
 
 def test_without_masks_only_deletion_and_insertion() -> None:

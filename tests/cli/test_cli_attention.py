@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from diffvit.attention import capture, inputs, rollout
+from diffvit.attention import METHODS, attribute, capture, inputs, rollout
 from diffvit.attention.inputs import labelled_images, load_model
+from diffvit.attention.metrics import coverage, mass_on_object, pointing_game
 from diffvit.cli.main import run
 from diffvit.config import merge, parse
 from diffvit.models.vit import PatchEmbed
@@ -131,14 +132,58 @@ def test_by_default_the_first_images_into_the_runs_own_folder_and_npz_holds_the_
         assert np.abs(arrays["rollout"] - rollout(record, sign="abs")[0].numpy()).max() < 1e-6
 
 
+def test_attributions_are_drawn_and_their_peak_and_mass_on_the_object_printed(folder, capsys):
+    said = succeeds("runs/diff --index 2-3 --method attnlrp,rollout --target circle --out explained --json", capsys)
+    assert (folder / "explained" / "00-2-attribution.png").is_file()
+    page = (folder / "explained" / "index.html").read_text()
+    assert page.count('alt="Attribution to each patch: ') == 2
+    assert "An attribution shows" in page
+    model = load_model("runs/diff")
+    images = labelled_images(model).select([2, 3])
+    x, target = model.normalised(images.pixels), list(model.classes).index("circle")
+    probabilities = model.model(x).softmax(dim=1)[:, target].tolist()
+    result = json.loads(said.splitlines()[-1])["pictures"]
+    assert [picture["target"] for picture in result] == ["circle", "circle"]
+    assert [picture["target_probability"] for picture in result] == pytest.approx(probabilities, abs=1e-5)
+    cover = coverage(images.masks, (4, 4))
+    for method in ("attnlrp", "rollout"):
+        found = attribute(model.model, x, method, target)
+        for name, score in (("pointing", pointing_game), ("mass", mass_on_object)):
+            expected = score(found, cover).tolist()
+            assert [each["attribution"][method][name] for each in result] == pytest.approx(expected, abs=1e-5)
+    rows = [line.split("│")[1:-1] for line in said.split("Attribution")[1].splitlines() if line.startswith("│")]
+    assert [[cell.strip() for cell in row[:2]] for row in rows] == [
+        *(["2", "attnlrp"], ["2", "rollout"], ["3", "attnlrp"], ["3", "rollout"])
+    ]
+    assert rows[0][2].strip() == {1.0: "yes", 0.0: "no"}[result[0]["attribution"]["attnlrp"]["pointing"]]
+    assert rows[0][3].strip() == f"{result[0]['attribution']['attnlrp']['mass']:.2%}"
+
+
+def test_npz_holds_every_attribution_of_the_predicted_class_or_of_one_by_its_index(folder, capsys):
+    model = load_model("runs/diff")
+    x = model.normalised(labelled_images(model).pixels[3:4])
+    for more, target, methods in (("", None, list(METHODS)), (" --target 2", 2, ["occlusion", "grad-cam"])):
+        said = "all" if target is None else ", ".join(methods)
+        command = ["attention", "runs/diff", *["--index", "3", "--format", "npz", "--out", "arrays", "--method"], said]
+        assert run([*command, *more.split()]) == 0
+        assert capsys.readouterr().err == ""
+        with np.load(folder / "arrays" / "00-3.npz") as arrays:
+            found = {name for name in arrays.files if not name.startswith("layer_")} - {"grid", "prefix", "blocks"}
+            assert found == set(methods)
+            for method in methods:
+                expected = attribute(model.model, x, method, target)[0].numpy()
+                assert np.abs(arrays[method] - expected).max() <= 1e-5 * np.abs(expected).max() + 1e-9, method
+
+
 def test_score_writes_a_table_and_plots(folder, capsys):
-    said = succeeds("runs/diff --score --score-images 10 --out scored --json", capsys)
+    said = succeeds("runs/diff --score --score-images 10 --method grad-cam,attnlrp --out scored --json", capsys)
     assert {path.name for path in (folder / "scored").iterdir()} == {
         *("scores.csv", "removal.csv", "scores.png", "removal.png")
     }
     rows = json.loads(said.splitlines()[-1])["scores"]
     assert {row["clutter"] for row in rows} == {0.0, 0.3, 0.6, 0.9}
     assert {row["map"] for row in rows} >= {"layer 1", "layer 1, A1 alone", "rollout", "uniform", "centre", "random"}
+    assert {row["map"] for row in rows if row["deletion"] is not None} >= {"grad-cam", "attnlrp", "rollout"}
     for word in ("pointing game", "mass on the object", "deletion area", "shapes (clutter 0.9"):
         assert word in said
     header = (folder / "scored" / "scores.csv").read_text().splitlines()[0]
@@ -158,6 +203,15 @@ def test_score_writes_a_table_and_plots(folder, capsys):
         ("runs/vit --index 0 --query 4", 2, "--query: is not a patch"),
         ("runs/vit --index 0 --kind negative", 2, "softmax attention has no negative map"),
         ("runs/vit --index 0 --mass 1.5", 2, "must be above 0 and at most 1"),
+        ("runs/vit --index 0 --method gradcam", 2, "have attention, rollout, gradient-rollout, transformer, attnlrp,"),
+        ("runs/vit --index 0 --method attnlrp,,", 2, "method: no method ''"),
+        ("runs/vit --index 0 --method attnlrp --target squares", 2, "--target: no class 'squares' (have circle, "),
+        ("runs/vit --index 0 --method attnlrp --target squares", 2, "Did you mean 'square'?"),
+        ("runs/vit --index 0 --method rollout --target 10", 2, "--target: no class '10' (have circle, "),
+        ("runs/vit --index 0 --target circle", 2, "--target: goes with --method, and without --score"),
+        ("runs/vit --score --method attnlrp --target circle", 2, "--target: goes with --method, and without --score"),
+        ("--weights tiny.pth picture.png --method rollout,attnlrp", 2, "no classes to explain (found attnlrp)"),
+        ("--weights tiny.pth picture.png --method rollout --target 0", 2, "--target: no class '0' (have none)"),
         ("runs/vit --index 0 --rollout --discard 1", 2, "discard: must be from 0 to below 1"),
         ("runs/vit --index 0 --rollout --start 5", 2, "no such layer (found 5 vs 0 to 1)"),
         ("runs/vit --index 0 --rollout --layers 1", 2, "follows every layer"),

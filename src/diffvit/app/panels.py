@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffvit.app.explorer import ForwardPass, MapSelection
-from diffvit.attention.figures import blend, draw_overlay
+from diffvit.attention.figures import blend
 from diffvit.attention.metrics import mass_mask
 from diffvit.reporting.style import LIGHT, Theme, figure, plain, to_png
 from diffvit.reporting.tables import percent
@@ -146,7 +146,9 @@ def draw_figure(passes: Sequence[ForwardPass], selection: MapSelection, *, theme
         axes[0].set_title(plain(result.image.label or "image"), fontsize=10.5, color=theme.ink, loc="left")
         maps = {**result.maps(selection), "rollout": result.rollout(selection)}
         for each, (name, values) in zip(axes[1:], maps.items(), strict=False):
-            bar = part.colorbar(draw_overlay(each, result.image.pixels, values), ax=each, fraction=0.046, pad=0.03)
+            picture, scale = blend(result.image.pixels, values)
+            each.imshow(picture, interpolation="nearest")
+            bar = part.colorbar(scale, ax=each, fraction=0.046, pad=0.03)
             bar.ax.tick_params(labelsize=8, colors=theme.ink)
             each.set_title(name, fontsize=10.5, color=theme.ink, loc="left")
     return to_png(made)

@@ -7,7 +7,7 @@ One image: :func:`maps_grid`, :func:`differential_panels`, :func:`overlays`, :fu
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from diffvit.reporting.style import LIGHT, colour, dress, figure
 SEQUENTIAL, DIVERGING, OVERLAY = "viridis", "RdBu_r", "inferno"
 _PALE = 0.55  # contrast of the image that is left under an overlay
 _DARK = 0.22  # brightness of the image where a mask keeps nothing
+_ACROSS = 6  # overlays in a line
 _MOST = 10  # patches a side whose similarity maps one figure shows
 _CELL, _LEFT, _TOP, _RIGHT, _BOTTOM = 1.05, 2.35, 1.0, 1.0, 0.35  # inches: height of a map, and the margins
 _LINE = 1.1 * _CELL
@@ -180,6 +181,7 @@ def blend(
     strength: float = 1.0,
     colours: str = OVERLAY,
     most: float | None = None,
+    signed: bool = False,
     kept: Bool[Tensor, "rows columns"] | None = None,
 ) -> tuple[Float[np.ndarray, "h w 3"], ScalarMappable]:
     """A saliency map over the image in grey, and the scale of its colours.
@@ -193,12 +195,13 @@ def blend(
         strength: of the colours, 0 for the image in grey alone.
         colours: matplotlib's name of the ramp for maps without negative entries.
         most: the value that the scale ends at; by default the map's largest absolute value.
+        signed: take the two hues for a map without negative entries too.
         kept: patches that are coloured; the others are grey.
     """
     spread = np.ones((image.shape[1] // saliency.shape[0], image.shape[2] // saliency.shape[1]))
     values = np.kron(saliency.numpy(), spread)
     most = max(float(np.abs(values).max()) if most is None else most, 1e-12)
-    signed = bool((values < 0).any())
+    signed = signed or bool((values < 0).any())
     norm = Normalize(-most if signed else 0.0, most)
     scale = ScalarMappable(norm, colormaps[DIVERGING if signed else colours])
     painted = scale.to_rgba(values)[..., :3]
@@ -207,14 +210,6 @@ def blend(
     if kept is not None:
         cover = cover * np.kron(kept.numpy(), spread)
     return grey[..., None] * (1 - cover[..., None]) + painted * cover[..., None], scale
-
-
-def draw_overlay(axes: Axes, image: UInt8[Tensor, "3 h w"], saliency: Float[Tensor, "rows columns"]) -> ScalarMappable:
-    """:func:`blend` on axes without ticks; returns what a colour bar needs."""
-    picture, scale = blend(image, saliency)
-    axes.imshow(picture, interpolation="nearest")
-    axes.axis("off")
-    return scale
 
 
 def marked(image: UInt8[Tensor, "3 h w"], mask: Bool[Tensor, "rows columns"]) -> UInt8[Tensor, "3 h w"]:
@@ -230,27 +225,36 @@ def overlays(
     *,
     masks: Sequence[tuple[str, Bool[Tensor, "rows columns"]]] = (),
     title: str = "",
+    signed: Collection[str] = (),
+    unit: str = "attention per patch",
 ) -> Figure:
-    """The image, each saliency map over it with its colour bar, and what each mask keeps.
+    """The image, each saliency map over it with its colour bar, and what each mask keeps, six in a line.
 
     Args:
         image: the image.
         saliency: (name, saliency map).
         masks: (name, patches to keep): the others are darkened.
         title: of the figure.
+        signed: names of the saliency maps whose scale has two hues even where no value is negative.
+        unit: title of the colour bars.
     """
     count = 1 + len(saliency) + len(masks)
+    columns = min(_ACROSS, count)
+    lines = -(-count // columns)
     high = 2.7 * image.shape[1] / image.shape[2]
-    made = figure(LIGHT, 3.1 * count, high + 1.1)
-    panels: Sequence[Axes] = list(np.atleast_1d(made.subplots(1, count)))
+    made = figure(LIGHT, 3.1 * columns, high + 1.1 + (lines - 1) * (high + 0.4))
+    panels: Sequence[Axes] = list(np.atleast_1d(made.subplots(lines, columns)).ravel())
+    for axes in panels:
+        axes.axis("off")
     _show(panels[0], image, "image")
     for axes, (name, values) in zip(panels[1:], saliency, strict=False):
-        drawn = draw_overlay(axes, image, values)
+        picture, drawn = blend(image, values, signed=name in signed)
+        axes.imshow(picture, interpolation="nearest")
         axes.set_title(name, fontsize=11, color=LIGHT.ink, loc="left")
         bar = made.colorbar(drawn, ax=axes, fraction=0.046, pad=0.03)
         bar.ax.tick_params(labelsize=9, colors=LIGHT.ink)
-        bar.set_label("attention per patch", color=LIGHT.ink, fontsize=9.5)
-    for axes, (name, mask) in zip(panels[1 + len(saliency) :], masks, strict=True):
+        bar.set_label(unit, color=LIGHT.ink, fontsize=9.5)
+    for axes, (name, mask) in zip(panels[1 + len(saliency) : count], masks, strict=True):
         _show(axes, marked(image, mask), name)
     made.suptitle(title, x=0.01, ha="left", fontsize=13, color=LIGHT.ink)
     return made
@@ -288,7 +292,7 @@ def contact_sheet(
         if place < len(samples):
             caption, image, saliency = samples[place]
             pair[0].imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
-            draw_overlay(pair[1], image, saliency)
+            pair[1].imshow(blend(image, saliency)[0], interpolation="nearest")
             pair[0].set_title(caption, fontsize=10, color=LIGHT.ink, loc="left")
     made.suptitle(title, x=0.01, ha="left", fontsize=13, color=LIGHT.ink)
     return made

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffvit.data.images import Images, read_each, resize, to_array, to_picture, with_channels
-from diffvit.errors import ConfigError, InputError, Size
+from diffvit.errors import ConfigError, InputError, Size, did_you_mean, few
 from diffvit.models.vit import VisionTransformer
 from diffvit.training.environment import resolve_device
 from diffvit.training.evaluate import config_of, images_of
@@ -60,6 +60,21 @@ class LoadedModel:
         """Pixels normalised as in training."""
         mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
         return (with_channels(pixels, len(self.mean)).float() / 255 - mean) / std
+
+    def class_index(self, text: str) -> int:
+        """The output of a class, from its name or its index as text.
+
+        Raises:
+            ConfigError: no such class.
+        """
+        count = int(self.model.settings["num_classes"])
+        if text in self.classes:
+            return list(self.classes).index(text)
+        if not (text.isdecimal() and int(text) < count):
+            have = few(self.classes, 20) or (f"0 to {count - 1}" if count else "none")
+            hint = did_you_mean(text, self.classes).replace(" did", "Did", 1)
+            raise ConfigError("--target", f"no class {text!r} (have {have})", hint)
+        return int(text)
 
 
 @dataclass(frozen=True)

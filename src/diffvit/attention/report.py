@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ from torch import Tensor
 
 from diffvit import __version__
 from diffvit.attention import figures
+from diffvit.attention.attribute import METHODS, attribute
 from diffvit.attention.capture import Record, capture_with_logits
 from diffvit.attention.inputs import LoadedModel, Sample
 from diffvit.attention.metrics import HIT, coverage, mass_mask, mass_on_object, pointing_game
 from diffvit.attention.rollout import rollout
 from diffvit.attention.statistics import averaged, head_statistics, position_similarity
-from diffvit.errors import ConfigError
+from diffvit.errors import ConfigError, few
 from diffvit.files import write_file
 from diffvit.reporting import plots
 from diffvit.reporting.arms import arms
@@ -29,6 +30,7 @@ from diffvit.reporting.texts import data_uri, render
 
 FORMATS = ("png", "svg", "npz")
 PAGE = "index.html"
+_SIGNED = ("attnlrp", "input-x-gradient", "integrated-gradients", "occlusion")  # drawn in two hues in every image
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class MapOptions:
         rollout_options: arguments of :func:`diffvit.attention.rollout.rollout`.
         mass: share of the mass that a threshold mask keeps; None for no masks.
         format: ``png``, ``svg``, or ``npz``: the maps themselves, for other programs.
+        methods: of :data:`diffvit.attention.attribute.METHODS`, to draw too.
+        target: name or index of the class that they explain; None for each image's predicted class.
     """
 
     layers: list[int] | None = None
@@ -52,6 +56,8 @@ class MapOptions:
     rollout_options: dict[str, Any] = field(default_factory=dict)
     mass: float | None = None
     format: str = "png"
+    methods: Sequence[str] = ()
+    target: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,8 @@ class AttentionReport:
         page: the HTML page.
         files: the other files, beside it.
         images: per image, plain values: its ``name``, ``label``, ``prediction`` and ``probability`` if the model
-            classifies, ``pointing`` and ``mass`` of the last layer's map if the object's mask is known.
+            classifies, ``pointing`` and ``mass`` of the last layer's map if the object's mask is known; with methods
+            the ``target`` they explain, its ``target_probability``, and the scores of each, ``attribution``.
     """
 
     page: Path
@@ -92,7 +99,7 @@ def write_report(
         command: to repeat it, for the page.
 
     Raises:
-        ConfigError: no image, an unknown format, layer, kind or query, or arguments of rollout without a meaning.
+        ConfigError: no image, an unknown format, layer, kind, query or class, options without a meaning, or no classes.
         EnvironmentFault: a file cannot be written.
     """
     if not samples:
@@ -108,7 +115,8 @@ def write_report(
         statistics.append(head_statistics(record))
         title, maps = _title(facts[-1]), _saliency(record, options)
         file = f"{number:02d}-{_safe(sample.name)}"
-        sections.append((title, _draw_image(writer, file, sample, record, options, title, maps)))
+        found = _attribute(model, sample, logits, options, facts[-1])
+        sections.append((title, _draw_image(writer, file, sample, record, options, facts[-1], maps, found)))
         shown, saliency = maps[-1]
         overview.append((plain(title), sample.pixels, saliency))
         tokens = record.prefix + record.grid[0] * record.grid[1]
@@ -118,8 +126,8 @@ def write_report(
     common += _draw_model(writer, model, averaged(statistics), len(samples), tokens)
     about = {"name": model.name, "pool": model.model.pool, "differential": bool(model.model.lambdas())}
     about |= {"subtitle": f"{model.source}; diffvit {__version__}".removeprefix("; "), "command": command}
-    drawn = {"query": options.query, "rollout": options.rollout, "sections": sections, "common": common}
-    page = writer.save(PAGE, render("attention/page.html", **about, **drawn).encode())
+    about |= {"query": options.query, "rollout": options.rollout, "methods": options.methods}
+    page = writer.save(PAGE, render("attention/page.html", **about, sections=sections, common=common).encode())
     return AttentionReport(page, writer.files[:-1], facts)
 
 
@@ -155,11 +163,35 @@ def _facts(model: LoadedModel, sample: Sample, record: Record, logits: Tensor | 
         probabilities = logits.softmax(dim=1)[0]
         best = int(probabilities.argmax())
         facts |= {"prediction": model.classes[best], "probability": float(probabilities[best])}
-    if sample.mask is not None:
-        saliency = record.to_patches(-1).mean(dim=1)
-        cover = coverage(sample.mask[None], record.grid).to(saliency.dtype)
-        facts |= {"pointing": float(pointing_game(saliency, cover)), "mass": float(mass_on_object(saliency, cover))}
-    return facts
+    return facts | _on_object(record.to_patches(-1).mean(dim=1), sample)
+
+
+def _on_object(saliency: Tensor, sample: Sample) -> dict[str, float]:
+    """Scores of a (1, rows, columns) map against the object's mask, if that is known."""
+    if sample.mask is None:
+        return {}
+    cover = coverage(sample.mask[None], (saliency.shape[1], saliency.shape[2])).to(saliency.dtype)
+    return {"pointing": float(pointing_game(saliency, cover)), "mass": float(mass_on_object(saliency, cover))}
+
+
+def _attribute(
+    model: LoadedModel, sample: Sample, logits: Tensor | None, options: MapOptions, facts: dict[str, Any]
+) -> dict[str, Tensor]:
+    """Each method's map, (rows, columns); what is explained and the maps' scores are added to the facts."""
+    target = None if options.target is None else model.class_index(options.target)
+    explained = [method for method in options.methods if METHODS[method].of_class]
+    if explained and logits is None:
+        why = f"{model.name} has no classes to explain (found {few(explained)})"
+        raise ConfigError("--method", why, "Take attention or rollout, which explain none.")
+    if explained and logits is not None:
+        target = int(logits.argmax()) if target is None else target
+        facts["target"] = model.classes[target] if model.classes else f"class {target}"
+        facts["target_probability"] = float(logits.softmax(dim=1)[0, target])
+    images = model.normalised(sample.pixels[None])
+    maps = {method: attribute(model.model, images, method, target) for method in options.methods}
+    if maps and sample.mask is not None:
+        facts["attribution"] = {method: _on_object(saliency, sample) for method, saliency in maps.items()}
+    return {method: saliency[0] for method, saliency in maps.items()}
 
 
 def _title(facts: dict[str, Any]) -> str:
@@ -189,11 +221,13 @@ def _draw_image(
     sample: Sample,
     record: Record,
     options: MapOptions,
-    title: str,
+    facts: dict[str, Any],
     saliency: Sequence[tuple[str, Tensor]],
+    attributions: Mapping[str, Tensor],
 ) -> list[PageFigure]:
     """The figures of one image, and its maps as a file if the format is npz."""
-    image, query, mass, plain_title = sample.pixels, options.query, options.mass, plain(title)
+    title, image, query, mass = _title(facts), sample.pixels, options.query, options.mass
+    plain_title = plain(title)
     masks = []
     if mass is not None:
         masks = [(f"{mass:.0%} of the mass of\n{of}", mass_mask(values, mass)) for of, values in saliency]
@@ -201,6 +235,11 @@ def _draw_image(
         masks.append(("the object's true mask", coverage(sample.mask[None], record.grid)[0] >= HIT))
     made = figures.overlays(image, saliency, masks=masks, title=plain_title)
     drawn = [writer.figure(f"{name}-overlay", made, f"Attention over the image: {title}")]
+    if attributions:
+        explained = f"\nexplained: {facts['target']} ({facts['target_probability']:.0%})" if "target" in facts else ""
+        maps = [(of if METHODS[of].of_class else f"{of} (of no class)", found) for of, found in attributions.items()]
+        made = figures.overlays(image, maps, title=plain(title + explained), signed=_SIGNED, unit="value per patch")
+        drawn.append(writer.figure(f"{name}-attribution", made, f"Attribution to each patch: {title}{explained}"))
     made = figures.maps_grid(record, 0, image, kind=options.kind, query=query, title=plain_title)
     drawn.append(writer.figure(f"{name}-maps", made, f"Attention map of every head and layer: {title}"))
     if record.differential:
@@ -213,12 +252,13 @@ def _draw_image(
         made = figures.kept_by_heads(image, kept, title=f"{plain_title}: {what}")
         drawn.append(writer.figure(f"{name}-mass", made, f"The patches that hold {what}: {title}"))
     if options.format == "npz":
-        writer.save(f"{name}.npz", maps_file(record, saliency[-1][1] if options.rollout else None))
+        more = {**attributions, **({"rollout": saliency[-1][1]} if options.rollout else {})}
+        writer.save(f"{name}.npz", maps_file(record, more))
     return drawn
 
 
-def maps_file(record: Record, rolled: Tensor | None) -> bytes:
-    """The first image's maps, and its rollout (rows, columns) if given, as npz; docs/attention.md lists the arrays."""
+def maps_file(record: Record, more: Mapping[str, Tensor]) -> bytes:
+    """The first image's maps, and more of (rows, columns) by name, as npz; docs/attention.md lists the arrays."""
     arrays: dict[str, np.ndarray] = {"grid": np.array(record.grid), "prefix": np.array(record.prefix)}
     arrays["blocks"] = np.array(record.blocks)
     for block, maps in zip(record.blocks, record.layers, strict=True):
@@ -226,8 +266,7 @@ def maps_file(record: Record, rolled: Tensor | None) -> bytes:
         if maps.negative is not None and maps.lam is not None:
             arrays[f"layer_{block}_negative"] = maps.negative[0].numpy()
             arrays[f"layer_{block}_lambda"] = maps.lam.numpy()
-    if rolled is not None:
-        arrays["rollout"] = rolled.numpy()
+    arrays |= {name: saliency.numpy() for name, saliency in more.items()}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # pyright: ignore[reportArgumentType]
     return buffer.getvalue()

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
+from diffvit.attention.attribute import METHODS, attribute
 from diffvit.attention.baselines import by_place, mask_scores
 from diffvit.attention.capture import Record, captures
 from diffvit.attention.inputs import LoadedModel, labelled_images, load_model
@@ -39,8 +40,10 @@ METRICS = {"pointing": "pointing game", "mass": "mass on the object", "iou": "Io
 FIRST_MAP = ", A1 alone"  # suffix of a map's name: differential attention without the subtraction
 BASELINES = ("uniform", "centre", "random")  # maps without attention
 CLUTTER = (0.0, 0.3, 0.6, 0.9)  # levels at which maps are scored if the data is shapes
+ATTRIBUTED = 32  # images attributed at a time
 REMOVAL = 200  # images for deletion and insertion, at most
-_LINES = {"uniform": (0, (1, 2)), "centre": (0, (4, 2)), "random": (0, (1, 1))}
+_LINES: dict[str, Any] = {name: ("--", "-.")[place // 5] for place, name in enumerate(METHODS) if name != "rollout"}
+_LINES |= {"uniform": (0, (1, 2)), "centre": (0, (4, 2)), "random": (0, (1, 1))}
 
 
 @dataclass(frozen=True)
@@ -58,17 +61,21 @@ class Scores:
 
 
 def saliency_maps(
-    model: VisionTransformer, images: Float[Tensor, "n 3 h w"]
+    model: VisionTransformer, images: Float[Tensor, "n 3 h w"], methods: Sequence[str] = ()
 ) -> dict[str, Float[Tensor, "n rows columns"]]:
     """Every map that is scored, by name: each layer's, averaged over its heads, and rollout.
 
     For differential attention these are of the effective map, and beside them those of the first map alone (``layer 2,
     A1 alone``), so that the effect of the subtraction is seen within one model; rollout by ``clamp`` and ``positive``.
+    ``methods``, by their names, explain the predicted class; the method ``rollout`` is rollout by ``clamp``.
     """
     parts: dict[str, list[Tensor]] = {}
     for record in captures(model, images):
         for name, saliency in _of_record(record).items():
             parts.setdefault(name, []).append(saliency.float())
+    for method in methods:
+        if method not in parts:
+            parts[method] = [attribute(model, part, method).float() for part in images.split(ATTRIBUTED)]
     return {name: torch.cat(found) for name, found in parts.items()}
 
 
@@ -83,28 +90,27 @@ def _of_record(record: Record) -> dict[str, Tensor]:
     return found
 
 
-def score_maps(
-    model: LoadedModel, images: Images, *, removal_images: int = 0, removal_maps: Sequence[str] | None = None
-) -> Scores:
+def score_maps(model: LoadedModel, images: Images, *, removal_images: int = 0, methods: Sequence[str] = ()) -> Scores:
     """Score all of :func:`saliency_maps` and :func:`by_place` on one set of images.
 
     Args:
         model: a classifier.
         images: with masks for the scores against the object; without, deletion and insertion alone.
         removal_images: how many of them, the first, are used for deletion and insertion; the costly part.
-        removal_maps: maps scored by deletion and insertion; by default the last layer's, rollout's and the baselines'.
+            Scored by them: the maps of the last layer, rollout, the methods and the baselines.
+        methods: of :data:`diffvit.attention.attribute.METHODS`, scored too.
 
     Raises:
         InputError: deletion and insertion of a model without classes.
     """
     if removal_images and not model.classes:
         raise InputError(model.name, "is not a classifier: deletion and insertion need class probabilities")
-    maps = saliency_maps(model.model, model.normalised(images.pixels))
+    maps = saliency_maps(model.model, model.normalised(images.pixels), methods)
     grid = next(iter(maps.values())).shape[1:]
     maps |= by_place(len(images), (grid[0], grid[1]))
     few = min(removal_images, len(images))
-    if removal_maps is None:
-        removal_maps = _last_and_rollout(maps)
+    last = f"layer {len(model.model.blocks) - 1}"
+    removed = {last, last + FIRST_MAP, "rollout", f"rollout{FIRST_MAP}", *methods, "centre", "random"}
     rows: list[Row] = []
     curves: list[Row] = []
     for name, saliency in maps.items():
@@ -112,7 +118,7 @@ def score_maps(
         row |= {"images": len(images), "removal_images": None}
         if images.masks is not None:
             row |= {key: float(found.mean()) for key, found in mask_scores(saliency, images.masks).items()}
-        if few and name in removal_maps:
+        if few and name in removed:
             found = removal(model.model, model.normalised(images.pixels[:few]), saliency[:few])
             areas = {"deletion": found.deletion_area, "insertion": found.insertion_area}
             row |= {key: float(area.mean()) for key, area in areas.items()} | {"removal_images": few}
@@ -146,12 +152,6 @@ def _rounded(row: Row) -> Row:
     return {name: round(value, 5) if isinstance(value, float) else value for name, value in row.items()}
 
 
-def _last_and_rollout(maps: Mapping[str, Tensor]) -> list[str]:
-    last = max(int(name.removeprefix("layer ")) for name in maps if name.removeprefix("layer ").isdigit())
-    names = [f"layer {last}", f"layer {last}{FIRST_MAP}", "rollout", f"rollout{FIRST_MAP}", "centre", "random"]
-    return [name for name in names if name in maps]
-
-
 @dataclass(frozen=True)
 class ScoreReport:
     """Scores and the files they were written to.
@@ -175,6 +175,7 @@ def write_scores(
     split: str = "test",
     data: str | None = None,
     data_dir: Path | None = None,
+    methods: Sequence[str] = (),
 ) -> ScoreReport:
     """Score every map of a model and write tables and plots; on shapes at several clutter levels.
 
@@ -185,6 +186,7 @@ def write_scores(
         split: of the model's own data.
         data: another source than its own.
         data_dir: where the data lies.
+        methods: of attribution, scored beside the maps.
 
     Raises:
         ConfigError: the model does not say which data it is for.
@@ -196,7 +198,7 @@ def write_scores(
     rows: list[Row] = []
     curves: list[Row] = []
     for clutter, images in _levels(model, own, count) or [(None, own)]:
-        found = score_maps(model, images, removal_images=REMOVAL if images.name == own.name else 0)
+        found = score_maps(model, images, removal_images=REMOVAL if images.name == own.name else 0, methods=methods)
         rows += [{"data": images.name, "clutter": clutter, **row} for row in found.rows]
         curves += [{"data": images.name, **row} for row in found.curves]
     files = {"scores.csv": to_csv(rows)}
@@ -229,9 +231,8 @@ def _tables(rows: Sequence[Row]) -> list[tuple[str, list[str], list[list[str]]]]
     found = []
     for name in dict.fromkeys(str(row["data"]) for row in rows):
         mine = [row for row in rows if row["data"] == name]
-        keys = [*METRICS, "deletion", "insertion"]
-        keys = [key for key in keys if any(row[key] is not None for row in mine)]
         titles = {**METRICS, "deletion": "deletion area", "insertion": "insertion area"}
+        keys = [key for key in titles if any(row[key] is not None for row in mine)]
         cells = [[str(row["map"]), *(_cell(row[key], key) for key in keys)] for row in mine]
         found.append((f"{name}, {mine[0]['images']:,} images", ["map", *(titles[key] for key in keys)], cells))
     return found

@@ -14,7 +14,7 @@ from cyclopts import Group, Parameter
 from diffvit.cli import show
 from diffvit.cli.options import COMMAND, OUTPUT, SWITCH, Output, size_of
 from diffvit.config import resolve
-from diffvit.errors import ConfigError, InputError, sides
+from diffvit.errors import ConfigError, InputError, check_choice, sides
 from diffvit.settings import Device
 
 _FIRST = "0-3"  # of the test set, where no image is named
@@ -78,6 +78,17 @@ class Rollout:
     """How rollout uses signed (differential) maps; see docs/attention.md."""
 
 
+@Parameter(name="*", group=Group("Attribution", sort_key=5))
+@dataclass(frozen=True)
+class Attribution:
+    """What each patch contributes to a class's logit."""
+
+    method: str | None = None
+    """Methods, as attnlrp,grad-cam, or all; drawn over each image, and scored with --score; see docs/attention.md."""
+    target: str | None = None
+    """Class to explain, by name or index; by default the one that the model predicts for each image."""
+
+
 def attention(
     things: Annotated[
         tuple[str, ...],
@@ -96,9 +107,10 @@ def attention(
     what: Selection = Selection(),
     draw: Drawing = Drawing(),
     follow: Rollout = Rollout(),
+    explain: Attribution = Attribution(),
     output: Output = OUTPUT,
 ) -> None:
-    """Draw attention maps of every head and layer, with rollout and scores."""
+    """Draw attention maps of every head and layer, with rollout, attribution to patches and scores."""
     pretrained = what.pretrained is not None or what.weights is not None
     if pretrained and what.index is not None:
         raise ConfigError("--index", "selects a run's test images; a pretrained model has none", "Name image files.")
@@ -117,14 +129,21 @@ def attention(
     if follow.rollout and layers is not None:
         hint = "Give one of them; --start says where to begin."
         raise ConfigError("--rollout", "follows every layer: --layers leaves some out", hint)
+    if explain.target is not None and (score or explain.method is None):
+        why = f"goes with --method, and without --score (found {explain.target!r})"
+        raise ConfigError("--target", why, "Scores are of the class that the model predicts.")
     size = size_of(what.size)
     if pretrained and isinstance(size, tuple):
         raise ConfigError("--size", f"is one side for a pretrained model, which keeps an image's shape (found {size})")
     side = size if pretrained and isinstance(size, int) else None  # of the image as it is
     place = resolve(None, {} if device is None else {"device": device}).device
 
-    from diffvit.attention import inputs, report, scores
+    from diffvit.attention import METHODS, inputs, report, scores
 
+    wanted = [] if explain.method is None else [part.strip() for part in explain.method.split(",")]
+    methods = list(METHODS) if wanted == ["all"] else list(dict.fromkeys(wanted))
+    for method in methods:
+        check_choice("method", method, METHODS)
     model = inputs.load_model(reference, pretrained=what.pretrained, weights=what.weights, size=size, device=place)
     own = Path(reference or "", "attention") if model.folder else Path(f"attention-{model.name}")
     if model.model.patch_embed.grid != model.model.grid:  # another size than trained for
@@ -141,7 +160,9 @@ def attention(
         if index is not None:
             samples += inputs.samples_of(inputs.labelled_images(model, **data), index)
         rules = {name: value for name, value in vars(follow).items() if name != "rollout"}
-        options = report.MapOptions(layers, draw.kind, query, follow.rollout, rules, draw.mass, draw.form)
+        options = report.MapOptions(
+            layers, draw.kind, query, follow.rollout, rules, draw.mass, draw.form, methods, explain.target
+        )
         if samples or not bad:
             command = shlex.join(["diffvit", *sys.argv[1:]])
             made = report.write_report(model, samples, options, out, command=command)
@@ -150,7 +171,7 @@ def attention(
             show.line(f"files   {len(made.files)} in {out}")
             result |= {"page": made.page, "files": made.files, "pictures": made.images}
     if score:
-        found = scores.write_scores(model, out, count=score_images, **data)
+        found = scores.write_scores(model, out, count=score_images, methods=methods, **data)
         for title, columns, rows in found.tables:
             show.table(columns, rows, title=title)
         show.line(f"scores  {', '.join(str(file) for file in found.files)}")
@@ -160,13 +181,21 @@ def attention(
 
 
 def _print_images(images: list[dict[str, Any]]) -> None:
-    keys = {"label": str, "prediction": str, "probability": show.percent, "pointing": str, "mass": show.percent}
-    columns = [key for key in keys if any(image.get(key) not in (None, "") for image in images)]
-    names = {"pointing": "peak on object", "mass": "mass on object"}
-    yes = {"1.0": "yes", "0.0": "no"}
-    cells = [[keys[key](image[key]) if key in image else "-" for key in columns] for image in images]
-    rows = [[image["name"], *(yes.get(text, text) for text in each)] for image, each in zip(images, cells, strict=True)]
-    show.table(["image", *(names.get(key, key) for key in columns)], rows)
+    names = {"label": "label", "prediction": "prediction", "probability": "probability", "target": "explained"}
+    names |= {"target_probability": "its probability", "pointing": "peak on object", "mass": "mass on object"}
+    columns = [key for key in names if any(image.get(key) not in (None, "") for image in images)]
+    rows = [[image["name"], *(_cell(key, image.get(key)) for key in columns)] for image in images]
+    show.table(["image", *(names[key] for key in columns)], rows)
+    scored = [(image["name"], *each) for image in images for each in image.get("attribution", {}).items()]
+    rows = [[name, method, *(_cell(key, of[key]) for key in ("pointing", "mass"))] for name, method, of in scored]
+    if rows:
+        show.table(["image", "method", names["pointing"], names["mass"]], rows, title="Attribution")
+
+
+def _cell(key: str, value: Any) -> str:
+    if key == "pointing" and value is not None:
+        return {1.0: "yes", 0.0: "no"}.get(value, str(value))
+    return show.percent(value) if isinstance(value, float | None) else value
 
 
 def _numbers(flag: str, text: str) -> list[int]:
