@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import images_of, model_of
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -18,23 +19,9 @@ COUNT = 40
 LABELS = torch.arange(COUNT) % 5
 
 
-def model_of(**settings: Any) -> VisionTransformer:
-    torch.manual_seed(0)
-    sizes = {"embed_dim": 16, "depth": 2, "num_heads": 4, "image_size": 16, "patch_size": 4, "num_classes": 5}
-    model = VisionTransformer(**{**sizes, **settings}).double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.4 * torch.randn_like(parameter))
-    return model.eval()
-
-
-def images_of() -> Tensor:
-    return torch.randn(COUNT, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-
-
 def answers(model: VisionTransformer) -> tuple[float, float]:
     with torch.no_grad():
-        logits = model(images_of())
+        logits = model(images_of(COUNT))
     return (logits.argmax(1) == LABELS).double().mean().item(), logits.gather(1, LABELS[:, None]).mean().item()
 
 
@@ -54,12 +41,10 @@ def without_columns(model: VisionTransformer, layer: int, head: int, heads: int,
 @pytest.mark.parametrize(("attention", "heads"), [("softmax", 4), ("differential", 2), ("differential-split", 4)])
 def test_without_a_head_is_without_its_columns_of_the_projection(attention: str, heads: int, pool: str) -> None:
     model = model_of(attention=attention, pool=pool)
-    rows = ablation(model, images_of(), LABELS, batch_size=17)
+    rows = ablation(model, images_of(COUNT), LABELS, batch_size=17)
     whole = answers(model)
-    assert [(row["layer"], row["head"]) for row in rows] == [
-        (None, None),
-        *((layer, head) for layer in range(2) for head in range(heads)),
-    ]
+    each = [(layer, head) for layer in range(2) for head in range(heads)]
+    assert [(row["layer"], row["head"]) for row in rows] == [(None, None), *each]
     assert rows[0]["accuracy"] == pytest.approx(whole[0])
     for row in rows[1:]:
         expected = answers(without_columns(model, row["layer"], row["head"], heads, None))
@@ -71,10 +56,10 @@ def test_without_a_head_is_without_its_columns_of_the_projection(attention: str,
 
 def test_the_mean_of_a_head_is_over_images_and_tokens() -> None:
     model = model_of()
-    rows = ablation(model, images_of(), LABELS, to="mean", batch_size=17)
+    rows = ablation(model, images_of(COUNT), LABELS, to="mean", batch_size=17)
     layer: Any = model.blocks[1]
     with torch.no_grad():
-        normed = layer.norm1(model.blocks[:1](model.tokens(images_of())))
+        normed = layer.norm1(model.blocks[:1](model.tokens(images_of(COUNT))))
         q, k, v = layer.attn.heads(normed)
         read = torch.nn.functional.scaled_dot_product_attention(q, k, v).mean(dim=(0, 2))
     for row in rows:
@@ -86,11 +71,11 @@ def test_the_mean_of_a_head_is_over_images_and_tokens() -> None:
 @pytest.mark.parametrize("attention", ["softmax", "differential"])
 def test_the_lens_ends_at_the_models_answer(attention: str) -> None:
     model = model_of(attention=attention)
-    rows = logit_lens(model, images_of(), LABELS, batch_size=17)
+    rows = logit_lens(model, images_of(COUNT), LABELS, batch_size=17)
     assert [row["layer"] for row in rows] == [-1, 0, 1]
     with torch.no_grad():
-        logits = model(images_of())
-        early = model.forward_head(model.blocks[:1](model.tokens(images_of())))
+        logits = model(images_of(COUNT))
+        early = model.forward_head(model.blocks[:1](model.tokens(images_of(COUNT))))
     chance = (-cross_entropy(early, LABELS, reduction="none")).exp().mean().item()
     assert rows[-1]["accuracy"] == pytest.approx(answers(model)[0])
     assert rows[-1]["agreement"] == 1
@@ -101,10 +86,10 @@ def test_the_lens_ends_at_the_models_answer(attention: str) -> None:
 def test_what_does_not_fit_is_refused() -> None:
     model = model_of()
     with pytest.raises(ConfigError, match="have zero, mean"):
-        ablation(model, images_of(), LABELS, to="noise")
+        ablation(model, images_of(COUNT), LABELS, to="noise")
     with pytest.raises(InputError, match="another shape"):
-        logit_lens(model, images_of()[:, :, :12, :12], LABELS)
+        logit_lens(model, images_of(COUNT)[:, :, :8, :8], LABELS)
     block: Any = model.blocks[0]
     block.attn = torch.nn.Identity()
     with pytest.raises(ConfigError, match="does not give the outputs of its heads"):
-        ablation(model, images_of(), LABELS)
+        ablation(model, images_of(COUNT), LABELS)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from scipy.special import erf
+from tiny import images_of, model_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,21 +20,6 @@ from diffvit.errors import ConfigError
 from diffvit.models.vit import VisionTransformer
 
 Array = NDArray[np.float64]
-
-
-def model_of(**settings: Any) -> VisionTransformer:
-    """A float64 model whose every number matters: biases, norms, positions and sharp maps."""
-    torch.manual_seed(0)
-    sizes = {"embed_dim": 16, "depth": 2, "num_heads": 4, "image_size": 12, "patch_size": 4, "num_classes": 5}
-    model = VisionTransformer(**{**sizes, **settings}).double()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter) * (2 if "qkv" in name else 1))
-    return model.eval()
-
-
-def images_of(count: int = 2, side: int = 12) -> Tensor:
-    return torch.randn(count, 3, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
 class ByHand:
@@ -113,9 +99,8 @@ class ByHand:
         of[0, target] = logits[0, target] if self.rules == "attnlrp" else 1
         of = self.linear("head", pooled, of)
         spread = np.zeros_like(normed)
-        if self.model.pool == "cls":
-            spread[0] = of[0]
-        else:
+        spread[: len(pooled)] = of
+        if self.model.pool == "mean":
             spread = normed / len(normed) * of / pooled
         of = self.norm("norm", x, normed, spread, centre=True, eps=1e-6)
         for back in reversed(undo):

@@ -6,30 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from tiny import images_of, model_of
 
 from diffvit.attention.sanity import randomisation, randomised, stages
 from diffvit.models.vit import VisionTransformer
 
 
-def trained(**settings: Any) -> VisionTransformer:
-    """A model with no weight as it started."""
-    torch.manual_seed(1)
-    sizes = {"embed_dim": 16, "depth": 2, "num_heads": 4, "image_size": 16, "patch_size": 4}
-    model = VisionTransformer(**{**sizes, **settings})
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
-
-
-def images_of(count: int = 3) -> Tensor:
-    return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(2))
-
-
 @pytest.mark.parametrize("settings", [{}, {"attention": "differential", "pool": "mean", "registers": 2}])
 def test_stages_are_replaced_from_the_head_down_until_nothing_is_left(settings: dict[str, Any]) -> None:
-    model = trained(**settings)
+    model = model_of(**settings)
     before = {name: each.clone() for name, each in model.named_parameters()}
     torch.manual_seed(5)
     fresh = dict(VisionTransformer(**model.settings).named_parameters())
@@ -48,7 +33,7 @@ def test_stages_are_replaced_from_the_head_down_until_nothing_is_left(settings: 
 
 
 def test_what_does_not_see_the_head_keeps_its_map_and_what_does_loses_it() -> None:
-    rows = randomisation(trained(), images_of(), ["attention", "attnlrp"])
+    rows = randomisation(model_of(), images_of(3), ["attention", "attnlrp"])
     found = {(row["method"], row["stage"]): row for row in rows}
     assert len(rows) == 2 * 6
     for stage in ("trained", "head", "norm"):
@@ -56,4 +41,4 @@ def test_what_does_not_see_the_head_keeps_its_map_and_what_does_loses_it() -> No
     assert found["attention", "tokens"]["correlation"] < 0.9
     assert found["attnlrp", "trained"]["correlation"] == 1.0
     assert found["attnlrp", "head"]["correlation"] < 0.9
-    assert randomisation(trained(), images_of(), ["attention", "attnlrp"]) == rows
+    assert randomisation(model_of(), images_of(3), ["attention", "attnlrp"]) == rows

@@ -48,6 +48,7 @@ from diffvit.models.vit import VisionTransformer
 from diffvit.training.score import evaluating
 
 _WORKING = 512 * 2**20  # bytes of all layers' maps that are followed at a time
+_MOST = 32  # images at a time, where the maps are small beside what is kept of the other layers
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,10 @@ def attribute(
             allowed = ", ".join(chosen.options) or "no options"
             raise ConfigError(name, f"is not an option of {method} (found {name} vs {allowed})")
     check_images(images)
+    if chosen.of_class and isinstance(model.head, nn.Identity):
+        raise ConfigError("method", f"{method} explains a class, but the model has no head", "Take rollout.")
     weight = model.patch_embed.proj.weight
-    chunk = max(1, _WORKING // (len(model.blocks) * bytes_of_a_layer(model, images)))
+    chunk = max(1, min(_MOST, _WORKING // (len(model.blocks) * bytes_of_a_layer(model, images))))
     parts = []
     with evaluating(model), torch.autocast(weight.device.type, enabled=False):
         for start, part in zip(range(0, len(images), chunk), images.split(chunk), strict=True):

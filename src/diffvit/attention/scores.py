@@ -40,7 +40,6 @@ METRICS = {"pointing": "pointing game", "mass": "mass on the object", "iou": "Io
 FIRST_MAP = ", A1 alone"  # suffix of a map's name: differential attention without the subtraction
 BASELINES = ("uniform", "centre", "random")  # maps without attention
 CLUTTER = (0.0, 0.3, 0.6, 0.9)  # levels at which maps are scored if the data is shapes
-ATTRIBUTED = 32  # images attributed at a time
 REMOVAL = 200  # images for deletion and insertion, at most
 _LINES: dict[str, Any] = {name: ("--", "-.")[place // 5] for place, name in enumerate(METHODS) if name != "rollout"}
 _LINES |= {"uniform": (0, (1, 2)), "centre": (0, (4, 2)), "random": (0, (1, 1))}
@@ -75,7 +74,7 @@ def saliency_maps(
             parts.setdefault(name, []).append(saliency.float())
     for method in methods:
         if method not in parts:
-            parts[method] = [attribute(model, part, method).float() for part in images.split(ATTRIBUTED)]
+            parts[method] = [attribute(model, images, method).float()]
     return {name: torch.cat(found) for name, found in parts.items()}
 
 
