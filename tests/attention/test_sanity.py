@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import images_of, model_of
 
-from diffvit.attention.sanity import randomisation, randomised, stages
+from diffvit.attention.attribute import randomisation, randomised, stages
 from diffvit.models.vit import VisionTransformer
 
 

@@ -31,7 +31,8 @@ a norm like any other. Where lambda is 0 every map is that of softmax attention.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffvit.attention.capture import bytes_of_a_layer, capture, check_images, classes_of, grid_of, maps_in_graph
+from diffvit.attention.metrics import rank_correlation
 from diffvit.attention.relevance import Rules
 from diffvit.attention.rollout import rollout
 from diffvit.errors import ConfigError, check_choice
@@ -246,3 +248,64 @@ METHODS: dict[str, Method] = {
     "smoothgrad": Method(_smoothgrad, options=("samples", "noise", "seed")),
     "occlusion": Method(_occlusion),
 }
+
+
+def stages(model: VisionTransformer) -> dict[str, tuple[str, ...]]:
+    """Parts of a model from the head down: the beginnings of their parameters' names."""
+    blocks = {f"block {index}": (f"blocks.{index}.",) for index in reversed(range(len(model.blocks)))}
+    return {"head": ("head.",), "norm": ("norm.", "fc_norm."), **blocks, "tokens": ("",)}
+
+
+def randomised(model: VisionTransformer, seed: int = 0) -> Iterator[tuple[str, VisionTransformer]]:
+    """Copies of a model, each with one more stage, from the head down, as it would be before any training.
+
+    For the cascading parameter randomisation test (arXiv 1810.03292, section 4.1): a method whose map stays the same
+    shows the image, not what the model has learnt.
+
+    Args:
+        model: left as it is; its ``settings`` make the untrained one.
+        seed: of the untrained weights.
+
+    Yields:
+        The stage that was replaced last, and one copy, which is changed further when the next is asked for.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = dict(VisionTransformer(**model.settings).named_parameters())
+    mixed, left = copy.deepcopy(model), dict(fresh)
+    for stage, beginnings in stages(model).items():
+        with torch.no_grad():
+            for name, parameter in mixed.named_parameters():
+                if name in left and name.startswith(beginnings):
+                    parameter.copy_(left.pop(name))
+        yield stage, mixed
+
+
+def randomisation(
+    model: VisionTransformer, images: Tensor, methods: Sequence[str] = tuple(METHODS), *, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Rank correlation of each method's maps with its own after each stage of :func:`randomised`.
+
+    The class is that which the trained model predicts.
+
+    Args:
+        model: a classifier.
+        images: (batch, channels, height, width), normalised as in training.
+        methods: names in :data:`diffvit.attention.METHODS`.
+        seed: of the untrained weights.
+
+    Returns:
+        Rows of ``method``, ``stage`` (``trained``, then the stage that was replaced last), ``correlation`` (mean over
+        the images, of the map with its sign) and ``correlation_abs`` (of its absolute value).
+    """
+    with evaluating(model):
+        classes = classes_of(model, images.to(model.patch_embed.proj.weight), None).cpu()
+    trained = {method: attribute(model, images, method, classes) for method in methods}
+    rows = [{"method": method, "stage": "trained", "correlation": 1.0, "correlation_abs": 1.0} for method in methods]
+    for stage, mixed in randomised(model, seed):
+        for method, before in trained.items():
+            after = attribute(mixed, images, method, classes)
+            signed, absolute = rank_correlation(before, after), rank_correlation(before.abs(), after.abs())
+            row = {"correlation": float(signed.mean()), "correlation_abs": float(absolute.mean())}
+            rows.append({"method": method, "stage": stage, **row})
+    return rows
