@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from diffvit.errors import ConfigError
 from diffvit.models import pos_embed
 
 
@@ -75,12 +74,3 @@ def test_sincos_is_the_formula_and_in_two_dimensions_twice() -> None:
                 expected += [*map(math.sin, angles), *map(math.cos, angles)]
             assert table is not None
             assert torch.allclose(table[0, start + position], torch.tensor(expected), atol=1e-6)
-
-
-def test_none_adds_nothing() -> None:
-    assert pos_embed.table(dressed("none", (2, 2), 7, 1)) is None
-
-
-def test_an_unknown_kind_is_refused_with_a_suggestion() -> None:
-    with pytest.raises(ConfigError, match=r"no pos_embed 'learned_1d' .* Did you mean 'learned-1d'\?"):
-        dressed("learned_1d", (2, 2), 8, 1)
