@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from diffvit.kernels import accelerate
+from diffvit.kernels import accelerate, library
 
 
 def fast(module: nn.Module) -> Any:
@@ -20,6 +21,19 @@ def fast(module: nn.Module) -> Any:
 def numbers(*shape: int, seed: int = 0) -> Tensor:
     """bfloat16 numbers of the standard normal distribution."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def strayed(layer: Any, x: Tensor, of_out: Tensor, leaves: list[Tensor], wanted: list[Tensor]) -> list[list[float]]:
+    """How far output and gradients in bfloat16 are apart from those wanted, by the kernels, then by torch alone."""
+    errors = []
+    for found in (library.kernels(), "switched off"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(library, "_found", lambda found=found: found)
+            with torch.autocast("cpu", torch.bfloat16):
+                out = layer(x)
+            mine = [out, *torch.autograd.grad(out, leaves, of_out.to(out.dtype))]
+        errors.append([apart(one, other) for one, other in zip(mine, wanted, strict=True)])
+    return errors
 
 
 def apart(mine: Tensor, theirs: Tensor) -> float:

@@ -5,64 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 from fast import fast
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffvit.kernels import modules as kernel
 from diffvit.models.attention import Attention, DifferentialAttention
-from diffvit.models.pos_embed import Rope2d
 
 KINDS = ("softmax", "differential")
 
 
-def _layer(kind: str, dim: int, heads: int, rope: Rope2d | None = None) -> nn.Module:
+def _layer(kind: str, dim: int, heads: int) -> nn.Module:
     torch.manual_seed(dim)
-    if kind == "softmax":
-        layer = Attention(dim, heads, rope=rope)
-    else:
-        layer = DifferentialAttention(dim, heads, layer_index=1, rope=rope)
+    layer = Attention(dim, heads) if kind == "softmax" else DifferentialAttention(dim, heads, layer_index=1)
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=0.3)
     return layer
-
-
-def _by_loop(qkv: nn.Linear, x: Tensor, queries: int, heads: int) -> tuple[Tensor, Tensor]:
-    """Maps and what they read, one image and head at a time, from every token's key and value."""
-    width = x.shape[2] // heads
-    maps, reads = [], []
-    for image in x:
-        q, k, v = qkv(image).chunk(3, dim=1)
-        for head in range(heads):
-            part = slice(head * width, (head + 1) * width)
-            maps.append((q[:queries, part] @ k[:, part].T / width**0.5).softmax(dim=1))
-            reads.append(maps[-1] @ v[:, part])
-    shape = (len(x), heads, queries)
-    return torch.stack(maps).view(*shape, -1), torch.stack(reads).view(*shape, width).transpose(1, 2)
-
-
-@settings(deadline=None, max_examples=30)
-@given(
-    heads=st.integers(1, 4),
-    width=st.integers(1, 5),
-    tokens=st.integers(1, 9),
-    batch=st.integers(1, 3),
-    bias=st.booleans(),
-    data=st.data(),
-)
-def test_maps_and_what_they_read_are_a_loops(
-    heads: int, width: int, tokens: int, batch: int, bias: bool, data: st.DataObject
-) -> None:
-    torch.manual_seed(tokens)
-    x = torch.randn(batch, tokens, heads * width, dtype=torch.float64)
-    queries = data.draw(st.integers(1, tokens))
-    layer = Attention(heads * width, heads, qkv_bias=bias).double()
-    qkv = layer.qkv
-    maps = kernel.maps_for_few(layer, x, queries)
-    expected = _by_loop(qkv, x, queries, heads)
-    torch.testing.assert_close(maps, expected[0], rtol=0, atol=1e-12)
-    torch.testing.assert_close(kernel.values_for_few(qkv, x, maps), expected[1], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -100,14 +57,6 @@ def test_it_is_for_few_queries() -> None:
     assert kernel.few_are_faster(layer, x, 21)
     assert not kernel.few_are_faster(layer, x, 22)
     assert not kernel.few_are_faster(Attention(192, 6, qk_norm="layer"), x, 1)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_rotary_keys_are_made_one_by_one(kind: str) -> None:
-    layer = _layer(kind, 32, 4, rope=Rope2d((4, 4), 8, 1)).double()
-    x = torch.randn(2, 17, 32, dtype=torch.float64)
-    expected = layer(x)[:, :1]
-    torch.testing.assert_close(fast(layer)(x, 1), expected, rtol=1e-10, atol=1e-12)
 
 
 def test_autocasts_type_is_taken_once_and_only_from_float32() -> None:
