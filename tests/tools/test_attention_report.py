@@ -35,7 +35,8 @@ def made_up(better: float = BETTER, seeds: tuple[int, ...] = SEEDS) -> Study:
     """Every score is its arm's level, plus noise that is the same for all arms and a little that is not."""
     draw = random.Random(1)
     records, scores, curves = [], [], []
-    blank = dict.fromkeys(rows.RESULT_COLUMNS)
+    blank = dict.fromkeys(rows.RESULT_COLUMNS) | {"attention": "softmax", "test_accuracy": 0.9, "precision": "fp32"}
+    blank |= {"hardware": "a machine", "torch": "2", "diffvit": "0"}
     for seed in seeds:
         for clutter in (*CLUTTER, None):
             shared = draw.uniform(0, 0.1)
@@ -44,14 +45,7 @@ def made_up(better: float = BETTER, seeds: tuple[int, ...] = SEEDS) -> Study:
                     continue
                 data = "shapes" if clutter is not None else "cifar10"
                 key = {"config_hash": f"{arm}-{clutter}-{seed}", "seed": seed}
-                row = {**blank, **key, "run": f"{arm}-{clutter}-{seed}", "attention": "softmax", "data": data}
-                row |= {
-                    "test_accuracy": 0.9,
-                    "hardware": "a machine",
-                    "precision": "fp32",
-                    "torch": "2",
-                    "diffvit": "0",
-                }
+                row = {**blank, **key, "run": f"{arm}-{clutter}-{seed}", "data": data}
                 records.append(rows.RunRecord(row, []))
                 names = ["layer 0", "layer 1", "rollout", "uniform", "centre", "random"]
                 if arm == DIFFERENTIAL:

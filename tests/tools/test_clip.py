@@ -93,20 +93,15 @@ def test_with_some_figures_the_rest_is_named_as_missing(here: Path) -> None:
     assert "fish" not in line
 
 
-@pytest.mark.parametrize("what", ["names", "comparison", "markers", "map", "published"])
-def test_what_is_missing_or_damaged_is_one_line(here: Path, capsys: Captured, what: str) -> None:
+MISSING = [SMALL / "names.csv", clip.MAP]
+DAMAGED = [SMALL / "compare" / "compare.json", PAGE, PUBLISHED / "imagenet-tv-v1" / "compare.json"]
+
+
+@pytest.mark.parametrize("file", [*MISSING, *DAMAGED], ids=str)
+def test_what_is_missing_or_damaged_is_one_line(here: Path, capsys: Captured, file: Path) -> None:
     put(here, "imagenet-tv-v1")
-    path = (
-        here
-        / {
-            "names": SMALL / "names.csv",
-            "comparison": SMALL / "compare" / "compare.json",
-            "markers": PAGE,
-            "map": clip.MAP,
-            "published": PUBLISHED / "imagenet-tv-v1" / "compare.json",
-        }[what]
-    )
-    path.unlink() if what in ("names", "map") else path.write_text("{")
+    path = here / file
+    path.unlink() if file in MISSING else path.write_text("{")
     assert main(["clip"], here) == 3
     err = capsys.readouterr().err
     assert err.startswith("error: ")

@@ -76,18 +76,8 @@ def of_leaves(families: dict[str, list[str]], leaves: dict[str, int]) -> tuple[W
     return WordNet(names, parents), [ids[noun] for noun in nouns if noun not in families]
 
 
-FAMILIES = {
-    "entity": [],
-    "object": ["entity"],
-    "animal": ["object"],
-    "bird": ["animal"],
-    "owl": ["bird"],
-    "fish": ["animal"],
-    "tool": ["object"],
-    "stray": ["object"],
-    "game": ["animal"],
-    "grouse": ["game", "bird"],
-}
+FAMILIES = {"entity": [], "object": ["entity"], **{name: ["object"] for name in ("animal", "tool", "stray")}}
+FAMILIES |= {**{name: ["animal"] for name in ("bird", "fish", "game")}, "owl": ["bird"], "grouse": ["game", "bird"]}
 
 
 def told(groups: tuple[Superclass, ...]) -> list[tuple[str, tuple[int, ...]]]:
