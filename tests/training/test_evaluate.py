@@ -1,7 +1,6 @@
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -132,26 +131,6 @@ def test_images_of_a_copy_have_their_accuracy_apart(tmp_path, monkeypatch, capsy
     said = capsys.readouterr().out
     assert f"exact images       {expected['accuracy_exact']:.2%} (66 images)" in said
     assert "note               a note" in said
-
-
-def test_predict_names_the_likeliest_classes(run, tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    Image.fromarray(pixels).resize((40, 30)).save(tmp_path / "b.png")
-    found = diffvit.predict(run, [tmp_path / "a.png", str(tmp_path / "b.png")], device="cpu")
-    assert found.paths == [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
-    assert [len(each) for each in found.top(3)] == [3, 3]
-    environment = json.loads((run / "environment.json").read_text())
-    mean, std = (torch.tensor(environment[key]).view(3, 1, 1) for key in ("mean", "std"))
-    images = (torch.from_numpy(pixels).permute(2, 0, 1) / 255 - mean) / std
-    with torch.inference_mode():
-        chances = diffvit.load(run)(images[None]).softmax(1)[0]
-    best = int(chances.argmax())
-    assert found.top()[0][0][0] == found.classes[int(found.labels[0])] == environment["classes"][best]
-    assert found.top()[0][0][1] == pytest.approx(float(chances[best]), rel=1e-4)
-    torch.testing.assert_close(found.probabilities[0], chances, rtol=1e-4, atol=1e-6)
-    assert len(found.top(99)[0]) == 10
-    assert len(diffvit.predict(run, [], device="cpu")) == 0
 
 
 def test_a_folder_that_changed_is_said_and_does_not_replace_the_runs_figures(tmp_path):

@@ -174,15 +174,11 @@ def finished(tmp_path_factory):
     return diffvit.train(small(batch_size=40), out=tmp_path_factory.mktemp("finished") / "run").path
 
 
-def _tensors_begin(file):
-    content = file.read_bytes()
-    return 8 + int.from_bytes(content[:8], "little")
-
-
 def test_forty_damaged_weights_of_a_finished_run_are_forty_refused(finished, tmp_path):
     run, draws = Path(shutil.copytree(finished, tmp_path / "run")), random.Random(0)
     file = run / "model.safetensors"
-    whole, first = file.read_bytes(), _tensors_begin(file)
+    whole = file.read_bytes()
+    first = 8 + int.from_bytes(whole[:8], "little")  # where the tensors begin
     assert weights.sha256_of(file) == json.loads((run / "result.json").read_text())["model_sha256"]
     for trial in range(40):
         damaged = bytearray(whole)

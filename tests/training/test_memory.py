@@ -22,17 +22,16 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+def said(*code, env=None):
+    """What a new process prints."""
+    done = subprocess.run([sys.executable, "-c", *code], env=env, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
 def faults(mode):
     """Page faults of twenty allocations of the same 16 MB after the first."""
     # A fixed threshold from outside stops glibc from adapting, so that both modes start alike.
-    done = subprocess.run(
-        [sys.executable, "-c", COUNT_FAULTS, mode],
-        env={"MALLOC_MMAP_THRESHOLD_": "131072"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return int(done.stdout)
+    return int(said(COUNT_FAULTS, mode, env={"MALLOC_MMAP_THRESHOLD_": "131072"}))
 
 
 def test_repeated_allocations_fault_no_more():
@@ -41,7 +40,6 @@ def test_repeated_allocations_fault_no_more():
 
 def test_a_server_gives_memory_back_where_the_library_can(monkeypatch):
     code = "from diffvit.training.memory import give_memory_back; print(give_memory_back())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str(sys.platform == "linux" and platform.libc_ver()[0] == "glibc")
+    assert said(code) == str(sys.platform == "linux" and platform.libc_ver()[0] == "glibc")
     monkeypatch.setattr("sys.platform", "darwin")
     assert not give_memory_back()

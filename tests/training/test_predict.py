@@ -102,11 +102,16 @@ def test_predictions_as_a_table(run):
     found = diffvit.predict(run, PIXELS, device="cpu")
     with pytest.raises(ConfigError, match=r"k: must be at least 1 \(found -1\)"):
         found.top(-1)
+    best = found.probabilities.sort(1, descending=True)
+    assert found.top(99) == [
+        [(found.classes[place], chance) for chance, place in zip(*row, strict=True)]
+        for row in zip(*(each.tolist() for each in best), strict=True)
+    ]
     table = found.to_pandas(2)
     assert list(table.columns) == ["image", "class_1", "probability_1", "class_2", "probability_2"]
     assert table["class_1"].tolist() == [found.classes[label] for label in found.labels]
-    best = found.probabilities.sort(1, descending=True).values
-    assert table["probability_2"].tolist() == best[:, 1].tolist()
+    assert table["probability_2"].tolist() == best.values[:, 1].tolist()
+    assert len(diffvit.predict(run, [], device="cpu")) == 0
 
 
 WRONG = [

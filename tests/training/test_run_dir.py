@@ -13,7 +13,6 @@ from diffvit.config import ClipConfig, Config, parse
 from diffvit.errors import EnvironmentFault, InputError, RunBusyError
 from diffvit.training.load import locate
 from diffvit.training.run_dir import RunDir
-from tests.training.small import full
 
 
 def begun(path, config=None):
@@ -111,17 +110,6 @@ def test_rows_cut_short_by_a_kill_damaged_and_lost(tmp_path):
         _ = run.metrics
     with pytest.raises(InputError, match=r"lost rows \(3 epochs vs 4"):
         run.truncate_rows(4)
-
-
-def test_a_full_disk_leaves_no_half_row(tmp_path, monkeypatch):
-    run = begun(tmp_path / "run")
-    run.append_row({"epoch": 1})
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "fsync", full)
-        with pytest.raises(EnvironmentFault, match=r"no space left.*--resume"):
-            run.append_row({"epoch": 2})
-    run.append_row({"epoch": 2})
-    assert (run.path / "metrics.jsonl").read_text() == '{"epoch": 1}\n{"epoch": 2}\n'
 
 
 def test_the_lock_keeps_a_second_one_out(tmp_path):

@@ -27,7 +27,6 @@ from diffvit.training.transfer import Source, read_source, resample_patches, tra
 from tests.training.small import Recorder, pictures, small
 
 SMALL = {"image_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
-PACKAGED = {"embed_dim": 128, "depth": 4, "num_heads": 4, "pos_embed": "sincos-2d"}
 NAMES = ["a", "b", "c"]
 
 
@@ -237,16 +236,8 @@ def test_layer_decay_has_timms_factors(settings):
     groups = optimizers.build(model, OptimizerConfig(lr=1.0, layer_decay=0.7))["adamw"].param_groups
     found = {id(each): group["peak"] for group in groups for each in group["params"]}
     names = {"class_token": model.cls_token is not None, "global_pool": "avg" if model.pool == "mean" else "token"}
-    theirs = timm.models.VisionTransformer(
-        img_size=16,
-        patch_size=4,
-        embed_dim=16,
-        depth=len(model.blocks),
-        num_heads=2,
-        num_classes=3,
-        fc_norm=False,
-        **names,
-    )
+    sizes = {key: value for key, value in SMALL.items() if key != "image_size"} | {"depth": len(model.blocks)}
+    theirs = timm.models.VisionTransformer(img_size=16, fc_norm=False, **sizes, **names)
     expected = {}
     by_id = {id(each): name for name, each in theirs.named_parameters()}
     for group in param_groups_layer_decay(theirs, layer_decay=0.7):
@@ -261,6 +252,7 @@ def test_layer_decay_has_timms_factors(settings):
 
 
 RUN = {"model": {**SMALL, "num_classes": 10}}
+START = ["train", "--data", "shapes", "--shapes.train", "20", "--shapes.test", "20", "--validation-size", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -331,18 +323,6 @@ def test_a_refused_start_is_one_line_and_leaves_no_folder(begun, tmp_path, monke
     part = {name: tensor for name, tensor in weights(begun).items() if name.startswith("patch_embed")}
     safetensors.torch.save_file(part, "part.safetensors")
     pictures(tmp_path / "photos", "ab")
-    start = [
-        "--data",
-        "shapes",
-        "--shapes.train",
-        "20",
-        "--shapes.test",
-        "20",
-        "--validation-size",
-        "0",
-        "--out",
-        "new",
-    ]
     for reference, said in (
         (str(begun.path), "embed_dim 16 vs 192"),
         ("nan.safetensors", "blocks.1.mlp.fc1.weight holds NaN or infinite values"),
@@ -352,7 +332,7 @@ def test_a_refused_start_is_one_line_and_leaves_no_folder(begun, tmp_path, monke
         ("photos", "is not a run folder (it has no config.yaml, no model.safetensors). Give a run folder"),
         ("cifar10-clip", "is a CLIP"),
     ):
-        assert command(["train", *start, "--init-from", reference]) == 3
+        assert command([*START, "--out", "new", "--init-from", reference]) == 3
         line = capsys.readouterr().err
         assert said in line
         assert line.count("\n") == 1
@@ -405,7 +385,6 @@ def test_models_of_timms_by_name(monkeypatch, capsys, tmp_path):
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DIFFVIT_OFFLINE", "1")
-    start = ["train", "--data", "shapes", "--shapes.train", "20", "--shapes.test", "20", "--validation-size", "0"]
     for name, code, said in (
         ("timm:vit_tiny_patch16_224", 4, "Fetch its weights elsewhere and give them as init_from."),
         ("vit_small_patch16_224.dino", 4, "Fetch its weights elsewhere and give them as init_from."),
@@ -413,7 +392,7 @@ def test_models_of_timms_by_name(monkeypatch, capsys, tmp_path):
         ("timm:nope", 2, "init_from timm:nope: no model 'nope' in timm"),
         ("timm:nope", 2, "Give a run, a whole weights file, a packaged name, timm:NAME or a DINO name."),
     ):
-        assert command([*start, "--init-from", name]) == code
+        assert command([*START, "--init-from", name]) == code
         assert said in (line := capsys.readouterr().err)
         assert line.startswith(("error: init_from timm:", "error: vit_small_patch16_224.dino: "))
         assert not {"--weights", "--pretrained"} & {*line.split()}
