@@ -31,12 +31,7 @@ def test_every_arm_has_its_turn_in_every_round_and_the_order_moves() -> None:
     clock = Clock()
     arms = {name: clock.arm(name, [1.0] * 20) for name in "abc"}
     told = []
-    measure(
-        arms,
-        Rounds(rounds=5, steps=2, warmup=1),
-        clock=lambda: clock.now,
-        progress=lambda done, total: told.append((done, total)),
-    )
+    measure(arms, Rounds(rounds=5, steps=2, warmup=1), clock=lambda: clock.now, progress=lambda *at: told.append(at))
     turns = [clock.log[start : start + 6] for start in range(0, 36, 6)]
     assert len(clock.log) == 36
     for turn in turns:  # two steps in a row, each arm once

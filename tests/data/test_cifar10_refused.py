@@ -97,15 +97,14 @@ def test_wrong_sizes_labels_and_counts(tmp_path):
         write_parquet(tmp_path / "label", "test", (pixels, np.where(labels == 4, wrong, labels)))
         with pytest.raises(InputError, match=f"found {wrong}, allowed 0 to 9"):
             load(tmp_path / "label")
-    write_parquet(tmp_path / "few", "test", (pixels[:-1], labels[:-1]))
-    with pytest.raises(InputError, match="found 19 images vs 20"):
-        load(tmp_path / "few")
-    write_parquet(tmp_path / "uneven", "test", (pixels, np.where(labels == 4, 5, labels)))
-    with pytest.raises(InputError, match="found 0 of class deer vs 2"):
-        load(tmp_path / "uneven")
-    write_parquet(tmp_path / "none", "test", (pixels[:0], labels[:0]))
-    with pytest.raises(InputError, match="found 0 images"):
-        load(tmp_path / "none")
+    for data, why in (
+        ((pixels[:-1], labels[:-1]), "found 19 images vs 20"),
+        ((pixels, np.where(labels == 4, 5, labels)), "found 0 of class deer vs 2"),
+        ((pixels[:0], labels[:0]), "found 0 images"),
+    ):
+        write_parquet(tmp_path / "count", "test", data)
+        with pytest.raises(InputError, match=why):
+            load(tmp_path / "count")
 
 
 def test_image_folder_with_other_classes_or_files(tmp_path):

@@ -39,17 +39,11 @@ def test_class_folders_alone_or_inside_single_folders(tmp_path, inner):
 @pytest.mark.parametrize("test", ["test", "Testing", "TEST"])
 @pytest.mark.parametrize("validation", [None, "val", "valid", "validation", "dev"])
 def test_split_folders(tmp_path, test, validation):
-    named = {"train": "train", test: "test"} | ({validation: "validation"} if validation else {})
+    named = {"train": "train", **({validation: "validation"} if validation else {}), test: "test"}
     for folder in named:
         touch(tmp_path / folder, "a/1.png", "b/1.png")
     touch(tmp_path, "notes/readme.txt")
-    assert rows(tmp_path) == [
-        row
-        for split in ("train", "validation", "test")
-        for folder, s in named.items()
-        if s == split
-        for row in within(folder, s)
-    ]
+    assert rows(tmp_path) == [row for folder, split in named.items() for row in within(folder, split)]
 
 
 def test_val_is_the_test_set_where_there_is_no_other(tmp_path):
@@ -104,7 +98,7 @@ def test_tables_name_splits_in_a_column_or_by_their_own_names(tmp_path):
 REFUSED = {
     "empty": ({}, "no folders of classes"),
     "one class": ({"a/1.png": ""}, r"one class alone \(a\)"),
-    "a class without images": ({"a/1.png": "", "b/notes.txt": ""}, "holds no images"),
+    "a class without images": ({"a/1.png": "", "b/notes.TXT": ""}, "holds no images"),
     "a class in test alone": ({"train/a/1.png": "", "train/b/1.png": "", "test/c/1.png": ""}, "class 'c' is in test"),
     "a missing file": ({"a.csv": "path,label\nnone.png,1\n"}, r"a.csv, row 1.*none\.png"),
     "no label": ({"1.png": "", "a.csv": "path,label\n1.png,\n"}, "no label"),
