@@ -123,9 +123,10 @@ def test_the_loss_is_what_a_loop_computes(mixed: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     images, texts = torch.randn(7, 5, generator=generator), torch.randn(7, 5, generator=generator)
     labels = torch.tensor([0, 2, 2, 1, 0, 2, 1])
-    targets = F.one_hot(labels, 3).float()
+    targets = F.one_hot(labels, 4).float()
     if mixed:
         targets = 0.7 * targets + 0.3 * targets.roll(1, 0)
+        targets[0] = torch.tensor([0.3, 0.3, 0.0, 0.4])  # some of a class that no caption is of
     model = Given(images, texts, 9.0)
     batch = Batch(images, targets, labels, torch.arange(7), 0)
     loss, metrics = Contrastive(captions(), 0).loss(model, batch)

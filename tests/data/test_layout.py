@@ -60,7 +60,7 @@ def test_a_class_may_be_called_as_a_split_and_a_test_folder_may_have_no_labels(t
 
 def test_images_lie_at_any_depth_and_behind_links_but_not_in_circles(tmp_path):
     touch(tmp_path / "elsewhere", "more/2.png")
-    root = touch(tmp_path / "set", "a/x/y/1.png", "b/1.png", "b/.hidden.png", "b/.DS_Store")
+    root = touch(tmp_path / "set", "a/x/y/1.png", "b/1.png", "b/.hidden.png", "b/.old/2.png", "b/.DS_Store")
     (root / "b" / "linked").symlink_to(tmp_path / "elsewhere")
     (root / "c").symlink_to(tmp_path / "elsewhere" / "more")
     (root / "b" / "loop").symlink_to(root)

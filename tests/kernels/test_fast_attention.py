@@ -99,6 +99,15 @@ def test_in_bfloat16_it_strays_little_more_than_the_plain_layer(
     assert (found < (1.5 * plain).clamp(min=0.02)).all(), (found, plain)
 
 
+def test_rotation_as_one_complex_product() -> None:
+    rope = Rope2d((3, 5), 8, 1)
+    quick = fast(rope)
+    for tokens in (16, 4):
+        x = torch.randn(2, tokens, 3, 8, dtype=torch.float64)
+        torch.testing.assert_close(quick(x), rope(x), rtol=0, atol=1e-12)
+    assert quick(torch.randn(1, 16, 3, 8).bfloat16()).dtype == torch.bfloat16
+
+
 @settings(deadline=None, max_examples=20)
 @given(
     side=st.sampled_from([1, 2, 4, 8]),
