@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffvit import weights
 from diffvit.app.limits import Cache
+from diffvit.attention.capture import depth_of
 from diffvit.attention.inputs import LoadedModel, load_model
 from diffvit.errors import DiffvitError, InputError
 from diffvit.hub.files import read_header
@@ -89,7 +90,7 @@ def load_pretrained(references: Sequence[str], device: str = "cpu") -> list[Mode
         name, weights_file = (None, path) if is_file else (reference, None)
         model = load_model(pretrained=name, weights=weights_file, device=device)
         model = dataclasses.replace(model, image_size=max(_INPUT_SIZE // model.patch_size, 1) * model.patch_size)
-        depth = len(model.model.blocks)
+        depth = depth_of(model.model)
         description = f"pretrained, patch {model.patch_size}, {depth} blocks, {model.source}"
         infos.append(ModelInfo(model.name, "", None, "", description, depth, pretrained=model))
     return infos

@@ -41,11 +41,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffvit.attention.capture import bytes_of_a_layer, capture, check_images, classes_of, grid_of, maps_in_graph
+from diffvit.attention.capture import (
+    AnyModel,
+    bytes_of_a_layer,
+    capture,
+    check_images,
+    classes_of,
+    depth_of,
+    grid_of,
+    maps_in_graph,
+    patch_size_of,
+)
 from diffvit.attention.metrics import rank_correlation
 from diffvit.attention.relevance import Rules
 from diffvit.attention.rollout import rollout
 from diffvit.errors import ConfigError, check_choice
+from diffvit.hub.adapters import AdaptedModel, adapted
 from diffvit.models.vit import VisionTransformer
 from diffvit.training.score import evaluating
 
@@ -69,7 +80,7 @@ class Method:
 
 
 def attribute(
-    model: VisionTransformer,
+    model: nn.Module,
     images: Tensor,
     method: str = "attnlrp",
     target: int | Tensor | None = None,
@@ -80,7 +91,8 @@ def attribute(
     The model runs in evaluation mode (restored afterwards), on its device and in its dtype; weights get no gradients.
 
     Args:
-        model: in any mode, on any device, of float32 or wider.
+        model: of this package or of a library with an adapter (:func:`diffvit.hub.adapters.adapted`), in any mode, on
+            any device, of float32 or wider.
         images: (batch, channels, height, width), normalised as in training.
         method: a name in :data:`METHODS`.
         target: the class, or one for each image, (batch,); by default the one that the model predicts.
@@ -99,10 +111,11 @@ def attribute(
             allowed = ", ".join(chosen.options) or "no options"
             raise ConfigError(name, f"is not an option of {method} (found {name} vs {allowed})")
     check_images(images)
-    if chosen.of_class and isinstance(model.head, nn.Identity):
+    model = adapted(model)
+    if chosen.of_class and not model.settings["num_classes"]:
         raise ConfigError("method", f"{method} explains a class, but the model has no head", "Take rollout.")
-    weight = model.patch_embed.proj.weight
-    chunk = max(1, min(_MOST, _WORKING // (len(model.blocks) * bytes_of_a_layer(model, images))))
+    weight = next(model.parameters())
+    chunk = max(1, min(_MOST, _WORKING // (depth_of(model) * bytes_of_a_layer(model, images))))
     parts = []
     with evaluating(model), torch.autocast(weight.device.type, enabled=False):
         for start, part in zip(range(0, len(images), chunk), images.split(chunk), strict=True):
@@ -119,9 +132,9 @@ def logit(model: nn.Module, images: Tensor, classes: Tensor) -> Float[Tensor, " 
     return model(images).gather(1, classes[:, None])[:, 0]
 
 
-def _by_patch(model: VisionTransformer, pixels: Tensor) -> Tensor:
+def _by_patch(model: AnyModel, pixels: Tensor) -> Tensor:
     """Sums over each patch's pixels and channels: (batch, rows, columns)."""
-    side, (rows, columns) = model.patch_embed.patch_size, grid_of(model, pixels)
+    side, (rows, columns) = patch_size_of(model), grid_of(model, pixels)
     return pixels.sum(dim=1).unflatten(2, (columns, side)).unflatten(1, (rows, side)).sum(dim=(2, 4))
 
 
@@ -133,7 +146,7 @@ def _gradient(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
 
 
 def _followed(
-    model: VisionTransformer, images: Tensor, classes: Tensor, rules: str | None = None
+    model: AnyModel, images: Tensor, classes: Tensor, rules: str | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Each layer's map and its gradient, or its relevance over its value, from the target's logit."""
     maps, logits = maps_in_graph(model, images, rules)
@@ -142,7 +155,7 @@ def _followed(
     yield from zip(maps, torch.autograd.grad(chosen, maps, start), strict=True)
 
 
-def _chained(model: VisionTransformer, images: Tensor, layers: Iterator[Tensor]) -> Tensor:
+def _chained(model: AnyModel, images: Tensor, layers: Iterator[Tensor]) -> Tensor:
     """Pooled row, over the patches, of the product of ``I + E_h (layer)+``, first layer first."""
     product: Tensor | None = None
     for heads in layers:
@@ -155,48 +168,53 @@ def _chained(model: VisionTransformer, images: Tensor, layers: Iterator[Tensor])
     return row[:, prefix:].unflatten(1, grid_of(model, images))
 
 
-def _attention(model: VisionTransformer, images: Tensor, _: Tensor, *, layer: int = -1) -> Tensor:
+def _attention(model: AnyModel, images: Tensor, _: Tensor, *, layer: int = -1) -> Tensor:
     return capture(model, images, layers=[layer]).to_patches(0).mean(dim=1)
 
 
-def _rollout(model: VisionTransformer, images: Tensor, _: Tensor) -> Tensor:
+def _rollout(model: AnyModel, images: Tensor, _: Tensor) -> Tensor:
     return rollout(capture(model, images))
 
 
-def _gradient_rollout(model: VisionTransformer, images: Tensor, classes: Tensor) -> Tensor:
+def _gradient_rollout(model: AnyModel, images: Tensor, classes: Tensor) -> Tensor:
     return _chained(model, images, (grad * maps for maps, grad in _followed(model, images, classes)))
 
 
-def _transformer(model: VisionTransformer, images: Tensor, classes: Tensor) -> Tensor:
+def _transformer(model: AnyModel, images: Tensor, classes: Tensor) -> Tensor:
     gradients = [grad for _, grad in _followed(model, images, classes)]
     relevances = (maps * over for maps, over in _followed(model, images, classes, "transformer"))
     return _chained(model, images, (grad * of for grad, of in zip(gradients, relevances, strict=True)))
 
 
-def _attnlrp(model: VisionTransformer, images: Tensor, classes: Tensor) -> Tensor:
+def _attnlrp(model: AnyModel, images: Tensor, classes: Tensor) -> Tensor:
     with Rules("attnlrp"):
         over = _gradient(model, images, classes)
     return _by_patch(model, images * over)
 
 
-def _grad_cam(model: VisionTransformer, images: Tensor, classes: Tensor) -> Tensor:
-    last: Any = model.blocks[-1]
+def _grad_cam(model: AnyModel, images: Tensor, classes: Tensor) -> Tensor:
     prefix = model.prefix
-    with torch.no_grad():
-        x = model.blocks[:-1](model.tokens(images))
     with torch.enable_grad():
-        z = last.norm1(x).requires_grad_()
-        logits = model.forward_head(last.after(x, last.attn(z)))
+        if isinstance(model, AdaptedModel):
+            _, entering, logits = model.run(images.clone().requires_grad_())
+            z = entering[-1]
+        else:
+            last: Any = model.blocks[-1]
+            with torch.no_grad():
+                x = model.blocks[:-1](model.tokens(images))
+                z = last.norm1(x)
+            z = z.requires_grad_()
+            logits = model.forward_head(last.after(x, last.attn(z)))
         grad = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), z)[0]
     weights = grad[:, prefix:].mean(dim=1, keepdim=True)
     return (weights * z[:, prefix:]).sum(dim=2).clamp_min(0).unflatten(1, grid_of(model, images))
 
 
-def _input_x_gradient(model: VisionTransformer, images: Tensor, classes: Tensor) -> Tensor:
+def _input_x_gradient(model: AnyModel, images: Tensor, classes: Tensor) -> Tensor:
     return _by_patch(model, images * _gradient(model, images, classes))
 
 
-def _integrated_gradients(model: VisionTransformer, images: Tensor, classes: Tensor, *, steps: int = 32) -> Tensor:
+def _integrated_gradients(model: AnyModel, images: Tensor, classes: Tensor, *, steps: int = 32) -> Tensor:
     _at_least_one("steps", steps)
     points, weights = np.polynomial.legendre.leggauss(steps)
     total = torch.zeros_like(images)
@@ -206,7 +224,7 @@ def _integrated_gradients(model: VisionTransformer, images: Tensor, classes: Ten
 
 
 def _smoothgrad(
-    model: VisionTransformer, images: Tensor, classes: Tensor, *, samples: int = 25, noise: float = 0.15, seed: int = 0
+    model: AnyModel, images: Tensor, classes: Tensor, *, samples: int = 25, noise: float = 0.15, seed: int = 0
 ) -> Tensor:
     _at_least_one("samples", samples)
     generator = torch.Generator().manual_seed(seed)
@@ -218,8 +236,8 @@ def _smoothgrad(
     return _by_patch(model, (total / samples).abs())
 
 
-def _occlusion(model: VisionTransformer, images: Tensor, classes: Tensor) -> Tensor:
-    side, (rows, columns) = model.patch_embed.patch_size, grid_of(model, images)
+def _occlusion(model: AnyModel, images: Tensor, classes: Tensor) -> Tensor:
+    side, (rows, columns) = patch_size_of(model), grid_of(model, images)
     found = images.new_empty(len(images), rows, columns)
     with torch.no_grad():
         whole = logit(model, images, classes)

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from diffvit.attention.relevance import Rules
 from diffvit.errors import ConfigError, InputError
+from diffvit.hub.adapters import AdaptedModel, adapted
 from diffvit.models.attention import AttentionMaps
 from diffvit.models.vit import VisionTransformer, encode_with_maps
 from diffvit.training.score import evaluating
 
+AnyModel = VisionTransformer | AdaptedModel
 MAX_BYTES = 8 * 2**30  # of maps that one record may hold
 _WORKING = 256 * 2**20  # bytes of one layer's maps that are made at a time
 KINDS = ("effective", "positive", "negative")
@@ -95,7 +97,7 @@ class Record:
 
 
 def capture(
-    model: VisionTransformer,
+    model: nn.Module,
     images: Tensor,
     *,
     layers: Sequence[int] | None = None,
@@ -109,7 +111,8 @@ def capture(
     time. The maps come back on the CPU, in float32 (float64 from a float64 model).
 
     Args:
-        model: in any mode, on any device.
+        model: of this package or of a library with an adapter (:func:`diffvit.hub.adapters.adapted`), in any mode, on
+            any device.
         images: (batch, channels, height, width), normalised as in training.
         layers: which blocks, counted from 0, negative ones from the end; by default all.
         chunk: images per forward pass; by default as many as keep a layer's maps under 256 MiB.
@@ -118,8 +121,9 @@ def capture(
 
     Raises:
         ConfigError: no such layer or class, or more than 8 GiB of maps (see :func:`captures` for those).
-        InputError: the images do not fit the model.
+        InputError: the images do not fit the model, or there is no adapter for it.
     """
+    model = adapted(model)
     wanted = _wanted(model, images, layers)
     _check_room(model, images, len(wanted))
     parts = list(captures(model, images, layers=layers, chunk=chunk))
@@ -129,10 +133,8 @@ def capture(
     return replace(record, gradients=_gradients(model, images, target, wanted)) if grad else record
 
 
-def _gradients(
-    model: VisionTransformer, images: Tensor, target: int | Tensor | None, wanted: Sequence[int]
-) -> list[Tensor]:
-    weight = model.patch_embed.proj.weight
+def _gradients(model: AnyModel, images: Tensor, target: int | Tensor | None, wanted: Sequence[int]) -> list[Tensor]:
+    weight = next(model.parameters())
     with evaluating(model), torch.autocast(weight.device.type, enabled=False):
         images = images.detach().to(weight.device, weight.dtype)
         classes = classes_of(model, images, target)
@@ -141,7 +143,7 @@ def _gradients(
         return [each.cpu() for each in torch.autograd.grad(chosen, [maps[layer] for layer in wanted])]
 
 
-def maps_in_graph(model: VisionTransformer, images: Tensor, rules: str | None = None) -> tuple[list[Tensor], Tensor]:
+def maps_in_graph(model: AnyModel, images: Tensor, rules: str | None = None) -> tuple[list[Tensor], Tensor]:
     """A forward pass over explicit effective maps.
 
     Args:
@@ -157,7 +159,11 @@ def maps_in_graph(model: VisionTransformer, images: Tensor, rules: str | None = 
     """
     maps: list[Tensor] = []
     with torch.enable_grad(), Rules(rules) if rules else nullcontext():
-        x = model.tokens(images.clone().requires_grad_())
+        images = images.clone().requires_grad_()
+        if isinstance(model, AdaptedModel):
+            run = model.run(images)
+            return run.maps, run.out
+        x = model.tokens(images)
         for each in model.blocks:
             block: Any = each
             attn = block.attn
@@ -170,7 +176,7 @@ def maps_in_graph(model: VisionTransformer, images: Tensor, rules: str | None = 
         return maps, model.forward_head(x)
 
 
-def classes_of(model: VisionTransformer, images: Tensor, target: int | Tensor | None) -> Tensor:
+def classes_of(model: nn.Module, images: Tensor, target: int | Tensor | None) -> Tensor:
     """(batch,) of classes, on the images' device."""
     with torch.no_grad():
         logits = model(images[:1]) if target is not None else model(images)
@@ -185,9 +191,10 @@ def classes_of(model: VisionTransformer, images: Tensor, target: int | Tensor | 
 
 
 def captures(
-    model: VisionTransformer, images: Tensor, *, layers: Sequence[int] | None = None, chunk: int | None = None
+    model: nn.Module, images: Tensor, *, layers: Sequence[int] | None = None, chunk: int | None = None
 ) -> Iterator[Record]:
     """As :func:`capture`, a record per chunk, so that the maps of any number of images pass through bounded memory."""
+    model = adapted(model)
     wanted = _wanted(model, images, layers)
     size = chunk or max(1, _WORKING // bytes_of_a_layer(model, images))
     for part in images.split(size):
@@ -195,7 +202,7 @@ def captures(
 
 
 def capture_with_logits(
-    model: VisionTransformer, images: Tensor, *, layers: Sequence[int] | None = None
+    model: nn.Module, images: Tensor, *, layers: Sequence[int] | None = None
 ) -> tuple[Record, Tensor | None]:
     """As :func:`capture`, with the logits (batch, classes) as float32 from the same forward pass.
 
@@ -204,20 +211,25 @@ def capture_with_logits(
 
     Raises:
         ConfigError: no such layer, or more than 8 GiB of maps.
-        InputError: the images do not fit the model.
+        InputError: the images do not fit the model, or there is no adapter for it.
     """
+    model = adapted(model)
     wanted = _wanted(model, images, layers)
     _check_room(model, images, len(wanted))
-    return _encode(model, images, wanted, classify=not isinstance(model.head, nn.Identity))
+    return _encode(model, images, wanted, classify=bool(model.settings["num_classes"]))
 
 
-def _encode(
-    model: VisionTransformer, images: Tensor, wanted: list[int], *, classify: bool
-) -> tuple[Record, Tensor | None]:
+def _encode(model: AnyModel, images: Tensor, wanted: list[int], *, classify: bool) -> tuple[Record, Tensor | None]:
     """One forward pass: the maps of the wanted blocks and, if asked for, the logits."""
-    grid, weight, logits = grid_of(model, images), model.patch_embed.proj.weight, None
+    grid, weight, logits = grid_of(model, images), next(model.parameters()), None
+    images = images.to(weight.device, weight.dtype)
     with evaluating(model), torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
-        x = model.tokens(images.to(weight.device, weight.dtype))
+        if isinstance(model, AdaptedModel):
+            run = model.run(images)
+            wide = torch.promote_types(weight.dtype, torch.float32)
+            layers = [AttentionMaps(run.maps[layer].to("cpu", wide)) for layer in wanted]
+            return Record(layers, wanted, grid, model.prefix, model.pool), run.out.float().cpu() if classify else None
+        x = model.tokens(images)
         prefix = x.shape[1] - grid[0] * grid[1]
         layers, x = encode_with_maps(model.blocks, x, wanted)
         if classify:
@@ -228,16 +240,26 @@ def _encode(
     return Record([_on_cpu(maps) for maps in layers], wanted, grid, prefix, model.pool), logits
 
 
-def grid_of(model: VisionTransformer, images: Tensor) -> tuple[int, int]:
+def grid_of(model: AnyModel, images: Tensor) -> tuple[int, int]:
     """Rows and columns of patches that the model cuts such images into."""
-    side = model.patch_embed.patch_size
+    side = patch_size_of(model)
     return images.shape[-2] // side, images.shape[-1] // side
 
 
-def _wanted(model: VisionTransformer, images: Tensor, layers: Sequence[int] | None) -> list[int]:
+def patch_size_of(model: AnyModel) -> int:
+    """Side of a patch, pixels."""
+    return model.patch_size if isinstance(model, AdaptedModel) else model.patch_embed.patch_size
+
+
+def depth_of(model: AnyModel) -> int:
+    """Number of layers with attention."""
+    return model.depth if isinstance(model, AdaptedModel) else len(model.blocks)
+
+
+def _wanted(model: AnyModel, images: Tensor, layers: Sequence[int] | None) -> list[int]:
     """The blocks to capture, after a check of images and layers."""
     check_images(images)
-    depth = len(model.blocks)
+    depth = depth_of(model)
     for layer in layers or ():
         if not -depth <= layer < depth:
             raise ConfigError("layers", f"no such layer (found {layer} vs 0 to {depth - 1})")
@@ -253,7 +275,7 @@ def check_images(images: Tensor) -> None:
         raise InputError("images", f"must be normalised floats, batch x channels x height x width (found {found})")
 
 
-def _check_room(model: VisionTransformer, images: Tensor, layers: int) -> None:
+def _check_room(model: AnyModel, images: Tensor, layers: int) -> None:
     needed = layers * len(images) * bytes_of_a_layer(model, images)
     if needed > MAX_BYTES:
         rows, columns = grid_of(model, images)
@@ -262,11 +284,11 @@ def _check_room(model: VisionTransformer, images: Tensor, layers: int) -> None:
         raise ConfigError("maps", f"would take too much memory ({found} vs {MAX_BYTES / 2**30:g} GiB)", hint)
 
 
-def bytes_of_a_layer(model: VisionTransformer, images: Tensor) -> int:
+def bytes_of_a_layer(model: AnyModel, images: Tensor) -> int:
     """Of one image's maps, both of them where attention is differential; prefix tokens are too few to count."""
-    first: Any = model.blocks[0]
+    first: Any = model if isinstance(model, AdaptedModel) else model.blocks[0].attn
     rows, columns = grid_of(model, images)
-    return first.attn.num_heads * (rows * columns) ** 2 * 4
+    return first.num_heads * (rows * columns) ** 2 * 4
 
 
 def _on_cpu(maps: AttentionMaps) -> AttentionMaps:

@@ -13,8 +13,10 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from diffvit.attention.capture import AnyModel, patch_size_of
 from diffvit.data.images import Images, read_each, resize, to_array, to_picture, with_channels
 from diffvit.errors import ConfigError, InputError, Size, did_you_mean, few
+from diffvit.hub import adapters
 from diffvit.models.vit import VisionTransformer
 from diffvit.training.environment import resolve_device
 from diffvit.training.evaluate import config_of, images_of
@@ -40,7 +42,7 @@ class LoadedModel:
         meta: what its file says of itself (:func:`diffvit.training.load.load_with_meta`).
     """
 
-    model: VisionTransformer
+    model: AnyModel
     name: str
     mean: Sequence[float]
     std: Sequence[float]
@@ -54,7 +56,12 @@ class LoadedModel:
     @property
     def patch_size(self) -> int:
         """Side of a patch, pixels."""
-        return self.model.patch_embed.patch_size
+        return patch_size_of(self.model)
+
+    @property
+    def resized(self) -> bool:
+        """Whether it takes images of another size than it was trained for."""
+        return isinstance(self.model, VisionTransformer) and self.model.patch_embed.grid != self.model.grid
 
     def normalised(self, pixels: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n chans h w"]:
         """Pixels normalised as in training."""
@@ -106,7 +113,7 @@ def load_model(
 
     Args:
         reference: a run folder, a weights file of ours or a packaged name; None for a pretrained model.
-        pretrained: timm's name of a pretrained model; see :func:`diffvit.hub.pretrained.load_pretrained`.
+        pretrained: name of a pretrained model; see :func:`diffvit.hub.adapters.load_model`.
         weights: a file with its weights.
         size: another side of the images than our model was trained for, or (height, width), pixels; its positions are
             interpolated. A pretrained model takes any size: see :func:`read_samples`.
@@ -118,11 +125,11 @@ def load_model(
         EnvironmentFault: a pretrained model without timm, or without network.
     """
     if reference is None:
-        from diffvit.hub.pretrained import load_pretrained
-
-        found = load_pretrained(pretrained, weights)
+        found = adapters.load_model(pretrained, weights)
         model = found.model.to(resolve_device(device))
-        return LoadedModel(model, found.name, found.mean, found.std, found.classes or [], None, found.source)
+        only = isinstance(model, adapters.AdaptedModel) and not model.adapter.any_size
+        size = model.settings["image_size"] if only else None
+        return LoadedModel(model, found.name, found.mean, found.std, found.classes or [], size, found.source)
     model, meta = load_with_meta(reference, device=resolve_device(device))
     model = at_size(model, size)
     folder = Path(reference).resolve() if Path(reference).is_dir() else None

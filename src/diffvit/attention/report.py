@@ -108,7 +108,7 @@ def write_report(
     if options.format not in FORMATS:
         raise ConfigError("--format", f"no such format (found {options.format!r} vs {', '.join(FORMATS)})")
     writer = _Writer(out, options.format)
-    sections, facts, statistics, overview, shown, tokens = [], [], [], [], "", 0
+    sections, facts, statistics, overview, shown, tokens, differential = [], [], [], [], "", 0, False
     for number, sample in enumerate(samples):
         record, logits = capture_with_logits(model.model, model.normalised(sample.pixels[None]), layers=options.layers)
         facts.append(_facts(model, sample, record, logits))
@@ -117,14 +117,14 @@ def write_report(
         file = f"{number:02d}-{_safe(sample.name)}"
         found = _attribute(model, sample, logits, options, facts[-1])
         sections.append((title, _draw_image(writer, file, sample, record, options, facts[-1], maps, found)))
-        shown, saliency = maps[-1]
+        shown, saliency, differential = *maps[-1], record.differential
         overview.append((plain(title), sample.pixels, saliency))
         tokens = record.prefix + record.grid[0] * record.grid[1]
     name = plain(model.name)
     made = figures.contact_sheet(overview, title=f"{shown}: {name}")
     common = [writer.figure("overview", made, "Every image beside its saliency map")]
     common += _draw_model(writer, model, averaged(statistics), len(samples), tokens)
-    about = {"name": model.name, "pool": model.model.pool, "differential": bool(model.model.lambdas())}
+    about = {"name": model.name, "pool": model.model.pool, "differential": differential}
     about |= {"subtitle": f"{model.source}; diffvit {__version__}".removeprefix("; "), "command": command}
     about |= {"query": options.query, "rollout": options.rollout, "methods": options.methods}
     page = writer.save(PAGE, render("attention/page.html", **about, sections=sections, common=common).encode())

@@ -16,11 +16,11 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffvit.attention.attribute import METHODS, attribute
 from diffvit.attention.baselines import by_place, mask_scores
-from diffvit.attention.capture import Record, captures
+from diffvit.attention.capture import Record, captures, depth_of
 from diffvit.attention.inputs import LoadedModel, labelled_images, load_model
 from diffvit.attention.metrics import removal
 from diffvit.attention.rollout import rollout
@@ -29,7 +29,6 @@ from diffvit.data import sources
 from diffvit.data.images import Images
 from diffvit.errors import InputError
 from diffvit.files import to_csv, write_files
-from diffvit.models.vit import VisionTransformer
 from diffvit.reporting.style import LIGHT, colour, dress, figure, to_png
 from diffvit.training.evaluate import config_of
 from diffvit.training.run_dir import RunDir
@@ -60,7 +59,7 @@ class Scores:
 
 
 def saliency_maps(
-    model: VisionTransformer, images: Float[Tensor, "n 3 h w"], methods: Sequence[str] = ()
+    model: nn.Module, images: Float[Tensor, "n 3 h w"], methods: Sequence[str] = ()
 ) -> dict[str, Float[Tensor, "n rows columns"]]:
     """Every map that is scored, by name: each layer's, averaged over its heads, and rollout.
 
@@ -108,7 +107,7 @@ def score_maps(model: LoadedModel, images: Images, *, removal_images: int = 0, m
     grid = next(iter(maps.values())).shape[1:]
     maps |= by_place(len(images), (grid[0], grid[1]))
     few = min(removal_images, len(images))
-    last = f"layer {len(model.model.blocks) - 1}"
+    last = f"layer {depth_of(model.model) - 1}"
     removed = {last, last + FIRST_MAP, "rollout", f"rollout{FIRST_MAP}", *methods, "centre", "random"}
     rows: list[Row] = []
     curves: list[Row] = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffvit.attention.capture import Record
@@ -95,12 +95,14 @@ def _entropy(shares: Float[Tensor, "*lead keys"]) -> Float[Tensor, "*lead"]:
 
 
 @torch.no_grad()
-def position_similarity(model: VisionTransformer) -> dict[str, Float[Tensor, "rows cols rows cols"]]:
-    """Similarity of the positions of each pair of patches, by kind of position; empty for a model without positions.
+def position_similarity(model: nn.Module) -> dict[str, Float[Tensor, "rows cols rows cols"]]:
+    """Similarity of the positions of each pair of patches, by kind of position; empty where none are known.
 
     ``added``: cosine of the two patches' embeddings (arXiv 2010.11929, figure 7). ``rotary``: mean cosine of the angle
     between them over a head's planes, which is what the rotation leaves of the product of two equal vectors.
     """
+    if not isinstance(model, VisionTransformer):
+        return {}
     grid, found = model.patch_embed.grid, {}
     patches = grid[0] * grid[1]
     table = pos_embed.table(model)

@@ -34,7 +34,8 @@ class Selection:
     data_dir: Path | None = None
     """Folder of the data; default DIFFVIT_DATA for CIFAR-10, else the folder recorded in the run."""
     pretrained: str | None = None
-    """A pretrained ViT instead of a run, by timm's name (vit_small_patch16_224.dino); then all arguments are images."""
+    """A pretrained ViT instead of a run: timm's name (vit_small_patch16_224.dino), hf:NAME or hf:FOLDER,
+    torchvision:NAME or open_clip:ARCHITECTURE/TAG; then all arguments are images."""
     weights: Path | None = None
     """Weights file to read instead of downloading: DINO's own or timm's, .pth or .safetensors."""
     size: str | None = None
@@ -146,7 +147,7 @@ def attention(
         check_choice("method", method, METHODS)
     model = inputs.load_model(reference, pretrained=what.pretrained, weights=what.weights, size=size, device=place)
     own = Path(reference or "", "attention") if model.folder else Path(f"attention-{model.name}")
-    if model.model.patch_embed.grid != model.model.grid:  # another size than trained for
+    if model.resized:
         own = own.with_name(f"{own.name}-{'x'.join(map(str, sides(model.model.settings['image_size'])))}")
     out = own if out is None else out
     bad: list[InputError] = []

@@ -54,12 +54,13 @@ _WEIGHTS = "Fetch its weights elsewhere and give them with --weights FILE."
 class Pretrained:
     """A pretrained model, in evaluation mode, float32, on the CPU, and how its images are prepared.
 
+    ``model`` is a :class:`diffvit.VisionTransformer`, or what :func:`diffvit.hub.adapters.adapted` made of another's.
     ``mean`` and ``std`` are those of each channel, of pixels from 0 to 1; ``image_size`` is the side, pixels, of the
     square images that it was trained on (it takes other sizes too); ``classes`` are what the logits mean, where that is
     known; ``source`` says where the weights came from, and what had to be assumed.
     """
 
-    model: VisionTransformer
+    model: Any
     name: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -126,7 +127,7 @@ def _downloaded(name: str) -> Pretrained:
     place = config.get("hf_hub_id") or config.get("url") or "its registry"
     source = f"timm {timm.__version__}, {place}"
     mean, std = tuple(config["mean"]), tuple(config["std"])
-    return Pretrained(model, name, mean, std, model.settings["image_size"], _classes(timm, theirs), source)
+    return Pretrained(model, name, mean, std, model.settings["image_size"], classes_of_timm(timm, theirs), source)
 
 
 def _skeleton(name: str, **settings: Any) -> Any:
@@ -190,7 +191,7 @@ def check_logits(name: str, theirs: nn.Module, ours: VisionTransformer) -> None:
         raise _unsupported(name, f"timm's model gives other logits (by {off:.1g} of the largest vs {_TOLERANCE:g})")
 
 
-def _classes(timm: ModuleType, model: Any) -> list[str] | None:
+def classes_of_timm(timm: ModuleType, model: Any) -> list[str] | None:
     """The names of the classes: those in the model's settings, or ImageNet's where their number says so."""
     head = getattr(model, "head", None)
     if not isinstance(head, nn.Linear):

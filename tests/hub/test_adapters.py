@@ -1,0 +1,245 @@
+"""Maps of other libraries' Vision Transformers against those that each library computes itself."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+
+import open_clip
+import pytest
+import timm
+import torch
+import torchvision
+import transformers
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer as TimmVit
+from timm_maps import random_everywhere
+from torch import nn
+from vit_pytorch import ViT
+from vit_pytorch.recorder import Recorder
+
+from diffvit.attention import METHODS, attribute, capture, rollout
+from diffvit.errors import ConfigError, InputError
+from diffvit.hub.adapters import AdaptedModel, Adapter, adapted
+from diffvit.models.vit import VisionTransformer
+
+SIDE, ODD, PATCH = 32, 40, 8
+HF = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": SIDE, "patch_size": PATCH}
+TIMM = {"img_size": SIDE, "patch_size": PATCH, "embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 5}
+TIMM["dynamic_img_size"] = True
+
+
+def hf(name, **more):
+    """transformers' model of that name with its own eager attention, sharp enough that every weight matters."""
+    settings = HF | ({"mlp_ratio": 2} if name.startswith("Dinov2") else {"intermediate_size": 64}) | more
+    config = name.replace("Model", "Config").replace("WithProjection", "").replace("ForImageClassification", "Config")
+    return getattr(transformers, name)(getattr(transformers, config)(**settings, attn_implementation="eager"))
+
+
+@torch.no_grad()
+def hf_maps(model, images):
+    resizes = type(model).__name__.startswith(("ViT", "DeiT", "CLIP"))  # the others do so unasked
+    more = {"interpolate_pos_encoding": True} if resizes else {}
+    return list(model(images, output_attentions=True, **more).attentions)
+
+
+@torch.no_grad()
+def received(model, images, modules):
+    """What each of these modules is given by the model's own forward pass."""
+    found, handles = [], []
+    for module in modules:
+        handles.append(module.register_forward_pre_hook(lambda _, args: found.append(args[0])))
+    model(images)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+@torch.no_grad()
+def multi_head_maps(model, images, modules):
+    """torch's own weights of MultiheadAttention, (batch, heads, query, key), on what it is given."""
+    maps = []
+    for module, given in zip(modules, received(model, images, modules), strict=True):
+        maps.append(module(given, given, given, need_weights=True, average_attn_weights=False)[1])
+    return maps
+
+
+def torchvision_maps(model, images):
+    if images.shape[-1] != SIDE:  # its own way to another size
+        state = torchvision.models.vision_transformer.interpolate_embeddings(
+            ODD, PATCH, copy.deepcopy(model.state_dict())
+        )
+        model = torchvision.models.VisionTransformer(ODD, PATCH, 2, 4, 32, 64, num_classes=5).eval()
+        model.load_state_dict(state)
+    return multi_head_maps(model, images, [layer.self_attention for layer in model.encoder.layers])
+
+
+def open_clip_maps(model, images):
+    if images.shape[-1] != SIDE:
+        towers = [nn.Module(), nn.Module()]
+        state = {f"visual.{name}": tensor for name, tensor in model.state_dict().items()}
+        towers[1].visual = open_clip.transformer.VisionTransformer(ODD, PATCH, 32, 2, 4, 2.0, output_dim=16).eval()
+        open_clip.model.resize_pos_embed(state, towers[1])
+        towers[1].load_state_dict(state)
+        model = towers[1].visual
+    return multi_head_maps(model, images, [block.attn for block in model.transformer.resblocks])
+
+
+def vit_pytorch_maps(model, images):
+    return list(Recorder(copy.deepcopy(model))(images)[1].detach().unbind(1))
+
+
+@torch.no_grad()
+def timm_eager_maps(model, images):
+    """What timm's attention gives to its dropout when it is not fused."""
+    found, handles = [], []
+    for block in model.blocks:
+        block.attn.fused_attn = False
+        handles.append(block.attn.attn_drop.register_forward_hook(lambda _, args, out: found.append(args[0])))
+    model(images)
+    for handle, block in zip(handles, model.blocks, strict=True):
+        handle.remove()
+        block.attn.fused_attn = True
+    return found
+
+
+CLIP_TOWER = partial(open_clip.transformer.VisionTransformer, SIDE, PATCH, 32, 2, 4, 2.0, output_dim=16)
+TORCHVISION = partial(torchvision.models.VisionTransformer, SIDE, PATCH, 2, 4, 32, 64, num_classes=5)
+DINOV3 = partial(timm.create_model, "vit_small_patch16_dinov3", **TIMM | {"num_classes": 0})
+BOTH, CLS, REGISTER = (SIDE, ODD), ["[CLS]"], ["register"]
+VIT_PYTORCH = {"image_size": SIDE, "patch_size": PATCH, "num_classes": 5, "dim": 32, "depth": 2, "heads": 4}
+# Name: what makes it, its maps, the sizes it takes, tokens before the patches.
+KNOWN = {
+    "hf-vit": (partial(hf, "ViTModel"), hf_maps, BOTH, CLS),
+    "hf-vit-classifier": (partial(hf, "ViTForImageClassification"), hf_maps, BOTH, CLS),
+    "hf-deit": (partial(hf, "DeiTModel"), hf_maps, BOTH, [*CLS, "distillation"]),
+    "hf-dinov2": (partial(hf, "Dinov2Model"), hf_maps, BOTH, CLS),
+    "hf-dinov2-swiglu": (partial(hf, "Dinov2Model", use_swiglu_ffn=True), hf_maps, BOTH, CLS),
+    "hf-dinov2-registers": (partial(hf, "Dinov2WithRegistersModel"), hf_maps, BOTH, CLS + REGISTER * 4),
+    "hf-dinov3": (partial(hf, "DINOv3ViTModel", num_register_tokens=2), hf_maps, BOTH, CLS + REGISTER * 2),
+    "hf-clip": (partial(hf, "CLIPVisionModel"), hf_maps, BOTH, CLS),
+    "torchvision": (TORCHVISION, torchvision_maps, BOTH, CLS),
+    "vit-pytorch": (partial(ViT, **VIT_PYTORCH, mlp_dim=64, dim_head=8), vit_pytorch_maps, (SIDE,), CLS),
+    "open-clip": (CLIP_TOWER, open_clip_maps, BOTH, CLS),
+    "timm-distilled": (partial(VisionTransformerDistilled, **TIMM), timm_eager_maps, BOTH, [*CLS, "distillation"]),
+    "timm-clip": (partial(TimmVit, **TIMM, pre_norm=True, act_layer="quick_gelu"), timm_eager_maps, BOTH, CLS),
+    "timm-eva": (partial(Eva, **TIMM, use_rot_pos_emb=True, swiglu_mlp=True), timm_eager_maps, BOTH, CLS),
+    "timm-dinov3": (DINOV3, timm_eager_maps, BOTH, CLS + REGISTER * 4),
+}
+
+
+def made(name):
+    torch.manual_seed(0)
+    return random_everywhere(KNOWN[name][0](), spread=0.2)
+
+
+def images_of(count, side=SIDE):
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize(("name", "side"), [(name, side) for name, entry in KNOWN.items() for side in entry[2]])
+def test_maps_are_the_librarys_own(name, side, count):
+    model, images = made(name), images_of(count, side)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    record = capture(model, images)
+    expected = KNOWN[name][1](model, images)
+    assert len(record.layers) == len(expected) == 2
+    for layer, theirs in enumerate(expected):
+        found = record.maps(layer)
+        assert found.std() > 0.01
+        torch.testing.assert_close(found, theirs, atol=1e-5, rtol=0)
+    rows = side // PATCH
+    assert record.grid == (rows, rows)
+    assert list(adapted(model).adapter.before) == KNOWN[name][3]
+    assert record.prefix == len(KNOWN[name][3])
+    assert record.to_patches(-1).shape == (count, 4, rows, rows)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not model.training
+
+
+@pytest.mark.parametrize("name", ["hf-vit-classifier", "torchvision", "vit-pytorch", "timm-distilled", "timm-eva"])
+def test_methods_that_explain_a_class_see_the_same_model(name):
+    model, images = made(name), images_of(2)
+    wide = adapted(model.double())
+    images = images.double()
+    for method in METHODS:
+        found = attribute(model, images, method, 1)
+        assert found.shape == (2, 4, 4)
+        assert found.isfinite().all()
+        assert found.std() > 0
+    pixels = images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(wide(pixels)[:, 1].sum(), pixels)
+    by_patch = (gradient * images).sum(1).unflatten(2, (4, PATCH)).unflatten(1, (4, PATCH)).sum((2, 4))
+    torch.testing.assert_close(attribute(model, images, "input-x-gradient", 1), by_patch.detach())
+
+
+def test_a_model_that_fits_ours_has_the_same_maps_and_methods_either_way():
+    theirs = random_everywhere(TimmVit(**{**TIMM, "reg_tokens": 1}), spread=0.2).double()
+    settings = {"image_size": SIDE, "patch_size": PATCH, "embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 5}
+    ours = VisionTransformer(**settings, mlp_ratio=4.0, registers=1).double().eval()
+    ours.load_state_dict(theirs.state_dict())
+    images = images_of(3).double()
+    for layer in range(2):
+        torch.testing.assert_close(capture(theirs, images).maps(layer), capture(ours, images).maps(layer))
+    torch.testing.assert_close(rollout(capture(theirs, images)), rollout(capture(ours, images)))
+    for method in METHODS:
+        torch.testing.assert_close(attribute(theirs, images, method, 2), attribute(ours, images, method, 2))
+    ours_graded, graded = (capture(model, images, grad=True, target=2).gradients for model in (ours, theirs))
+    torch.testing.assert_close(graded, ours_graded)
+
+
+def test_timms_differential_attention_is_shown_as_ours():
+    model = random_everywhere(TimmVit(**{**TIMM, "attn_layer": "diff", "num_heads": 2, "dynamic_img_size": False}))
+    record = capture(model, images_of(1))
+    assert record.differential
+    assert record.maps(0).shape == (1, 2, 17, 17)
+
+
+def test_models_and_sizes_that_are_not_known_are_refused_in_one_line():
+    with pytest.raises(InputError, match=r"^SwinTransformer: is of no kind that is known") as caught:
+        capture(timm.create_model("swin_tiny_patch4_window7_224", depths=(1, 1, 1, 1)), images_of(1))
+    assert "\n" not in str(caught.value)
+    fixed = TimmVit(**TIMM | {"dynamic_img_size": False})
+    with pytest.raises(InputError, match=r"do not fit the model \(found 40x40 vs 32x32 pixels\)"):
+        capture(fixed, images_of(1, ODD))
+    with pytest.raises(InputError, match="found 36x36 vs 32x32, or multiples of 8"):
+        capture(made("timm-eva"), images_of(1, 36))
+    with pytest.raises(ConfigError, match="no such layer"):
+        capture(made("timm-eva"), images_of(1), layers=[2])
+
+
+class Squared(nn.Module):
+    """Attention without a softmax: there is no map to find."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Conv2d(3, 8, PATCH, PATCH), nn.Linear(8, 4)
+
+    def forward(self, images):
+        x = self.embed(images).flatten(2).mT
+        scores = (x @ x.mT).square()
+        return self.head((scores / scores.sum(-1, keepdim=True)) @ x).mean(1)
+
+
+class Attending(Squared):
+    """Attention of one's own, over scaled_dot_product_attention with three axes made four."""
+
+    def forward(self, images):
+        x = self.embed(images).flatten(2).mT[:, None]
+        return self.head(nn.functional.scaled_dot_product_attention(x, x, x)[:, 0]).mean(1)
+
+
+def test_a_model_of_ones_own_is_described_or_refused():
+    described = Adapter(PATCH, (SIDE, SIDE), (), lambda model, images: model(images), pool="mean")
+    model, images = Attending(), images_of(2)
+    found = attribute(AdaptedModel(model, described), images, "rollout")
+    x = model.embed(images).flatten(2).mT
+    maps = (x @ x.mT / 8**0.5).softmax(-1)
+    mixed = (0.5 * maps + 0.5 * torch.eye(16)).mean(1).unflatten(1, (4, 4))
+    torch.testing.assert_close(found, mixed.detach())
+    with pytest.raises(InputError, match=r"not over all its patches \(found no maps vs 16 tokens"):
+        AdaptedModel(Squared(), described)
+    with pytest.raises(InputError, match="found 16 vs 17 tokens"):
+        AdaptedModel(model, Adapter(PATCH, (SIDE, SIDE), ("[CLS]",), lambda model, images: model(images)))
