@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -232,3 +234,61 @@ def test_saco_of_the_true_effects_is_one() -> None:
                 effects[0, row, column] = (whole - model(shown).softmax(1))[0, whole.argmax()]
     assert metrics.saco(model, images, effects, groups=16).item() == pytest.approx(1.0)
     assert metrics.saco(model, images, -effects, groups=16).item() == pytest.approx(-1.0)
+
+
+class Linear(nn.Module):
+    """A classifier of two classes by a weighted sum of pixels."""
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(weights)
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = (images * self.weights).sum(dim=(1, 2, 3))
+        return torch.stack([found, -found], dim=1)
+
+
+def test_removed_pixels_are_the_weighted_means_of_their_neighbours() -> None:
+    image, removed = random_heat(0, 3, 9, 7).double(), random_heat(1, 9, 7) > 0.3
+    found = metrics.imputed(image, removed)
+    assert torch.equal(found[:, ~removed], image[:, ~removed])
+    for row, column in removed.nonzero().tolist():
+        total, mean = 0.0, torch.zeros(3, dtype=torch.float64)
+        for down in range(max(row - 1, 0), min(row + 2, 9)):
+            for across in range(max(column - 1, 0), min(column + 2, 7)):
+                apart = abs(down - row) + abs(across - column)
+                weight = {0: 0.0, 1: 1 / 6, 2: 1 / 12}[apart]
+                total, mean = total + weight, mean + weight * found[:, down, across]
+        torch.testing.assert_close(found[:, row, column], mean / total, rtol=0, atol=1e-9)
+
+
+def test_a_removed_slope_is_restored_exactly() -> None:
+    slope = (torch.arange(8.0)[:, None] + 2 * torch.arange(8.0)[None])[None].double()
+    removed = torch.zeros(8, 8, dtype=torch.bool)
+    removed[2:5, 3:6] = True
+    torch.testing.assert_close(metrics.imputed(slope.masked_fill(removed, -9.0), removed), slope)
+
+
+def test_road_ranks_the_true_weights_first_and_does_not_depend_on_the_batch() -> None:
+    weights = random_heat(2, 1, 3, 12, 12)
+    model, images = Linear(0.05 * weights).double(), random_heat(3, 5, 3, 12, 12).double()
+    effect = metrics.coverage((images * weights).sum(dim=1), (4, 4))
+    good, bad = (metrics.road(model, images, each, batch_size=size) for each, size in ((effect, 5), (-effect, 2)))
+    assert good.shares.tolist() == pytest.approx([2 / 16, 5 / 16, 8 / 16, 11 / 16, 14 / 16])
+    assert (good.score > bad.score).all()
+    torch.testing.assert_close(bad.most, good.least)  # without ties the reverse order
+    torch.testing.assert_close(bad.score, -good.score)
+    torch.testing.assert_close(metrics.road(model, images, effect, batch_size=2).most, good.most)
+    assert not torch.equal(metrics.road(model, images, effect, seed=1).most, good.most)
+
+
+def test_road_in_closed_form() -> None:
+    """One patch left of a flat image: every removed pixel has its colour, whatever the order."""
+    model = Linear(torch.full((1, 2, 4, 4), 0.01)).double()
+    images = torch.full((1, 2, 4, 4), 3.0).double()
+    found = metrics.road(model, images, random_heat(0, 1, 2, 2), shares=[0.75], noise=0.0)
+    assert found.most.item() == pytest.approx(1 / (1 + math.exp(-2 * 0.96)))
+    assert found.score.item() == pytest.approx(0.0, abs=1e-7)
+    for shares in ([0.0], [0.5, 1.0], []):
+        with pytest.raises(ConfigError, match="must remove 1 to 3 patches"):
+            metrics.road(model, images, random_heat(0, 1, 2, 2), shares=shares)

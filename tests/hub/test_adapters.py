@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import json
 from functools import partial
+from types import SimpleNamespace
 
+import numpy as np
 import open_clip
 import pytest
 import timm
 import torch
 import torchvision
 import transformers
+from PIL import Image
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer as TimmVit
@@ -20,8 +24,9 @@ from vit_pytorch import ViT
 from vit_pytorch.recorder import Recorder
 
 from diffvit.attention import METHODS, attribute, capture, rollout
-from diffvit.errors import ConfigError, InputError
-from diffvit.hub.adapters import AdaptedModel, Adapter, adapted
+from diffvit.cli.main import run
+from diffvit.errors import ConfigError, EnvironmentFault, InputError
+from diffvit.hub.adapters import AdaptedModel, Adapter, adapted, load_model
 from diffvit.models.vit import VisionTransformer
 
 SIDE, ODD, PATCH = 32, 40, 8
@@ -243,3 +248,90 @@ def test_a_model_of_ones_own_is_described_or_refused():
         AdaptedModel(Squared(), described)
     with pytest.raises(InputError, match="found 16 vs 17 tokens"):
         AdaptedModel(model, Adapter(PATCH, (SIDE, SIDE), ("[CLS]",), lambda model, images: model(images)))
+
+
+def saved(folder):
+    """A classifier of transformers as its users save it, in half precision."""
+    labels = {"id2label": {0: "cat", 1: "dog", 2: "owl"}, "label2id": {"cat": 0, "dog": 1, "owl": 2}}
+    model = random_everywhere(hf("ViTForImageClassification", **labels), spread=0.2).half()
+    model.save_pretrained(folder)
+    facts = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.1], "image_processor_type": "ViTImageProcessor"}
+    (folder / "preprocessor_config.json").write_text(json.dumps(facts))
+    return model.float()
+
+
+def test_a_saved_model_of_transformers_on_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = saved(tmp_path / "mine")
+    pixels = np.random.default_rng(0).integers(0, 256, (45, 33, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save("picture.png")
+    monkeypatch.setattr("diffvit.attention.report.to_png", lambda made: b"")  # what is drawn is not asked here
+    command = "attention --pretrained hf:mine picture.png --method attnlrp --target owl --format npz --out seen"
+    assert run(command.split()) == 0
+    cropped = torch.from_numpy(pixels[2:42, :32].transpose(2, 0, 1).astype(np.float64) / 255)
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in ((0.5, 0.4, 0.3), (0.2, 0.2, 0.1)))
+    image = ((cropped - mean) / std).float()[None]
+    with np.load("seen/00-picture.png.npz") as arrays:
+        assert (arrays["grid"].tolist(), int(arrays["prefix"])) == ([5, 4], 1)
+        np.testing.assert_allclose(arrays["layer_1_positive"], hf_maps(model, image)[1][0], atol=1e-5)
+        np.testing.assert_allclose(arrays["attnlrp"], attribute(model, image, "attnlrp", 2)[0], rtol=1e-3, atol=1e-5)
+
+
+def test_pretrained_models_of_four_libraries(tmp_path, monkeypatch):
+    saved(tmp_path / "mine")
+    found = load_model(f"hf:{tmp_path / 'mine'}")
+    assert (found.name, found.mean, found.std) == ("mine", (0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
+    assert (found.classes, found.image_size) == (["cat", "dog", "owl"], SIDE)
+    assert next(found.model.parameters()).dtype == torch.float32
+
+    vision = {"image_size": SIDE, "patch_size": PATCH, "width": 64, "layers": 2}
+    text = {"context_length": 8, "vocab_size": 20, "width": 32, "heads": 2, "layers": 1}
+    config = tmp_path / "ViT-tiny.json"
+    config.write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}))
+    open_clip.add_model_config(config)
+    theirs = random_everywhere(open_clip.create_model("ViT-tiny"), spread=0.2)
+    torch.save(theirs.state_dict(), tmp_path / "clip.pt")
+    found = load_model(f"open_clip:ViT-tiny/{tmp_path / 'clip.pt'}")
+    images = images_of(2)
+    torch.testing.assert_close(found.model(images), theirs.encode_image(images))
+    torch.testing.assert_close(capture(theirs, images).maps(1), capture(found.model, images).maps(1))
+    assert (found.mean, found.classes) == (open_clip.OPENAI_DATASET_MEAN, None)
+
+    model = made("torchvision")
+    prepare = SimpleNamespace(mean=[0.1, 0.2, 0.3], std=[1.0, 1.0, 1.0])
+    weights = SimpleNamespace(transforms=lambda: prepare, meta={"categories": list("abcde")})
+    monkeypatch.setattr(torchvision.models, "get_model_weights", lambda name: SimpleNamespace(DEFAULT=weights))
+    monkeypatch.setattr(torchvision.models, "get_model", lambda name, weights: model)
+    found = load_model("torchvision:vit_b_16")
+    assert (found.name, found.mean, found.classes) == ("vit_b_16", (0.1, 0.2, 0.3), list("abcde"))
+
+    create = timm.create_model
+    distilled = made("timm-distilled")
+
+    def fetch(name, pretrained, **more):
+        return distilled if pretrained else create(name, pretrained=False, **more)
+
+    distilled.pretrained_cfg = create("deit_tiny_distilled_patch16_224").pretrained_cfg
+    monkeypatch.setattr(timm, "create_model", fetch)
+    found = load_model("deit_tiny_distilled_patch16_224")
+    assert (found.model.model, found.mean) == (distilled, (0.485, 0.456, 0.406))
+    assert found.model.prefix == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "why"),
+    [
+        ("keras:vit", ConfigError, "pretrained: .*keras"),
+        ("open_clip:ViT-B-32", ConfigError, "needs the weights' tag"),
+        ("open_clip:ViT-B-99/openai", EnvironmentFault, "open_clip:ViT-B-99/openai: cannot be loaded"),
+        ("torchvision:vit_b_17", EnvironmentFault, "cannot be loaded .ValueError: Unknown model vit_b_17"),
+        ("hf:no-such-folder/at-all", EnvironmentFault, "cannot be loaded"),
+        ("torchvision:resnet18", InputError, "ResNet: is of no kind that is known"),
+    ],
+)
+def test_names_that_give_no_model_are_refused_in_one_line(name, kind, why, monkeypatch):
+    monkeypatch.setenv("DIFFVIT_OFFLINE", "1")
+    monkeypatch.setattr(torchvision.models, "get_model", lambda name, weights: torchvision.models.resnet18())
+    with pytest.raises(kind, match=why) as caught:
+        load_model(name)
+    assert "\n" not in str(caught.value)

@@ -1,14 +1,19 @@
-"""Scores of saliency maps: against the object's true mask, and by deleting or inserting the patches they mark.
+"""Scores of saliency maps: against the object's true mask, and by removing the patches they mark.
 
 A saliency map is (n, rows, columns), one number per patch, of any scale; the mass of a signed map is its positive part.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from scipy.sparse import csc_array, diags_array
+from scipy.sparse.linalg import spsolve
 from torch import Tensor, nn
 
 from diffvit.errors import ConfigError
@@ -16,6 +21,8 @@ from diffvit.training.score import evaluating
 
 HIT = 0.5  # share of a patch that the object must cover for a pointer at it to hit
 STEPS = 16  # into which deletion and insertion divide an image
+# The eight neighbours of a pixel, rows down and columns across, with their weights in ROAD's imputation.
+_NEIGHBOURS = [(*step, 1 / 12 if all(step) else 1 / 6) for step in product((-1, 0, 1), repeat=2) if any(step)]
 
 
 def coverage(
@@ -219,6 +226,109 @@ def removal(
                     probability = model(whole * kept).float().softmax(dim=1).gather(1, chosen)
                     curves[curve, part, step] = probability[:, 0].cpu()
     return Removal(torch.tensor(taken) / patches, curves[0], curves[1])
+
+
+@dataclass(frozen=True)
+class Road:
+    """Remove and debias (ROAD, arXiv 2202.00449): probability of the class predicted for the whole image.
+
+    Args:
+        shares: (steps,), share of the patches removed.
+        most: (n, steps), the most salient removed first; lower is better.
+        least: (n, steps), the least salient removed first; higher is better.
+    """
+
+    shares: Float[Tensor, " steps"]
+    most: Float[Tensor, "n steps"]
+    least: Float[Tensor, "n steps"]
+
+    @property
+    def score(self) -> Tensor:
+        """(n,), half the mean difference of the two; -0.5 to 0.5, higher is better."""
+        return (self.least - self.most).mean(dim=1) / 2
+
+
+def road(
+    model: nn.Module,
+    images: Float[Tensor, "n chans height width"],
+    saliency: Float[Tensor, "n rows columns"],
+    *,
+    shares: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
+    noise: float = 0.01,
+    seed: int = 0,
+    batch_size: int = 500,
+) -> Road:
+    """Probability of the predicted class with patches removed so that what is left does not tell where they were.
+
+    A removed pixel is what :func:`imputed` makes of its neighbours, plus normal noise. Where a patch simply took the
+    mean colour (:func:`removal`), its outline alone could give the class away.
+
+    Args:
+        model: a classifier.
+        images: (n, channels, height, width), normalised as in training.
+        saliency: (n, rows, columns), of any sign; of equal patches the first in reading order counts as more salient.
+        shares: of the patches, each above 0 and below 1; rounded to whole patches.
+        noise: standard deviation of the noise.
+        seed: of the noise, which is the same for both orders.
+        batch_size: images per forward pass.
+
+    Raises:
+        ConfigError: a share that is not between 0 and 1, or leaves no patch.
+    """
+    n, rows, columns = saliency.shape
+    patches = rows * columns
+    counts = [round(share * patches) for share in shares]
+    if not counts or min(counts) < 1 or max(counts) >= patches:
+        raise ConfigError("shares", f"must remove 1 to {patches - 1} patches each (found {counts} of {patches})")
+    rank = saliency.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1).unflatten(1, (rows, columns))
+    generator, weight = torch.Generator().manual_seed(seed), next(model.parameters())
+    drawn = noise * torch.randn(images.shape, generator=generator, dtype=torch.float64)
+    found = torch.empty(2, n, len(counts))
+    with evaluating(model), torch.no_grad():
+        chosen = torch.cat([model(part.to(weight)).argmax(1, keepdim=True) for part in images.split(batch_size)])
+        for step, count in enumerate(counts):
+            for order, removed in enumerate((rank < count, rank >= patches - count)):
+                gone = _pixels(removed, images)
+                filled = torch.stack([imputed(*pair) for pair in zip(images.double().cpu(), gone[:, 0], strict=True)])
+                shown = torch.where(gone, filled + drawn, images.cpu()).split(batch_size)
+                logits = torch.cat([model(part.to(weight)) for part in shown])
+                found[order, :, step] = logits.float().softmax(dim=1).gather(1, chosen)[:, 0].cpu()
+    return Road(torch.tensor(counts) / patches, found[0], found[1])
+
+
+def imputed(
+    image: Float[Tensor, "chans height width"], removed: Bool[Tensor, "height width"]
+) -> Float[Tensor, "chans height width"]:
+    """An image whose removed pixels are the weighted means of their neighbours (arXiv 2202.00449, section 4).
+
+    All removed pixels together solve one linear system: each is the mean of its eight neighbours, removed or not,
+    those beside it weighted twice those at its corners.
+
+    Args:
+        image: on the CPU; computed in float64.
+        removed: not all of its pixels.
+    """
+    height, width = removed.shape
+    pixels, gone = image.double().flatten(1).numpy(), removed.flatten().numpy()
+    places = np.flatnonzero(gone)
+    equation = np.cumsum(gone) - 1  # of each removed pixel
+    row, column = np.divmod(places, width)
+    weights, known = np.zeros(len(places)), np.zeros((len(places), len(pixels)))
+    entries: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for down, across, weight in _NEIGHBOURS:
+        inside = np.flatnonzero(
+            (row + down >= 0) & (row + down < height) & (column + across >= 0) & (column + across < width)
+        )
+        neighbour = places[inside] + down * width + across
+        weights[inside] += weight
+        hidden = gone[neighbour]
+        known[inside[~hidden]] += weight * pixels[:, neighbour[~hidden]].T
+        entries.append((np.full(int(hidden.sum()), -weight), inside[hidden], equation[neighbour[hidden]]))
+    values, down, across = (np.concatenate(each) for each in zip(*entries, strict=True))
+    system = csc_array((values, (down, across)), shape=(len(places), len(places))) + diags_array(weights)
+    filled = pixels.copy()
+    filled[:, places] = spsolve(csc_array(system), known).reshape(len(places), -1).T
+    return torch.from_numpy(filled).unflatten(1, (height, width)).to(image.dtype)
 
 
 def _pixels(patches: Tensor, images: Tensor) -> Tensor:

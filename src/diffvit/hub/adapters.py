@@ -377,7 +377,7 @@ def load_model(name: str | None = None, weights: Path | None = None) -> Pretrain
     except Exception as error:  # each library has errors of its own
         why = f"cannot be loaded ({reason(error)})"
         raise EnvironmentFault(f"{kind}:{rest}", why, "Check the name and the network.") from None
-    model = adapted(theirs.eval())
+    model = adapted(theirs.float().eval())
     made, known = model.settings["image_size"], classes if model.settings["num_classes"] else None
     return Pretrained(model, Path(rest).name, tuple(mean), tuple(std), made, known, f"{kind}, {rest}")
 
@@ -411,7 +411,9 @@ def _from_torchvision(name: str) -> Loaded:
 
 def _from_open_clip(name: str) -> Loaded:
     architecture, _, tag = name.partition("/")
-    visual = library("open_clip", _INSTALL).create_model(architecture, pretrained=tag or None).visual
+    if not tag:
+        raise ConfigError("pretrained", f"needs the weights' tag (found {name})", "As in open_clip:ViT-B-32/openai.")
+    visual = library("open_clip", _INSTALL).create_model(architecture, pretrained=tag).visual
     return visual, visual.image_mean, visual.image_std, None
 
 
