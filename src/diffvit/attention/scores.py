@@ -1,13 +1,14 @@
 """Scores of a model's saliency maps on a data set, against baselines without attention; tables, CSV files and plots.
 
-:func:`score_maps` scores one set of images, :func:`map_scores` a run of a study, :func:`write_scores` a model for
-``diffvit attention --score``.
+:func:`score_maps` scores one set of images, :func:`map_scores` and :func:`attribution_scores` a run of a study,
+:func:`write_scores` a model for ``diffvit attention --score``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor, nn
 
-from diffvit.attention.attribute import METHODS, attribute
-from diffvit.attention.baselines import by_place, mask_scores
-from diffvit.attention.capture import Record, captures, depth_of
+from diffvit.attention.attribute import METHODS, attribute, randomisation, randomised
+from diffvit.attention.baselines import by_place, mask_scores, of_images
+from diffvit.attention.capture import Record, captures, classes_of, depth_of, grid_of
 from diffvit.attention.inputs import LoadedModel, labelled_images, load_model
-from diffvit.attention.metrics import removal
+from diffvit.attention.metrics import coverage, rank_correlation, removal, road, roc_auc, saco
 from diffvit.attention.rollout import rollout
 from diffvit.config import to_dict
 from diffvit.data import sources
@@ -35,10 +36,12 @@ from diffvit.training.run_dir import RunDir
 
 Row = dict[str, Any]
 _MASKED, _REMOVED = 2000, 500  # test images scored of a run in a study, with masks and without
+_ATTRIBUTED, _SANITY = 300, 100  # test images at each level of clutter, and of the sanity test, in one of attribution
 METRICS = {"pointing": "pointing game", "mass": "mass on the object", "iou": "IoU at half the mass"}
 FIRST_MAP = ", A1 alone"  # suffix of a map's name: differential attention without the subtraction
 BASELINES = ("uniform", "centre", "random")  # maps without attention
 CLUTTER = (0.0, 0.3, 0.6, 0.9)  # levels at which maps are scored if the data is shapes
+HARD_CLUTTER = (0.1, 0.3, 0.6)  # levels of a study of attribution, on shapes-hard
 REMOVAL = 200  # images for deletion and insertion, at most
 _LINES: dict[str, Any] = {name: ("--", "-.")[place // 5] for place, name in enumerate(METHODS) if name != "rollout"}
 _LINES |= {"uniform": (0, (1, 2)), "centre": (0, (4, 2)), "random": (0, (1, 1))}
@@ -146,6 +149,58 @@ def map_scores(run: RunDir) -> dict[str, list[Row]]:
     return {name: [key | _rounded(row) for row in rows] for name, rows in tables.items()}
 
 
+def attribution_scores(run: RunDir) -> dict[str, list[Row]]:
+    """What a study with ``score: attribution`` measures, for every method and baseline, to five digits.
+
+    Three tables. ``methods``: ``weights`` (``trained``; ``random``: as before any training), ``clutter``, ``map``, the
+    scores against the masks, where the test images have some, and those of removal on the run's own images.
+    ``agreement``: rank correlation of each two methods' maps (``map``, ``other``). ``sanity``: as
+    :func:`diffvit.attention.attribute.randomisation`. All explain the class that the trained model predicts.
+
+    Raises:
+        InputError: the data is missing or damaged, or the model has no maps.
+    """
+    model = load_model(run.path)
+    own = labelled_images(model)
+    own = own.select(range(min(_ATTRIBUTED, len(own))))
+    levels = _levels(model, own, _ATTRIBUTED, HARD_CLUTTER) or [(None, own)]
+    pixels = [model.normalised(images.pixels) for _, images in levels]
+    classes = [classes_of(model.model, each, None) for each in pixels]
+    *_, (_, untrained) = randomised(model.model)
+    tables: dict[str, list[Row]] = {"methods": [], "agreement": []}
+    for weights, network in (("trained", model.model), ("random", untrained)):
+        for (clutter, images), shown, target in zip(levels, pixels, classes, strict=True):
+            maps = {method: attribute(network, shown, method, target).float() for method in METHODS}
+            key: Row = {"weights": weights, "clutter": clutter}
+            if images.name == own.name and network is model.model:
+                tables["agreement"] += [
+                    {"map": one, "other": other, "correlation": float(rank_correlation(maps[one], maps[other]).mean())}
+                    for one, other in combinations(METHODS, 2)
+                ]
+            grid = grid_of(network, shown)
+            maps |= {**of_images(images, grid), **by_place(len(images), grid)} if network is model.model else {}
+            for name, saliency in maps.items():
+                row = key | {"map": name, "images": len(images)}
+                if images.masks is not None:
+                    found = mask_scores(saliency, images.masks)
+                    found |= {"auc": roc_auc(saliency, coverage(images.masks, grid))}
+                    row |= {name: float(each.mean()) for name, each in found.items()}
+                if images.name == own.name and network is model.model:
+                    row |= _removed(network, shown[:REMOVAL], saliency[:REMOVAL])
+                tables["methods"].append(row)
+    tables["sanity"] = randomisation(model.model, model.normalised(own.pixels[:_SANITY]))
+    columns = list(dict.fromkeys(name for row in tables["methods"] for name in row))
+    tables["methods"] = [{name: row.get(name) for name in columns} for row in tables["methods"]]
+    return {name: [_rounded(row) for row in rows] for name, rows in tables.items()}
+
+
+def _removed(model: nn.Module, images: Tensor, saliency: Tensor) -> Row:
+    found, debiased = removal(model, images, saliency), road(model, images, saliency)
+    areas = {"deletion": found.deletion_area, "insertion": found.insertion_area}
+    scores = areas | {"road": debiased.score, "saco": saco(model, images, saliency)}
+    return {name: float(each.mean()) for name, each in scores.items()}
+
+
 def _rounded(row: Row) -> Row:
     return {name: round(value, 5) if isinstance(value, float) else value for name, value in row.items()}
 
@@ -207,14 +262,16 @@ def write_scores(
     return ScoreReport(rows, _tables(rows), write_files(out, files))
 
 
-def _levels(model: LoadedModel, own: Images, count: int) -> list[tuple[float, Images]]:
+def _levels(
+    model: LoadedModel, own: Images, count: int, levels: Sequence[float] = CLUTTER
+) -> list[tuple[float, Images]]:
     """Shapes at every level of clutter, the model's own among them; empty for other data."""
     config = config_of(model.reference, model.meta)
     if own.masks is None or config is None or config.data not in ("auto", "shapes", "shapes-hard"):
         return []
     settings = to_dict(config.shapes)
     found = []
-    for clutter in sorted({*CLUTTER, settings["clutter"]}):
+    for clutter in sorted({*levels, settings["clutter"]}):
         if clutter == settings["clutter"]:
             found.append((clutter, own))
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -149,7 +150,8 @@ def _worker_of(
     """A worker on this machine: for the cells without committed rows, or for the search."""
     from diffvit.experiments.runner import SCORES, Runner, committed, conditions_of, folder_of
 
-    SCORES.setdefault("attention-maps", _map_scores)
+    for name, function in _MAP_SCORES.items():
+        SCORES.setdefault(name, partial(_score_maps, function))
     if not study.search:
         cells = cells_of(study, what.tier, seeds=what.seeds)
         on = {cell.name: conditions_of(cell.config.model_copy(update=dict(where))) for cell in cells}
@@ -165,10 +167,13 @@ def _worker_of(
     return Search(study, what.tier, tried, places.runs, where, show.line, grace)
 
 
-def _map_scores(run: RunDir) -> Mapping[str, Any]:
-    from diffvit.attention.scores import map_scores
+_MAP_SCORES = {"attention-maps": "map_scores", "attribution": "attribution_scores"}
 
-    return map_scores(run)
+
+def _score_maps(function: str, run: RunDir) -> Mapping[str, Any]:
+    from diffvit.attention import scores
+
+    return getattr(scores, function)(run)
 
 
 @app.command
