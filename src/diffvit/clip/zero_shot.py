@@ -63,15 +63,13 @@ def zero_shot_classifier(
     templates: Templates,
     *,
     use_cache: bool = True,
-    check: bool = True,
     progress: Progress | None = None,
 ) -> Classifier:
     """The classifier that a CLIP model makes of labels; equal ones are kept (see :class:`Classifier`).
 
     Of each label, each prompt's text feature is brought to unit length, and so is their mean. Rows are kept in the
     cache in parts as they are done: an interrupted call goes on where it was, and a repeated one computes nothing.
-    ``check=False`` takes labels that the model cannot read or tell apart. ``progress`` is called with (labels done,
-    labels in all), first before any is computed.
+    ``progress`` is called with (labels done, labels in all), first before any is computed.
 
     Raises:
         ConfigError: no label, too many, or no template; different labels that are the same to the model, or none with
@@ -82,24 +80,24 @@ def zero_shot_classifier(
         raise ConfigError("labels", f"must be 1 to {MAX_LABELS:,} (found {len(labels):,})")
     if not templates.texts or not all("{}" in text for text in templates.texts):
         raise ConfigError("templates", "must have {} where the label goes, at least one of them")
-    unknown, cut, context = _unread(clip, labels, templates) if check else ((), (), 0)
+    unknown, cut, context = _unread(clip, labels, templates)
     size = max(1, _PROMPTS_AT_ONCE // len(templates.texts))
     tokenizer = [clip.name, type(clip.tokenizer).__name__, library("open_clip").__version__]
     key = digest([_VERSION, text_fingerprint(clip.model), tokenizer, templates.texts, list(labels), size])
     chunks = [labels[first : first + size] for first in range(0, len(labels), size)]
     computed = 0
 
-    def compute(index: int, done: int) -> Float32[Tensor, "labels dim"]:
+    def compute(index: int) -> Float32[Tensor, "labels dim"]:
         nonlocal computed
         if progress:
-            progress(done, len(labels))
+            progress(index * size, len(labels))
         computed += len(chunks[index])
-        return _rows(clip, chunks[index], templates)
+        return label_rows(clip, chunks[index], templates)
 
     if use_cache:
         rows = cached_rows(key, "the classifier", [(len(chunk), "") for chunk in chunks], compute)
     else:
-        rows = [compute(index, index * size) for index in range(len(chunks))]
+        rows = [compute(index) for index in range(len(chunks))]
     if progress:
         progress(len(labels), len(labels))
     return Classifier(torch.cat(rows), tuple(labels), templates, key, computed, twins(labels), unknown, cut, context)
@@ -189,7 +187,12 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(name[:60] for name in names[:10]) + (f" and {len(names) - 10:,} more" if len(names) > 10 else "")
 
 
-def _rows(clip: Clip, labels: Sequence[str], templates: Templates) -> Float32[Tensor, "labels dim"]:
+def label_rows(clip: Clip, labels: Sequence[str], templates: Templates) -> Float32[Tensor, "labels dim"]:
+    """The classifier's rows of these labels, which may be such as the model cannot read or tell apart.
+
+    Raises:
+        InputError: the model's text features are not finite.
+    """
     prompts = [prompt for label in labels for prompt in templates.prompts(label)]
     features = text_features(clip.model, clip.tokenizer(prompts)).double()
     if not bool(features.isfinite().all()):

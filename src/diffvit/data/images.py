@@ -210,17 +210,13 @@ def _reader_of(encoded: bytes, name: str) -> Any:
         if brand in _AVIF or (brand not in _HEIC and b"avif" in encoded[16:64]):
             return AvifImageFile
         if brand in _HEIC:
-            return _heif_reader(name)
+            try:
+                from pillow_heif import HeifImageFile
+            except ImportError:
+                hint = "Install it with: pip install 'diffvit[heic]'"
+                raise InputError(name, "is a HEIC image: needs pillow-heif", hint) from None
+            return HeifImageFile
     return next((reader for magic, reader in _READERS.items() if encoded.startswith(magic)), None)
-
-
-def _heif_reader(name: str) -> Any:
-    try:
-        from pillow_heif import HeifImageFile
-    except ImportError:
-        hint = "Install it with: pip install 'diffvit[heic]'"
-        raise InputError(name, "is a HEIC image: needs pillow-heif", hint) from None
-    return HeifImageFile
 
 
 def _read(path: Path, name: str) -> bytes:

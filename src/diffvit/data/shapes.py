@@ -164,7 +164,8 @@ def _draw(
         return paper + np.where(sign[:, None] < 0.5, -apart, apart)
 
     scene, labels = draws(_SCENE, 1, 16)[0], indices.numpy() % len(CLASSES)
-    edge = _margin(size, look)
+    # The canvas has a margin: a piece of clutter reaches so many pixels out of the image.
+    edge = math.ceil(max(_PIECE[1], look.diameter / 2 if look.decoys else 0) * size) + 1
     paper = np.float32(0.3) * scene[:, 4:7] + np.float32(0.35 if look.contrast else 0)
     canvas = _background(paper, scene[:, 7:9], size + 2 * edge)
     inner = canvas[:, edge : edge + size, edge : edge + size]
@@ -194,11 +195,6 @@ def _draw(
     if noise:
         image += np.float32(noise * 255) * _normal(indices, split, size, seed)
     return np.rint(image).clip(0, 255).astype(np.uint8), cover >= 0.5
-
-
-def _margin(size: int, look: Look) -> int:
-    """Width of the canvas's margin, pixels: how far a piece of clutter reaches out of the image."""
-    return math.ceil(max(_PIECE[1], look.diameter / 2 if look.decoys else 0) * size) + 1
 
 
 def _background(
