@@ -13,12 +13,13 @@ import pytest
 
 from diffvit.config import parse, read_yaml
 from diffvit.errors import EnvironmentFault, InputError, Interrupted
-from diffvit.experiments.report import best_of, update_search, write_search
+from diffvit.experiments.report import best_of, write_search
 from diffvit.experiments.runner import ATTEMPTS, Runner, conditions_of, folder_of
-from diffvit.experiments.search import Search, cell_of, close, open_storage, open_study, rows_of, safe_epochs, space_of
+from diffvit.experiments.search import Search, cell_of, open_storage, open_study, rows_of, safe_epochs, space_of
 from diffvit.experiments.study import STUDIES, Cell, TierName
 from diffvit.training.progress import Progress
 from diffvit.training.run_dir import RunDir
+from tests.experiments.study_rows import close
 
 SEARCH = STUDIES["search"]
 CPU = {"device": "cpu", "threads": 1}
@@ -214,7 +215,7 @@ def searched() -> list[dict[str, object]]:
 
 
 def test_the_report_names_the_best_that_ran_to_its_end(tmp_path: Path) -> None:
-    text = write_search(SEARCH, searched(), tmp_path).read_text()
+    text = write_search(SEARCH, tmp_path, searched()).read_text()
     assert "6 trials of up to 6 epochs, 4 of them complete" in text
     assert text.index("| trial-01 | 61.00% |") < text.index("| trial-00 | 60.00% |")
     assert "trial-02" not in text  # pruned, though it was ahead
@@ -223,7 +224,7 @@ def test_the_report_names_the_best_that_ran_to_its_end(tmp_path: Path) -> None:
     assert (config.batch_size, config.model.attention, config.validation_size) == (128, "differential", 5000)
     before = {each.name: hashlib.sha256(each.read_bytes()).hexdigest() for each in tmp_path.iterdir()}
     assert before.keys() == {"trials.csv", "report.md", "settings.png", "best-softmax.yaml", "best-differential.yaml"}
-    update_search(SEARCH, tmp_path)
+    write_search(SEARCH, tmp_path)
     assert {each.name: hashlib.sha256(each.read_bytes()).hexdigest() for each in tmp_path.iterdir()} == before
     with (tmp_path / "trials.csv").open() as file:
         assert next(csv.reader(file))[-8:] == list(space_of(SEARCH).settings)

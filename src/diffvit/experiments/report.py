@@ -16,7 +16,7 @@ from diffvit.experiments.results import Line, Results, beside, difference, over_
 from diffvit.experiments.runner import numbers_in, scores_of
 from diffvit.experiments.search import CONDITIONS, cell_of, space_of
 from diffvit.experiments.study import STUDIES, TIERS, Study, TierName, cells_of, differing, recipe_of
-from diffvit.files import Row, brought_up_to_date, read_csv, write_csv, write_file
+from diffvit.files import Row, brought_up_to_date, read_csv, sha256_of, write_csv, write_file
 from diffvit.registry import label_of
 from diffvit.reporting import stats, texts
 from diffvit.reporting.arms import span
@@ -25,7 +25,7 @@ from diffvit.reporting.stats import Interval
 from diffvit.reporting.style import stamp_of
 from diffvit.reporting.tables import NONE, Table, big, duration, percent, threads
 
-Plots = dict[str, tuple[str, Callable[[], bytes]]]  # by file name, the stamp of each and what draws it as PNG
+Files = dict[str, str | tuple[str, Callable[[], bytes]]]  # texts; of each plot its stamp and what draws it as PNG
 REPORT, BEST, _COSTS = "report.md", "best.yaml", "cost.png"
 _PLOTS: Mapping[str, tuple[str, Callable[..., bytes]]] = {
     "accuracy.png": ("Test accuracy of every arm and seed", plots.accuracies),
@@ -81,7 +81,7 @@ def write_report(results: Results, reports: Path) -> Path:
     stamp = write(folder, merge(committed, [record for each in every for record in each.records]))
     if not study.report:
         return folder / ROWS_FILE
-    return _brought_up_to_date(folder, texts_of(results), plots_of(results, stamp))
+    return _brought_up_to_date(folder, files_of(results, stamp))
 
 
 def _write_tables(folder: Path, score: str, records: Sequence[tuple[str, RunRecord]]) -> None:
@@ -105,28 +105,25 @@ def _write_tables(folder: Path, score: str, records: Sequence[tuple[str, RunReco
         write_csv(path, [row for each in (rows | found).values() for row in each])
 
 
-def _brought_up_to_date(folder: Path, written: Mapping[str, str], drawn: Plots) -> Path:
+def _brought_up_to_date(folder: Path, files: Files) -> Path:
     """Write the texts and plots that are not as they should be; the path of report.md."""
-    brought_up_to_date({folder / name: (text.encode(), "") for name, text in written.items()}, check=False)
-    for name, (stamp, draw) in drawn.items():
-        if stamp_of(folder / name) != stamp:
-            write_file(folder / name, draw())
+    for name, content in files.items():
+        if isinstance(content, str):
+            brought_up_to_date({folder / name: (content.encode(), "")}, check=False)
+        elif stamp_of(folder / name) != content[0]:
+            write_file(folder / name, content[1]())
     return folder / REPORT
 
 
-def texts_of(results: Results) -> dict[str, str]:
-    """The report and the best configuration, by file name."""
-    return {REPORT: report(results), BEST: to_yaml(results.best().config)}
-
-
-def plots_of(results: Results, rows: str) -> Plots:
-    """The plots of a study's report.
+def files_of(results: Results, rows: str) -> Files:
+    """The report, the best configuration and the plots of a study.
 
     A stamp says what a plot was made from: ``rows``, the digest of the rows; costs from the operations counted, too.
     """
+    files: Files = {REPORT: report(results), BEST: to_yaml(results.best().config)}
     told = " ".join([rows, *(f"{line.flops:.0f}" for line in results.lines)])
     stamps = dict.fromkeys(_PLOTS, rows) | {_COSTS: hashlib.sha256(told.encode()).hexdigest()}
-    return {name: (stamps[name], partial(draw, results, stamp=stamps[name])) for name, (_, draw) in _PLOTS.items()}
+    return files | {n: (stamps[n], partial(draw, results, stamp=stamps[n])) for n, (_, draw) in _PLOTS.items()}
 
 
 def report(results: Results) -> str:
@@ -277,31 +274,31 @@ def circumstances(results: Results) -> str:
     return "; ".join(dict.fromkeys(found)) + "."
 
 
-def write_search(study: Study, rows: Sequence[Row], folder: Path) -> Path:
-    """Write trials.csv, report.md, the best of each attention as YAML, and the plot; the path of report.md.
+def write_search(study: Study, folder: Path, rows: Sequence[Row] | None = None) -> Path:
+    """Write report.md, the best of each attention as YAML, and the plot; the path of report.md.
+
+    They are made from trials.csv, which is made of ``rows`` first where these are given.
 
     Raises:
-        InputError: nothing was tried yet.
+        InputError: nothing was tried yet, or trials.csv is missing or damaged.
         EnvironmentFault: the disk refuses.
     """
-    if not rows:
-        hint = f"Run it first: diffvit study run {study.name}"
-        raise InputError(f"study {study.name}", "has tried nothing yet", hint)
-    write_csv(folder / TRIALS_FILE, rows)
-    return update_search(study, folder)
+    if rows is not None:
+        if not rows:
+            hint = f"Run it first: diffvit study run {study.name}"
+            raise InputError(f"study {study.name}", "has tried nothing yet", hint)
+        write_csv(folder / TRIALS_FILE, rows)
+    return _brought_up_to_date(folder, search_files(study, folder))
 
 
-def update_search(study: Study, folder: Path) -> Path:
-    """Bring all but trials.csv up to date with it; the path of report.md.
+def search_files(study: Study, folder: Path) -> Files:
+    """The report of a search's trials.csv, the best of each attention as YAML, and the plot, whose stamp is its digest.
 
     Raises:
         InputError: trials.csv is missing or damaged.
     """
-    return _brought_up_to_date(folder, search_texts(study, read_csv(folder / TRIALS_FILE)), search_plots(study, folder))
-
-
-def search_texts(study: Study, rows: Sequence[Row]) -> dict[str, str]:
-    """The report of a search's trials and the best of each attention as YAML, by file name."""
+    file = folder / TRIALS_FILE
+    rows = read_csv(file)
     ranked = comparable(rows)
     tier, settings, best = ranked[0]["tier"], list(space_of(study).settings), best_of(ranked)
     complete = sorted((row for row in ranked if row["state"] == "complete"), key=lambda row: -row["val_accuracy"])
@@ -325,18 +322,12 @@ def search_texts(study: Study, rows: Sequence[Row]) -> dict[str, str]:
         tables=tables,
         best=[_BEST_OF.format(attention) for attention in best],
     )
-    written = {REPORT: text}
+    stamp = sha256_of(file)
+    files: Files = {REPORT: text, SEARCH_PLOT: (stamp, partial(plots.settings, study, ranked, stamp=stamp))}
     for attention, row in best.items():
         cell = cell_of(study, tier, attention, row["trial"], {name: row[name] for name in settings})
-        written[_BEST_OF.format(attention)] = to_yaml(cell.config)
-    return written
-
-
-def search_plots(study: Study, folder: Path) -> Plots:
-    """The plot of a search's report; its stamp is the digest of trials.csv."""
-    file = folder / TRIALS_FILE
-    stamp = hashlib.sha256(file.read_bytes()).hexdigest()
-    return {SEARCH_PLOT: (stamp, lambda: plots.settings(study, comparable(read_csv(file)), stamp=stamp))}
+        files[_BEST_OF.format(attention)] = to_yaml(cell.config)
+    return files
 
 
 def comparable(rows: Sequence[Row]) -> list[Row]:

@@ -12,8 +12,8 @@ import random
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 from diffvit.config import merge
 from diffvit.errors import DiffvitError, EnvironmentFault, Interrupted, RunBusyError
 from diffvit.experiments.runner import ATTEMPTS, Runner, State, Tell, conditions_of, folder_of
-from diffvit.experiments.study import GRACE_SECONDS, Cell, Range, SearchSpace, Study, TierName, recipe_of
+from diffvit.experiments.study import GRACE_SECONDS, Cell, SearchSpace, Study, TierName, recipe_of
 from diffvit.files import Row
 from diffvit.training.progress import Progress, StopRequest
 from diffvit.training.run_dir import RunDir
@@ -141,25 +141,15 @@ def open_storage(place: str, grace: float = GRACE_SECONDS) -> Any:
     raise AssertionError("unreachable")
 
 
-def close(optuna_study: Any) -> None:
-    """Close the connections of an Optuna study's storage."""
-    storage = getattr(optuna_study._storage, "_backend", optuna_study._storage)
-    storage.remove_session()
-    storage.engine.dispose()
-
-
 def _brief(error: BaseException) -> str:
     return " ".join(str(error).split())[:160]
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> AbstractContextManager[object]:
     """Without Optuna's notes on what it calls experimental: heartbeats."""
     import optuna
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        yield
+    return warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
 def _number(trial: Any) -> int:
@@ -266,7 +256,12 @@ class Search:
         trial.study._storage.record_heartbeat(trial._trial_id)  # the thread's first beat may come after the note below
         trial.set_user_attr(_BEGUN, trial.number)
         try:
-            values = {name: _suggested(trial, name, each) for name, each in space_of(self.study).settings.items()}
+            values = {
+                name: trial.suggest_categorical(name, each.choices)
+                if each.choices
+                else trial.suggest_float(name, each.low, each.high, log=each.log)
+                for name, each in space_of(self.study).settings.items()
+            }
             frozen = trial.study._storage.get_trial(trial._trial_id)
             cell = cell_of(self.study, self.tier, attention, _name(_number(frozen)), values)
             on = conditions_of(cell.config.model_copy(update=dict(self.where)))
@@ -321,13 +316,6 @@ class _Report(Progress):
             self._trial.report(row["val_accuracy"], int(row["epoch"]))
         if self._trial.should_prune():
             raise optuna.TrialPruned
-
-
-def _suggested(trial: Any, setting: str, values: Range) -> Any:
-    """A value, by the study's sampler."""
-    if values.choices:
-        return trial.suggest_categorical(setting, values.choices)
-    return trial.suggest_float(setting, values.low, values.high, log=values.log)
 
 
 def _value(trial: Any) -> float:
