@@ -1,19 +1,23 @@
-"""``diffvit clip``: ``classify`` and ``precision`` here, the others in modules of their own."""
+"""``diffvit clip``: which CLIP, ``classify`` and ``precision``; the others are in modules of their own."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
 from diffvit.cli import show
-from diffvit.cli.clip_options import CLIP, ClipChoice, summed
 from diffvit.cli.options import COMMAND, OUTPUT, DataDir, Output, numbers_of, refuse_folder
 from diffvit.config import resolve
-from diffvit.errors import ConfigError
+from diffvit.errors import ConfigError, InputError
 from diffvit.settings import Device
+
+if TYPE_CHECKING:
+    from diffvit.clip.load import Clip
 
 app = App(name="clip", help_format="plaintext")
 for _name, _module, _help in (
@@ -24,6 +28,51 @@ for _name, _module, _help in (
 ):
     _usage = "Usage: diffvit clip train [CONFIG.yaml] [OPTIONS]" if _name == "train" else None
     app.command(f"diffvit.cli.{_module}:{_name}", name=_name, help=_help, usage=_usage)
+
+
+@Parameter(name="*", group=COMMAND)
+@dataclass(frozen=True)
+class ClipChoice:
+    """A CLIP and where it runs."""
+
+    model: str = "RN50"
+    """open_clip's architecture name, or a small CLIP trained with diffvit: cifar10-clip or a run folder."""
+    pretrained: str = "openai"
+    """Tag of the weights; with --weights FILE, the tag of what the file holds, or none."""
+    weights: Path | None = None
+    """Weights from a file: OpenAI's archive, .pt, .safetensors."""
+    device: Annotated[Device | None, Parameter(show_default="auto")] = None
+    """Where to run."""
+
+    @property
+    def place(self) -> str:
+        """The device: flag > environment > default."""
+        return resolve(None, {} if self.device is None else {"device": self.device}).device
+
+    def load(self) -> Clip:
+        """The model, in a process that keeps freed memory: each batch asks for the same large blocks again."""
+        from diffvit.clip.load import load_clip
+        from diffvit.clip.small.load import is_own, load_small
+        from diffvit.kernels import accelerate
+        from diffvit.training.memory import keep_freed_memory
+
+        keep_freed_memory()
+        if self.weights is None and is_own(self.model):
+            clip = load_small(self.model, device=self.place)
+            accelerate(clip.model)
+            return clip
+        pretrained = None if self.pretrained == "none" else self.pretrained
+        return load_clip(self.model, pretrained, self.weights, device=self.place)
+
+
+CLIP = ClipChoice()
+
+
+def summed(faults: Sequence[InputError], kept: str = "") -> InputError:
+    """The first of the faults, how many more there are, and what was done all the same."""
+    first = faults[0]
+    more = f"{len(faults) - 1} more could not be read either." if len(faults) > 1 else ""
+    return InputError(first.what, first.why, f"{more} {kept}".strip())
 
 
 @app.command(usage="Usage: diffvit clip classify IMAGE... --labels A,B,... [OPTIONS]")
@@ -47,15 +96,16 @@ def classify(
     if top < 1:
         raise ConfigError("--top", f"must be at least 1 (found {top})")
 
-    from diffvit.clip.classify import figures, name_pictures, read_pictures
+    from diffvit.clip.classify import figures, name_pictures
     from diffvit.clip.templates import load_labels, load_templates
     from diffvit.clip.zero_shot import zero_shot_classifier
+    from diffvit.data.images import read_each
     from diffvit.files import to_json, write_files
     from diffvit.reporting.texts import render
 
     given, prompts = load_labels(labels, labels_file), load_templates(templates)
     clip = choice.load()
-    pictures, faults = read_pictures(images, clip.preprocessing)
+    pictures, faults = read_each(images, lambda pixels, _: clip.preprocessing.square(pixels))
     if not pictures:
         raise summed(faults)
     made = zero_shot_classifier(clip, given, prompts, progress=show.Lines("labels"))

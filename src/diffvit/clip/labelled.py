@@ -20,7 +20,7 @@ from diffvit.data import sources
 from diffvit.data.cifar10 import CLASSES, SIZE
 from diffvit.data.images import decode
 from diffvit.data.layout import class_folders, image_files
-from diffvit.errors import ConfigError, InputError
+from diffvit.errors import ConfigError, InputError, few
 
 CIFAR10 = "cifar10"
 _WORDNET_ID = re.compile(r"n\d{8}")
@@ -226,8 +226,7 @@ def imagenet_groups(labelled: Labelled) -> tuple[list[int], list[list[int]]]:
     groups = _places(labelled)
     places = [place for place, group in enumerate(groups) if group]
     if not places or (len(places) == 1 and len(groups) > 1):
-        names = ", ".join(labelled.classes[:5]) + (", ..." if len(labelled.classes) > 5 else "")
-        why = f"shares {'one class' if places else 'no class'} with ImageNet (found {names})"
+        why = f"shares {'one class' if places else 'no class'} with ImageNet (found {few(labelled.classes)})"
         allowed = "Allowed are folders named by WordNet ids (n01440764), CIFAR-10's classes, or ImageNet's own names."
         raise ConfigError(labelled.name, why, allowed)
     taken: dict[int, str] = {}
