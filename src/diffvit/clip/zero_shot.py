@@ -16,7 +16,7 @@ from diffvit.clip.encode import Progress, cached_rows, digest, fingerprint
 from diffvit.clip.hub import text_features
 from diffvit.clip.load import Clip
 from diffvit.clip.small.model import KnownTokens
-from diffvit.clip.templates import MAX_LABELS, Templates, twins
+from diffvit.clip.templates import Templates, twins
 from diffvit.errors import ConfigError, InputError
 from diffvit.hub.libraries import library
 
@@ -28,9 +28,8 @@ _PROMPTS_AT_ONCE = 1_600  # of a part: seconds of work on a CPU, and lengths eno
 
 @dataclass(frozen=True)
 class Classifier:
-    """A row of unit length for each label, on the CPU, made with these templates.
+    """A row of unit length for each label, on the CPU; ``computed`` rows were made just now, the others were cached.
 
-    ``key`` is the hash of model, templates and labels; ``computed`` rows were made just now, the others were cached.
     ``twins`` are groups of places with the same label, as ImageNet's names have: such classes share a row, and of two
     equal probabilities the first is named. ``unknown`` are words of the labels that no caption of a small CLIP held;
     ``cut`` are labels that do not fit into the model's ``context`` (tokens) in some template.
@@ -38,8 +37,6 @@ class Classifier:
 
     weights: Float32[Tensor, "labels dim"]
     labels: tuple[str, ...]
-    templates: Templates
-    key: str
     computed: int
     twins: tuple[tuple[int, ...], ...]
     unknown: tuple[str, ...] = ()
@@ -72,14 +69,9 @@ def zero_shot_classifier(
     ``progress`` is called with (labels done, labels in all), first before any is computed.
 
     Raises:
-        ConfigError: no label, too many, or no template; different labels that are the same to the model, or none with
-            a word that it knows.
+        ConfigError: different labels that are the same to the model, or none with a word that it knows.
         InputError: the model's text features are not finite.
     """
-    if not labels or len(labels) > MAX_LABELS:
-        raise ConfigError("labels", f"must be 1 to {MAX_LABELS:,} (found {len(labels):,})")
-    if not templates.texts or not all("{}" in text for text in templates.texts):
-        raise ConfigError("templates", "must have {} where the label goes, at least one of them")
     unknown, cut, context = _unread(clip, labels, templates)
     size = max(1, _PROMPTS_AT_ONCE // len(templates.texts))
     tokenizer = [clip.name, type(clip.tokenizer).__name__, library("open_clip").__version__]
@@ -100,22 +92,15 @@ def zero_shot_classifier(
         rows = [compute(index) for index in range(len(chunks))]
     if progress:
         progress(len(labels), len(labels))
-    return Classifier(torch.cat(rows), tuple(labels), templates, key, computed, twins(labels), unknown, cut, context)
+    return Classifier(torch.cat(rows), tuple(labels), computed, twins(labels), unknown, cut, context)
 
 
-def classify(
-    clip: Clip, classifier: Classifier, images: Float[Tensor, "n 3 h w"], *, batch_size: int = 32
-) -> Float32[Tensor, "n labels"]:
-    """The probability of each label for each image, preprocessed as ``clip.preprocessing`` says; on the CPU.
-
-    Raises:
-        ConfigError: the classifier is of a model of another width.
-    """
+def classify(clip: Clip, classifier: Classifier, images: Float[Tensor, "n 3 h w"]) -> Float32[Tensor, "n labels"]:
+    """The probability of each label for each image, preprocessed as ``clip.preprocessing`` says; on the CPU."""
     model: Any = clip.model
     with torch.no_grad():
-        parts = [model.encode_image(part.to(clip.device, clip.dtype)) for part in images.split(batch_size)]
-    rows = [F.normalize(part.float(), dim=-1).cpu() for part in parts]
-    return zero_shot_probabilities(clip, classifier, torch.cat(rows))
+        features = model.encode_image(images.to(clip.device, clip.dtype)).float()
+    return zero_shot_probabilities(clip, classifier, F.normalize(features, dim=-1).cpu())
 
 
 def zero_shot_probabilities(
@@ -124,13 +109,7 @@ def zero_shot_probabilities(
     """The probability of each label: softmax of exp(logit_scale) times the cosine with ``rows``, unit image features.
 
     NaN rows stay NaN. Classes of the same name get the very same probability, to the bit: that of the first of them.
-
-    Raises:
-        ConfigError: the classifier is of a model of another width.
     """
-    if rows.shape[1] != classifier.weights.shape[1]:
-        widths = f"{classifier.weights.shape[1]} vs {rows.shape[1]} features"
-        raise ConfigError("classifier", f"was made with another model ({widths})")
     columns = torch.arange(len(classifier.labels))
     for group in classifier.twins:
         columns[list(group)] = group[0]

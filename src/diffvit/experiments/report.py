@@ -12,7 +12,7 @@ from typing import Any
 from diffvit.config import to_yaml
 from diffvit.errors import ConfigError, InputError
 from diffvit.experiments import plots
-from diffvit.experiments.results import Line, Results, beside, difference, over_all_arms, records_of, results_of
+from diffvit.experiments.results import Line, Results, difference, over_all_arms, records_of, results_of
 from diffvit.experiments.runner import numbers_in, scores_of
 from diffvit.experiments.search import CONDITIONS, cell_of, space_of
 from diffvit.experiments.study import STUDIES, TIERS, Study, TierName, cells_of, differing, recipe_of
@@ -49,8 +49,7 @@ def gathered(study: Study, runs: Path, reports: Path, *, tier: TierName | None =
         # Rows of before studies kept images for validation stand beside the others, or alone where there are none.
         kinds = dict.fromkeys(cells_of(study, name, validation=validation) for validation in (True, False))
         known = {cells: records_of(cells, runs, reports, study.score) for cells in kinds}
-        of_tier = [results_of(study, name, cells, records) for cells, records in known.items() if records]
-        found += [beside(of_tier)] if of_tier else []
+        found += [results_of(study, name, known)] if any(known.values()) else []
     if not found:
         hint = f"Run it first: diffvit study run {study.name}"
         raise InputError(f"study {study.name}", "has no finished run and no committed row", hint)
@@ -157,11 +156,13 @@ def _part(results: Results) -> dict[str, Any]:
 def answers(results: Results) -> list[str]:
     """Conclusions that the rows support, a paragraph each, as Markdown."""
     seeds, pairs = every_pair(results)
+    first, *others = results.study.attentions or ("",)
+    compared = [(label_of(each), label_of(first), over_all_arms(results, each, first)) for each in others]
     text = texts.render(
         "experiments/answers.md",
         results=results,
         rankings=rankings(results),
-        attentions=attentions_compared(results),
+        attentions=[each for each in compared if each[2] is not None],
         seeds=seeds,
         pairs=pairs,
         accuracy=accuracy,
@@ -236,13 +237,6 @@ def rankings(results: Results) -> list[dict[str, Any]]:
         seeds = len(ranked.seeds) if ranked else 0
         found.append({"name": label_of(attention), "best": best, "seeds": seeds, "gaps": gaps})
     return found
-
-
-def attentions_compared(results: Results) -> list[tuple[str, str, Interval]]:
-    """The names of each further attention and of the first, and their difference over all arms."""
-    first, *others = results.study.attentions or ("",)
-    found = [(label_of(each), label_of(first), over_all_arms(results, each, first)) for each in others]
-    return [(one, two, interval) for one, two, interval in found if interval is not None]
 
 
 def every_pair(results: Results) -> tuple[int, list[tuple[Line, Line, Interval]]]:

@@ -44,11 +44,6 @@ def space_of(study: Study) -> SearchSpace:
     return study.search
 
 
-def safe_epochs(study: Study, tier: TierName) -> int:
-    """Epochs that every trial runs before it may be pruned."""
-    return int(recipe_of(study, tier).epochs * _SAFE)
-
-
 def cell_of(study: Study, tier: TierName, attention: str, trial: str, values: Mapping[str, Any]) -> Cell:
     """The training of a trial that tries these values, by dotted names."""
     tried: dict[str, Any] = {}
@@ -77,7 +72,7 @@ def open_study(place: str, study: Study, tier: TierName, attention: str, tag: st
     Raises:
         EnvironmentFault: see :func:`open_storage`.
     """
-    storage = open_storage(place, grace)
+    storage, safe = open_storage(place, grace), int(recipe_of(study, tier).epochs * _SAFE)
     import optuna
 
     return optuna.create_study(
@@ -87,9 +82,7 @@ def open_study(place: str, study: Study, tier: TierName, attention: str, tag: st
         direction="maximize",
         # A trial that runs counts as poor until it is done, so that no two workers try the same.
         sampler=optuna.samplers.TPESampler(multivariate=True, constant_liar=True),
-        pruner=optuna.pruners.MedianPruner(
-            n_startup_trials=_BEFORE_PRUNING, n_warmup_steps=safe_epochs(study, tier) + 1
-        ),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=_BEFORE_PRUNING, n_warmup_steps=safe + 1),
     )
 
 

@@ -153,8 +153,8 @@ class Contrastive:
         images, texts, scale = model(batch.images, tokens)
         images, texts, targets, labels = images.float(), texts.float(), batch.targets, batch.labels
         own = slice(None)
-        if total is not None and (world := _world_size()) > 1:
-            places = torch.arange(total).tensor_split(world)
+        if total is not None and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            places = torch.arange(total).tensor_split(dist.get_world_size())
             mine = places[dist.get_rank()]
             own = slice(total - len(mine), total) if not len(mine) else slice(int(mine[0]), int(mine[-1]) + 1)
             columns = [images, texts, targets.to(images.dtype), labels[:, None].to(images.dtype)]
@@ -168,10 +168,6 @@ class Contrastive:
         summed = summed + F.cross_entropy(of_texts, to_image[own], reduction="sum")
         best = labels[logits.detach().argmax(1)]
         return summed / 2, {"correct": (best == labels[own]).sum()}
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _gathered(rows: Float[Tensor, "n width"], counts: Sequence[int]) -> Float[Tensor, "total width"]:
