@@ -1,4 +1,4 @@
-"""``diffvit clip``: which CLIP, ``classify`` and ``precision``; the others are in modules of their own."""
+"""``diffvit clip``: which CLIP, ``train``, ``classify`` and ``precision``; the others are in a module of their own."""
 
 from __future__ import annotations
 
@@ -11,23 +11,37 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from diffvit.cli import show
-from diffvit.cli.options import COMMAND, OUTPUT, DataDir, Output, numbers_of, refuse_folder
-from diffvit.config import resolve
+from diffvit.cli.options import (
+    COMMAND,
+    OUTPUT,
+    DataDir,
+    Output,
+    Quiet,
+    Resume,
+    flags_of,
+    numbers_of,
+    refuse_folder,
+)
+from diffvit.cli.train import default_folder, resumed, run_and_report
+from diffvit.config import ClipConfig, resolve
 from diffvit.errors import ConfigError, InputError
 from diffvit.settings import Device
 
 if TYPE_CHECKING:
     from diffvit.clip.load import Clip
+    from diffvit.training.run_dir import RunDir
+
+    Settings = dict[str, Any]
+else:
+    Settings = flags_of(ClipConfig, without=frozenset({"captions", "objective"}))
 
 app = App(name="clip", help_format="plaintext")
-for _name, _module, _help in (
-    ("train", "clip_train", "Train a small CLIP of our own: images against captions."),
-    ("evaluate", "clip_evaluate", "Measure zero-shot accuracy on a labelled folder, ImageNet or CIFAR-10."),
-    ("compare", "clip_evaluate", "Compare CLIP with a supervised model by class, as one page."),
-    ("published", "clip_evaluate", "Compute all results that need published weights."),
+for _name, _help in (
+    ("evaluate", "Measure zero-shot accuracy on a labelled folder, ImageNet or CIFAR-10."),
+    ("compare", "Compare CLIP with a supervised model by class, as one page."),
+    ("published", "Compute all results that need published weights."),
 ):
-    _usage = "Usage: diffvit clip train [CONFIG.yaml] [OPTIONS]" if _name == "train" else None
-    app.command(f"diffvit.cli.{_module}:{_name}", name=_name, help=_help, usage=_usage)
+    app.command(f"diffvit.cli.clip_evaluate:{_name}", name=_name, help=_help)
 
 
 @Parameter(name="*", group=COMMAND)
@@ -73,6 +87,37 @@ def summed(faults: Sequence[InputError], kept: str = "") -> InputError:
     first = faults[0]
     more = f"{len(faults) - 1} more could not be read either." if len(faults) > 1 else ""
     return InputError(first.what, first.why, f"{more} {kept}".strip())
+
+
+@app.command(usage="Usage: diffvit clip train [CONFIG.yaml] [OPTIONS]")
+def train(
+    config: Annotated[Path | None, Parameter(help="YAML file with settings; see configs/clip_cifar10.yaml.")] = None,
+    /,
+    *,
+    out: Annotated[Path | None, Parameter(group=COMMAND, help="Run folder; default runs/DATA-clip-...")] = None,
+    resume: Resume = None,
+    quiet: Quiet = False,
+    output: Output = OUTPUT,
+    settings: Annotated[Settings | None, Parameter(name="*")] = None,
+) -> None:
+    """Train a small CLIP of our own: images against captions."""
+    flags = settings or {}
+    resolved = resumed(resume, out, config, flags, ClipConfig) if resume else resolve(config, flags, kind=ClipConfig)
+    place = resume or out or default_folder(resolved, "clip-")
+
+    from diffvit.clip.small.task import ContrastiveTask
+
+    run_and_report(resolved, place, resume is not None, quiet, output, _summary, ContrastiveTask())
+
+
+def _summary(run: RunDir, report: Path) -> dict[str, Any]:
+    return {
+        "zero-shot, class names": show.percent(run.result["zero_shot_accuracy"]),
+        "zero-shot, unseen names": show.percent(run.result["unseen_names_accuracy"]),
+        "run folder": run.path,
+        "report": report,
+        "next": f"diffvit clip classify IMAGE --model {run.path} --labels A,B,C",
+    }
 
 
 @app.command(usage="Usage: diffvit clip classify IMAGE... --labels A,B,... [OPTIONS]")
