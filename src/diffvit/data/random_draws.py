@@ -9,6 +9,7 @@ which torch's int64 gives on every device, so a CPU and a GPU draw the same numb
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,13 +38,13 @@ class Stream(IntEnum):
     CAPTION = 8
 
 
-def _shift_right(words: Tensor, bits: int) -> Tensor:
+def _shift_right(words: Any, bits: int) -> Any:
     # int64 shifts arithmetically: the sign's copies have to be masked away.
     return (words >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _mix(words: Tensor) -> Tensor:
-    """The mixing function."""
+def _mix(words: Any) -> Any:
+    """The mixing function, of int64 words or of a Python integer, of which the lowest 64 bits count."""
     words = (words ^ _shift_right(words, 30)) * _FIRST
     words = (words ^ _shift_right(words, 27)) * _SECOND
     return words ^ _shift_right(words, 31)
@@ -55,10 +56,8 @@ def hash_words(seed: int, epoch: int, indices: Indices, stream: int, count: int)
     Row i depends on ``indices[i]`` alone, so neither the batch split nor the order matters, and the first positions do
     not depend on ``count``. Seeds that differ by a multiple of 2**64 are one seed.
     """
-    key = _mix(torch.tensor((seed + _WORD // 2) % _WORD - _WORD // 2) + _GOLDEN)
-    for part in (epoch, stream):
-        key = _mix(key + torch.tensor(part) * _GOLDEN)
-    rows = _mix((indices + 1) * _GOLDEN + key)
+    key = _mix(_mix(_mix(seed + _GOLDEN) + epoch * _GOLDEN) + stream * _GOLDEN)
+    rows = _mix((indices + 1) * _GOLDEN + ((key + _WORD // 2) % _WORD - _WORD // 2))
     positions = torch.arange(1, count + 1, device=indices.device) * _GOLDEN
     return _mix(rows[:, None] + positions)
 
