@@ -36,7 +36,7 @@ from torch import Tensor
 
 from diffvit.data.images import Images, decode, fingerprint
 from diffvit.errors import InputError
-from diffvit.files import cache_folder, replacing
+from diffvit.files import cache_folder, replacing, sha256_of
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 PER_CLASS = {"train": 5_000, "test": 1_000}
@@ -153,8 +153,7 @@ def _named(pixels: Tensor, labels: Tensor, exact: Tensor | None) -> Images:
 def _content_key(files: list[Path], split: str) -> str:
     digest = hashlib.sha256(f"{_DECODER} {PIL.__version__} {split}".encode())
     for path in files:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(sha256_of(path)))
     return digest.hexdigest()[:32]
 
 
