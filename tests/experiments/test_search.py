@@ -142,7 +142,7 @@ def test_a_worker_may_be_killed_at_any_moment(opened: Open, tmp_path: Path, monk
     failed.suggest_float("optimizer.lr", values.low, values.high, log=values.log)
     search.optuna_studies["softmax"].tell(failed.number, state=optuna.trial.TrialState.FAIL)
     replaced(monkeypatch, lambda *_: None, tmp_path)
-    assert search.work(pause=0.01) + opened(grace=0.0).work() == 3
+    assert search.work() + opened(grace=0.0).work() == 3
     lost = trials_in(search, "FAIL")
     assert [trial.number for trial in lost] == [killed.number, failed.number]
     for trial in lost:
@@ -173,7 +173,7 @@ def test_errors_end_a_worker_and_lose_nothing(opened: Open, tmp_path: Path, monk
     replaced(monkeypatch, outcome, tmp_path)
     search = opened()
     with pytest.raises(InputError, match="is gone"):
-        search.work(pause=0.01)
+        search.work()
     assert len(search.state().done) == 1
     assert len(search.state().waiting) == 2
     assert search.work() == 2

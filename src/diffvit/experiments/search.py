@@ -21,7 +21,7 @@ from typing import Any
 
 from diffvit.config import merge
 from diffvit.errors import DiffvitError, EnvironmentFault, Interrupted, RunBusyError
-from diffvit.experiments.runner import ATTEMPTS, Runner, State, Tell, conditions_of, folder_of
+from diffvit.experiments.runner import ATTEMPTS, PAUSE, Runner, State, Tell, conditions_of, folder_of
 from diffvit.experiments.study import GRACE_SECONDS, Cell, SearchSpace, Study, TierName, recipe_of
 from diffvit.files import Row
 from diffvit.training.progress import Progress, StopRequest
@@ -34,7 +34,6 @@ _SEED = 0
 _BEFORE_PRUNING = 5  # trials that all run to their end
 _SAFE = 1 / 3  # of a trial's epochs: none is judged by how it begins, for a warm-up and small rates start slowly
 _OPENINGS = 6  # of a database, while other workers create its tables
-_PAUSE = 0.5  # seconds between polls while other workers run all that is left
 _HINT = "Name a file for SQLite, or a database as in postgresql+psycopg://user@host/name."
 
 
@@ -167,7 +166,7 @@ class Search:
     tell: Tell = lambda _: None  # called with a line of text for each event
     grace: float = GRACE_SECONDS
 
-    def work(self, *, pause: float = _PAUSE) -> int:
+    def work(self) -> int:
         """Run trials until as many are finished as are wanted; returns how many this worker finished.
 
         Two workers may each begin the last trial; then there is one more.
@@ -181,7 +180,7 @@ class Search:
 
         try:
             with StopRequest() as stop:
-                finished = sum(self._search(attention, stop, pause) for attention in self.optuna_studies)
+                finished = sum(self._search(attention, stop) for attention in self.optuna_studies)
         except optuna.exceptions.StorageInternalError as error:
             hint = "What is done is kept. Start the study again when the storage is back."
             raise EnvironmentFault("--storage", f"was lost ({_brief(error.__cause__ or error)})", hint) from error
@@ -189,7 +188,7 @@ class Search:
             raise Interrupted(stop.signal, "worker", "was stopped between trials", "Every trial's state is saved.")
         return finished
 
-    def _search(self, attention: str, stop: StopRequest, pause: float) -> int:
+    def _search(self, attention: str, stop: StopRequest) -> int:
         """The trials of one attention, until a signal."""
         import optuna
 
@@ -201,7 +200,7 @@ class Search:
             if len(_finished(trials)) >= wanted:
                 break
             if len(trials) >= wanted and not any(each.state.name == "WAITING" for each in trials):
-                time.sleep(pause)
+                time.sleep(PAUSE)
                 continue
             try:
                 optuna_study.optimize(lambda trial: self._try(trial, attention, stop), n_trials=1)
@@ -291,7 +290,7 @@ def _accuracy(runner: Runner, cell: Cell, report: Progress, stop: StopRequest) -
         except RunBusyError:
             if stop.signal:
                 raise
-            time.sleep(_PAUSE)
+            time.sleep(PAUSE)
 
 
 class _Report(Progress):
