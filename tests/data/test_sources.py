@@ -173,10 +173,10 @@ def test_shapes_take_their_dials():
 
 
 def test_a_source_more_is_an_entry_more(monkeypatch):
-    monkeypatch.setitem(registry.SOURCES, "mine", lambda split, **_: shapes.generate(split, 20, size=16))
-    assert load("mine", None).pixels.shape == (20, 3, 32, 32)
-    with pytest.raises(ConfigError, match="have auto, cifar10, folder, shapes, shapes-hard, mine"):
-        load("yours", None)
+    monkeypatch.setitem(registry.SOURCES, "Mine", lambda split, **_: shapes.generate(split, 20, size=16))
+    assert load("Mine", None).pixels.shape == (20, 3, 32, 32)
+    with pytest.raises(ConfigError, match=r"folder, shapes, shapes-hard, Mine\). Did you mean 'Mine'\?"):
+        load("Mime", None)
 
 
 @settings(deadline=None, max_examples=40)

@@ -1,8 +1,9 @@
-"""Made rows of a study, for tests of what is said of them."""
+"""Made rows of a study, for tests of what is said of them; and a search's storage closed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from diffvit.experiments.study import Cell, flops_per_image
 from diffvit.reporting.rows import OTHER_COLUMNS, RESULT_COLUMNS, RunRecord, arm_settings
@@ -37,3 +38,10 @@ def made_records(
 def rows_of(records: dict[str, list[RunRecord]]) -> list[RunRecord]:
     """All of them."""
     return [record for each in records.values() for record in each]
+
+
+def close(optuna_study: Any) -> None:
+    """Close the connections of an Optuna study's storage."""
+    storage = getattr(optuna_study._storage, "_backend", optuna_study._storage)
+    storage.remove_session()
+    storage.engine.dispose()

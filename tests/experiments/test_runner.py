@@ -82,7 +82,7 @@ def test_cells_are_done_in_order_and_each_once(tmp_path: Path) -> None:
 def test_whatever_a_cell_dies_of_the_study_goes_on(tmp_path: Path, error: Exception, why: str, code: int) -> None:
     told: list[str] = []
     runner = quick(tmp_path, told, cls_differential_s0=raising([error] * ATTEMPTS))
-    assert runner.work(pause=0.01) == 3
+    assert runner.work() == 3
     state = runner.state()
     assert (state.failed, state.exit_code) == ({NAMES[1]: why}, code)
     assert sum(line.startswith(f"{NAMES[1]}: failed") for line in told) == ATTEMPTS
@@ -115,7 +115,7 @@ def test_a_signal_in_a_trainings_last_moments_stops_the_worker_after_it(tmp_path
     with RunDir(tmp_path / NAMES[3]).lock():
         timer.start()
         with pytest.raises(Interrupted):  # while it waits for another
-            quick(tmp_path).work(pause=0.05)
+            quick(tmp_path).work()
     timer.join()
     assert len(quick(tmp_path).state().done) == 3
 
@@ -148,7 +148,7 @@ def test_a_score_is_measured_once_of_a_finished_run(tmp_path: Path, monkeypatch:
     assert quick(tmp_path).work() == 4
     runner = replace(quick(tmp_path), score="count")
     assert runner.state().waiting == NAMES
-    assert runner.work(pause=0.01) == 4
+    assert runner.work() == 4
     assert len(measured) == 5
     assert runner.work() == 0
     assert runner.state().done == dict(zip(NAMES, (5, 2, 3, 4), strict=True))

@@ -13,12 +13,13 @@ import pytest
 
 from diffvit.config import parse, read_yaml
 from diffvit.errors import EnvironmentFault, InputError, Interrupted
-from diffvit.experiments.report import best_of, update_search, write_search
+from diffvit.experiments.report import best_of, write_search
 from diffvit.experiments.runner import ATTEMPTS, Runner, conditions_of, folder_of
-from diffvit.experiments.search import Search, cell_of, close, open_storage, open_study, rows_of, safe_epochs, space_of
+from diffvit.experiments.search import Search, cell_of, open_storage, open_study, rows_of, space_of
 from diffvit.experiments.study import STUDIES, Cell, TierName
 from diffvit.training.progress import Progress
 from diffvit.training.run_dir import RunDir
+from tests.experiments.study_rows import close
 
 SEARCH = STUDIES["search"]
 CPU = {"device": "cpu", "threads": 1}
@@ -75,7 +76,6 @@ def test_a_poor_trial_is_pruned_and_is_finished(opened: Open, monkeypatch: pytes
 
 @pytest.mark.parametrize(("tier", "epochs"), [("short", 2), ("full", 5)])
 def test_no_trial_is_judged_by_its_beginning(tier: TierName, epochs: int, opened: Open) -> None:
-    assert safe_epochs(SEARCH, tier) == epochs
     total = {"short": 6, "full": 15}[tier]
     study = optuna.create_study(direction="maximize", pruner=opened(tier).optuna_studies["softmax"].pruner)
     for _ in range(5):
@@ -142,7 +142,7 @@ def test_a_worker_may_be_killed_at_any_moment(opened: Open, tmp_path: Path, monk
     failed.suggest_float("optimizer.lr", values.low, values.high, log=values.log)
     search.optuna_studies["softmax"].tell(failed.number, state=optuna.trial.TrialState.FAIL)
     replaced(monkeypatch, lambda *_: None, tmp_path)
-    assert search.work(pause=0.01) + opened(grace=0.0).work() == 3
+    assert search.work() + opened(grace=0.0).work() == 3
     lost = trials_in(search, "FAIL")
     assert [trial.number for trial in lost] == [killed.number, failed.number]
     for trial in lost:
@@ -173,7 +173,7 @@ def test_errors_end_a_worker_and_lose_nothing(opened: Open, tmp_path: Path, monk
     replaced(monkeypatch, outcome, tmp_path)
     search = opened()
     with pytest.raises(InputError, match="is gone"):
-        search.work(pause=0.01)
+        search.work()
     assert len(search.state().done) == 1
     assert len(search.state().waiting) == 2
     assert search.work() == 2
@@ -214,7 +214,7 @@ def searched() -> list[dict[str, object]]:
 
 
 def test_the_report_names_the_best_that_ran_to_its_end(tmp_path: Path) -> None:
-    text = write_search(SEARCH, searched(), tmp_path).read_text()
+    text = write_search(SEARCH, tmp_path, searched()).read_text()
     assert "6 trials of up to 6 epochs, 4 of them complete" in text
     assert text.index("| trial-01 | 61.00% |") < text.index("| trial-00 | 60.00% |")
     assert "trial-02" not in text  # pruned, though it was ahead
@@ -223,7 +223,7 @@ def test_the_report_names_the_best_that_ran_to_its_end(tmp_path: Path) -> None:
     assert (config.batch_size, config.model.attention, config.validation_size) == (128, "differential", 5000)
     before = {each.name: hashlib.sha256(each.read_bytes()).hexdigest() for each in tmp_path.iterdir()}
     assert before.keys() == {"trials.csv", "report.md", "settings.png", "best-softmax.yaml", "best-differential.yaml"}
-    update_search(SEARCH, tmp_path)
+    write_search(SEARCH, tmp_path)
     assert {each.name: hashlib.sha256(each.read_bytes()).hexdigest() for each in tmp_path.iterdir()} == before
     with (tmp_path / "trials.csv").open() as file:
         assert next(csv.reader(file))[-8:] == list(space_of(SEARCH).settings)

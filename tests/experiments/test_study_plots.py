@@ -32,7 +32,7 @@ def _limits(monkeypatch: pytest.MonkeyPatch, seconds: list[float]) -> tuple[tupl
     monkeypatch.setattr(
         "diffvit.experiments.results.training_flops", lambda config: 1e12 + 1e9 * config.model.num_heads
     )
-    assert plots.costs(results_of(STUDIES["pooling"], "smoke", cells, timed), stamp="s") == b"s"
+    assert plots.costs(results_of(STUDIES["pooling"], "smoke", {cells: timed}), stamp="s") == b"s"
     return tuple(axes.get_xlim() for axes in seen[0].axes)
 
 

@@ -77,7 +77,7 @@ def test_the_time_is_estimated_from_committed_rows_of_such_a_device(
 ) -> None:
     if rows:
         records = made_records(CELLS[:rows], lambda _: 0.7, kernels="torch")
-        write_report(results_of(STUDY, "short", CELLS, records), tmp_path / "reports")
+        write_report(results_of(STUDY, "short", {CELLS: records}), tmp_path / "reports")
     shown = progress(tmp_path, [State(waiting=NAMES[rows:])], committed=rows)
     shown.begin(device)
     shown.show()

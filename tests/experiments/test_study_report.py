@@ -39,7 +39,7 @@ def level(cell: Cell) -> float:
 
 def made(study: Study, accuracy: Callable[[Cell], float] = level, tier: TierName = "short") -> Results:
     cells = cells_of(study, tier)
-    return results_of(study, tier, cells, made_records(cells, accuracy))
+    return results_of(study, tier, {cells: made_records(cells, accuracy)})
 
 
 def test_a_difference_is_that_of_a_plain_computation() -> None:
@@ -75,7 +75,7 @@ def test_rows_of_other_data_precision_or_hardware_stand_apart(tmp_path: Path) ->
         cells, lambda cell: 0.7 - 0.2 * (cell.arm == "softmax") + noise(cell), data="CIFAR-10", fingerprint="g"
     )
     both = {name: [*one[name], *other[name]] for name in one}
-    results = results_of(PAIR, "short", cells, both)
+    results = results_of(PAIR, "short", {cells: both})
     assert {len(each.records) for each in (results, *results.others)} == {15}
     text = report(results)
     first, second = text.split("## Other conditions: ")
@@ -90,7 +90,7 @@ def test_rows_of_other_data_precision_or_hardware_stand_apart(tmp_path: Path) ->
     for column, value in (("precision", "fp32"), ("device", "cuda"), ("hardware", "another")):
         moved = {name: [replace(each, row=each.row | {column: value}) for each in found] for name, found in one.items()}
         split = {name: found + (one[name] if "s0" in name else []) for name, found in moved.items()}
-        assert len(results_of(PAIR, "short", cells, split).others) == 1
+        assert len(results_of(PAIR, "short", {cells: split}).others) == 1
 
 
 def test_the_best_arm_is_chosen_on_validation_images() -> None:
@@ -101,7 +101,7 @@ def test_the_best_arm_is_chosen_on_validation_images() -> None:
     for cell in cells:
         [record] = records[cell.name]
         record.row["val_accuracy"] = 0.9 if cell.arm == "none" else 0.5
-    results = results_of(POSITION, "short", cells, records)
+    results = results_of(POSITION, "short", {cells: records})
     assert (results.best().arm, results.chosen_on) == ("none", "validation")
     assert max(results.lines, key=lambda line: line.mean).arm != "none"
     assert report(results).count("the best arm by validation accuracy is none") == 2
@@ -109,7 +109,7 @@ def test_the_best_arm_is_chosen_on_validation_images() -> None:
 
 def test_rows_without_validation_images_say_so_and_stand_apart_from_those_with(tmp_path: Path) -> None:
     before = cells_of(POSITION, "short", validation=False)
-    old = results_of(POSITION, "short", before, made_records(before, level))
+    old = results_of(POSITION, "short", {before: made_records(before, level)})
     assert old.chosen_on == "test"
     paragraphs = report(old).split("\n\n")
     assert "set no images aside for validation" in paragraphs[1]
@@ -137,13 +137,13 @@ def test_arms_that_hardly_learn_are_not_in_the_mean_over_the_arms() -> None:
     cells = cells_of(POSITION, "short")
     worse = {cell.name: 0.2 if cell.arm == "none" else level(cell) for cell in cells}
     records = made_records(cells, lambda cell: worse[cell.name])
-    results = results_of(POSITION, "short", cells, records)
+    results = results_of(POSITION, "short", {cells: records})
     kept = [ours.arm for ours, _ in compared_arms(results, "differential", "softmax")]
     assert "none" not in kept
     assert len(kept) == 4
     assert len(compared_arms(made(POSITION), "differential", "softmax")) == 5
     with_one = dict.fromkeys(worse, 0.2) | {cell.name: 0.9 for cell in cells if cell.arm == "none"}
-    few = results_of(POSITION, "short", cells, made_records(cells, lambda cell: with_one[cell.name]))
+    few = results_of(POSITION, "short", {cells: made_records(cells, lambda cell: with_one[cell.name])})
     assert [ours.arm for ours, _ in compared_arms(few, "differential", "softmax")] == ["none"]
 
 
@@ -190,7 +190,7 @@ def test_a_study_of_augmentation_says_how_close_its_arms_fit() -> None:
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     cells = cells_of(POSITION, "short")
     some = made_records(cells[:20], level)
-    text = report(results_of(POSITION, "short", cells, some))
+    text = report(results_of(POSITION, "short", {cells: some}))
     assert "**Not complete:** 10 cells have no row yet." in text
     assert "2 seeds: no winner is named" in text
     with pytest.raises(InputError, match="has no finished run and no committed row"):

@@ -21,10 +21,11 @@ from optuna.storages._heartbeat import HeartbeatThread
 from postgresql import database
 
 from diffvit.experiments.runner import Runner
-from diffvit.experiments.search import close, space_of, studies_in
+from diffvit.experiments.search import space_of, studies_in
 from diffvit.experiments.study import STUDIES, Study, cells_of, load_study
 from diffvit.files import to_json
 from diffvit.training.run_dir import RunDir
+from tests.experiments.study_rows import close
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 WORKERS, KILLS, SEARCH_KILLS = 8, 30, 10

@@ -29,7 +29,7 @@ def reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "README.md").write_text("Before.\n<!-- studies:start -->\n<!-- studies:end -->\nAfter.\n")
     cells = cells_of(HEADS, "short")
     records = made_records(cells, lambda cell: 0.6 + cell.config.model.num_heads / 100)
-    write_report(results_of(HEADS, "short", cells, records), Path("reports"))
+    write_report(results_of(HEADS, "short", {cells: records}), Path("reports"))
     recipe = [each for each in cells_of(STUDIES["patch-size"], "short") if each.arm == "patch 4"][::2]
     good = made_records(recipe, lambda cell: 0.81 + cell.config.seed / 100)
     write(Path("reports/recipe"), every_row(good))
@@ -80,7 +80,7 @@ def test_a_study_of_ones_own_beside_its_rows_is_on_the_page(reports: Path) -> No
     assert "Not run yet: `diffvit study run reports/warmth/warmth.yaml --tier short`." in page()
     cells = cells_of(load_study(own), "short")
     records = made_records(cells, lambda cell: 0.85 + cell.config.schedule.warmup / 10)
-    write_report(results_of(load_study(own), "short", cells, records), reports)
+    write_report(results_of(load_study(own), "short", {cells: records}), reports)
     refresh()
     section = page().partition("## Which warm-up?")[2]
     assert section.startswith("\n\n*warmth, tier short, exploratory, CIFAR-10 (JPEG).*")
@@ -105,7 +105,7 @@ def made(name: str, spread: float) -> Results:
         return level + 0.16 / model.patch_size
 
     cells = cells_of(STUDIES[name], "short")
-    return results_of(STUDIES[name], "short", cells, made_records(cells, accuracy))
+    return results_of(STUDIES[name], "short", {cells: made_records(cells, accuracy)})
 
 
 def test_where_differential_attention_helps() -> None:

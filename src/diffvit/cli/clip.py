@@ -1,29 +1,123 @@
-"""``diffvit clip``: ``classify`` and ``precision`` here, the others in modules of their own."""
+"""``diffvit clip``: which CLIP, ``train``, ``classify`` and ``precision``; the others are in a module of their own."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
 from diffvit.cli import show
-from diffvit.cli.clip_options import CLIP, ClipChoice, summed
-from diffvit.cli.options import COMMAND, OUTPUT, DataDir, Output, numbers_of, refuse_folder
-from diffvit.config import resolve
-from diffvit.errors import ConfigError
+from diffvit.cli.options import (
+    COMMAND,
+    OUTPUT,
+    DataDir,
+    Output,
+    Quiet,
+    Resume,
+    flags_of,
+    numbers_of,
+    refuse_folder,
+)
+from diffvit.cli.train import default_folder, resumed, run_and_report
+from diffvit.config import ClipConfig, resolve
+from diffvit.errors import ConfigError, InputError
 from diffvit.settings import Device
 
+if TYPE_CHECKING:
+    from diffvit.clip.load import Clip
+    from diffvit.training.run_dir import RunDir
+
+    Settings = dict[str, Any]
+else:
+    Settings = flags_of(ClipConfig, without=frozenset({"captions", "objective"}))
+
 app = App(name="clip", help_format="plaintext")
-for _name, _module, _help in (
-    ("train", "clip_train", "Train a small CLIP of our own: images against captions."),
-    ("evaluate", "clip_evaluate", "Measure zero-shot accuracy on a labelled folder, ImageNet or CIFAR-10."),
-    ("compare", "clip_evaluate", "Compare CLIP with a supervised model by class, as one page."),
-    ("published", "clip_evaluate", "Compute all results that need published weights."),
+for _name, _help in (
+    ("evaluate", "Measure zero-shot accuracy on a labelled folder, ImageNet or CIFAR-10."),
+    ("compare", "Compare CLIP with a supervised model by class, as one page."),
+    ("published", "Compute all results that need published weights."),
 ):
-    _usage = "Usage: diffvit clip train [CONFIG.yaml] [OPTIONS]" if _name == "train" else None
-    app.command(f"diffvit.cli.{_module}:{_name}", name=_name, help=_help, usage=_usage)
+    app.command(f"diffvit.cli.clip_evaluate:{_name}", name=_name, help=_help)
+
+
+@Parameter(name="*", group=COMMAND)
+@dataclass(frozen=True)
+class ClipChoice:
+    """A CLIP and where it runs."""
+
+    model: str = "RN50"
+    """open_clip's architecture name, or a small CLIP trained with diffvit: cifar10-clip or a run folder."""
+    pretrained: str = "openai"
+    """Tag of the weights; with --weights FILE, the tag of what the file holds, or none."""
+    weights: Path | None = None
+    """Weights from a file: OpenAI's archive, .pt, .safetensors."""
+    device: Annotated[Device | None, Parameter(show_default="auto")] = None
+    """Where to run."""
+
+    @property
+    def place(self) -> str:
+        """The device: flag > environment > default."""
+        return resolve(None, {} if self.device is None else {"device": self.device}).device
+
+    def load(self) -> Clip:
+        """The model, in a process that keeps freed memory: each batch asks for the same large blocks again."""
+        from diffvit.clip.load import load_clip
+        from diffvit.clip.small.load import is_own, load_small
+        from diffvit.kernels import accelerate
+        from diffvit.training.memory import keep_freed_memory
+
+        keep_freed_memory()
+        if self.weights is None and is_own(self.model):
+            clip = load_small(self.model, device=self.place)
+            accelerate(clip.model)
+            return clip
+        pretrained = None if self.pretrained == "none" else self.pretrained
+        return load_clip(self.model, pretrained, self.weights, device=self.place)
+
+
+CLIP = ClipChoice()
+
+
+def summed(faults: Sequence[InputError], kept: str = "") -> InputError:
+    """The first of the faults, how many more there are, and what was done all the same."""
+    first = faults[0]
+    more = f"{len(faults) - 1} more could not be read either." if len(faults) > 1 else ""
+    return InputError(first.what, first.why, f"{more} {kept}".strip())
+
+
+@app.command(usage="Usage: diffvit clip train [CONFIG.yaml] [OPTIONS]")
+def train(
+    config: Annotated[Path | None, Parameter(help="YAML file with settings; see configs/clip_cifar10.yaml.")] = None,
+    /,
+    *,
+    out: Annotated[Path | None, Parameter(group=COMMAND, help="Run folder; default runs/DATA-clip-...")] = None,
+    resume: Resume = None,
+    quiet: Quiet = False,
+    output: Output = OUTPUT,
+    settings: Annotated[Settings | None, Parameter(name="*")] = None,
+) -> None:
+    """Train a small CLIP of our own: images against captions."""
+    flags = settings or {}
+    resolved = resumed(resume, out, config, flags, ClipConfig) if resume else resolve(config, flags, kind=ClipConfig)
+    place = resume or out or default_folder(resolved, "clip-")
+
+    from diffvit.clip.small.task import ContrastiveTask
+
+    run_and_report(resolved, place, resume is not None, quiet, output, _summary, ContrastiveTask())
+
+
+def _summary(run: RunDir, report: Path) -> dict[str, Any]:
+    return {
+        "zero-shot, class names": show.percent(run.result["zero_shot_accuracy"]),
+        "zero-shot, unseen names": show.percent(run.result["unseen_names_accuracy"]),
+        "run folder": run.path,
+        "report": report,
+        "next": f"diffvit clip classify IMAGE --model {run.path} --labels A,B,C",
+    }
 
 
 @app.command(usage="Usage: diffvit clip classify IMAGE... --labels A,B,... [OPTIONS]")
@@ -47,15 +141,16 @@ def classify(
     if top < 1:
         raise ConfigError("--top", f"must be at least 1 (found {top})")
 
-    from diffvit.clip.classify import figures, name_pictures, read_pictures
+    from diffvit.clip.classify import figures, name_pictures
     from diffvit.clip.templates import load_labels, load_templates
     from diffvit.clip.zero_shot import zero_shot_classifier
+    from diffvit.data.images import read_each
     from diffvit.files import to_json, write_files
     from diffvit.reporting.texts import render
 
     given, prompts = load_labels(labels, labels_file), load_templates(templates)
     clip = choice.load()
-    pictures, faults = read_pictures(images, clip.preprocessing)
+    pictures, faults = read_each(images, lambda pixels, _: clip.preprocessing.square(pixels))
     if not pictures:
         raise summed(faults)
     made = zero_shot_classifier(clip, given, prompts, progress=show.Lines("labels"))

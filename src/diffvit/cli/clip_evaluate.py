@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from diffvit.cli import show
-from diffvit.cli.clip_options import CLIP, ClipChoice, summed
+from diffvit.cli.clip import CLIP, ClipChoice, summed
 from diffvit.cli.options import COMMAND, OUTPUT, Output, refuse_folder
 from diffvit.errors import ConfigError, EnvironmentFault, InputError
 

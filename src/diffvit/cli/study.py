@@ -309,9 +309,9 @@ def report(
         storage, folder = places.trials(study, given), places.reports / study.name
         if places.storage or Path(storage).is_file() or not (folder / made.TRIALS_FILE).is_file():
             tried = {each: studies_in(storage, study, given, each) for each in study.attentions}
-            path = made.write_search(study, rows_of(study, given, tried), folder)
+            path = made.write_search(study, folder, rows_of(study, given, tried))
         else:  # from the committed trials
-            path = made.update_search(study, folder)
+            path = made.write_search(study, folder)
     else:
         results = made.gathered(study, places.runs, places.reports, tier=tier)
         path, found["tier"] = made.write_report(results, places.reports), results.tier

@@ -12,10 +12,7 @@ from jaxtyping import UInt8
 from matplotlib.figure import Figure
 
 from diffvit.clip.load import Clip
-from diffvit.clip.preprocess import Preprocessing
 from diffvit.clip.zero_shot import Classifier, classify
-from diffvit.data.images import read_each
-from diffvit.errors import InputError
 from diffvit.reporting.style import LIGHT, figure, plain, to_png
 
 PER_FIGURE = 8
@@ -31,17 +28,10 @@ class Named:
     top: list[tuple[str, float]]
 
 
-def read_pictures(
-    paths: Sequence[Path | str], preprocessing: Preprocessing
-) -> tuple[list[tuple[Path, UInt8[np.ndarray, "3 s s"]]], list[InputError]]:
-    """The squares of the pictures that can be read, and a fault for each that cannot."""
-    return read_each(paths, lambda pixels, _: preprocessing.square(pixels))
-
-
 def name_pictures(
     clip: Clip, classifier: Classifier, pictures: Sequence[tuple[Path, UInt8[np.ndarray, "3 s s"]]], top: int
 ) -> list[Named]:
-    """The likeliest labels of each picture of :func:`read_pictures`: ``top`` of them, or all where there are fewer."""
+    """The likeliest labels of each picture, given as the model sees it: ``top``, or all where there are fewer."""
     named: list[Named] = []
     for first in range(0, len(pictures), 32):
         part = pictures[first : first + 32]

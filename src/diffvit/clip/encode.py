@@ -122,7 +122,7 @@ def encode_all(
             pixels = shift.apply(pixels, image_number(labelled.places[place]))
         return encoder.preprocessing.square(pixels)
 
-    def compute(index: int, done: int) -> Float32[Tensor, "rows width"]:
+    def compute(index: int) -> Float32[Tensor, "rows width"]:
         nonlocal computed
         span = spans[index]
         rows = torch.full((len(span), encoder.width), torch.nan)
@@ -131,7 +131,7 @@ def encode_all(
             waiting = [pool.submit(square, place) for place in span]  # read while others are encoded
             for first in range(0, len(span), _BATCH):
                 if progress:
-                    progress(done + first, total)
+                    progress(span.start + first, total)
                 squares = [future.result() for future in waiting[first : first + _BATCH]]
                 good = {place: each for place, each in enumerate(squares, first) if each is not None}
                 if good:
@@ -186,7 +186,7 @@ def cached_rows(
     key: str,
     name: str,
     parts: Sequence[tuple[int, str]],
-    compute: Callable[[int, int], Float32[Tensor, "rows dim"]],
+    compute: Callable[[int], Float32[Tensor, "rows dim"]],
     accept: Callable[[int, Float32[Tensor, "rows dim"]], bool] = lambda *_: True,
 ) -> list[Float32[Tensor, "rows dim"]]:
     """Features of texts or of images, part by part, from the user's cache where they are there.
@@ -198,42 +198,36 @@ def cached_rows(
         key: the hash of all that every row depends on; it goes into each part's checksum.
         name: what the warning calls the features.
         parts: for each its number of rows, and the hash of what it alone depends on (or empty).
-        compute: from a part's index and the number of rows that are done to its rows.
+        compute: from a part's index to its rows.
         accept: whether the rows read for a part are to be used.
     """
     folder, saving = cache_folder() / "clip" / key[:32], True
+    found: list[Tensor] = []
+    for index, (count, identity) in enumerate(parts):
+        path = folder / f"{index:06}{'-' * bool(identity)}{identity[:32]}.rows"
+        begin = f"{key} {index} {count}{identity and f' {identity}'}\n".encode()
+        rows = _read_rows(path, begin, count)
+        if rows is None or not accept(index, rows):
+            rows = compute(index)
+            try:
+                if saving:
+                    body = rows.contiguous().numpy().astype("<f4").tobytes()
+                    with replacing(path) as temporary:
+                        temporary.write_bytes(hashlib.sha256(begin + body).digest() + body)
+            except OSError as error:
+                warnings.warn(f"{folder}: {name} is not cached ({error.strerror or error})", stacklevel=3)
+                saving = False
+        found.append(rows)
+    return found
 
-    def path(index: int) -> Path:
-        return folder / f"{index:06}{'-' * bool(parts[index][1])}{parts[index][1][:32]}.rows"
 
-    def checksum(index: int, body: bytes) -> bytes:
-        count, identity = parts[index]
-        return hashlib.sha256(f"{key} {index} {count}{identity and f' {identity}'}\n".encode() + body).digest()
-
-    found: dict[int, Tensor] = {}
-    for index, (count, _) in enumerate(parts):
-        try:
-            content = path(index).read_bytes()
-        except OSError:
-            continue
-        body = content[_SUM:]
-        if body and content[:_SUM] == checksum(index, body):
-            rows = torch.from_numpy(np.frombuffer(body, dtype="<f4").astype(np.float32).reshape(count, -1))
-            if accept(index, rows):
-                found[index] = rows
-    done = sum(map(len, found.values()))
-    for index, (count, _) in enumerate(parts):
-        if index in found:
-            continue
-        found[index] = compute(index, done)
-        done += count
-        if not saving:
-            continue
-        body = found[index].contiguous().numpy().astype("<f4").tobytes()
-        try:
-            with replacing(path(index)) as temporary:
-                temporary.write_bytes(checksum(index, body) + body)
-        except OSError as error:
-            warnings.warn(f"{folder}: {name} is not cached ({error.strerror or error})", stacklevel=3)
-            saving = False
-    return [found[index] for index in range(len(parts))]
+def _read_rows(path: Path, begin: bytes, count: int) -> Float32[Tensor, "rows dim"] | None:
+    """The rows in a part's file, if it begins with the SHA-256 of ``begin`` and the rows' bytes."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    body = content[_SUM:]
+    if not body or content[:_SUM] != hashlib.sha256(begin + body).digest():
+        return None
+    return torch.from_numpy(np.frombuffer(body, dtype="<f4").astype(np.float32).reshape(count, -1))

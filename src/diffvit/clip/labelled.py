@@ -20,7 +20,7 @@ from diffvit.data import sources
 from diffvit.data.cifar10 import CLASSES, SIZE
 from diffvit.data.images import decode
 from diffvit.data.layout import class_folders, image_files
-from diffvit.errors import ConfigError, InputError
+from diffvit.errors import ConfigError, InputError, few
 
 CIFAR10 = "cifar10"
 _WORDNET_ID = re.compile(r"n\d{8}")
@@ -223,11 +223,20 @@ def imagenet_groups(labelled: Labelled) -> tuple[list[int], list[list[int]]]:
         ConfigError: no class, or only one where there are several, can be answered; or two have the same place.
         EnvironmentFault: timm or open_clip is missing.
     """
-    groups = _places(labelled)
+    order = {wordnet_id: place for place, wordnet_id in enumerate(imagenet_wordnet_ids())}
+    if labelled.wordnet_ids is not None:
+        groups = [[order[wordnet_id]] for wordnet_id in labelled.wordnet_ids]
+    elif set(labelled.classes) <= set(CLASSES):
+        members = cifar10_members()
+        groups = [sorted(order[wordnet_id] for wordnet_id in members[name]) for name in labelled.classes]
+    else:
+        named: dict[str, list[int]] = {}
+        for place, name in enumerate(imagenet_names()):
+            named.setdefault(name.casefold(), []).append(place)
+        groups = [found if len(found := named.get(name.casefold(), [])) == 1 else [] for name in labelled.classes]
     places = [place for place, group in enumerate(groups) if group]
     if not places or (len(places) == 1 and len(groups) > 1):
-        names = ", ".join(labelled.classes[:5]) + (", ..." if len(labelled.classes) > 5 else "")
-        why = f"shares {'one class' if places else 'no class'} with ImageNet (found {names})"
+        why = f"shares {'one class' if places else 'no class'} with ImageNet (found {few(labelled.classes)})"
         allowed = "Allowed are folders named by WordNet ids (n01440764), CIFAR-10's classes, or ImageNet's own names."
         raise ConfigError(labelled.name, why, allowed)
     taken: dict[int, str] = {}
@@ -238,19 +247,6 @@ def imagenet_groups(labelled: Labelled) -> tuple[list[int], list[list[int]]]:
                 raise ConfigError(labelled.name, why, "Rename one.")
             taken[one] = name
     return places, [groups[place] for place in places]
-
-
-def _places(labelled: Labelled) -> list[list[int]]:
-    order = {wordnet_id: place for place, wordnet_id in enumerate(imagenet_wordnet_ids())}
-    if labelled.wordnet_ids is not None:
-        return [[order[wordnet_id]] for wordnet_id in labelled.wordnet_ids]
-    if set(labelled.classes) <= set(CLASSES):
-        members = cifar10_members()
-        return [sorted(order[wordnet_id] for wordnet_id in members[name]) for name in labelled.classes]
-    named: dict[str, list[int]] = {}
-    for place, name in enumerate(imagenet_names()):
-        named.setdefault(name.casefold(), []).append(place)
-    return [found if len(found := named.get(name.casefold(), [])) == 1 else [] for name in labelled.classes]
 
 
 class Superclass(NamedTuple):

@@ -111,14 +111,6 @@ def _edges(pixels: _Pixels, share: float) -> _Pixels:
     return _blended(pixels, 255 - lines.clip(0, 255), share)
 
 
-def _grey(pixels: _Pixels, share: float) -> _Pixels:
-    return _blended(pixels, _luminance(pixels), share)
-
-
-def _blur(pixels: _Pixels, spread: float) -> _Pixels:
-    return _bytes(_smoothed(pixels.astype(np.float32), spread * min(pixels.shape[1:])))
-
-
 def _jpeg(pixels: _Pixels, quality: float) -> _Pixels:
     long = 1 if pixels.shape[1] > pixels.shape[2] else 2
     pieces = np.split(pixels, range(_JPEG_SIDE, pixels.shape[long], _JPEG_SIDE), axis=long)
@@ -139,20 +131,24 @@ def _noise(pixels: _Pixels, deviation: float, number: int) -> _Pixels:
     return _bytes(pixels + np.float32(deviation) * draws)
 
 
-def _inversion(pixels: _Pixels, threshold: float) -> _Pixels:
-    return np.where(pixels >= threshold, 255 - pixels, pixels)
-
-
 _SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
 # Of each kind: what it does, how strongly in each severity, and that in words.
 _CHANGES: dict[str, tuple[Callable[..., _Pixels], Sequence[float], Callable[[float], str]]] = {
     "edges": (_edges, _SHARES, "{:.0%} of the way to dark lines on white".format),
-    "grey": (_grey, _SHARES, "{:.0%} of the way to grey".format),
-    "blur": (_blur, (0.015, 0.025, 0.04, 0.055, 0.075), "Gaussian blur, deviation {:.1%} of the shorter side".format),
+    "grey": (
+        lambda pixels, share: _blended(pixels, _luminance(pixels), share),
+        _SHARES,
+        "{:.0%} of the way to grey".format,
+    ),
+    "blur": (
+        lambda pixels, spread: _bytes(_smoothed(pixels.astype(np.float32), spread * min(pixels.shape[1:]))),
+        (0.015, 0.025, 0.04, 0.055, 0.075),
+        "Gaussian blur, deviation {:.1%} of the shorter side".format,
+    ),
     "jpeg": (_jpeg, (50.0, 30.0, 18.0, 10.0, 6.0), "JPEG quality {:.0f}".format),
     "noise": (_noise, (10.0, 20.0, 35.0, 55.0, 80.0), "Gaussian noise, deviation {:.0f} of 255".format),
     "inversion": (
-        _inversion,
+        lambda pixels, threshold: np.where(pixels >= threshold, 255 - pixels, pixels),
         (204.0, 153.0, 102.0, 51.0, 0.0),
         lambda low: f"values from {low:.0f} up inverted" if low else "all inverted",
     ),

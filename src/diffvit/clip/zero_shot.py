@@ -16,7 +16,7 @@ from diffvit.clip.encode import Progress, cached_rows, digest, fingerprint
 from diffvit.clip.hub import text_features
 from diffvit.clip.load import Clip
 from diffvit.clip.small.model import KnownTokens
-from diffvit.clip.templates import MAX_LABELS, Templates, twins
+from diffvit.clip.templates import Templates, twins
 from diffvit.errors import ConfigError, InputError
 from diffvit.hub.libraries import library
 
@@ -28,9 +28,8 @@ _PROMPTS_AT_ONCE = 1_600  # of a part: seconds of work on a CPU, and lengths eno
 
 @dataclass(frozen=True)
 class Classifier:
-    """A row of unit length for each label, on the CPU, made with these templates.
+    """A row of unit length for each label, on the CPU; ``computed`` rows were made just now, the others were cached.
 
-    ``key`` is the hash of model, templates and labels; ``computed`` rows were made just now, the others were cached.
     ``twins`` are groups of places with the same label, as ImageNet's names have: such classes share a row, and of two
     equal probabilities the first is named. ``unknown`` are words of the labels that no caption of a small CLIP held;
     ``cut`` are labels that do not fit into the model's ``context`` (tokens) in some template.
@@ -38,8 +37,6 @@ class Classifier:
 
     weights: Float32[Tensor, "labels dim"]
     labels: tuple[str, ...]
-    templates: Templates
-    key: str
     computed: int
     twins: tuple[tuple[int, ...], ...]
     unknown: tuple[str, ...] = ()
@@ -63,61 +60,47 @@ def zero_shot_classifier(
     templates: Templates,
     *,
     use_cache: bool = True,
-    check: bool = True,
     progress: Progress | None = None,
 ) -> Classifier:
     """The classifier that a CLIP model makes of labels; equal ones are kept (see :class:`Classifier`).
 
     Of each label, each prompt's text feature is brought to unit length, and so is their mean. Rows are kept in the
     cache in parts as they are done: an interrupted call goes on where it was, and a repeated one computes nothing.
-    ``check=False`` takes labels that the model cannot read or tell apart. ``progress`` is called with (labels done,
-    labels in all), first before any is computed.
+    ``progress`` is called with (labels done, labels in all), first before any is computed.
 
     Raises:
-        ConfigError: no label, too many, or no template; different labels that are the same to the model, or none with
-            a word that it knows.
+        ConfigError: different labels that are the same to the model, or none with a word that it knows.
         InputError: the model's text features are not finite.
     """
-    if not labels or len(labels) > MAX_LABELS:
-        raise ConfigError("labels", f"must be 1 to {MAX_LABELS:,} (found {len(labels):,})")
-    if not templates.texts or not all("{}" in text for text in templates.texts):
-        raise ConfigError("templates", "must have {} where the label goes, at least one of them")
-    unknown, cut, context = _unread(clip, labels, templates) if check else ((), (), 0)
+    unknown, cut, context = _unread(clip, labels, templates)
     size = max(1, _PROMPTS_AT_ONCE // len(templates.texts))
     tokenizer = [clip.name, type(clip.tokenizer).__name__, library("open_clip").__version__]
     key = digest([_VERSION, text_fingerprint(clip.model), tokenizer, templates.texts, list(labels), size])
     chunks = [labels[first : first + size] for first in range(0, len(labels), size)]
     computed = 0
 
-    def compute(index: int, done: int) -> Float32[Tensor, "labels dim"]:
+    def compute(index: int) -> Float32[Tensor, "labels dim"]:
         nonlocal computed
         if progress:
-            progress(done, len(labels))
+            progress(index * size, len(labels))
         computed += len(chunks[index])
-        return _rows(clip, chunks[index], templates)
+        return label_rows(clip, chunks[index], templates)
 
     if use_cache:
         rows = cached_rows(key, "the classifier", [(len(chunk), "") for chunk in chunks], compute)
     else:
-        rows = [compute(index, index * size) for index in range(len(chunks))]
+        rows = [compute(index) for index in range(len(chunks))]
     if progress:
         progress(len(labels), len(labels))
-    return Classifier(torch.cat(rows), tuple(labels), templates, key, computed, twins(labels), unknown, cut, context)
+    return Classifier(torch.cat(rows), tuple(labels), computed, twins(labels), unknown, cut, context)
 
 
-def classify(
-    clip: Clip, classifier: Classifier, images: Float[Tensor, "n 3 h w"], *, batch_size: int = 32
-) -> Float32[Tensor, "n labels"]:
-    """The probability of each label for each image, preprocessed as ``clip.preprocessing`` says; on the CPU.
-
-    Raises:
-        ConfigError: the classifier is of a model of another width.
-    """
+def classify(clip: Clip, classifier: Classifier, images: Float[Tensor, "n 3 h w"]) -> Float32[Tensor, "n labels"]:
+    """The probability of each label for each image, preprocessed as ``clip.preprocessing`` says; on the CPU."""
     model: Any = clip.model
     with torch.no_grad():
-        parts = [model.encode_image(part.to(clip.device, clip.dtype)) for part in images.split(batch_size)]
-    rows = [F.normalize(part.float(), dim=-1).cpu() for part in parts]
-    return zero_shot_probabilities(clip, classifier, torch.cat(rows))
+        features = model.encode_image(images.to(clip.device, clip.dtype)).float()
+    return zero_shot_probabilities(clip, classifier, F.normalize(features, dim=-1).cpu())
 
 
 def zero_shot_probabilities(
@@ -126,13 +109,7 @@ def zero_shot_probabilities(
     """The probability of each label: softmax of exp(logit_scale) times the cosine with ``rows``, unit image features.
 
     NaN rows stay NaN. Classes of the same name get the very same probability, to the bit: that of the first of them.
-
-    Raises:
-        ConfigError: the classifier is of a model of another width.
     """
-    if rows.shape[1] != classifier.weights.shape[1]:
-        widths = f"{classifier.weights.shape[1]} vs {rows.shape[1]} features"
-        raise ConfigError("classifier", f"was made with another model ({widths})")
     columns = torch.arange(len(classifier.labels))
     for group in classifier.twins:
         columns[list(group)] = group[0]
@@ -189,7 +166,12 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(name[:60] for name in names[:10]) + (f" and {len(names) - 10:,} more" if len(names) > 10 else "")
 
 
-def _rows(clip: Clip, labels: Sequence[str], templates: Templates) -> Float32[Tensor, "labels dim"]:
+def label_rows(clip: Clip, labels: Sequence[str], templates: Templates) -> Float32[Tensor, "labels dim"]:
+    """The classifier's rows of these labels, which may be such as the model cannot read or tell apart.
+
+    Raises:
+        InputError: the model's text features are not finite.
+    """
     prompts = [prompt for label in labels for prompt in templates.prompts(label)]
     features = text_features(clip.model, clip.tokenizer(prompts)).double()
     if not bool(features.isfinite().all()):

@@ -75,7 +75,7 @@ class Augment:
         every = self.device.type != "cpu"
         self._policy = self._erasing = self._mixing = None
         if own := AUGMENTATIONS[chosen.policy]:
-            self._policy = _with_draws(own)
+            self._policy = lambda pixels, *draw: own(pixels, hash_uniform(*draw, stream=Stream.POLICY, count=OWN_DRAWS))
         elif chosen.policy != "none":
             fill = (self.mean * 255).round().to(torch.uint8)
             random = chosen.policy == "randaugment"
@@ -127,15 +127,6 @@ class Augment:
         share = mix.share[:, None]
         mixed_targets = targets.index_select(0, mix.rows) * share + other_targets * (1 - share)
         return images.index_copy_(0, mix.rows, mixed), targets.index_copy_(0, mix.rows, mixed_targets)
-
-
-def _with_draws(own: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, int, int, Tensor], Tensor]:
-    """A user's own augmentation, called as a :class:`Policy` is."""
-
-    def augment(pixels: Tensor, seed: int, epoch: int, indices: Tensor) -> Tensor:
-        return own(pixels, hash_uniform(seed, epoch, indices, Stream.POLICY, OWN_DRAWS))
-
-    return augment
 
 
 def _check(crop: int, size: tuple[int, int], labels: Tensor, num_classes: int) -> None:

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from diffvit.data.images import Images, decode, fingerprint
 from diffvit.errors import InputError
-from diffvit.files import cache_folder, replacing
+from diffvit.files import cache_folder, replacing, sha256_of
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 PER_CLASS = {"train": 5_000, "test": 1_000}
@@ -153,8 +153,7 @@ def _named(pixels: Tensor, labels: Tensor, exact: Tensor | None) -> Images:
 def _content_key(files: list[Path], split: str) -> str:
     digest = hashlib.sha256(f"{_DECODER} {PIL.__version__} {split}".encode())
     for path in files:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(sha256_of(path)))
     return digest.hexdigest()[:32]
 
 
@@ -212,7 +211,8 @@ def read_parquet(folder: Path, split: str) -> Rows:
         except (pa.ArrowException, OSError) as error:
             why = " ".join(str(error).split())[:160]
             raise InputError(str(path), f"cannot be read as Parquet ({why})", "Fetch the file again.") from None
-    return Rows(_stacked(pixels), np.array(labels, np.int64), None if all(exact) else np.array(exact))
+    stacked = np.array(pixels, np.uint8).reshape(-1, 3, SIZE, SIZE)
+    return Rows(stacked, np.array(labels, np.int64), None if all(exact) else np.array(exact))
 
 
 def _check_schema(file: pq.ParquetFile, path: Path) -> None:
@@ -235,10 +235,6 @@ def _decode(data: bytes | Path, name: str) -> UInt8[np.ndarray, "3 32 32"]:
     return pixels
 
 
-def _stacked(pixels: list[np.ndarray]) -> UInt8[np.ndarray, "n 3 32 32"]:
-    return np.stack(pixels) if pixels else np.empty((0, 3, SIZE, SIZE), np.uint8)
-
-
 def read_folder(folder: Path, split: str) -> Rows:
     """Decode ``folder/split/CLASS/*``, with the ten official class names as folder names."""
     root = folder / split
@@ -248,7 +244,8 @@ def read_folder(folder: Path, split: str) -> Rows:
         raise InputError(str(root), f"does not have CIFAR-10's class folders ({why})")
     files = [sorted(path for path in (root / name).iterdir() if path.name[0] != ".") for name in CLASSES]
     labels = np.repeat(np.arange(len(CLASSES)), [len(each) for each in files])
-    return Rows(_stacked([_decode(path, str(path)) for each in files for path in each]), labels)
+    pixels = [_decode(path, str(path)) for each in files for path in each]
+    return Rows(np.array(pixels, np.uint8).reshape(-1, 3, SIZE, SIZE), labels)
 
 
 def _members(kind: str, split: str) -> list[str]:
@@ -324,12 +321,8 @@ class _Inert:
 
     def __init__(self, *arguments: object) -> None:
         self.arguments = arguments
-        self.state: Any = None
 
-    def __call__(self, *arguments: object) -> _Inert:
-        return _Inert(*arguments)
-
-    def __setstate__(self, state: object) -> None:
+    def __setstate__(self, state: Any) -> None:
         self.state = state
 
 
@@ -372,7 +365,7 @@ class _BatchUnpickler(pickle._Unpickler):
             return lambda text, _: self.encode(text)
         if (module, name) not in _NUMPY:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR-10 batch needs")
-        return _Inert()
+        return _Inert
 
 
 def _from_pickle(data: bytes, name: str) -> Rows:

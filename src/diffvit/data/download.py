@@ -88,7 +88,7 @@ def fetch(
     check_choice("data set", name, SOURCES)
     folder = (cache_dir or cache_folder()) / name
     for files in SOURCES[name]:
-        if all(_is_here(folder / file.name, file) for file in files):
+        if all((path := folder / file.name).is_file() and sha256_of(path) == file.sha256 for file in files):
             return folder
     if os.environ.get("DIFFVIT_OFFLINE", "0") not in ("", "0"):
         raise EnvironmentFault(name, "not in the cache, and DIFFVIT_OFFLINE forbids fetching it")
@@ -129,10 +129,6 @@ def _fetch_all(
             if digest.hexdigest() != file.sha256:
                 found = f"{digest.hexdigest()[:12]}... vs {file.sha256[:12]}..."
                 raise OSError(f"{file.name} has the wrong SHA-256, {found}")
-
-
-def _is_here(path: Path, file: RemoteFile) -> bool:
-    return path.is_file() and path.stat().st_size == file.size and sha256_of(path) == file.sha256
 
 
 def _reason(error: Exception) -> str:

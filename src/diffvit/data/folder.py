@@ -112,12 +112,10 @@ def load(
     bad_files: str = "refuse",
     announce: Announce | None = None,
 ) -> Images:
-    """Read one split, train or test; images are ordered by class, then path.
+    """Read one split, its images ordered by class, then path; arguments as :func:`diffvit.data.sources.load`.
 
-    Every image is cropped and resized to ``image_size`` (:func:`diffvit.data.images.resize`). Where all are stored as
-    grey levels they have one channel, unless ``channels`` says otherwise. ``test_size`` is :meth:`Scan.rows`'s.
-    ``bad_files``: ``refuse``, or ``skip`` those that cannot be read. ``announce`` gets a line for each bad file and for
-    each picture that is there twice, and how far the reading is.
+    Where all are stored as grey levels they have one channel, unless ``channels`` says otherwise. ``announce`` gets a
+    line for each bad file and for each picture that is there twice, and how far the reading is.
 
     Raises:
         InputError: as :func:`diffvit.data.layout.find_layout`; a file that cannot be read; no test images.

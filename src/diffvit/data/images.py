@@ -143,7 +143,7 @@ _READERS: dict[bytes, Any] = {
     b"II*\0": TiffImageFile,
     b"MM\0*": TiffImageFile,
 }
-_AVIF, _HEIC = {b"avif", b"avis"}, {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+_HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 FORMATS = "JPEG, PNG, GIF, BMP, WebP, TIFF, AVIF, HEIC"
 
 
@@ -206,21 +206,16 @@ def to_picture(pixels: UInt8[np.ndarray, "3 h w"]) -> Image.Image:
 def _reader_of(encoded: bytes, name: str) -> Any:
     """Pillow's reader for these bytes; None where no format begins so."""
     if encoded[4:8] == b"ftyp":
-        brand = encoded[8:12]
-        if brand in _AVIF or (brand not in _HEIC and b"avif" in encoded[16:64]):
+        if b"avif" in encoded[8:64] or b"avis" in encoded[8:64]:  # also of files whose first brand is mif1
             return AvifImageFile
-        if brand in _HEIC:
-            return _heif_reader(name)
+        if encoded[8:12] in _HEIC:
+            try:
+                from pillow_heif import HeifImageFile
+            except ImportError:
+                hint = "Install it with: pip install 'diffvit[heic]'"
+                raise InputError(name, "is a HEIC image: needs pillow-heif", hint) from None
+            return HeifImageFile
     return next((reader for magic, reader in _READERS.items() if encoded.startswith(magic)), None)
-
-
-def _heif_reader(name: str) -> Any:
-    try:
-        from pillow_heif import HeifImageFile
-    except ImportError:
-        hint = "Install it with: pip install 'diffvit[heic]'"
-        raise InputError(name, "is a HEIC image: needs pillow-heif", hint) from None
-    return HeifImageFile
 
 
 def _read(path: Path, name: str) -> bytes:

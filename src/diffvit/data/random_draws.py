@@ -9,6 +9,7 @@ which torch's int64 gives on every device, so a CPU and a GPU draw the same numb
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +18,10 @@ from torch import Tensor
 
 Indices = Int64[Tensor, " n"]
 _WORD = 1 << 64
-_GOLDEN = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio, odd: steps of it visit every word
-_FIRST = 0xBF58476D1CE4E5B9
-_SECOND = 0x94D049BB133111EB
+# As int64, which has the same bits.
+_GOLDEN = 0x9E3779B97F4A7C15 - _WORD  # 2**64 over the golden ratio, odd: steps of it visit every word
+_FIRST = 0xBF58476D1CE4E5B9 - _WORD
+_SECOND = 0x94D049BB133111EB - _WORD
 
 
 class Stream(IntEnum):
@@ -36,29 +38,15 @@ class Stream(IntEnum):
     CAPTION = 8
 
 
-def _signed(word: int) -> int:
-    """The int64 that has the bits of this unsigned word."""
-    word %= _WORD
-    return word - _WORD if word >> 63 else word
-
-
-def _mix_word(word: int) -> int:
-    """The mixing function on a Python integer, modulo 2**64."""
-    word %= _WORD
-    word = ((word ^ (word >> 30)) * _FIRST) % _WORD
-    word = ((word ^ (word >> 27)) * _SECOND) % _WORD
-    return word ^ (word >> 31)
-
-
-def _shift_right(words: Tensor, bits: int) -> Tensor:
+def _shift_right(words: Any, bits: int) -> Any:
     # int64 shifts arithmetically: the sign's copies have to be masked away.
     return (words >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _mix(words: Tensor) -> Tensor:
-    """The mixing function on int64 words; equals :func:`_mix_word` bit for bit."""
-    words = (words ^ _shift_right(words, 30)) * _signed(_FIRST)
-    words = (words ^ _shift_right(words, 27)) * _signed(_SECOND)
+def _mix(words: Any) -> Any:
+    """The mixing function, of int64 words or of a Python integer, of which the lowest 64 bits count."""
+    words = (words ^ _shift_right(words, 30)) * _FIRST
+    words = (words ^ _shift_right(words, 27)) * _SECOND
     return words ^ _shift_right(words, 31)
 
 
@@ -68,9 +56,9 @@ def hash_words(seed: int, epoch: int, indices: Indices, stream: int, count: int)
     Row i depends on ``indices[i]`` alone, so neither the batch split nor the order matters, and the first positions do
     not depend on ``count``. Seeds that differ by a multiple of 2**64 are one seed.
     """
-    key = _mix_word(_mix_word(_mix_word(seed + _GOLDEN) + epoch * _GOLDEN) + stream * _GOLDEN)
-    rows = _mix((indices + 1) * _signed(_GOLDEN) + _signed(key))
-    positions = torch.arange(1, count + 1, device=indices.device) * _signed(_GOLDEN)
+    key = _mix(_mix(_mix(seed + _GOLDEN) + epoch * _GOLDEN) + stream * _GOLDEN)
+    rows = _mix((indices + 1) * _GOLDEN + ((key + _WORD // 2) % _WORD - _WORD // 2))
+    positions = torch.arange(1, count + 1, device=indices.device) * _GOLDEN
     return _mix(rows[:, None] + positions)
 
 

@@ -164,9 +164,13 @@ def _draw(
         return paper + np.where(sign[:, None] < 0.5, -apart, apart)
 
     scene, labels = draws(_SCENE, 1, 16)[0], indices.numpy() % len(CLASSES)
-    edge = _margin(size, look)
+    # The canvas has a margin: a piece of clutter reaches so many pixels out of the image.
+    edge = math.ceil(max(_PIECE[1], look.diameter / 2 if look.decoys else 0) * size) + 1
     paper = np.float32(0.3) * scene[:, 4:7] + np.float32(0.35 if look.contrast else 0)
-    canvas = _background(paper, scene[:, 7:9], size + 2 * edge)
+    # A slight gradient of the paper.
+    ramp, slope = np.linspace(-0.5, 0.5, size + 2 * edge, dtype=np.float32), np.float32(0.3) * (scene[:, 7:9] - 0.5)
+    shade = slope[:, :1, None] * ramp[None, :, None] + slope[:, 1:, None] * ramp[None, None, :]
+    canvas = paper[:, None, None] + shade[..., None]
     inner = canvas[:, edge : edge + size, edge : edge + size]
 
     def scatter(stream: int, count: int, radius: tuple[float, float]) -> None:
@@ -194,21 +198,6 @@ def _draw(
     if noise:
         image += np.float32(noise * 255) * _normal(indices, split, size, seed)
     return np.rint(image).clip(0, 255).astype(np.uint8), cover >= 0.5
-
-
-def _margin(size: int, look: Look) -> int:
-    """Width of the canvas's margin, pixels: how far a piece of clutter reaches out of the image."""
-    return math.ceil(max(_PIECE[1], look.diameter / 2 if look.decoys else 0) * size) + 1
-
-
-def _background(
-    paper: Float32[np.ndarray, "n 3"], draws: Float32[np.ndarray, "n 2"], outer: int
-) -> Float32[np.ndarray, "n outer outer 3"]:
-    """A colour with a slight gradient, on a canvas with a margin."""
-    ramp = np.linspace(-0.5, 0.5, outer, dtype=np.float32)
-    slope = (draws - np.float32(0.5)) * np.float32(0.3)
-    shade = slope[:, :1, None] * ramp[None, :, None] + slope[:, 1:, None] * ramp[None, None, :]
-    return paper[:, None, None] + shade[..., None]
 
 
 def _rotated(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -92,11 +91,8 @@ def place_of(source: str, data_dir: Path | None) -> Path | None:
     The variable does not apply to ``folder`` and ``shapes``. ``~`` is expanded.
     """
     named = data_dir or (os.environ.get("DIFFVIT_DATA") if source in ("auto", "cifar10") else None)
-    if not named:
-        return None
-    with suppress(RuntimeError):  # ~name of a user who does not exist: take it as a folder's name
-        return Path(named).expanduser()
-    return Path(named)
+    # Path.expanduser refuses the ~name of a user who does not exist; this takes it as a folder's name.
+    return Path(os.path.expanduser(named)) if named else None  # noqa: PTH111
 
 
 def load_auto(split: str, *, data_dir: Path | None, announce: Announce | None, **more: Any) -> Images:

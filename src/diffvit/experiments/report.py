@@ -12,11 +12,11 @@ from typing import Any
 from diffvit.config import to_yaml
 from diffvit.errors import ConfigError, InputError
 from diffvit.experiments import plots
-from diffvit.experiments.results import Line, Results, beside, difference, over_all_arms, records_of, results_of
+from diffvit.experiments.results import Line, Results, difference, over_all_arms, records_of, results_of
 from diffvit.experiments.runner import numbers_in, scores_of
 from diffvit.experiments.search import CONDITIONS, cell_of, space_of
 from diffvit.experiments.study import STUDIES, TIERS, Study, TierName, cells_of, differing, recipe_of
-from diffvit.files import Row, brought_up_to_date, read_csv, write_csv, write_file
+from diffvit.files import Row, brought_up_to_date, read_csv, sha256_of, write_csv, write_file
 from diffvit.registry import label_of
 from diffvit.reporting import stats, texts
 from diffvit.reporting.arms import span
@@ -25,7 +25,7 @@ from diffvit.reporting.stats import Interval
 from diffvit.reporting.style import stamp_of
 from diffvit.reporting.tables import NONE, Table, big, duration, percent, threads
 
-Plots = dict[str, tuple[str, Callable[[], bytes]]]  # by file name, the stamp of each and what draws it as PNG
+Files = dict[str, str | tuple[str, Callable[[], bytes]]]  # texts; of each plot its stamp and what draws it as PNG
 REPORT, BEST, _COSTS = "report.md", "best.yaml", "cost.png"
 _PLOTS: Mapping[str, tuple[str, Callable[..., bytes]]] = {
     "accuracy.png": ("Test accuracy of every arm and seed", plots.accuracies),
@@ -49,8 +49,7 @@ def gathered(study: Study, runs: Path, reports: Path, *, tier: TierName | None =
         # Rows of before studies kept images for validation stand beside the others, or alone where there are none.
         kinds = dict.fromkeys(cells_of(study, name, validation=validation) for validation in (True, False))
         known = {cells: records_of(cells, runs, reports, study.score) for cells in kinds}
-        of_tier = [results_of(study, name, cells, records) for cells, records in known.items() if records]
-        found += [beside(of_tier)] if of_tier else []
+        found += [results_of(study, name, known)] if any(known.values()) else []
     if not found:
         hint = f"Run it first: diffvit study run {study.name}"
         raise InputError(f"study {study.name}", "has no finished run and no committed row", hint)
@@ -81,7 +80,7 @@ def write_report(results: Results, reports: Path) -> Path:
     stamp = write(folder, merge(committed, [record for each in every for record in each.records]))
     if not study.report:
         return folder / ROWS_FILE
-    return _brought_up_to_date(folder, texts_of(results), plots_of(results, stamp))
+    return _brought_up_to_date(folder, files_of(results, stamp))
 
 
 def _write_tables(folder: Path, score: str, records: Sequence[tuple[str, RunRecord]]) -> None:
@@ -105,28 +104,25 @@ def _write_tables(folder: Path, score: str, records: Sequence[tuple[str, RunReco
         write_csv(path, [row for each in (rows | found).values() for row in each])
 
 
-def _brought_up_to_date(folder: Path, written: Mapping[str, str], drawn: Plots) -> Path:
+def _brought_up_to_date(folder: Path, files: Files) -> Path:
     """Write the texts and plots that are not as they should be; the path of report.md."""
-    brought_up_to_date({folder / name: (text.encode(), "") for name, text in written.items()}, check=False)
-    for name, (stamp, draw) in drawn.items():
-        if stamp_of(folder / name) != stamp:
-            write_file(folder / name, draw())
+    for name, content in files.items():
+        if isinstance(content, str):
+            brought_up_to_date({folder / name: (content.encode(), "")}, check=False)
+        elif stamp_of(folder / name) != content[0]:
+            write_file(folder / name, content[1]())
     return folder / REPORT
 
 
-def texts_of(results: Results) -> dict[str, str]:
-    """The report and the best configuration, by file name."""
-    return {REPORT: report(results), BEST: to_yaml(results.best().config)}
-
-
-def plots_of(results: Results, rows: str) -> Plots:
-    """The plots of a study's report.
+def files_of(results: Results, rows: str) -> Files:
+    """The report, the best configuration and the plots of a study.
 
     A stamp says what a plot was made from: ``rows``, the digest of the rows; costs from the operations counted, too.
     """
+    files: Files = {REPORT: report(results), BEST: to_yaml(results.best().config)}
     told = " ".join([rows, *(f"{line.flops:.0f}" for line in results.lines)])
     stamps = dict.fromkeys(_PLOTS, rows) | {_COSTS: hashlib.sha256(told.encode()).hexdigest()}
-    return {name: (stamps[name], partial(draw, results, stamp=stamps[name])) for name, (_, draw) in _PLOTS.items()}
+    return files | {n: (stamps[n], partial(draw, results, stamp=stamps[n])) for n, (_, draw) in _PLOTS.items()}
 
 
 def report(results: Results) -> str:
@@ -160,11 +156,13 @@ def _part(results: Results) -> dict[str, Any]:
 def answers(results: Results) -> list[str]:
     """Conclusions that the rows support, a paragraph each, as Markdown."""
     seeds, pairs = every_pair(results)
+    first, *others = results.study.attentions or ("",)
+    compared = [(label_of(each), label_of(first), over_all_arms(results, each, first)) for each in others]
     text = texts.render(
         "experiments/answers.md",
         results=results,
         rankings=rankings(results),
-        attentions=attentions_compared(results),
+        attentions=[each for each in compared if each[2] is not None],
         seeds=seeds,
         pairs=pairs,
         accuracy=accuracy,
@@ -241,13 +239,6 @@ def rankings(results: Results) -> list[dict[str, Any]]:
     return found
 
 
-def attentions_compared(results: Results) -> list[tuple[str, str, Interval]]:
-    """The names of each further attention and of the first, and their difference over all arms."""
-    first, *others = results.study.attentions or ("",)
-    found = [(label_of(each), label_of(first), over_all_arms(results, each, first)) for each in others]
-    return [(one, two, interval) for one, two, interval in found if interval is not None]
-
-
 def every_pair(results: Results) -> tuple[int, list[tuple[Line, Line, Interval]]]:
     """All pairs of arms where these are of one attention each; with seeds, or 0 where no winner may be named."""
     if results.study.attentions:
@@ -277,31 +268,31 @@ def circumstances(results: Results) -> str:
     return "; ".join(dict.fromkeys(found)) + "."
 
 
-def write_search(study: Study, rows: Sequence[Row], folder: Path) -> Path:
-    """Write trials.csv, report.md, the best of each attention as YAML, and the plot; the path of report.md.
+def write_search(study: Study, folder: Path, rows: Sequence[Row] | None = None) -> Path:
+    """Write report.md, the best of each attention as YAML, and the plot; the path of report.md.
+
+    They are made from trials.csv, which is made of ``rows`` first where these are given.
 
     Raises:
-        InputError: nothing was tried yet.
+        InputError: nothing was tried yet, or trials.csv is missing or damaged.
         EnvironmentFault: the disk refuses.
     """
-    if not rows:
-        hint = f"Run it first: diffvit study run {study.name}"
-        raise InputError(f"study {study.name}", "has tried nothing yet", hint)
-    write_csv(folder / TRIALS_FILE, rows)
-    return update_search(study, folder)
+    if rows is not None:
+        if not rows:
+            hint = f"Run it first: diffvit study run {study.name}"
+            raise InputError(f"study {study.name}", "has tried nothing yet", hint)
+        write_csv(folder / TRIALS_FILE, rows)
+    return _brought_up_to_date(folder, search_files(study, folder))
 
 
-def update_search(study: Study, folder: Path) -> Path:
-    """Bring all but trials.csv up to date with it; the path of report.md.
+def search_files(study: Study, folder: Path) -> Files:
+    """The report of a search's trials.csv, the best of each attention as YAML, and the plot, whose stamp is its digest.
 
     Raises:
         InputError: trials.csv is missing or damaged.
     """
-    return _brought_up_to_date(folder, search_texts(study, read_csv(folder / TRIALS_FILE)), search_plots(study, folder))
-
-
-def search_texts(study: Study, rows: Sequence[Row]) -> dict[str, str]:
-    """The report of a search's trials and the best of each attention as YAML, by file name."""
+    file = folder / TRIALS_FILE
+    rows = read_csv(file)
     ranked = comparable(rows)
     tier, settings, best = ranked[0]["tier"], list(space_of(study).settings), best_of(ranked)
     complete = sorted((row for row in ranked if row["state"] == "complete"), key=lambda row: -row["val_accuracy"])
@@ -325,18 +316,12 @@ def search_texts(study: Study, rows: Sequence[Row]) -> dict[str, str]:
         tables=tables,
         best=[_BEST_OF.format(attention) for attention in best],
     )
-    written = {REPORT: text}
+    stamp = sha256_of(file)
+    files: Files = {REPORT: text, SEARCH_PLOT: (stamp, partial(plots.settings, study, ranked, stamp=stamp))}
     for attention, row in best.items():
         cell = cell_of(study, tier, attention, row["trial"], {name: row[name] for name in settings})
-        written[_BEST_OF.format(attention)] = to_yaml(cell.config)
-    return written
-
-
-def search_plots(study: Study, folder: Path) -> Plots:
-    """The plot of a search's report; its stamp is the digest of trials.csv."""
-    file = folder / TRIALS_FILE
-    stamp = hashlib.sha256(file.read_bytes()).hexdigest()
-    return {SEARCH_PLOT: (stamp, lambda: plots.settings(study, comparable(read_csv(file)), stamp=stamp))}
+        files[_BEST_OF.format(attention)] = to_yaml(cell.config)
+    return files
 
 
 def comparable(rows: Sequence[Row]) -> list[Row]:

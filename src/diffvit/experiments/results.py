@@ -146,24 +146,22 @@ class Results:
 
 
 def results_of(
-    study: Study, tier: TierName, cells: Sequence[Cell], records: Mapping[str, Sequence[RunRecord]]
+    study: Study, tier: TierName, known: Mapping[tuple[Cell, ...], Mapping[str, Sequence[RunRecord]]]
 ) -> Results:
     """The rows of a study by line, those of the data, precision and hardware with most rows; the others beside them.
 
-    ``cells`` are all of its cells at this tier, ``records`` at least one row of :func:`records_of` these.
+    ``known`` has for all of its cells at this tier, as they are or once were, the rows of :func:`records_of` these; one
+    at least.
     """
-    together: dict[tuple[object, ...], dict[str, RunRecord]] = {}
-    for cell in cells:
-        for record in records.get(cell.name, ()):
-            together.setdefault(record.conditions, {}).setdefault(cell.name, record)
-    return beside([_results(study, tier, cells, each) for each in together.values()])
-
-
-def beside(found: Sequence[Results]) -> Results:
-    """The results with fewest cells missing, of these the first, with the others beside them."""
+    found: list[Results] = []
+    for cells, records in known.items():
+        together: dict[tuple[object, ...], dict[str, RunRecord]] = {}
+        for cell in cells:
+            for record in records.get(cell.name, ()):
+                together.setdefault(record.conditions, {}).setdefault(cell.name, record)
+        found += [_results(study, tier, cells, each) for each in together.values()]
     first = min(found, key=lambda each: len(each.missing))
-    rest = [each for one in found if one is not first for each in (replace(one, others=()), *one.others)]
-    return replace(first, others=(*first.others, *rest))
+    return replace(first, others=tuple(each for each in found if each is not first))
 
 
 def _results(study: Study, tier: TierName, cells: Sequence[Cell], records: Mapping[str, RunRecord]) -> Results:

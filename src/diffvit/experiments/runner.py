@@ -29,7 +29,7 @@ from diffvit.training.run_dir import RunDir
 Tell = Callable[[str], object]
 Score = Callable[[RunDir], Mapping[str, Any]]
 ATTEMPTS = 3  # of a cell that fails by itself; a killed worker does not count
-_PAUSE = 0.5  # seconds between polls while other workers hold all that is left
+PAUSE = 0.5  # seconds between polls while other workers hold all that is left
 
 TEST_ACCURACY = "test_accuracy"
 SCORES: dict[str, Score] = {TEST_ACCURACY: lambda run: {TEST_ACCURACY: run.result[TEST_ACCURACY]}}
@@ -181,10 +181,8 @@ class Runner:
                 state.waiting.append(cell.name)
         return state
 
-    def work(self, *, wait: bool = True, pause: float = _PAUSE) -> int:
+    def work(self, *, wait: bool = True) -> int:
         """Run cells until each is done or given up; returns how many this worker completed.
-
-        Looks again after ``pause`` seconds where all that is left is held by others.
 
         Raises:
             ConfigError: there is no such score.
@@ -208,7 +206,7 @@ class Runner:
                     if open_ and not RunDir(folder).locked_by and not stop.signal:
                         completed += self._completed(cell)
                 if completed == before and not stop.signal:
-                    time.sleep(pause)
+                    time.sleep(PAUSE)
         raise Interrupted(stop.signal, "worker", "was stopped between runs", "Every run's state is saved.")
 
     def _completed(self, cell: Cell) -> bool:

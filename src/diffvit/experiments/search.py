@@ -12,8 +12,8 @@ import random
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -21,8 +21,8 @@ from typing import Any
 
 from diffvit.config import merge
 from diffvit.errors import DiffvitError, EnvironmentFault, Interrupted, RunBusyError
-from diffvit.experiments.runner import ATTEMPTS, Runner, State, Tell, conditions_of, folder_of
-from diffvit.experiments.study import GRACE_SECONDS, Cell, Range, SearchSpace, Study, TierName, recipe_of
+from diffvit.experiments.runner import ATTEMPTS, PAUSE, Runner, State, Tell, conditions_of, folder_of
+from diffvit.experiments.study import GRACE_SECONDS, Cell, SearchSpace, Study, TierName, recipe_of
 from diffvit.files import Row
 from diffvit.training.progress import Progress, StopRequest
 from diffvit.training.run_dir import RunDir
@@ -34,7 +34,6 @@ _SEED = 0
 _BEFORE_PRUNING = 5  # trials that all run to their end
 _SAFE = 1 / 3  # of a trial's epochs: none is judged by how it begins, for a warm-up and small rates start slowly
 _OPENINGS = 6  # of a database, while other workers create its tables
-_PAUSE = 0.5  # seconds between polls while other workers run all that is left
 _HINT = "Name a file for SQLite, or a database as in postgresql+psycopg://user@host/name."
 
 
@@ -42,11 +41,6 @@ def space_of(study: Study) -> SearchSpace:
     """What a study searches."""
     assert study.search is not None, f"study {study.name} searches nothing"
     return study.search
-
-
-def safe_epochs(study: Study, tier: TierName) -> int:
-    """Epochs that every trial runs before it may be pruned."""
-    return int(recipe_of(study, tier).epochs * _SAFE)
 
 
 def cell_of(study: Study, tier: TierName, attention: str, trial: str, values: Mapping[str, Any]) -> Cell:
@@ -77,7 +71,7 @@ def open_study(place: str, study: Study, tier: TierName, attention: str, tag: st
     Raises:
         EnvironmentFault: see :func:`open_storage`.
     """
-    storage = open_storage(place, grace)
+    storage, safe = open_storage(place, grace), int(recipe_of(study, tier).epochs * _SAFE)
     import optuna
 
     return optuna.create_study(
@@ -87,9 +81,7 @@ def open_study(place: str, study: Study, tier: TierName, attention: str, tag: st
         direction="maximize",
         # A trial that runs counts as poor until it is done, so that no two workers try the same.
         sampler=optuna.samplers.TPESampler(multivariate=True, constant_liar=True),
-        pruner=optuna.pruners.MedianPruner(
-            n_startup_trials=_BEFORE_PRUNING, n_warmup_steps=safe_epochs(study, tier) + 1
-        ),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=_BEFORE_PRUNING, n_warmup_steps=safe + 1),
     )
 
 
@@ -141,25 +133,15 @@ def open_storage(place: str, grace: float = GRACE_SECONDS) -> Any:
     raise AssertionError("unreachable")
 
 
-def close(optuna_study: Any) -> None:
-    """Close the connections of an Optuna study's storage."""
-    storage = getattr(optuna_study._storage, "_backend", optuna_study._storage)
-    storage.remove_session()
-    storage.engine.dispose()
-
-
 def _brief(error: BaseException) -> str:
     return " ".join(str(error).split())[:160]
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> AbstractContextManager[object]:
     """Without Optuna's notes on what it calls experimental: heartbeats."""
     import optuna
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        yield
+    return warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
 def _number(trial: Any) -> int:
@@ -184,7 +166,7 @@ class Search:
     tell: Tell = lambda _: None  # called with a line of text for each event
     grace: float = GRACE_SECONDS
 
-    def work(self, *, pause: float = _PAUSE) -> int:
+    def work(self) -> int:
         """Run trials until as many are finished as are wanted; returns how many this worker finished.
 
         Two workers may each begin the last trial; then there is one more.
@@ -198,7 +180,7 @@ class Search:
 
         try:
             with StopRequest() as stop:
-                finished = sum(self._search(attention, stop, pause) for attention in self.optuna_studies)
+                finished = sum(self._search(attention, stop) for attention in self.optuna_studies)
         except optuna.exceptions.StorageInternalError as error:
             hint = "What is done is kept. Start the study again when the storage is back."
             raise EnvironmentFault("--storage", f"was lost ({_brief(error.__cause__ or error)})", hint) from error
@@ -206,7 +188,7 @@ class Search:
             raise Interrupted(stop.signal, "worker", "was stopped between trials", "Every trial's state is saved.")
         return finished
 
-    def _search(self, attention: str, stop: StopRequest, pause: float) -> int:
+    def _search(self, attention: str, stop: StopRequest) -> int:
         """The trials of one attention, until a signal."""
         import optuna
 
@@ -218,7 +200,7 @@ class Search:
             if len(_finished(trials)) >= wanted:
                 break
             if len(trials) >= wanted and not any(each.state.name == "WAITING" for each in trials):
-                time.sleep(pause)
+                time.sleep(PAUSE)
                 continue
             try:
                 optuna_study.optimize(lambda trial: self._try(trial, attention, stop), n_trials=1)
@@ -266,7 +248,12 @@ class Search:
         trial.study._storage.record_heartbeat(trial._trial_id)  # the thread's first beat may come after the note below
         trial.set_user_attr(_BEGUN, trial.number)
         try:
-            values = {name: _suggested(trial, name, each) for name, each in space_of(self.study).settings.items()}
+            values = {
+                name: trial.suggest_categorical(name, each.choices)
+                if each.choices
+                else trial.suggest_float(name, each.low, each.high, log=each.log)
+                for name, each in space_of(self.study).settings.items()
+            }
             frozen = trial.study._storage.get_trial(trial._trial_id)
             cell = cell_of(self.study, self.tier, attention, _name(_number(frozen)), values)
             on = conditions_of(cell.config.model_copy(update=dict(self.where)))
@@ -303,7 +290,7 @@ def _accuracy(runner: Runner, cell: Cell, report: Progress, stop: StopRequest) -
         except RunBusyError:
             if stop.signal:
                 raise
-            time.sleep(_PAUSE)
+            time.sleep(PAUSE)
 
 
 class _Report(Progress):
@@ -321,13 +308,6 @@ class _Report(Progress):
             self._trial.report(row["val_accuracy"], int(row["epoch"]))
         if self._trial.should_prune():
             raise optuna.TrialPruned
-
-
-def _suggested(trial: Any, setting: str, values: Range) -> Any:
-    """A value, by the study's sampler."""
-    if values.choices:
-        return trial.suggest_categorical(setting, values.choices)
-    return trial.suggest_float(setting, values.low, values.high, log=values.log)
 
 
 def _value(trial: Any) -> float:

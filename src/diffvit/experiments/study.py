@@ -162,10 +162,8 @@ def recipe_of(study: Study, tier: TierName, *layers: Mapping[str, Any]) -> Confi
     """The tier's recipe with the study's settings and then these laid over it.
 
     Raises:
-        ConfigError: no such tier, or settings that do not go together.
+        ConfigError: settings that do not go together.
     """
-    if tier not in TIERS:
-        raise ConfigError("--tier", f"no tier {tier!r} (have {', '.join(TIERS)})")
     return parse(merge(TIERS[tier].recipe, study.base, study.tiers.get(tier, {}), *layers), f"study {study.name}")
 
 
@@ -176,7 +174,7 @@ def cells_of(study: Study, tier: TierName, *, seeds: int | None = None, validati
     kept images for validation.
 
     Raises:
-        ConfigError: no such tier, no seed, or an arm that the tier's recipe does not allow.
+        ConfigError: no seed, or an arm that the tier's recipe does not allow.
     """
     if seeds is not None and seeds < 1:
         raise ConfigError("--seeds", f"must be at least 1 (found {seeds})")
@@ -194,7 +192,7 @@ def cells_of(study: Study, tier: TierName, *, seeds: int | None = None, validati
 def seeds_of(study: Study, tier: TierName) -> int:
     """How many seeds a study has at a tier."""
     wanted = min(EXPLORATORY_SEEDS, study.seeds) if study.exploratory else study.seeds
-    return min(wanted, TIERS[tier].seeds) if tier in TIERS else wanted
+    return min(wanted, TIERS[tier].seeds)
 
 
 def differing(configs: Mapping[str, Config]) -> dict[str, dict[str, Any]]:

@@ -17,14 +17,14 @@ from diffvit.clip.load import Clip
 from diffvit.clip.small.load import as_clip
 from diffvit.clip.small.model import SmallClip
 from diffvit.clip.templates import Templates, load_templates
-from diffvit.clip.zero_shot import known_share, zero_shot_classifier
+from diffvit.clip.zero_shot import known_share, label_rows
 from diffvit.clip_settings import CaptionsConfig
 from diffvit.config import ClipConfig, Config, to_dict
 from diffvit.data.augment import Batch
 from diffvit.data.batches import evaluation_batches
 from diffvit.data.images import Images
 from diffvit.data.random_draws import Stream, below, hash_words
-from diffvit.errors import ConfigError
+from diffvit.errors import ConfigError, few
 from diffvit.training.score import evaluating, metrics_of
 from diffvit.training.task import Task, TrainingData, fresh_model
 
@@ -64,26 +64,18 @@ class ContrastiveTask(Task):
         return Contrastive(_captions(_own(config), data), config.seed)
 
     def score(
-        self,
-        model: Any,
-        images: Images,
-        config: Config,
-        data: TrainingData,
-        precision: str,
-        device: torch.device,
-        *,
-        names_too: bool = False,
+        self, model: Any, images: Images, config: Config, data: TrainingData, precision: str, device: torch.device
     ) -> dict[str, Any]:
         """See the base class."""
         del precision
-        captions = _own(config).captions
-        return score_clip(model, images, data.mean, data.std, captions, device=device, names_too=names_too)
+        return score_clip(model, images, data.mean, data.std, _own(config).captions, device=device)
 
     def last_score(
         self, model: Any, images: Images, config: Config, data: TrainingData, precision: str, device: torch.device
     ) -> dict[str, Any]:
         """Also what :func:`names_tried` gives, and ``zero_shot_accuracy``."""
-        return self.score(model, images, config, data, precision, device, names_too=True)
+        del precision
+        return score_clip(model, images, data.mean, data.std, _own(config).captions, device=device, names_too=True)
 
 
 def _captions(config: ClipConfig, data: TrainingData) -> Captions:
@@ -113,8 +105,7 @@ class Captions:
         tokenizer: Callable[[list[str]], Tensor],
     ) -> None:
         if strangers := [name for name in names if name not in classes]:
-            have = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
-            raise ConfigError("captions.names", f"{strangers[0]!r} is no class of the data (have {have})")
+            raise ConfigError("captions.names", f"{strangers[0]!r} is no class of the data (have {few(classes, 10)})")
         sentences = Templates("captions", tuple(templates))
         self.names = [tuple(names.get(label, (label,))) for label in classes]
         self.texts = [prompt for own in self.names for name in own for prompt in sentences.prompts(name)]
@@ -162,8 +153,8 @@ class Contrastive:
         images, texts, scale = model(batch.images, tokens)
         images, texts, targets, labels = images.float(), texts.float(), batch.targets, batch.labels
         own = slice(None)
-        if total is not None and (world := _world_size()) > 1:
-            places = torch.arange(total).tensor_split(world)
+        if total is not None and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            places = torch.arange(total).tensor_split(dist.get_world_size())
             mine = places[dist.get_rank()]
             own = slice(total - len(mine), total) if not len(mine) else slice(int(mine[0]), int(mine[-1]) + 1)
             columns = [images, texts, targets.to(images.dtype), labels[:, None].to(images.dtype)]
@@ -177,10 +168,6 @@ class Contrastive:
         summed = summed + F.cross_entropy(of_texts, to_image[own], reduction="sum")
         best = labels[logits.detach().argmax(1)]
         return summed / 2, {"correct": (best == labels[own]).sum()}
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _gathered(rows: Float[Tensor, "n width"], counts: Sequence[int]) -> Float[Tensor, "total width"]:
@@ -223,7 +210,7 @@ def score_clip(
         clip = as_clip(model, {"mean": mean, "std": std, "data": images.name}, "this model")
         batches = evaluation_batches(images.pixels, 500, mean, std, device)
         features = torch.cat([model.encode_image(batch, normalize=True).cpu() for batch in batches])
-        rows = _rows(clip, images.classes, templates)
+        rows = label_rows(clip, images.classes, templates)
         figures = metrics_of(model.logit_scale.exp().cpu() * features @ rows.T, images.labels)
         if names_too:
             tried = names_tried(clip, features, images, captions, templates)
@@ -242,13 +229,13 @@ def names_tried(
     ``features`` are of the images, of unit length.
     """
     classes = images.classes
-    own = _rows(clip, classes, templates)
+    own = label_rows(clip, classes, templates)
     tried: list[dict[str, Any]] = []
     means: list[Tensor] = []
     for place, label in enumerate(classes):
         here = features[images.labels == place]
         seen, new = captions.names.get(label, (label,)), captions.unseen.get(label, ())
-        rows = _rows(clip, [*seen, *new], templates)
+        rows = label_rows(clip, [*seen, *new], templates)
         for name, row in zip([*seen, *new], rows, strict=True):
             classifier = own.clone()
             classifier[place] = row
@@ -260,7 +247,3 @@ def names_tried(
     if all(captions.unseen.get(label) for label in classes):
         accuracy = float(((features @ torch.stack(means).T).argmax(1) == images.labels).double().mean())
     return {"unseen_names_accuracy": accuracy, "names": tried}
-
-
-def _rows(clip: Clip, labels: Sequence[str], templates: Templates) -> Tensor:
-    return zero_shot_classifier(clip, labels, templates, use_cache=False, check=False).weights
