@@ -86,12 +86,16 @@ def did_you_mean(found: str, allowed: Iterable[str]) -> str:
     return f" did you mean {close[0]!r}?" if close else ""
 
 
+def suggestion(found: str, allowed: Iterable[str]) -> str:
+    """``"Did you mean 'epochs'?"`` for the closest allowed name, or an empty string."""
+    return did_you_mean(found, allowed).replace(" did", "Did", 1)
+
+
 def check_choice(what: str, found: str, allowed: Iterable[str]) -> None:
     """Raise a ConfigError that lists the allowed names and the closest one, unless ``found`` is one of them."""
     names = list(allowed)
     if found not in names:
-        hint = did_you_mean(str(found), names).replace(" did", "Did", 1)
-        raise ConfigError(what, f"no {what} {found!r} (have {', '.join(names)})", hint)
+        raise ConfigError(what, f"no {what} {found!r} (have {', '.join(names)})", suggestion(str(found), names))
 
 
 def checked_size(name: str, found: Any) -> Size:

@@ -79,7 +79,7 @@ def test_a_packaged_name_is_checked_against_its_sum(tmp_path, monkeypatch):
     monkeypatch.setattr(weights.registry, "__defaults__", (tmp_path,))
     assert weights.names() == ["small"]
     assert diffvit.load("small").settings["embed_dim"] == 32
-    with pytest.raises(InputError, match=r"no such run, file or packaged model \(packaged: small\)\. did you mean 'sm"):
+    with pytest.raises(InputError, match=r"no such run, file or packaged model \(packaged: small\)\. Did you mean 'sm"):
         diffvit.load("smal")
     data = bytearray((tmp_path / "small.safetensors").read_bytes())
     data[-1] ^= 1

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffvit.attention.capture import AnyModel, patch_size_of
 from diffvit.data.images import Images, read_each, resize, to_array, to_picture, with_channels
-from diffvit.errors import ConfigError, InputError, Size, did_you_mean, few
+from diffvit.errors import ConfigError, InputError, Size, few, suggestion
 from diffvit.hub import adapters
 from diffvit.models.vit import VisionTransformer
 from diffvit.training.environment import resolve_device
@@ -79,7 +79,7 @@ class LoadedModel:
             return list(self.classes).index(text)
         if not (text.isdecimal() and int(text) < count):
             have = few(self.classes, 20) or (f"0 to {count - 1}" if count else "none")
-            hint = did_you_mean(text, self.classes).replace(" did", "Did", 1)
+            hint = suggestion(text, self.classes)
             raise ConfigError("--target", f"no class {text!r} (have {have})", hint)
         return int(text)
 

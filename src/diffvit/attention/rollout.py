@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffvit.attention.capture import Record
-from diffvit.errors import ConfigError, did_you_mean
+from diffvit.errors import ConfigError, suggestion
 from diffvit.models.attention import AttentionMaps
 
 FUSIONS = ("mean", "max", "min")
@@ -124,7 +124,7 @@ def _check(fusion: str, discard: float, residual: float, sign: str, differential
     for what, found, allowed in (("fusion", fusion, FUSIONS), ("sign", sign, SIGNS)):
         if found not in allowed:
             why = f"no such {what} of rollout (found {found!r} vs {', '.join(allowed)})"
-            raise ConfigError(what, why, did_you_mean(found, allowed).strip().capitalize())
+            raise ConfigError(what, why, suggestion(found, allowed))
     for what, found in (("discard", discard), ("residual", residual)):
         if not 0 <= found < 1:
             raise ConfigError(what, f"must be from 0 to below 1 (found {found:g})")

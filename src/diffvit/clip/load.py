@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from diffvit.clip.hub import arranged, clip_skeleton, fetch_clip, timm_model, tokenizer_of
 from diffvit.clip.preprocess import Preprocessing, of_clip, of_ours, of_timm
-from diffvit.errors import ConfigError, InputError, did_you_mean
+from diffvit.errors import ConfigError, InputError, suggestion
 from diffvit.hub.files import check_finite, check_weights, read_weights
 from diffvit.hub.libraries import library, quietly
 from diffvit.training.load import load_with_meta
@@ -162,7 +162,7 @@ def load_resnet50(
     name = RESNET50.get(weights, weights)
     if name not in names:
         have = ", ".join([*RESNET50, *RESNET50.values(), "..."])
-        hint = did_you_mean(weights, [*RESNET50, *names]).replace(" did", "Did", 1)
+        hint = suggestion(weights, [*RESNET50, *names])
         raise ConfigError("resnet50", f"no weights {weights!r} (have {have})", hint)
     model, source = timm_model(name, pretrained=file is None)
     config: Any = model.pretrained_cfg
@@ -228,7 +228,7 @@ def _check_names(name: str, pretrained: str | None, weights: Path | None) -> Non
     open_clip = library("open_clip")
     names: Any = open_clip.list_models()
     if name not in names:
-        hint = did_you_mean(name, names).replace(" did", "Did", 1)
+        hint = suggestion(name, names)
         raise ConfigError("--model", f"no model {name!r} in open_clip {open_clip.__version__}", hint)
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained is None and weights is None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffvit.errors import ConfigError, InputError, did_you_mean
+from diffvit.errors import ConfigError, InputError, suggestion
 from diffvit.hub.libraries import library
 
 SINGLE = "a photo of a {}."
@@ -55,7 +55,7 @@ def load_templates(name: str = "openai-80") -> Templates:
         return Templates(name, tuple(each("{}") for each in given))
     path = Path(name)
     if not path.exists():
-        hint = did_you_mean(name, NAMED).replace(" did", "Did", 1)
+        hint = suggestion(name, NAMED)
         raise ConfigError("--templates", f"no such templates or file: {name!r} (have {', '.join(NAMED)})", hint)
     lines = read_lines(path, "template", _MAX_TEMPLATES)
     bare = next((line for line in lines if "{}" not in line), None)

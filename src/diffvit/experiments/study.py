@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field
 
 from diffvit.config import Config, config_hash, flat, merge, parse, read_yaml, validate
-from diffvit.errors import ConfigError, did_you_mean, sides
+from diffvit.errors import ConfigError, did_you_mean, sides, suggestion
 from diffvit.registry import ATTENTION
 from diffvit.settings import ModelConfig, Section
 
@@ -121,7 +121,7 @@ def find_study(name: str) -> Study:
         if study.name in STUDIES:
             raise ConfigError(name, f"there is a study named {study.name} already", "Rename the file.")
         return study
-    hint = did_you_mean(name, STUDIES).replace(" did", "Did", 1)
+    hint = suggestion(name, STUDIES)
     raise ConfigError("study", f"no study {name!r} (have {', '.join(STUDIES)}, or a YAML file)", hint)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffvit.errors import ConfigError, EnvironmentFault, InputError, did_you_mean
+from diffvit.errors import ConfigError, EnvironmentFault, InputError, suggestion
 from diffvit.hub.files import check_finite, check_weights, read_weights
 from diffvit.hub.libraries import cache_where_offline, library, quietly, reason
 from diffvit.models.vit import VisionTransformer
@@ -135,7 +135,7 @@ def _skeleton(name: str, **settings: Any) -> Any:
     timm = library("timm", _INSTALL)
     names = {*timm.list_models(), *timm.list_pretrained()}
     if name not in names:
-        hint = did_you_mean(name, names).strip().capitalize()
+        hint = suggestion(name, names)
         raise ConfigError("pretrained", f"no model {name!r} in timm {timm.__version__}", hint)
     try:
         with quietly(), torch.random.fork_rng(devices=[]), torch.device("meta"):

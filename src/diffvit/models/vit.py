@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffvit.errors import ConfigError, InputError, Size, check_choice, checked_size, did_you_mean, sides
+from diffvit.errors import ConfigError, InputError, Size, check_choice, checked_size, sides, suggestion
 from diffvit.models import pos_embed as positions
 from diffvit.models.attention import NORMS, AttentionMaps, DifferentialAttention, SplitDifferentialAttention
 from diffvit.models.init import initialise
@@ -385,7 +385,7 @@ def create_model(preset: str, **overrides: Any) -> VisionTransformer:
     known = inspect.signature(VisionTransformer).parameters
     for name in overrides:
         if name not in known:
-            raise ConfigError(name, "no such model setting", did_you_mean(name, known).strip().capitalize())
+            raise ConfigError(name, "no such model setting", suggestion(name, known))
     settings: dict[str, Any] = {**PRESETS[preset].settings, **overrides}
     return VisionTransformer(**settings)
 

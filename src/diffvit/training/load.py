@@ -21,7 +21,7 @@ from torch import nn
 from diffvit import weights
 from diffvit.config import ModelConfig, validate
 from diffvit.data.memory import Preprocess
-from diffvit.errors import ConfigError, InputError, Size, checked_size, did_you_mean
+from diffvit.errors import ConfigError, InputError, Size, checked_size, suggestion
 from diffvit.files import disk_faults, replace, sha256_of, to_json
 from diffvit.hub.files import OWN_HINT, NoInit, check_finite, check_weights, read_header, read_safetensors
 from diffvit.kernels import accelerate
@@ -135,7 +135,7 @@ def locate(reference: Reference) -> Path:
     if file is None:
         names = weights.names()
         have = f"packaged: {', '.join(names)}" if names else "none is packaged"
-        raise InputError(str(place), f"no such run, file or packaged model ({have})", did_you_mean(str(place), names))
+        raise InputError(str(place), f"no such run, file or packaged model ({have})", suggestion(str(place), names))
     return file
 
 
