@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from diffvit.attention import METHODS, attribute, metrics
+from diffvit.attention.attribute import randomisation, randomised
 from diffvit.attention.inputs import labelled_images, load_model
-from diffvit.attention.scores import map_scores, score_maps
+from diffvit.attention.scores import attribution_scores, map_scores, score_maps
 from diffvit.cli.main import run
 from diffvit.config import to_dict
 from diffvit.errors import InputError
@@ -138,6 +140,48 @@ def test_without_masks_patches_are_removed(small: tuple[Study, Runner], monkeypa
     assert {row["removal_images"] for row in found["scores"]} == {None, 5}
     assert {row["clutter"] for row in found["scores"]} == {None}
     assert len(found["removal"]) == len(plain.curves) > 0
+
+
+def test_attribution_is_scored_on_masks_by_removal_with_random_weights_and_against_each_other(
+    small: tuple[Study, Runner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, runner = small
+    run = runner.train(next(cell for cell in runner.cells if cell.arm.startswith("Diff-ViT")))
+    for name, value in {"_ATTRIBUTED": 6, "_SANITY": 3, "REMOVAL": 4, "HARD_CLUTTER": (0.0, 0.4)}.items():
+        monkeypatch.setattr(f"diffvit.attention.scores.{name}", value)
+    found = attribution_scores(run)
+    model, maps = load_model(run.path), len(METHODS)
+    images = labelled_images(model).select(range(6))
+    of = Counter((row["weights"], row["clutter"]) for row in found["methods"])
+    assert of == {
+        **dict.fromkeys((("trained", 0.0), ("trained", 0.4)), maps + 10),
+        **dict.fromkeys((("random", 0.0), ("random", 0.4)), maps),
+    }
+    rows = {(row["weights"], row["clutter"], row["map"]): row for row in found["methods"]}
+    x = model.normalised(images.pixels)
+    classes = model.model(x).argmax(dim=1)
+    assert images.masks is not None
+    cover = metrics.coverage(images.masks, (4, 4))
+    *_, (_, untrained) = randomised(model.model)
+    for weights, network in (("trained", model.model), ("random", untrained)):
+        saliency = attribute(network, x, "attnlrp", classes)
+        row = rows[weights, 0.0, "attnlrp"]
+        assert row["pointing"] == pytest.approx(metrics.pointing_game(saliency, cover).mean().item(), abs=1e-5)
+        assert row["auc"] == pytest.approx(metrics.roc_auc(saliency, cover).mean().item(), abs=1e-5)
+        if weights == "trained":
+            debiased = metrics.road(model.model, x[:4], saliency[:4])
+            assert row["road"] == pytest.approx(debiased.score.mean().item(), abs=1e-5)
+            assert row["saco"] == pytest.approx(metrics.saco(model.model, x[:4], saliency[:4]).mean().item(), abs=1e-5)
+    assert rows["trained", 0.4, "attnlrp"]["deletion"] is rows["random", 0.0, "attnlrp"]["deletion"] is None
+    assert rows["trained", 0.0, "uniform"]["auc"] == 0.5
+    assert len(found["agreement"]) == maps * (maps - 1) // 2
+    one, other = (attribute(model.model, x, method, classes) for method in ("attention", "rollout"))
+    row = next(row for row in found["agreement"] if (row["map"], row["other"]) == ("attention", "rollout"))
+    assert row["correlation"] == pytest.approx(metrics.rank_correlation(one, other).mean().item(), abs=1e-5)
+    assert found["sanity"] == [
+        {name: round(value, 5) if isinstance(value, float) else value for name, value in row.items()}
+        for row in randomisation(model.model, x[:3])
+    ]
 
 
 def test_the_command_scores_and_writes_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
