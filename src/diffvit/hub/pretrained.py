@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from diffvit.errors import ConfigError, EnvironmentFault, InputError, suggestion
-from diffvit.hub.files import check_finite, check_weights, read_weights
+from diffvit.hub.files import WeightsFile, check_finite, check_weights, read_weights
 from diffvit.hub.libraries import cache_where_offline, library, quietly, reason
+from diffvit.hub.onnx_file import read_onnx
 from diffvit.models.vit import VisionTransformer
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -98,7 +99,7 @@ def _from_file(
     path: Path, name: str | None, settings: Mapping[str, Any] | None, mean: Sequence[float], std: Sequence[float]
 ) -> Pretrained:
     """The model in a weights file; its settings are inferred from the weights where they are not known."""
-    found, note = read_weights(path), ""
+    found, note = WeightsFile(read_onnx(path), "") if path.suffix == ".onnx" else read_weights(path), ""
     tensors = found.tensors
     if settings is None:
         settings, note = infer(str(path), tensors)
