@@ -30,6 +30,7 @@ from diffvit.data import sources
 from diffvit.data.images import Images
 from diffvit.errors import InputError
 from diffvit.files import to_csv, write_files
+from diffvit.models.vit import VisionTransformer
 from diffvit.reporting.style import LIGHT, colour, dress, figure, to_png
 from diffvit.training.evaluate import config_of
 from diffvit.training.run_dir import RunDir
@@ -165,30 +166,32 @@ def attribution_scores(run: RunDir) -> dict[str, list[Row]]:
     own = own.select(range(min(_ATTRIBUTED, len(own))))
     levels = _levels(model, own, _ATTRIBUTED, HARD_CLUTTER) or [(None, own)]
     pixels = [model.normalised(images.pixels) for _, images in levels]
-    classes = [classes_of(model.model, each, None) for each in pixels]
-    *_, (_, untrained) = randomised(model.model)
+    trained = model.model
+    assert isinstance(trained, VisionTransformer)  # as every run's
+    classes = [classes_of(trained, each.to(next(trained.parameters())), None).cpu() for each in pixels]
+    *_, (_, untrained) = randomised(trained)
     tables: dict[str, list[Row]] = {"methods": [], "agreement": []}
-    for weights, network in (("trained", model.model), ("random", untrained)):
+    for weights, network in (("trained", trained), ("random", untrained)):
         for (clutter, images), shown, target in zip(levels, pixels, classes, strict=True):
             maps = {method: attribute(network, shown, method, target).float() for method in METHODS}
             key: Row = {"weights": weights, "clutter": clutter}
-            if images.name == own.name and network is model.model:
+            if images.name == own.name and network is trained:
                 tables["agreement"] += [
                     {"map": one, "other": other, "correlation": float(rank_correlation(maps[one], maps[other]).mean())}
                     for one, other in combinations(METHODS, 2)
                 ]
             grid = grid_of(network, shown)
-            maps |= {**of_images(images, grid), **by_place(len(images), grid)} if network is model.model else {}
+            maps |= {**of_images(images, grid), **by_place(len(images), grid)} if network is trained else {}
             for name, saliency in maps.items():
                 row = key | {"map": name, "images": len(images)}
                 if images.masks is not None:
                     found = mask_scores(saliency, images.masks)
                     found |= {"auc": roc_auc(saliency, coverage(images.masks, grid))}
                     row |= {name: float(each.mean()) for name, each in found.items()}
-                if images.name == own.name and network is model.model:
+                if images.name == own.name and network is trained:
                     row |= _removed(network, shown[:REMOVAL], saliency[:REMOVAL])
                 tables["methods"].append(row)
-    tables["sanity"] = randomisation(model.model, model.normalised(own.pixels[:_SANITY]))
+    tables["sanity"] = randomisation(trained, model.normalised(own.pixels[:_SANITY]))
     columns = list(dict.fromkeys(name for row in tables["methods"] for name in row))
     tables["methods"] = [{name: row.get(name) for name in columns} for row in tables["methods"]]
     return {name: [_rounded(row) for row in rows] for name, rows in tables.items()}
