@@ -24,6 +24,8 @@ from vit_pytorch import ViT
 from vit_pytorch.recorder import Recorder
 
 from diffvit.attention import METHODS, attribute, capture, rollout
+from diffvit.attention.attribute import randomised
+from diffvit.attention.heads import ablation
 from diffvit.cli.main import run
 from diffvit.errors import ConfigError, EnvironmentFault, InputError
 from diffvit.hub.adapters import AdaptedModel, Adapter, adapted, load_model
@@ -193,6 +195,68 @@ def test_a_model_that_fits_ours_has_the_same_maps_and_methods_either_way():
         torch.testing.assert_close(attribute(theirs, images, method, 2), attribute(ours, images, method, 2))
     ours_graded, graded = (capture(model, images, grad=True, target=2).gradients for model in (ours, theirs))
     torch.testing.assert_close(graded, ours_graded)
+
+
+def ours_of_torchvision(model):
+    names = {"conv_proj": "patch_embed.proj", "class_token": "cls_token", "encoder.pos_embedding": "pos_embed"}
+    names |= {"encoder.layers.encoder_layer_": "blocks.", "ln_1": "norm1", "ln_2": "norm2", "encoder.ln": "norm"}
+    names |= {"self_attention.in_proj_": "attn.qkv.", "self_attention.out_proj": "attn.proj", "heads.head": "head"}
+    names |= {"mlp.0.": "mlp.fc1.", "mlp.3.": "mlp.fc2."}
+    state = {}
+    for name, tensor in model.state_dict().items():
+        for theirs, ours in names.items():
+            name = name.replace(theirs, ours)
+        state[name] = tensor
+    settings = {"image_size": SIDE, "patch_size": PATCH, "embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 5}
+    found = VisionTransformer(**settings).to(model.class_token.dtype).eval()
+    found.load_state_dict(state)
+    return found
+
+
+def test_methods_reach_into_multi_head_attention():
+    model = made("torchvision").double()
+    ours, images = ours_of_torchvision(model), images_of(3).double()
+    torch.testing.assert_close(model(images), ours(images))
+    for method in METHODS:
+        torch.testing.assert_close(attribute(model, images, method, 2), attribute(ours, images, method, 2))
+
+
+def test_untrained_half_and_training_models():
+    model = KNOWN["torchvision"][0]().train()  # its head starts at zero
+    dropout = torchvision.models.VisionTransformer(SIDE, PATCH, 2, 4, 32, 64, num_classes=5, dropout=0.5).train()
+    for each in (model, dropout):
+        assert capture(each, images_of(2)).maps(1).shape == (2, 4, 17, 17)
+        assert all(module.training for module in each.modules())
+    torch.testing.assert_close(capture(dropout, images_of(2)).maps(1), capture(dropout, images_of(2)).maps(1))
+    exact = capture(made("hf-dinov2"), images_of(2)).maps(1)
+    half = capture(made("hf-dinov2").bfloat16(), images_of(2))
+    assert half.maps(1).dtype == torch.float32
+    assert 0 < (half.maps(1) - exact).abs().max() < 0.05
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(capture(made("hf-dinov2"), images_of(2)).maps(1), exact)
+    last = adapted(made("torchvision")).run(images_of(1), layers=[1])
+    assert len(last.maps) == 1
+
+
+def test_what_needs_blocks_or_norms_is_refused():
+    model, images = made("torchvision"), images_of(1)
+    with pytest.raises(InputError, match="is not a model of this package"):
+        ablation(model, images, torch.tensor([0]))
+    with pytest.raises(InputError, match="is not a model of this package"):
+        next(randomised(model))
+    plain = AdaptedModel(
+        Attending(), Adapter(PATCH, (SIDE, SIDE), (), lambda model, images: model(images), pool="mean")
+    )
+    with pytest.raises(ConfigError, match="needs a norm before the last attention"):
+        attribute(plain, images, "grad-cam", 1)
+    oblong = ViT(**{**VIT_PYTORCH, "image_size": (32, 40)}, mlp_dim=64, dim_head=8)
+    with pytest.raises(InputError, match=r"square images and patches \(found 20 patches\)"):
+        capture(oblong, torch.randn(1, 3, 32, 40))
+    with pytest.raises(InputError, match="ModifiedResNet: is of no kind that is known"):
+        capture(open_clip.create_model("RN50").visual, images_of(1, 224))
+    strange = TimmVit(**{**TIMM, "attn_layer": "diff", "num_heads": 2, "act_layer": "quick_gelu"})
+    with pytest.raises(InputError, match="timm's model gives other logits"):
+        capture(random_everywhere(strange, spread=0.2), images)
 
 
 def test_timms_differential_attention_is_shown_as_ours():

@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,13 +51,15 @@ from diffvit.attention.capture import (
     depth_of,
     grid_of,
     maps_in_graph,
+    own,
     patch_size_of,
+    weight_of,
 )
 from diffvit.attention.metrics import rank_correlation
 from diffvit.attention.relevance import Rules
 from diffvit.attention.rollout import rollout
 from diffvit.errors import ConfigError, check_choice
-from diffvit.hub.adapters import AdaptedModel, adapted
+from diffvit.hub.adapters import AdaptedModel, AttentionTap, adapted
 from diffvit.models.vit import VisionTransformer
 from diffvit.training.score import evaluating
 
@@ -102,7 +105,7 @@ def attribute(
 
     Raises:
         ConfigError: no such method, option, layer or class, or an attention that the method cannot follow.
-        InputError: the images do not fit the model.
+        InputError: the images do not fit the model, or there is no adapter for it.
     """
     check_choice("method", method, METHODS)
     chosen = METHODS[method]
@@ -114,7 +117,7 @@ def attribute(
     model = adapted(model)
     if chosen.of_class and not model.settings["num_classes"]:
         raise ConfigError("method", f"{method} explains a class, but the model has no head", "Take rollout.")
-    weight = next(model.parameters())
+    weight = weight_of(model)
     chunk = max(1, min(_MOST, _WORKING // (depth_of(model) * bytes_of_a_layer(model, images))))
     parts = []
     with evaluating(model), torch.autocast(weight.device.type, enabled=False):
@@ -187,7 +190,8 @@ def _transformer(model: AnyModel, images: Tensor, classes: Tensor) -> Tensor:
 
 
 def _attnlrp(model: AnyModel, images: Tensor, classes: Tensor) -> Tensor:
-    with Rules("attnlrp"):
+    # The rules do not reach into MultiheadAttention, explicit maps do.
+    with Rules("attnlrp"), AttentionTap() if isinstance(model, AdaptedModel) else nullcontext():
         over = _gradient(model, images, classes)
     return _by_patch(model, images * over)
 
@@ -197,7 +201,10 @@ def _grad_cam(model: AnyModel, images: Tensor, classes: Tensor) -> Tensor:
     with torch.enable_grad():
         if isinstance(model, AdaptedModel):
             _, entering, logits = model.run(images.clone().requires_grad_())
-            z = entering[-1]
+            if entering is None:
+                why = "grad-cam needs a norm before the last attention, which this model lacks"
+                raise ConfigError("method", why, "Take gradient-rollout.")
+            z = entering
         else:
             last: Any = model.blocks[-1]
             with torch.no_grad():
@@ -274,7 +281,7 @@ def stages(model: VisionTransformer) -> dict[str, tuple[str, ...]]:
     return {"head": ("head.",), "norm": ("norm.", "fc_norm."), **blocks, "tokens": ("",)}
 
 
-def randomised(model: VisionTransformer, seed: int = 0) -> Iterator[tuple[str, VisionTransformer]]:
+def randomised(model: nn.Module, seed: int = 0) -> Iterator[tuple[str, VisionTransformer]]:
     """Copies of a model, each with one more stage, from the head down, as it would be before any training.
 
     For the cascading parameter randomisation test (arXiv 1810.03292, section 4.1): a method whose map stays the same
@@ -287,6 +294,7 @@ def randomised(model: VisionTransformer, seed: int = 0) -> Iterator[tuple[str, V
     Yields:
         The stage that was replaced last, and one copy, which is changed further when the next is asked for.
     """
+    model = own(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = dict(VisionTransformer(**model.settings).named_parameters())
@@ -300,7 +308,7 @@ def randomised(model: VisionTransformer, seed: int = 0) -> Iterator[tuple[str, V
 
 
 def randomisation(
-    model: VisionTransformer, images: Tensor, methods: Sequence[str] = tuple(METHODS), *, seed: int = 0
+    model: nn.Module, images: Tensor, methods: Sequence[str] = tuple(METHODS), *, seed: int = 0
 ) -> list[dict[str, Any]]:
     """Rank correlation of each method's maps with its own after each stage of :func:`randomised`.
 
@@ -317,7 +325,7 @@ def randomisation(
         the images, of the map with its sign) and ``correlation_abs`` (of its absolute value).
     """
     with evaluating(model):
-        classes = classes_of(model, images.to(model.patch_embed.proj.weight), None).cpu()
+        classes = classes_of(model, images.to(weight_of(own(model))), None).cpu()
     trained = {method: attribute(model, images, method, classes) for method in methods}
     rows = [{"method": method, "stage": "trained", "correlation": 1.0, "correlation_abs": 1.0} for method in methods]
     for stage, mixed in randomised(model, seed):

@@ -134,7 +134,7 @@ def capture(
 
 
 def _gradients(model: AnyModel, images: Tensor, target: int | Tensor | None, wanted: Sequence[int]) -> list[Tensor]:
-    weight = next(model.parameters())
+    weight = weight_of(model)
     with evaluating(model), torch.autocast(weight.device.type, enabled=False):
         images = images.detach().to(weight.device, weight.dtype)
         classes = classes_of(model, images, target)
@@ -221,13 +221,13 @@ def capture_with_logits(
 
 def _encode(model: AnyModel, images: Tensor, wanted: list[int], *, classify: bool) -> tuple[Record, Tensor | None]:
     """One forward pass: the maps of the wanted blocks and, if asked for, the logits."""
-    grid, weight, logits = grid_of(model, images), next(model.parameters()), None
+    grid, weight, logits = grid_of(model, images), weight_of(model), None
     images = images.to(weight.device, weight.dtype)
     with evaluating(model), torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
         if isinstance(model, AdaptedModel):
-            run = model.run(images)
+            run = model.run(images, wanted)
             wide = torch.promote_types(weight.dtype, torch.float32)
-            layers = [AttentionMaps(run.maps[layer].to("cpu", wide)) for layer in wanted]
+            layers = [AttentionMaps(maps.to("cpu", wide)) for maps in run.maps]
             return Record(layers, wanted, grid, model.prefix, model.pool), run.out.float().cpu() if classify else None
         x = model.tokens(images)
         prefix = x.shape[1] - grid[0] * grid[1]
@@ -249,6 +249,18 @@ def grid_of(model: AnyModel, images: Tensor) -> tuple[int, int]:
 def patch_size_of(model: AnyModel) -> int:
     """Side of a patch, pixels."""
     return model.patch_size if isinstance(model, AdaptedModel) else model.patch_embed.patch_size
+
+
+def own(model: nn.Module) -> VisionTransformer:
+    """The model, if it is of this package; InputError where its blocks would be needed, and it is another's."""
+    if not isinstance(model, VisionTransformer):
+        raise InputError(type(model).__name__, "is not a model of this package, whose blocks this needs")
+    return model
+
+
+def weight_of(model: AnyModel) -> Tensor:
+    """A weight whose device and type images have to have."""
+    return model.weight if isinstance(model, AdaptedModel) else model.patch_embed.proj.weight
 
 
 def depth_of(model: AnyModel) -> int:

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
-from diffvit.attention.capture import check_images
+from diffvit.attention.capture import check_images, own
 from diffvit.errors import ConfigError, check_choice
 from diffvit.models.vit import VisionTransformer
 from diffvit.training.score import evaluating
@@ -22,7 +22,7 @@ ABLATIONS = ("zero", "mean")
 
 
 def ablation(
-    model: VisionTransformer,
+    model: nn.Module,
     images: Float[Tensor, "n chans height width"],
     labels: Int64[Tensor, " n"],
     *,
@@ -50,6 +50,7 @@ def ablation(
         InputError: the images do not fit the model.
     """
     check_choice("to", to, ABLATIONS)
+    model = own(model)
     check_images(images)
     kept = list(_entering(model, images, batch_size))
     whole = _answers(model, kept, labels, None, batch_size)
@@ -65,7 +66,7 @@ def ablation(
 
 
 def logit_lens(
-    model: VisionTransformer,
+    model: nn.Module,
     images: Float[Tensor, "n chans height width"],
     labels: Int64[Tensor, " n"],
     *,
@@ -86,6 +87,7 @@ def logit_lens(
     Raises:
         InputError: the images do not fit the model.
     """
+    model = own(model)
     check_images(images)
     states = [*_entering(model, images, batch_size)]
     last: Any = model.blocks[-1]

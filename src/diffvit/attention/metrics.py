@@ -86,7 +86,7 @@ def overlap(
 
 
 def roc_auc(saliency: Float[Tensor, "n rows columns"], cover: Float[Tensor, "n rows columns"]) -> Float[Tensor, " n"]:
-    """Chance that a random pixel of the object has a larger value than one beside it, ties half: (n,).
+    """Chance that a random pixel of the object has a larger value than one off it, ties half: (n,).
 
     The area under the ROC curve of the map's values as a score of "this pixel is on the object"; NaN for an image
     without object pixels, or without others.
@@ -138,6 +138,7 @@ def saco(
         saliency: (n, rows, columns), of any sign.
         groups: number of groups, at most one for each patch.
     """
+    saliency = saliency.cpu()
     n, rows, columns = saliency.shape
     groups = min(groups, rows * columns)
     rank = saliency.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
@@ -275,6 +276,7 @@ def road(
     Raises:
         ConfigError: a share that is not between 0 and 1, or leaves no patch.
     """
+    saliency = saliency.cpu()
     n, rows, columns = saliency.shape
     patches = rows * columns
     counts = [round(share * patches) for share in shares]

@@ -37,7 +37,7 @@ class Selection:
     """A pretrained ViT instead of a run: timm's name (vit_small_patch16_224.dino), hf:NAME or hf:FOLDER,
     torchvision:NAME or open_clip:ARCHITECTURE/TAG; then all arguments are images."""
     weights: Path | None = None
-    """Weights file to read instead of downloading: DINO's own or timm's, .pth or .safetensors."""
+    """Weights file to read instead of downloading: DINO's own or timm's, .pth or .safetensors; or a DINOv2 in .onnx."""
     size: str | None = None
     """Side of a run's input, or HEIGHT,WIDTH, pixels, if not the one trained for; positions are interpolated. For
     pretrained models the shorter side of an image, by default its own, at most 480."""

@@ -1,15 +1,17 @@
-"""Vision Transformers of other libraries, run as they are, with their attention maps found on the way.
+"""Vision Transformers of other libraries, run by their own code, with their attention maps.
 
 A library computes attention by ``scaled_dot_product_attention``, by a softmax between two products, or by
-``MultiheadAttention``. :class:`AttentionTap` sees these calls, whatever the module around them, computes the map
-explicitly and goes on with it, so that the model's output and gradients depend on the maps that are shown. What it
-cannot see is which tokens are patches and what the model's output means: that is an :class:`Adapter` per library.
+``MultiheadAttention``. :class:`AttentionTap` intercepts these calls, whatever the module around them, and computes
+their maps explicitly, so that the model's output and gradients depend on the maps that are shown. An :class:`Adapter`
+says what cannot be inferred from the calls: the patch size, the tokens before the patches, what the output means.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +25,17 @@ from torch.overrides import TorchFunctionMode
 
 from diffvit.errors import ConfigError, EnvironmentFault, InputError, check_choice
 from diffvit.hub.libraries import cache_where_offline, library, quietly, reason
-from diffvit.hub.pretrained import Pretrained, classes_of_timm, fit, load_pretrained, settings_of_timm
+from diffvit.hub.pretrained import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Pretrained,
+    check_logits,
+    classes_of_timm,
+    fit,
+    load_pretrained,
+    settings_of_timm,
+    skeleton,
+)
 from diffvit.models.pos_embed import resample
 from diffvit.models.vit import VisionTransformer
 
@@ -37,37 +49,45 @@ _INSTALL = "Install it with pip install 'diffvit[pretrained]'."
 class AttentionTap(TorchFunctionMode):
     """Inside, attention is computed by explicit maps, which are collected.
 
+    Args:
+        layers: whose maps are kept, counted from 0; by default all.
+
     Attributes:
         maps: (batch, heads, query, key) of each self-attention, in the order of execution, in the graph.
-        entering: what entered each of them: the last norm's output over tokens, (batch, tokens, dim).
+        entering: the norm's output that the last of them projected, (batch, tokens, dim); None where it was no norm's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, layers: Collection[int] | None = None) -> None:
         super().__init__()
         self.maps: list[Tensor] = []
-        self.entering: list[Tensor] = []
+        self.entering: Tensor | None = None
+        self._layers, self._count = layers, 0
         self._normed: Tensor | None = None
+        self._projected: Tensor | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            return self._attend(*args, **kwargs)
+            return self._attend(*args, **kwargs)[0]
         if func is F.multi_head_attention_forward:
             call = _SELF_ATTENTION.bind(*args, **kwargs)
             call.apply_defaults()
             if _is_plain(call.arguments):
                 return self._multi_head(**call.arguments)
+        if func is F.linear and self._normed is not None and args[0] is self._normed:
+            self._projected = self._normed
         out = func(*args, **kwargs)
         if func in _SOFTMAX and out.ndim == 4 and out.shape[-1] == out.shape[-2]:
-            return self._collect(out)
+            self._collect(out)
         if func in _NORMS and out.ndim == 3:
             self._normed = out
         return out
 
-    def _collect(self, maps: Tensor) -> Tensor:
-        self.maps.append(maps)
-        self.entering.append(maps if self._normed is None else self._normed)
-        return maps
+    def _collect(self, maps: Tensor) -> None:
+        if self._layers is None or self._count in self._layers:
+            self.maps.append(maps)
+        self._count += 1
+        self.entering, self._projected = self._projected, None
 
     def _attend(
         self,
@@ -79,8 +99,8 @@ class AttentionTap(TorchFunctionMode):
         is_causal: bool = False,
         scale: float | None = None,
         enable_gqa: bool = False,
-    ) -> Tensor:
-        """``scaled_dot_product_attention`` without dropout."""
+    ) -> tuple[Tensor, Tensor]:
+        """``scaled_dot_product_attention`` without dropout, and its map."""
         del dropout_p
         if enable_gqa:
             key, value = (part.repeat_interleave(query.shape[-3] // part.shape[-3], -3) for part in (key, value))
@@ -89,39 +109,44 @@ class AttentionTap(TorchFunctionMode):
             attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         if attn_mask is not None:
             scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-        weights = scores.softmax(dim=-1)
-        square = weights.ndim == 4 and weights.shape[-1] == weights.shape[-2]
-        return (self._collect(weights) if square else weights) @ value
+        maps = scores.softmax(dim=-1)
+        if maps.ndim == 4 and maps.shape[-1] == maps.shape[-2]:
+            self._collect(maps)
+        return maps @ value, maps
 
-    def _multi_head(self, query: Tensor, num_heads: int, **call: Any) -> tuple[Tensor, None]:
+    def _multi_head(self, query: Tensor, num_heads: int, **call: Any) -> tuple[Tensor, Tensor | None]:
         """``multi_head_attention_forward`` of (tokens, batch, dim), of tokens on themselves."""
-        qkv = F.linear(query.transpose(0, 1), call["in_proj_weight"], call["in_proj_bias"])
+        tokens = query.transpose(0, 1)
+        if self._normed is not None and (query is self._normed or query._base is self._normed):
+            self._projected = tokens
+        qkv = F.linear(tokens, call["in_proj_weight"], call["in_proj_bias"])
         q, k, v = qkv.unflatten(2, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
-        joined = self._attend(q, k, v, call["attn_mask"]).transpose(1, 2).flatten(2)
-        return F.linear(joined, call["out_proj_weight"], call["out_proj_bias"]).transpose(0, 1), None
+        out, maps = self._attend(q, k, v, call["attn_mask"])
+        out = F.linear(out.transpose(1, 2).flatten(2), call["out_proj_weight"], call["out_proj_bias"]).transpose(0, 1)
+        if not call["need_weights"]:
+            return out, None
+        return out, maps.mean(dim=1) if call["average_attn_weights"] else maps
 
 
 def _is_plain(call: dict[str, Any]) -> bool:
     """Self-attention of a batch, without what a Vision Transformer does not use."""
-    absent = ("bias_k", "bias_v", "key_padding_mask", "static_k", "static_v", "add_zero_attn")
     tokens = call["query"]
-    is_self = call["key"] is tokens and call["value"] is tokens
-    return (
-        is_self and tokens.ndim == 3 and not call["use_separate_proj_weight"] and not any(call[key] for key in absent)
-    )
+    of_itself = call["key"] is tokens and call["value"] is tokens and tokens.ndim == 3
+    absent = all(call[name] is None for name in ("bias_k", "bias_v", "key_padding_mask", "static_k", "static_v"))
+    return of_itself and absent and not call["use_separate_proj_weight"] and not call["add_zero_attn"]
 
 
 class Run(NamedTuple):
-    """One forward pass: each layer's map, what entered each attention, and the model's output, in one graph."""
+    """One forward pass, in one graph: maps and what entered the last (see :class:`AttentionTap`), and the output."""
 
     maps: list[Float[Tensor, "batch heads query key"]]
-    entering: list[Float[Tensor, "batch tokens dim"]]
+    entering: Float[Tensor, "batch tokens dim"] | None
     out: Float[Tensor, "batch outputs"]
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """What a library's model does not say by its calls.
+    """What cannot be inferred from a model's calls of attention.
 
     Args:
         patch_size: side of a patch, pixels.
@@ -129,7 +154,7 @@ class Adapter:
         before: tokens before the patches, in order: ``[CLS]``, ``distillation``, ``register``.
         call: ``call(model, images)`` gives logits or features, (batch, outputs).
         classifies: whether these are logits.
-        pool: ``cls``, if the output comes from token 0, or ``mean``.
+        pool: what the maps shown are of: ``cls``, token 0, or ``mean``, the mean over the patches.
         any_size: whether it takes images of another size.
     """
 
@@ -139,7 +164,7 @@ class Adapter:
     call: Callable[[Any, Tensor], Tensor]
     classifies: bool = True
     pool: str = "cls"
-    any_size: bool = True
+    any_size: bool = False
 
 
 class AdaptedModel(nn.Module):
@@ -157,6 +182,8 @@ class AdaptedModel(nn.Module):
         super().__init__()
         self.model, self.adapter = model, adapter
         self.patch_size, self.pool, self.prefix = adapter.patch_size, adapter.pool, len(adapter.before)
+        # Of the patches where they are cut by a convolution: its type is that of the images.
+        self.weight = next((each for each in model.parameters() if each.ndim == 4), next(model.parameters()))
         modes = [(module, module.training) for module in model.modules()]
         try:
             found = self._check()
@@ -176,18 +203,19 @@ class AdaptedModel(nn.Module):
     def _check(self) -> Run:
         name, (height, width) = type(self.model).__name__, self.adapter.image_size
         self.model.eval()
-        first = next(self.model.parameters())
-        image = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(first)
-        expected, found = self(image), self.run(image)
+        image = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(self.weight)
+        with torch.autocast(image.device.type, enabled=False):
+            expected, found = self(image), self.run(image)
         tokens = self.prefix + (height // self.patch_size) * (width // self.patch_size)
         sizes = sorted({layer.shape[-1] for layer in found.maps})
         if sizes != [tokens]:
             sizes = ", ".join(map(str, sizes)) or "no maps"
             why = f"its attention is not over all its patches (found {sizes} vs {tokens} tokens)"
             raise InputError(name, why, "It cannot be looked into.")
-        off = float((found.out - expected).abs().max() / expected.abs().max())
-        if not off <= TOLERANCE:
-            why = f"explicit maps give another output (by {off:.1g} of the largest vs {TOLERANCE:g})"
+        off, most = (float(each.abs().max()) for each in (found.out - expected, expected))
+        allowed = max(TOLERANCE, 8 * torch.finfo(expected.dtype).eps)
+        if not off <= allowed * most:
+            why = f"explicit maps give another output (by {off:.1g} where the largest is {most:.1g} vs {allowed:.1g})"
             raise InputError(name, why, "It cannot be looked into.")
         return found
 
@@ -198,18 +226,19 @@ class AdaptedModel(nn.Module):
             InputError: the model does not take images of this size.
         """
         size, made = tuple(images.shape[-2:]), self.adapter.image_size
-        if any(side % self.patch_size for side in size) or (size != made and not self.adapter.any_size):
+        fits = self.adapter.any_size and not any(side % self.patch_size for side in size)
+        if size != made and not fits:
             allowed = f"{made[0]}x{made[1]}" + (f", or multiples of {self.patch_size}" if self.adapter.any_size else "")
             raise InputError("images", f"do not fit the model (found {size[0]}x{size[1]} vs {allowed} pixels)")
         return self.adapter.call(self.model, images)
 
-    def run(self, images: Float[Tensor, "batch chans height width"]) -> Run:
-        """A forward pass over explicit maps; in a graph where gradients are on.
+    def run(self, images: Float[Tensor, "batch chans height width"], layers: Collection[int] | None = None) -> Run:
+        """A forward pass over explicit maps, of which those of ``layers`` are kept; in a graph where gradients are on.
 
         Raises:
             InputError: the model does not take images of this size.
         """
-        with AttentionTap() as tap:
+        with AttentionTap(layers) as tap:
             out = self(images)
         return Run(tap.maps, tap.entering, out)
 
@@ -227,12 +256,13 @@ def adapted(model: nn.Module) -> VisionTransformer | AdaptedModel:
     if isinstance(model, VisionTransformer | AdaptedModel):
         return model
     for parent in type(model).__mro__:
-        library, name = parent.__module__.split(".")[0], parent.__name__
-        if make := ADAPTERS.get(f"{library}.{name}"):
+        package, name = parent.__module__.split(".")[0], parent.__name__
+        make = ADAPTERS.get(f"{package}.{name}") or ADAPTERS.get(f"{parent.__module__}.{name}")
+        if make:
             try:
                 return make(model)
             except AttributeError as error:
-                why = f"is not of a version of {library} that is known ({error})"
+                why = f"is not of a version of {package} that is known ({error})"
                 raise InputError(name, why, "docs/attention.md names the versions.") from None
     hint = "Describe it: AdaptedModel(model, Adapter(patch_size=..., ...)) of diffvit.hub.adapters."
     known = ", ".join(sorted({name.split(".")[0] for name in ADAPTERS}))
@@ -245,8 +275,10 @@ def _sides(size: Any) -> tuple[int, int]:
 
 def _of_timm(model: Any) -> VisionTransformer | AdaptedModel:
     if hasattr(model.blocks[0].attn, "lambda_q1"):  # its two maps would count as heads
-        name = type(model).__name__
-        return fit(name, model.state_dict(), settings_of_timm(name, model))
+        name, theirs = type(model).__name__, copy.deepcopy(model).cpu().float()
+        ours = fit(name, theirs.state_dict(), settings_of_timm(name, theirs))
+        check_logits(name, theirs, ours)
+        return ours.to(model.pos_embed)
     count, classes = model.num_prefix_tokens, int(hasattr(model, "cls_token") and model.cls_token is not None)
     before = ("[CLS]",) * classes + ("distillation",) * int(hasattr(model, "dist_token"))
     before += ("register",) * (count - len(before))
@@ -277,7 +309,8 @@ def _of_transformers(model: Any) -> AdaptedModel:
         return found.last_hidden_state[:, 0]
 
     classifies = "ForImageClassification" in type(model).__name__
-    return AdaptedModel(model, Adapter(int(config.patch_size), _sides(config.image_size), before, call, classifies))
+    size = _sides(config.image_size)
+    return AdaptedModel(model, Adapter(int(config.patch_size), size, before, call, classifies, any_size=True))
 
 
 def _of_torchvision(model: Any) -> AdaptedModel:
@@ -295,7 +328,7 @@ def _of_torchvision(model: Any) -> AdaptedModel:
         x = torch.cat([model.class_token.expand(len(x), -1, -1), x], dim=1)
         return model.heads(functional_call(model.encoder, {"pos_embedding": table}, x)[:, 0])
 
-    return AdaptedModel(model, Adapter(patch, (side, side), ("[CLS]",), call))
+    return AdaptedModel(model, Adapter(patch, (side, side), ("[CLS]",), call, any_size=True))
 
 
 def _with_positions(name: str, size: tuple[int, int], patch: int) -> Callable[[Any, Tensor], Tensor]:
@@ -316,22 +349,23 @@ def _of_clip(model: Any) -> AdaptedModel:
     patch = model.conv1.kernel_size[0]
     pool = "cls" if getattr(model, "pool_type", "tok") == "tok" else "mean"
     call = _with_positions("positional_embedding", size, patch)
-    return AdaptedModel(model, Adapter(patch, size, ("[CLS]",), call, False, pool))
+    return AdaptedModel(model, Adapter(patch, size, ("[CLS]",), call, False, pool, any_size=True))
 
 
 def _of_vit_pytorch(model: Any) -> AdaptedModel:
     patch, before = model.patch_size[0], ("[CLS]",) * len(model.cls_token)
-    rows = round((len(model.pos_embedding) - len(before)) ** 0.5)
+    patches = len(model.pos_embedding) - len(before)
+    rows = math.isqrt(patches)
+    if rows * rows != patches or len(set(model.patch_size)) > 1:
+        hint = "Describe it with AdaptedModel and Adapter of diffvit.hub.adapters."
+        raise InputError("ViT", f"must be for square images and patches (found {patches} patches)", hint)
     size = (rows * patch, rows * patch)
     call = _with_positions("pos_embedding", size, patch)
-    return AdaptedModel(model, Adapter(patch, size, before, call, model.mlp_head is not None, model.pool))
+    facts = (patch, size, before, call, model.mlp_head is not None, model.pool)
+    return AdaptedModel(model, Adapter(*facts, any_size=True))
 
 
-def _of_tower(model: Any) -> AdaptedModel:
-    return _of_clip(model.visual)
-
-
-# By the library's package and the class; a subclass goes with its parent.
+# By the library's package, or module, and the class; a subclass goes with its parent.
 ADAPTERS: dict[str, Callable[[Any], VisionTransformer | AdaptedModel]] = {
     **dict.fromkeys(("timm.VisionTransformer", "timm.Eva"), _of_timm),
     **{
@@ -339,16 +373,20 @@ ADAPTERS: dict[str, Callable[[Any], VisionTransformer | AdaptedModel]] = {
         for name in ("ViT", "DeiT", "Dinov2", "Dinov2WithRegisters", "DINOv3ViT")
         for kind in ("Model", "ForImageClassification")
     },
+    "transformers.DeiTForImageClassificationWithTeacher": _of_transformers,
     **{f"transformers.CLIP{kind}": _of_transformers for kind in ("VisionModel", "VisionModelWithProjection")},
     "torchvision.VisionTransformer": _of_torchvision,
-    "vit_pytorch.ViT": _of_vit_pytorch,
+    "vit_pytorch.vit.ViT": _of_vit_pytorch,
     **dict.fromkeys(("open_clip.VisionTransformer", "clip.VisionTransformer"), _of_clip),
-    **dict.fromkeys(("open_clip.CLIP", "open_clip.CustomTextCLIP", "clip.CLIP"), _of_tower),
+    **dict.fromkeys(("open_clip.CLIP", "open_clip.CustomTextCLIP", "clip.CLIP"), lambda model: adapted(model.visual)),
+    "open_clip.TimmModel": lambda model: adapted(model.trunk),
 }
 
 
 def load_model(name: str | None = None, weights: Path | None = None) -> Pretrained:
-    """A pretrained Vision Transformer of any library, for looking into: as a model of this package where it fits.
+    """A pretrained Vision Transformer of any library, for maps and attribution.
+
+    A model of timm's whose weights and logits fit becomes a :class:`diffvit.VisionTransformer`.
 
     ``name`` is as for :func:`diffvit.hub.pretrained.load_pretrained`, or ``hf:NAME`` (a repository or a folder),
     ``torchvision:NAME``, ``open_clip:ARCHITECTURE/TAG`` or ``timm:NAME``.
@@ -363,9 +401,10 @@ def load_model(name: str | None = None, weights: Path | None = None) -> Pretrain
         try:
             return load_pretrained(name, weights)
         except InputError:
-            if weights is not None or name is None:
+            known = name is not None and weights is None and type(skeleton(name)).__mro__
+            if not known or not any(f"timm.{parent.__name__}" in ADAPTERS for parent in known):
                 raise
-        kind, rest = "timm", name  # a part that a model of this package lacks
+        kind, rest = "timm", str(name)  # a part that a model of this package lacks
     check_choice("pretrained", kind, _LOADERS)
     if weights is not None:
         raise ConfigError("--weights", f"goes with a name of timm's, or none (found {name})", "Leave one of them out.")
@@ -379,10 +418,13 @@ def load_model(name: str | None = None, weights: Path | None = None) -> Pretrain
         raise EnvironmentFault(f"{kind}:{rest}", why, "Check the name and the network.") from None
     model = adapted(theirs.float().eval())
     made, known = model.settings["image_size"], classes if model.settings["num_classes"] else None
-    return Pretrained(model, Path(rest).name, tuple(mean), tuple(std), made, known, f"{kind}, {rest}")
+    note = "" if mean else "; ImageNet's mean and standard deviation assumed"
+    mean, std = tuple(mean or IMAGENET_MEAN), tuple(std or IMAGENET_STD)
+    short = Path(rest).name if kind == "hf" else rest.replace("/", "-").strip("-")
+    return Pretrained(model, short, mean, std, made, known, f"{kind}, {rest}{note}")
 
 
-Loaded = tuple[nn.Module, Sequence[float], Sequence[float], list[str] | None]  # model, mean, std, classes
+Loaded = tuple[nn.Module, Sequence[float] | None, Sequence[float] | None, list[str] | None]  # model, mean, std, classes
 
 
 def _from_timm(name: str) -> Loaded:
@@ -397,9 +439,12 @@ def _from_transformers(name: str) -> Loaded:
     named = (config.architectures or [""])[0]
     kind = {"CLIPModel": "CLIPVisionModelWithProjection"}.get(named, named)
     maker = getattr(transformers, kind) if f"transformers.{kind}" in ADAPTERS else transformers.AutoModel
-    images, _ = transformers.ImageProcessingMixin.get_image_processor_dict(name)
+    try:
+        images, _ = transformers.ImageProcessingMixin.get_image_processor_dict(name)
+    except OSError:  # the model was saved without it
+        images = {}
     labels = [str(label) for _, label in sorted((config.id2label or {}).items())]
-    return maker.from_pretrained(name), images["image_mean"], images["image_std"], labels
+    return maker.from_pretrained(name), images.get("image_mean"), images.get("image_std"), labels
 
 
 def _from_torchvision(name: str) -> Loaded:

@@ -1,4 +1,4 @@
-"""The ViT inside an ONNX file that was exported from transformers: the one door to the library onnx."""
+"""The DINOv2 inside an ONNX file that was exported from transformers 4: the one door to the library onnx."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from diffvit.errors import InputError
 from diffvit.hub.libraries import library
 
 _INSTALL = "Install it with pip install onnx."
-_HINT = "Give a ViT or DINOv2 that transformers exported, or its weights as .safetensors."
-# transformers' names, and ours: those of timm.
+_HINT = "Give a DINOv2 that transformers 4 exported, or its weights as .safetensors."
+# Names in transformers 4, and ours: those of timm.
 _NAMES = (
     (r".*embeddings\.cls_token", "cls_token"),
     (r".*embeddings\.patch_embeddings\.projection\.(\w+)", r"patch_embed.proj.\1"),
@@ -22,7 +22,7 @@ _NAMES = (
     (r".*layer\.(\d+)\.layer_scale(\d)\.lambda1", r"blocks.\1.ls\2.gamma"),
     (r".*layer\.(\d+)\.attention\.output\.dense\.(\w+)", r"blocks.\1.attn.proj.\2"),
     (r".*layer\.(\d+)\.attention\.attention\.(query|key|value)\.(\w+)", r"blocks.\1.attn.\2.\3"),
-    (r".*backbone\.layernorm\.(\w+)|layernorm\.(\w+)", r"norm.\1\2"),
+    (r"(?:.*\.)?layernorm\.(\w+)", r"norm.\1"),
 )
 
 
@@ -38,7 +38,7 @@ def read_onnx(path: Path) -> dict[str, Tensor]:
     """
     onnx = library("onnx", _INSTALL)
     try:
-        graph = onnx.load(path, load_external_data=False).graph
+        graph = onnx.load(path).graph
         constants = {each.name: np.array(onnx.numpy_helper.to_array(each)) for each in graph.initializer}
     except OSError as error:
         raise InputError(str(path), f"cannot be read ({error.strerror})", _HINT) from None

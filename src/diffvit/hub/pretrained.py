@@ -85,11 +85,11 @@ def load_pretrained(name: str | None = None, weights: Path | None = None) -> Pre
         return _downloaded(name)
     if name is None or name in DINO:
         return _from_file(weights, name, DINO.get(name or ""), IMAGENET_MEAN, IMAGENET_STD)
-    theirs = _skeleton(name)
+    theirs = skeleton(name)
     config = theirs.pretrained_cfg
     found = _from_file(weights, name, settings_of_timm(name, theirs), config["mean"], config["std"])
     if found.image_size != theirs.patch_embed.img_size[0]:
-        theirs = _skeleton(name, img_size=found.image_size)
+        theirs = skeleton(name, img_size=found.image_size)
     theirs.load_state_dict(found.model.state_dict(), assign=True)
     check_logits(name, theirs, found.model)
     return found
@@ -112,9 +112,9 @@ def _from_file(
 
 
 def _downloaded(name: str) -> Pretrained:
-    skeleton = _skeleton(name)
+    empty = skeleton(name)
     timm = library("timm", _INSTALL)
-    settings, config = settings_of_timm(name, skeleton), skeleton.pretrained_cfg  # before megabytes are fetched
+    settings, config = settings_of_timm(name, empty), empty.pretrained_cfg  # before megabytes are fetched
     if not timm.models.is_model_pretrained(name):
         raise ConfigError("pretrained", f"nobody published weights for {name}", "Give some with --weights FILE.")
     try:
@@ -131,7 +131,7 @@ def _downloaded(name: str) -> Pretrained:
     return Pretrained(model, name, mean, std, model.settings["image_size"], classes_of_timm(timm, theirs), source)
 
 
-def _skeleton(name: str, **settings: Any) -> Any:
+def skeleton(name: str, **settings: Any) -> Any:
     """Timm's model of that name without weights: no memory, no download."""
     timm = library("timm", _INSTALL)
     names = {*timm.list_models(), *timm.list_pretrained()}
