@@ -18,7 +18,7 @@ from tools.recipes import is_run_of, preferred, where
 
 README, REPORTS = Path("README.md"), Path("reports")
 BLOCK = "results"
-ROWS = REPORTS / "cifar10-50-cpu"
+ROWS = REPORTS / "cifar10-50"
 # Folders beside it whose recipes get a sentence each where there are rows, and how it begins.
 HIGHLIGHTS = {
     "cifar10-80-cpu": "In a hurry",
