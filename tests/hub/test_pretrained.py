@@ -93,7 +93,7 @@ def test_dinos_last_maps_are_timms(tmp_path):
 
 def test_the_table_is_timms():
     for name, settings in DINO.items():
-        skeleton = pretrained._skeleton(name)
+        skeleton = pretrained.skeleton(name)
         assert every_setting(pretrained.settings_of_timm(name, skeleton)) == every_setting(settings)
         config = skeleton.pretrained_cfg
         assert (tuple(config["mean"]), tuple(config["std"])) == (pretrained.IMAGENET_MEAN, pretrained.IMAGENET_STD)
