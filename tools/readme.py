@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from diffvit.config import parse, read_yaml
 from diffvit.errors import InputError
 from diffvit.registry import label_of
@@ -17,6 +19,7 @@ from tools.pages import Content, Picture, render, with_block
 from tools.recipes import is_run_of, preferred, where
 
 README, REPORTS = Path("README.md"), Path("reports")
+PUBLISHED = Path(__file__).parent / "published.yaml"
 BLOCK = "results"
 ROWS = REPORTS / "cifar10-50"
 # Folders beside it whose recipes get a sentence each where there are rows, and how it begins.
@@ -72,6 +75,8 @@ def readme_block(records: Sequence[RunRecord], highlights: Sequence[dict[str, An
         "readme-results.md",
         data_lines=texts.data_lines(rows_shown),
         results=tables.Table(columns, rows),
+        published=published(),
+        patch=records[0].row["model.patch_size"],
         statements=texts.statements(grouped),
         highlights=highlights,
         tokens=_tokens,
@@ -82,6 +87,13 @@ def readme_block(records: Sequence[RunRecord], highlights: Sequence[dict[str, An
         names=", ".join(arm.label for arm in grouped),
         plot=(ROWS / PLOT).as_posix(),
     ).rstrip()
+
+
+def published() -> tables.Table:
+    """Others' figures with their conditions and sources."""
+    found = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
+    rows = [[f"[{name}]({link})", *map(str, figures)] for name, link, *figures in found]
+    return tables.Table(["Published", "Test accuracy", "Epochs", "Parameters", "Patches"], rows)
 
 
 def _mean(rows: Sequence[Row], column: str) -> float:

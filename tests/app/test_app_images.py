@@ -102,13 +102,13 @@ def test_nothing_is_fetched_and_the_page_starts_with_what_is_there(
 @pytest.mark.usefixtures("few")
 def test_with_cifar10_it_starts_with_that(cifar10_dir: Path) -> None:
     explorer = Explorer(Models(list_models([], Path("none")), "cpu"), cifar10_dir)
-    assert explorer.start == (ImageRef("test", 7, "cifar10-vit"), "cifar10-vit", "cifar10-diffvit")
-    wrong = explorer.test_images.select("cifar10-vit", None, "cat", WRONG)
+    assert explorer.start == (ImageRef("test", 7, "cifar10-vit-cls"), "cifar10-vit-cls", "cifar10-diffvit-cls")
+    wrong = explorer.test_images.select("cifar10-vit-cls", None, "cat", WRONG)
     assert 5 < len(wrong) < 25  # of about 50: cats are the hardest
-    result = explorer.run(ImageRef("test", wrong[0], "cifar10-vit"), "cifar10-vit")
+    result = explorer.run(ImageRef("test", wrong[0], "cifar10-vit-cls"), "cifar10-vit-cls")
     assert result.image.label == "cat"
-    with pytest.raises(InputError, match="has other test images than cifar10-vit"):
-        explorer.test_images.select("cifar10-vit", FIRST, None, ONLY_FIRST)
+    with pytest.raises(InputError, match="has other test images than cifar10-vit-cls"):
+        explorer.test_images.select("cifar10-vit-cls", FIRST, None, ONLY_FIRST)
 
 
 def test_pictures_of_every_kind_reach_the_model(explorer: Explorer) -> None:

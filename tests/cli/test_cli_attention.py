@@ -267,6 +267,6 @@ def test_a_checkpoint_alone_and_a_file_of_any_name(folder, capsys):
 
 @pytest.mark.cifar10
 def test_the_packaged_models_on_real_images(folder, capsys):
-    for name in ("cifar10-vit", "cifar10-diffvit"):
+    for name in ("cifar10-vit", "cifar10-diffvit-cls"):
         assert "files   " in succeeds(f"{name} --index 1 --layers -1 --format npz --out {name}", capsys)
         assert (folder / name / "00-1.npz").is_file()

@@ -25,7 +25,7 @@ def logits(model, images):
 def test_a_packaged_model_keeps_its_accuracy_over_sizes(cifar10_named):
     """On real pictures: resampled, the loss stays below chance, 2.30, where a patch shows what it showed."""
     place = cifar10_named("CIFAR-10 (JPEG)")
-    source = read_source("cifar10-vit", 4)
+    source = read_source("cifar10-vit-cls", 4)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in ([0.4914, 0.4822, 0.4465], [0.247, 0.243, 0.262]))
     found, losses = sources.load("cifar10", "test", data_dir=place, image_size=32), {}
     few, labels = found.pixels[:300], found.labels[:300]

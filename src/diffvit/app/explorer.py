@@ -33,7 +33,7 @@ _FIGURES = 256  # figures that can be downloaded
 _FIGURES_WAITING = 6  # figures are drawn one at a time by a worker of their own, so that sliders stay quick
 _FIRST_IMAGE = 7  # index of the image that is shown first
 # Models shown first if there is no run: the first pair whose test images are on this machine.
-_PAIRS = (("cifar10-vit", "cifar10-diffvit"), ("shapes-vit", "shapes-diffvit"))
+_PAIRS = (("cifar10-vit-cls", "cifar10-diffvit-cls"), ("shapes-vit", "shapes-diffvit"))
 _LAMBDA = "\N{GREEK SMALL LETTER LAMDA}"
 _MAP_NAMES = {"positive": "A1", "negative": f"{_LAMBDA} A2", "effective": f"A1 \N{MINUS SIGN} {_LAMBDA} A2"}
 
