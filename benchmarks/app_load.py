@@ -41,7 +41,7 @@ _PATIENCE = 60.0  # seconds that a visitor waits for an answer before it counts 
 _PAUSE = (0.2, 1.2)  # seconds between a visitor's questions
 _START = 120.0  # seconds until the page must be there
 _KINDS = {"dials": 40, "pick": 8, "upload": 2, "figure": 1}  # questions and how often they come
-_DIALS = 16  # inputs of the handler that draws the first tab
+_DIALS = 18  # inputs of the handler that draws the first tab
 
 
 @dataclass
@@ -129,8 +129,9 @@ class Visitor:
 
     async def _dials(self) -> str:
         draw = self._random
-        dials = [draw.randint(1, 4), draw.randint(1, 4), draw.random() < 0.5, draw.choice(["the model", "a patch"])]
-        dials += [draw.randint(1, 8), draw.randint(1, 8), draw.random(), "viridis", draw.uniform(0.1, 1), "mean"]
+        dials = [draw.randint(0, 3), draw.randint(0, 3), draw.random() < 0.5, "none", "the predicted class"]
+        dials += [draw.choice(["the model", "a patch"]), draw.randint(0, 7), draw.randint(0, 7), draw.random()]
+        dials += ["viridis", draw.uniform(0.1, 1), "mean"]
         return await self._ask("dials", [None, *self._models, *dials, "clamp", 0.0, 0.5])
 
     async def _pick(self) -> str:

@@ -16,7 +16,11 @@ from diffvit.app.web.server import application
 
 HOST = "http://127.0.0.1:7860"
 # Values of the first tab's controls after the models.
-DIALS: tuple[Any, ...] = (2, 1, True, "the model", 1, 1, 1.0, "inferno", 1.0, "mean", "clamp", 0.0, 0.5)
+DIALS: dict[str, Any] = {
+    **{"layer": 1, "head": 0, "average": True, "method": "none", "target": "the predicted class"},
+    **{"query": "the model", "row": 0, "column": 0, "strength": 1.0, "colours": "inferno", "mass": 1.0},
+    **{"fusion": "mean", "sign": "clamp", "discard": 0.0, "residual": 0.5},
+}
 
 
 def made_explorer(limiter: Limiter | None = None) -> Explorer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from torch import nn
 
 from diffvit.app.explorer import Explorer, ForwardPass, MapSelection
 from diffvit.app.models import Models
-from diffvit.attention import capture, rollout
+from diffvit.attention import attribute, capture, rollout
 from diffvit.attention.inputs import LoadedModel, Sample, fit, load_model
 from diffvit.data.shapes import generate
+from diffvit.errors import ConfigError
 from diffvit.training.predict import predict
 
 EXPLORER = Explorer(Models([]))
@@ -57,7 +59,7 @@ def test_one_forward_pass_gives_every_map(name: str) -> None:
             for position in (None, (0.1, 0.9)):
                 result = explorer.forward(subject, picture())
                 result.maps(MapSelection(layer, head, position))
-                result.rollout(MapSelection(rollout={"fusion": "max"}))
+                result.followed(MapSelection(rollout={"fusion": "max"}))
                 assert result.probabilities
     assert counted.calls == 1
     explorer = Explorer(Models([]), budget=3 * result.nbytes)
@@ -82,19 +84,46 @@ def test_maps_and_logits_are_the_models_own(subjects: dict[str, LoadedModel], na
                 maps = result.maps(MapSelection(layer, head, position))
                 heads = record.to_patches(layer, "effective", query)[0]
                 wanted = heads.mean(0) if head is None else heads[head]
-                torch.testing.assert_close(list(maps.values())[-1], wanted, rtol=1e-5, atol=1e-7)
+                torch.testing.assert_close(maps[-1].values, wanted, rtol=1e-5, atol=1e-7)
     rules = {"fusion": "max", "discard": 0.5, "residual": 0.2}
     torch.testing.assert_close(
-        result.rollout(MapSelection(rollout=rules)), rollout(record, **rules)[0], rtol=1e-5, atol=1e-7
+        result.followed(MapSelection(rollout=rules))[0].values, rollout(record, **rules)[0], rtol=1e-5, atol=1e-7
     )
 
 
 def test_the_third_map_is_the_first_minus_the_second(subjects: dict[str, LoadedModel]) -> None:
     result = EXPLORER.forward(subjects["shapes-diffvit"], picture())
-    first, taken, left = result.maps(MapSelection(2, 1)).values()
-    torch.testing.assert_close(left, first - taken, rtol=1e-5, atol=1e-7)
-    assert float(taken.max()) > 0
-    assert list(EXPLORER.forward(subjects["shapes-vit"], picture()).maps(MapSelection())) == ["attention"]
+    first, taken, left = result.maps(MapSelection(2, 1))
+    torch.testing.assert_close(left.values, first.values - taken.values, rtol=1e-5, atol=1e-7)
+    assert float(taken.values.max()) > 0
+    assert first.uniform == pytest.approx(1 / 65)
+    assert left.uniform == pytest.approx(1 / 65 - taken.uniform)
+    (alone,) = EXPLORER.forward(subjects["shapes-vit"], picture()).maps(MapSelection())
+    assert (alone.name, alone.uniform) == ("attention", pytest.approx(1 / 65))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_attribution_is_that_of_the_class_asked_for(subjects: dict[str, LoadedModel], name: str) -> None:
+    subject, shown = subjects[name], picture()
+    result = EXPLORER.forward(subject, shown)
+    for target in (None, "cross", "4"):
+        named = subject.classes[4] if target == "4" else target or result.probabilities[0][0]
+        found = result.followed(MapSelection(method="attnlrp", target=target))[-1]
+        assert found[:2] == ("attnlrp", f"for {named}")
+        images = subject.normalised(shown.pixels[None])
+        wanted = attribute(subject.model, images, "attnlrp", list(subject.classes).index(named))[0]
+        torch.testing.assert_close(found.values, wanted, rtol=1e-5, atol=1e-7)
+    assert result.followed(MapSelection(method="attention"))[-1].meaning == "of no class"
+    with pytest.raises(ConfigError, match="no class 'hart'"):
+        result.followed(MapSelection(method="attnlrp", target="hart"))
+
+
+def test_the_true_class_is_always_among_those_shown(subjects: dict[str, LoadedModel]) -> None:
+    order = [name for name, _ in EXPLORER.forward(subjects["shapes-vit"], picture()).probabilities]
+    for label, names in ((order[8], [*order[:5], order[8]]), (order[1], order[:5]), ("", order[:5])):
+        shown = dataclasses.replace(picture(), label=label)
+        result = Explorer(Models([])).forward(subjects["shapes-vit"], shown)
+        assert [name for name, _ in result.likeliest] == names
 
 
 @pytest.mark.parametrize("size", [(40, 60), (32, 32), (500, 333)])
@@ -120,9 +149,9 @@ def test_a_file_is_seen_as_predict_sees_it(
 def test_any_selection_has_a_map(layer: int, head: int | None, position: tuple[float, float] | None) -> None:
     selection = MapSelection(layer, head, position)
     result = result_of_a_differential_model()
-    for values in result.maps(selection).values():
-        assert values.shape == (8, 8)
-        assert bool(values.isfinite().all())
+    for shown in result.maps(selection):
+        assert shown.values.shape == (8, 8)
+        assert bool(shown.values.isfinite().all())
     found_layer, found_head, patch = result.locate(selection)
     assert 0 <= found_layer < 4
     assert found_head in ((None,) if head is None else (0, 1))

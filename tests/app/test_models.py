@@ -89,7 +89,7 @@ def test_a_pretrained_model_sees_test_images_of_ours(tmp_path: Path) -> None:
     assert (result.record.grid, result.heads, len(result.record.layers), result.probabilities) == ((14, 14), 2, 2, [])
     assert result.image.label == explorer.run(TEST, OURS).image.label
     assert result.image.mask is None  # of another size than the picture
-    text = draw(explorer, TEST, OURS, "dino", *DIALS)
+    text = draw(explorer, TEST, OURS, "dino", DIALS)
     assert text.count("<section") == 2
     assert "This model does not classify." in text
     assert "dino: is pretrained and has no test images here" in thumbnails(explorer, "dino", [], 0)
@@ -100,9 +100,9 @@ def test_a_pretrained_model_sees_test_images_of_ours(tmp_path: Path) -> None:
     Image.new("RGB", (2000, 40), "red").save(buffer, "PNG")
     wide = explorer.run(ImageRef("upload", explorer.uploads.add(buffer.getvalue(), "wide.png")), "dino")
     assert tuple(wide.image.pixels.shape) == (3, 224, 224)  # a square, so that maps stay small
-    alone = draw(explorer, TEST, "dino", "none", *DIALS)  # first: the picture stays the same
+    alone = draw(explorer, TEST, "dino", "none", DIALS)  # first: the picture stays the same
     assert 'aria-label="dino"' in alone
-    assert "Attention of [CLS]: layer 2 of 2" in alone
+    assert "Attention of [CLS]: layer 1 (of 0 to 1)" in alone
 
 
 def test_a_pretrained_classifier_answers(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from diffvit.app.explorer import Explorer, ForwardPass, MapSelection
 from diffvit.app.models import Models
-from diffvit.app.panels import OverlayStyle, html, panel
+from diffvit.app.panels import FORMATS, OverlayStyle, html, panel
 from diffvit.attention.inputs import Sample, load_model
 from diffvit.data.shapes import generate
 
@@ -55,15 +55,15 @@ def forward(name: str, *, mask: bool = False, label: str = "star") -> ForwardPas
 @pytest.mark.parametrize(("name", "maps"), [("shapes-vit", 1), ("shapes-diffvit", 3)])
 def test_it_shows_picture_maps_rollout_and_probabilities(name: str, maps: int) -> None:
     result = forward(name, mask=True)
-    found = Tags(panel(result, MapSelection(3, 0, (0.5, 0.5)), OverlayStyle(mass=0.6), link="figure/x.png"))
+    found = Tags(panel(result, MapSelection(3, 0, (0.5, 0.5)), OverlayStyle(mass=0.6), link="figure/x"))
     images = found.of("img")
     assert len(images) == 1 + maps + 1
     assert all(image["alt"] for image in images)
     assert "row" in str(images[1]["alt"])
     assert len(found.of("li")) == 5
-    assert "Attention of the patch in row 5, column 5: layer 4 of 4, head 1 of" in found.words
+    assert "Attention of the patch in row 4, column 4: layer 3 (of 0 to 3), head 0 (of 0 to" in found.words
     assert "star (true)" in found.words
-    assert [link["href"] for link in found.of("a")] == ["figure/x.png"]
+    assert [link["href"] for link in found.of("a")] == [f"figure/x.{form}" for form in FORMATS]
     for image in images:
         kind, data = str(image["src"]).split(",")
         assert kind == "data:image/png;base64"

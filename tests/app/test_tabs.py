@@ -37,17 +37,20 @@ VIT, DIFFVIT = "shapes-vit", "shapes-diffvit"
 
 
 def test_two_models_side_by_side_and_their_figure(explorer: Explorer, client: TestClient) -> None:
-    text = attention_tab.draw(explorer, ImageRef("test", 7, VIT), VIT, DIFFVIT, *DIALS)
+    text = attention_tab.draw(explorer, ImageRef("test", 7, VIT), VIT, DIFFVIT, DIALS)
     assert text.count('<section class="dv-model"') == 2
     link = text.split('class="dv-download" href="')[1].split('"')[0]
     answer = client.get(f"/{link}")
     assert answer.headers["content-type"] == "image/png"
     assert Image.open(io.BytesIO(answer.content)).width > 1000
-    alone = attention_tab.draw(explorer, ImageRef("test", 7, VIT), VIT, "none", *DIALS)
+    assert client.get(f"/{link.replace('.png', '.exe')}").status_code == 404
+    alone = attention_tab.draw(explorer, ImageRef("test", 7, VIT), VIT, "none", DIALS)
     assert alone.count('<section class="dv-model"') == 1
-    assert attention_tab.draw(explorer, ImageRef("test", 7, VIT), VIT, VIT, *DIALS).count("<section") == 1
+    assert attention_tab.draw(explorer, ImageRef("test", 7, VIT), VIT, VIT, DIALS).count("<section") == 1
     with pytest.raises(ConfigError, match="goes with fusion mean"):
-        attention_tab.draw(explorer, ImageRef("test", 7, VIT), DIFFVIT, "none", *DIALS[:9], "max", "signed", 0.0, 0.5)
+        attention_tab.draw(
+            explorer, ImageRef("test", 7, VIT), DIFFVIT, "none", {**DIALS, "fusion": "max", "sign": "signed"}
+        )
 
 
 def test_an_upload_is_looked_at(explorer: Explorer, client: TestClient) -> None:
@@ -55,7 +58,7 @@ def test_an_upload_is_looked_at(explorer: Explorer, client: TestClient) -> None:
     Image.new("RGB", (64, 48), "teal").save(buffer, "JPEG")
     headers = {"x-picture-name": "a%20cat%2F..%2F%3Cb%3E.jpg"}
     token = client.post("/picture", content=buffer.getvalue(), headers=headers).json()["token"]
-    text = attention_tab.draw(explorer, ImageRef("upload", token), VIT, "none", *DIALS)
+    text = attention_tab.draw(explorer, ImageRef("upload", token), VIT, "none", DIALS)
     assert text.count("<img") == 3
     for bad in (b"GIF89a", b"<svg/>", b""):
         answer = client.post("/picture", content=bad, headers={"x-picture-name": "x.png"})
@@ -64,7 +67,7 @@ def test_an_upload_is_looked_at(explorer: Explorer, client: TestClient) -> None:
 
 
 def test_scores_are_those_of_a_plain_computation(explorer: Explorer) -> None:
-    text = tabs.draw_shapes(explorer, VIT, DIFFVIT, "heart", 4, 0.5, 0.1, 3)
+    text = tabs.draw_shapes(explorer, VIT, DIFFVIT, "heart", 4, 0.5, 0.1, 2)
     assert text.count("<table>") == 2
     result = explorer.run(ImageRef("shapes", 47), DIFFVIT)
     mask = result.image.mask
@@ -72,8 +75,8 @@ def test_scores_are_those_of_a_plain_computation(explorer: Explorer) -> None:
     rows = {row[0]: row[1:] for row in score_table(result, MapSelection(2), mask).rows}
     values = result.record.to_patches(2).mean(dim=1)
     mass = float(mass_on_object(values, coverage(mask[None], (8, 8)))[0])
-    assert rows["layer 3"][1] == f"{100 * mass:.1f}%"
-    assert rows["a uniform map"][1] == f"{100 * float(mask.float().mean()):.1f}%"
+    assert rows["layer 2"][1] == f"{100 * mass:.1f}%"
+    assert rows["Uniform baseline"][1] == f"{100 * float(mask.float().mean()):.1f}%"
     assert "rollout, A1 alone" in rows
 
 
@@ -190,10 +193,10 @@ def test_a_run_on_wide_images_goes_through_every_command(tmp_path: Path, monkeyp
             assert arrays["grid"].tolist() == grid
             assert arrays["layer_1_positive"].shape[-1] == 1 + grid[0] * grid[1]
     explorer = Explorer(Models(list_models(["run"]), "cpu"))
-    text = attention_tab.draw(explorer, ImageRef("test", 7, "run"), "run", "none", *DIALS)
+    text = attention_tab.draw(explorer, ImageRef("test", 7, "run"), "run", "none", DIALS)
     assert text.count("<img") == 3
     assert explorer.run(ImageRef("shapes", 7), "run").record.grid == (2, 4)
-    assert tabs.draw_shapes(explorer, "run", "none", "heart", 4, 0.5, 0.1, 2).count("<table>") == 1
+    assert tabs.draw_shapes(explorer, "run", "none", "heart", 4, 0.5, 0.1, 1).count("<table>") == 1
 
 
 def test_whatever_goes_wrong_is_one_line_without_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
@@ -220,9 +223,9 @@ def test_whatever_goes_wrong_is_one_line_without_a_traceback(caplog: pytest.LogC
 def test_the_page_answers_its_own_questions(client: TestClient) -> None:
     """Through Gradio's route, as the browser does: the dials of the first tab."""
     config = client.get("/config").json()
-    drawing = next(each for each in config["dependencies"] if len(each["inputs"]) == 16)
+    drawing = next(each for each in config["dependencies"] if len(each["inputs"]) == 18)
     first, second = VIT, DIFFVIT
-    asked = {"data": [None, first, second, *DIALS], "fn_index": drawing["id"], "session_hash": "s"}
+    asked = {"data": [None, first, second, *DIALS.values()], "fn_index": drawing["id"], "session_hash": "s"}
     answer = client.post("/gradio_api/run/predict", json=asked)
     assert answer.status_code == 200, answer.text
     assert answer.json()["data"][0].count("<section") == 2

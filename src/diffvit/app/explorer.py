@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -22,10 +22,11 @@ from torch import Tensor
 from diffvit.app.images import ImageRef, TestImages, Uploads, shapes_image
 from diffvit.app.limits import Cache, Limiter
 from diffvit.app.models import Models
+from diffvit.attention.attribute import METHODS, attribute
 from diffvit.attention.capture import Record, capture_with_logits
 from diffvit.attention.inputs import LoadedModel, Sample, fit, samples_of
 from diffvit.attention.rollout import rollout
-from diffvit.errors import DiffvitError, InputError
+from diffvit.errors import DiffvitError, InputError, check_choice
 
 WORKERS, WAITING = 2, 24  # requests that are worked on at a time, and that may wait
 MAPS_BUDGET = 48 * 2**20  # bytes of maps that are kept
@@ -34,8 +35,7 @@ _FIGURES_WAITING = 6  # figures are drawn one at a time by a worker of their own
 _FIRST_IMAGE = 7  # index of the image that is shown first
 # Models shown first if there is no run: the first pair whose test images are on this machine.
 _PAIRS = (("cifar10-vit-cls", "cifar10-diffvit-cls"), ("shapes-vit", "shapes-diffvit"))
-_LAMBDA = "\N{GREEK SMALL LETTER LAMDA}"
-_MAP_NAMES = {"positive": "A1", "negative": f"{_LAMBDA} A2", "effective": f"A1 \N{MINUS SIGN} {_LAMBDA} A2"}
+_LAMBDA, _MINUS = "\N{GREEK SMALL LETTER LAMDA}", "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,25 @@ class MapSelection:
 
     Layer and head count from 0, head None is the mean over the heads; ``position`` is the query, a place in the image
     as (down, across) from 0 to below 1, None for the token or tokens that the model pools; ``rollout`` has arguments
-    of :func:`diffvit.attention.rollout.rollout`.
+    of :func:`diffvit.attention.rollout.rollout`. ``method``, of :data:`diffvit.attention.METHODS`, adds an attribution
+    to the class ``target``, by name or index; None is the predicted one.
     """
 
     layer: int = 0
     head: int | None = None
     position: tuple[float, float] | None = None
     rollout: Mapping[str, Any] = field(default_factory=dict)
+    method: str | None = None
+    target: str | None = None
+
+
+class Shown(NamedTuple):
+    """A map over the patches, and what each patch would have if all had the same (None where that has no meaning)."""
+
+    name: str
+    meaning: str
+    values: Float[Tensor, "rows columns"]
+    uniform: float | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,7 @@ class ForwardPass:
     image: Sample
     record: Record
     logits: Float[Tensor, " classes"] | None
+    attributions: dict[tuple[str, int | None], Tensor] = field(default_factory=dict, repr=False)  # computed so far
 
     @cached_property
     def probabilities(self) -> list[tuple[str, float]]:
@@ -73,6 +86,11 @@ class ForwardPass:
         values, order = self.logits.softmax(dim=0).sort(descending=True, stable=True)
         names = list(self.model.classes) or [f"class {index}" for index in range(len(values))]
         return [(names[index], value) for index, value in zip(order.tolist(), values.tolist(), strict=True)]
+
+    @property
+    def likeliest(self) -> list[tuple[str, float]]:
+        """The five likeliest classes with their probabilities, and the true class where it is not among them."""
+        return self.probabilities[:5] + [each for each in self.probabilities[5:] if each[0] == self.image.label]
 
     @property
     def heads(self) -> int:
@@ -87,23 +105,46 @@ class ForwardPass:
         layer, head, row, column = (min(max(index, 0), count - 1) for index, count in zip(wanted, counts, strict=True))
         return layer, None if selection.head is None else head, None if selection.position is None else (row, column)
 
-    def maps(self, selection: MapSelection) -> dict[str, Float[Tensor, "rows columns"]]:
-        """The selected map by its name; for differential attention A1, lambda A2 and their difference."""
+    def maps(self, selection: MapSelection) -> list[Shown]:
+        """The selected map; for differential attention A1, lambda A2 and their difference."""
         layer, head, patch = self.locate(selection)
+        lam, uniform = self.record.layers[layer].lam, self.record.uniform(layer, "positive")
 
         def select(kind: str) -> Tensor:
             heads = self.record.to_patches(layer, kind, patch)[0]
             return heads.mean(dim=0) if head is None else heads[head]
 
-        lam = self.record.layers[layer].lam
         if lam is None:
-            return {"attention": select("effective")}
-        factors = {"positive": 1.0, "negative": float(lam), "effective": 1.0}
-        return {_MAP_NAMES[kind]: factor * select(kind) for kind, factor in factors.items()}
+            return [Shown("attention", "weights", select("effective"), uniform)]
+        factor, effective = float(lam), f"A1 {_MINUS} {_LAMBDA} A2"
+        return [
+            Shown("A1", "weights", select("positive"), uniform),
+            Shown(f"{_LAMBDA} A2", "subtracted", factor * select("negative"), factor * uniform),
+            Shown(effective, "effective", select("effective"), self.record.uniform(layer)),
+        ]
 
-    def rollout(self, selection: MapSelection) -> Float[Tensor, "rows columns"]:
-        """Attention rollout of the pooled token through all layers."""
-        return rollout(self.record, **selection.rollout)[0]
+    def followed(self, selection: MapSelection) -> list[Shown]:
+        """Maps through all layers: rollout of the pooled token, and the attribution if one is selected.
+
+        Raises:
+            ConfigError: rollout's arguments do not go together, the model has no such class or classifies nothing, or
+                the method cannot follow its attention.
+        """
+        signed = selection.rollout.get("sign") == "signed" and self.record.differential
+        rolled = rollout(self.record, **selection.rollout)[0]
+        found = [Shown("rollout", "through all layers", rolled, None if signed else self.record.uniform(0, "positive"))]
+        method, target, meaning = selection.method, None, "of no class"
+        if method is None:
+            return found
+        check_choice("method", method, METHODS)
+        if METHODS[method].of_class and self.logits is not None:
+            wanted = selection.target
+            target = int(self.logits.argmax()) if wanted is None else self.model.class_index(wanted)
+            meaning = f"for {self.model.classes[target] if self.model.classes else f'class {target}'}"
+        if (method, target) not in self.attributions:
+            images = self.model.normalised(self.image.pixels[None])
+            self.attributions[method, target] = attribute(self.model.model, images, method, target)[0]
+        return [*found, Shown(method, meaning, self.attributions[method, target])]
 
     @property
     def nbytes(self) -> int:
@@ -127,7 +168,7 @@ class Explorer:
         self.limiter = limiter or Limiter(WORKERS, WAITING)
         self.passes: Cache[ForwardPass] = Cache(budget, lambda result: result.nbytes, parallel=True)
         self._figure_limiter = Limiter(1, _FIGURES_WAITING)
-        self._figures: Cache[Callable[[], bytes]] = Cache(_FIGURES)
+        self._figures: Cache[Callable[[str], bytes]] = Cache(_FIGURES)
 
     @cached_property
     def start(self) -> tuple[ImageRef, str, str | None]:
@@ -178,18 +219,18 @@ class Explorer:
 
         return self.passes.get_or_make((model.name, model.source, tuple(pixels.shape), digest), compute)
 
-    def offer_figure(self, draw: Callable[[], bytes]) -> str:
-        """The address where a figure can be downloaded; it is drawn when that is asked for."""
+    def offer_figure(self, draw: Callable[[str], bytes]) -> str:
+        """The address, without its ending, where a figure can be downloaded; it is drawn when that is asked for."""
         token = secrets.token_urlsafe(12)
         self._figures.put(token, draw)
-        return f"figure/{token}.png"
+        return f"figure/{token}"
 
-    def figure(self, token: str) -> bytes:
-        """Draw an offered figure as PNG."""
+    def figure(self, token: str, form: str) -> bytes:
+        """An offered figure as a file of this form, see :data:`diffvit.app.panels.FORMATS`."""
         draw = self._figures.get(token)
         if draw is None:
             raise InputError("figure", "is no longer kept", "Ask for the picture again.")
         try:
-            return self._figure_limiter.call(draw)
+            return self._figure_limiter.call(lambda: draw(form))
         finally:
             gc.collect()  # the many parts of a figure refer to each other

@@ -8,22 +8,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from diffvit.app.explorer import ForwardPass, MapSelection
+from diffvit.app.explorer import ForwardPass, MapSelection, Shown
 from diffvit.attention.figures import blend
 from diffvit.attention.metrics import mass_mask
-from diffvit.reporting.style import LIGHT, Theme, figure, plain, to_png
+from diffvit.files import to_csv
+from diffvit.reporting.style import LIGHT, Theme, figure, plain, to_png, to_svg
 from diffvit.reporting.tables import percent
 from diffvit.reporting.texts import data_uri, template
 
 COLOURS = ("inferno", "viridis", "cividis", "Blues")
-_COLUMNS = 5  # of a figure: the image, three maps of a differential head, rollout
-_MEANINGS = ("weights", "subtracted", "effective")
+FORMATS = {"png": "image/png", "svg": "image/svg+xml", "npz": "application/zip", "csv": "text/csv"}  # of a download
 
 
 def html(part: str, **values: Any) -> str:
@@ -63,16 +64,13 @@ def panel(
     """HTML of one forward pass, images inside as data URIs.
 
     The three maps of a differential head share a colour scale: the third is visibly the first minus the second.
-    ``note`` is HTML below the images, ``link`` the address of the figure to download; a click on a ``clickable`` image
-    selects the query patch.
+    ``note`` is HTML below the images, ``link`` the address of the figure to download without its ending; a click on a
+    ``clickable`` image selects the query patch.
     """
     selected = result.maps(selection)
-    largest = max(float(values.abs().max()) for values in selected.values())
-    maps = [
-        _map(result, values, name, meaning, style, largest)
-        for (name, values), meaning in zip(selected.items(), _MEANINGS, strict=False)
-    ]
-    maps.append(_map(result, result.rollout(selection), "rollout", "through all layers", style))
+    largest = max(float(each.values.abs().max()) for each in selected)
+    maps = [_map(result, each, style, largest) for each in selected]
+    maps += [_map(result, each, style) for each in result.followed(selection)]
     return html(
         "panel",
         result=result,
@@ -84,6 +82,7 @@ def panel(
         clickable=clickable,
         note=note,
         link=link,
+        formats=FORMATS,
     )
 
 
@@ -91,9 +90,9 @@ def describe(result: ForwardPass, selection: MapSelection) -> str:
     """Which map is shown, as a sentence."""
     layer, head, patch = result.locate(selection)
     query = "the patches, on average" if result.record.pool == "mean" else "[CLS]"
-    query = query if patch is None else f"the patch in row {patch[0] + 1}, column {patch[1] + 1}"
-    heads = f"mean of {result.heads} heads" if head is None else f"head {head + 1} of {result.heads}"
-    return f"Attention of {query}: layer {layer + 1} of {len(result.record.layers)}, {heads}."
+    query = query if patch is None else f"the patch in row {patch[0]}, column {patch[1]}"
+    heads = f"mean of {result.heads} heads" if head is None else f"head {head} (of 0 to {result.heads - 1})"
+    return f"Attention of {query}: layer {layer} (of 0 to {len(result.record.layers) - 1}), {heads}."
 
 
 def _outline(mask: np.ndarray) -> dict[str, Any]:
@@ -104,51 +103,77 @@ def _outline(mask: np.ndarray) -> dict[str, Any]:
     return {"height": mask.shape[0], "width": mask.shape[1], "path": "".join(across + down)}
 
 
-def _map(
-    result: ForwardPass,
-    values: Float[Tensor, "rows columns"],
-    name: str,
-    meaning: str,
-    style: OverlayStyle,
-    largest: float | None = None,
-) -> dict[str, Any]:
-    """A map over the image, its colour scale, and its description in words."""
+def _map(result: ForwardPass, shown: Shown, style: OverlayStyle, largest: float | None = None) -> dict[str, Any]:
+    """A map over the image, its colour scale, its values, and its description in words."""
+    values = shown.values
     kept = None if style.mass >= 1 else mass_mask(values, style.mass)
-    image, scale = blend(
-        result.image.pixels, values, strength=style.strength, colours=style.colours, most=largest, kept=kept
-    )
+    look = {"strength": style.strength, "colours": style.colours, "kept": kept}
+    image, scale = blend(result.image.pixels, values, most=largest, uniform=shown.uniform or 0.0, **look)
     row, column = divmod(int(values.argmax()), values.shape[1])
-    low, high = (f"{limit:.2g}".replace("-", "\N{MINUS SIGN}") for limit in (scale.norm.vmin, scale.norm.vmax))
+    low, high = (float(limit or 0.0) for limit in scale.get_clim())
+    largest_at = f"largest, {float(values.max()):.3f}, in row {row}, column {column}"
     return {
-        "name": name,
-        "meaning": meaning,
-        "low": low,
-        "high": high,
+        "name": shown.name,
+        "meaning": shown.meaning,
+        "low": _number(low),
+        "high": _number(high),
+        "uniform": None if shown.uniform is None else _number(shown.uniform),
+        "mark": 100 * ((shown.uniform or 0) - low) / (high - low),
+        "patches": [[_number(value) for value in line] for line in values.tolist()],
         "image": inline((image.clip(0, 1) * 255).round().astype(np.uint8)),
-        "alt": f"{name}, {meaning}: largest, {float(values.max()):.3f}, in row {row + 1}, column {column + 1}",
+        "alt": f"{shown.name}, {shown.meaning}: {largest_at}",
         "colours": [to_hex(colour) for colour in colormaps[scale.get_cmap().name](np.linspace(0, 1, 8))],
     }
 
 
-def draw_figure(passes: Sequence[ForwardPass], selection: MapSelection, *, theme: Theme = LIGHT) -> bytes:
-    """PNG with a row for each model's forward pass of an image: the image, its maps with their scales, and rollout."""
-    made = figure(theme, 2.9 * _COLUMNS, 3.5 * len(passes) + 0.3)
+def _number(value: float) -> str:
+    return f"{value:.2g}".replace("-", "\N{MINUS SIGN}")
+
+
+def download(passes: Sequence[ForwardPass], selection: MapSelection, form: str) -> bytes:
+    """What is shown as a file: a figure, or every map's values, named by model and map, as npz or as lines of CSV."""
+    if form in ("png", "svg"):
+        made = draw_figure(passes, selection)
+        return to_png(made) if form == "png" else to_svg(made)
+    shown = [(each.model.name, part) for each in passes for part in (*each.maps(selection), *each.followed(selection))]
+    buffer = io.BytesIO()
+    if form == "npz":
+        arrays: dict[str, Any] = {f"{model}, {part.name}": part.values.numpy() for model, part in shown}
+        np.savez_compressed(buffer, **arrays)
+        return buffer.getvalue()
+    return to_csv(
+        [
+            {"model": model, "map": part.name, "row": row, "column": column, "value": value}
+            for model, part in shown
+            for row, values in enumerate(part.values.tolist())
+            for column, value in enumerate(values)
+        ]
+    )
+
+
+def draw_figure(passes: Sequence[ForwardPass], selection: MapSelection, *, theme: Theme = LIGHT) -> Figure:
+    """A row for each model's forward pass of an image: the image, and its maps with their scales."""
+    maps = [[*result.maps(selection), *result.followed(selection)] for result in passes]
+    columns = 1 + max(len(shown) for shown in maps)
+    made = figure(theme, 2.9 * columns, 3.5 * len(passes) + 0.3)
     rows = made.subfigures(len(passes), 1, squeeze=False)[:, 0]
-    for result, part in zip(passes, rows, strict=True):
+    for result, part, shown in zip(passes, rows, maps, strict=True):
         part.set_facecolor(theme.paper)
         best = ", ".join(f"{name} {percent(value, 1)}" for name, value in result.probabilities[:2])
         title = f"{result.model.name}: {best}" if best else result.model.name
         part.suptitle(plain(f"{title}\n{describe(result, selection)}"), x=0.01, ha="left", fontsize=11, color=theme.ink)
-        axes = part.subplots(1, _COLUMNS)
+        axes = part.subplots(1, columns)
         for each in axes:
             each.axis("off")
         axes[0].imshow(result.image.pixels.permute(1, 2, 0).numpy(), interpolation="nearest")
         axes[0].set_title(plain(result.image.label or "image"), fontsize=10.5, color=theme.ink, loc="left")
-        maps = {**result.maps(selection), "rollout": result.rollout(selection)}
-        for each, (name, values) in zip(axes[1:], maps.items(), strict=False):
-            picture, scale = blend(result.image.pixels, values)
+        for each, (name, meaning, values, uniform) in zip(axes[1:], shown, strict=False):
+            picture, scale = blend(result.image.pixels, values, uniform=uniform or 0.0)
             each.imshow(picture, interpolation="nearest")
             bar = part.colorbar(scale, ax=each, fraction=0.046, pad=0.03)
             bar.ax.tick_params(labelsize=8, colors=theme.ink)
-            each.set_title(name, fontsize=10.5, color=theme.ink, loc="left")
-    return to_png(made)
+            if uniform is not None:
+                bar.ax.axhline(uniform, color=theme.ink, lw=1.2)
+            text = f"{name}, {meaning}" if meaning.startswith("for ") else name
+            each.set_title(plain(text), fontsize=10.5, color=theme.ink, loc="left")
+    return made

@@ -51,6 +51,11 @@ class Record:
         """Whether the maps are differences of two."""
         return self.layers[0].negative is not None
 
+    def uniform(self, layer: int, kind: str = "effective") -> float:
+        """What each key has in ``layers[layer]`` if all have the same: 1/keys, in a difference (1 - lambda)/keys."""
+        lam = self.layers[layer].lam if kind == "effective" else None
+        return (1.0 if lam is None else 1.0 - float(lam)) / self.layers[layer].positive.shape[-1]
+
     def maps(self, layer: int, kind: str = "effective") -> Tensor:
         """(batch, heads, query, key) of ``layers[layer]``: effective, positive or negative.
 

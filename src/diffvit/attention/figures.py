@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, UInt8
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -48,8 +49,8 @@ def maps_grid(
 ) -> Figure:
     """Attention to the patches in every head of every captured layer, of [CLS], the mean patch or one patch.
 
-    A row per layer, with a colour scale of its own: layers differ too much for one. Signed maps are drawn in two hues
-    with white at zero.
+    A row per layer, with a colour scale of its own: layers differ too much for one. A line in it shows where attention
+    to all keys alike lies. Signed maps are drawn in two hues with white at zero.
 
     Args:
         record: what was captured.
@@ -62,10 +63,10 @@ def maps_grid(
     layers = [record.to_patches(at, kind, query)[index] for at in range(len(record.layers))]
     heads = [f"head {head}" for head in range(layers[0].shape[0])]
     signed = any(float(layer.min()) < 0 for layer in layers)
-    said = f"{_queried(record, query)}; each layer has its own scale"
+    said = f"{_queried(record, query)}; each layer has its own scale, its line: uniform attention"
     said += ", white is zero" if signed else ""
     titles = (title or "Attention maps", said)
-    return _mosaic(record, layers, heads, image, signed=signed, query=query, titles=titles)
+    return _mosaic(record, layers, heads, image, signed=signed, query=query, titles=titles, kind=kind)
 
 
 def differential_panels(
@@ -84,9 +85,9 @@ def differential_panels(
         layers.append(torch.stack(parts, dim=1).flatten(0, 1))  # head by head, three each
     heads = range(layers[0].shape[0] // 3)
     names = [name for head in heads for name in (f"head {head}: A1", f"{_LAMBDA} A2", f"A1 {_MINUS} {_LAMBDA} A2")]
-    said = f"{_queried(record, query)}; one scale per layer, white is zero"
+    said = f"{_queried(record, query)}; one scale per layer, white is zero, the line: uniform A1"
     titles = (title or "Differential attention", said)
-    return _mosaic(record, layers, names, image, signed=True, query=query, titles=titles, every=3)
+    return _mosaic(record, layers, names, image, signed=True, query=query, titles=titles, kind="positive", every=3)
 
 
 def _mosaic(
@@ -98,11 +99,13 @@ def _mosaic(
     signed: bool,
     query: tuple[int, int] | None,
     titles: tuple[str, str],
+    kind: str,
     every: int = 1,
 ) -> Figure:
     """The figure: titles, the image at the left, and per layer its name, its named maps and its colour bar.
 
-    A gap follows each ``every`` maps; where ``signed``, zero is in the middle of the colours.
+    A gap follows each ``every`` maps; where ``signed``, zero is in the middle of the colours. ``kind`` is the map whose
+    uniform level the colour bars mark.
     There may be 144 maps, so a layer has one axes for all of its maps, and positions are computed here: matplotlib's
     layout engine would take longer than the drawing.
     """
@@ -117,7 +120,8 @@ def _mosaic(
     for line, values in enumerate(layers):
         bottom = (height - _TOP - (line + 1) * _LINE + 0.05) / height
         axes = made.add_axes((_LEFT / width, bottom, breadth / width, _CELL / height))
-        scale = _scale(values, signed)
+        uniform = record.uniform(line, kind)
+        scale = _scale(values, signed, uniform)
         for value, left in zip(values, lefts, strict=True):
             axes.imshow(scale.to_rgba(value.numpy()), interpolation="nearest", extent=(left, left + wide, _CELL, 0.0))
             if query is not None:
@@ -130,16 +134,17 @@ def _mosaic(
         lam = record.layers[line].lam
         name = f"layer {record.blocks[line]}" + ("" if lam is None else f"\n{_LAMBDA} = {float(lam):.2f}")
         axes.text(-0.12, _CELL / 2, name, fontsize=10.5, color=LIGHT.ink, ha="right", va="center")
-        _colour_bar(made, scale, ((_LEFT + breadth + 0.1) / width, bottom, 0.1 / width, _CELL / height))
+        bar = _colour_bar(made, scale, ((_LEFT + breadth + 0.1) / width, bottom, 0.1 / width, _CELL / height))
+        bar.ax.axhline(uniform, color=LIGHT.ink, lw=1.2)
     return made
 
 
-def _scale(values: Tensor, signed: bool) -> ScalarMappable:
-    most = max(float(values.abs().max()), 1e-12)
+def _scale(values: Tensor, signed: bool, uniform: float) -> ScalarMappable:
+    most = max(float(values.abs().max()), 2 * uniform)
     return ScalarMappable(Normalize(-most if signed else 0.0, most), colormaps[DIVERGING if signed else SEQUENTIAL])
 
 
-def _colour_bar(made: Figure, scale: ScalarMappable, frame: tuple[float, float, float, float]) -> None:
+def _colour_bar(made: Figure, scale: ScalarMappable, frame: tuple[float, float, float, float]) -> Colorbar:
     """A little lower than the cells, so that the numbers of two lines stay apart."""
     left, bottom, width, height = frame
     bar = made.colorbar(scale, cax=made.add_axes((left, bottom + 0.1 * height, width, 0.8 * height)))
@@ -147,6 +152,7 @@ def _colour_bar(made: Figure, scale: ScalarMappable, frame: tuple[float, float, 
     ticks = [float(low or 0), 0.0, float(high or 0)] if low else [0.0, float(high or 0)]
     bar.set_ticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
     bar.ax.tick_params(labelsize=9, colors=LIGHT.ink, length=2)
+    return bar
 
 
 def _draw_image(
@@ -183,6 +189,7 @@ def blend(
     most: float | None = None,
     signed: bool = False,
     kept: Bool[Tensor, "rows columns"] | None = None,
+    uniform: float = 0.0,
 ) -> tuple[Float[np.ndarray, "h w 3"], ScalarMappable]:
     """A saliency map over the image in grey, and the scale of its colours.
 
@@ -197,10 +204,11 @@ def blend(
         most: the value that the scale ends at; by default the map's largest absolute value.
         signed: take the two hues for a map without negative entries too.
         kept: patches that are coloured; the others are grey.
+        uniform: what each patch would have if all had the same; the scale ends at twice this or higher.
     """
     spread = np.ones((image.shape[1] // saliency.shape[0], image.shape[2] // saliency.shape[1]))
     values = np.kron(saliency.numpy(), spread)
-    most = max(float(np.abs(values).max()) if most is None else most, 1e-12)
+    most = max(float(np.abs(values).max()) if most is None else most, 2 * uniform, 1e-12)
     signed = signed or bool((values < 0).any())
     norm = Normalize(-most if signed else 0.0, most)
     scale = ScalarMappable(norm, colormaps[DIVERGING if signed else colours])
@@ -227,6 +235,7 @@ def overlays(
     title: str = "",
     signed: Collection[str] = (),
     unit: str = "attention per patch",
+    uniform: Mapping[str, float] | None = None,
 ) -> Figure:
     """The image, each saliency map over it with its colour bar, and what each mask keeps, six in a line.
 
@@ -237,6 +246,7 @@ def overlays(
         title: of the figure.
         signed: names of the saliency maps whose scale has two hues even where no value is negative.
         unit: title of the colour bars.
+        uniform: by name of a saliency map, what each patch would have if all had the same: a line in its colour bar.
     """
     count = 1 + len(saliency) + len(masks)
     columns = min(_ACROSS, count)
@@ -248,12 +258,15 @@ def overlays(
         axes.axis("off")
     _show(panels[0], image, "image")
     for axes, (name, values) in zip(panels[1:], saliency, strict=False):
-        picture, drawn = blend(image, values, signed=name in signed)
+        level = (uniform or {}).get(name)
+        picture, drawn = blend(image, values, signed=name in signed, uniform=level or 0.0)
         axes.imshow(picture, interpolation="nearest")
         axes.set_title(name, fontsize=11, color=LIGHT.ink, loc="left")
         bar = made.colorbar(drawn, ax=axes, fraction=0.046, pad=0.03)
         bar.ax.tick_params(labelsize=9, colors=LIGHT.ink)
         bar.set_label(unit, color=LIGHT.ink, fontsize=9.5)
+        if level is not None:
+            bar.ax.axhline(level, color=LIGHT.ink, lw=1.2)
     for axes, (name, mask) in zip(panels[1 + len(saliency) : count], masks, strict=True):
         _show(axes, marked(image, mask), name)
     made.suptitle(title, x=0.01, ha="left", fontsize=13, color=LIGHT.ink)

@@ -233,7 +233,10 @@ def _draw_image(
         masks = [(f"{mass:.0%} of the mass of\n{of}", mass_mask(values, mass)) for of, values in saliency]
     if sample.mask is not None:
         masks.append(("the object's true mask", coverage(sample.mask[None], record.grid)[0] >= HIT))
-    made = figures.overlays(image, saliency, masks=masks, title=plain_title)
+    uniform = {saliency[0][0]: record.uniform(-1, options.kind)}
+    if options.rollout_options.get("sign") != "signed":  # whose rows are not shares
+        uniform |= {of: record.uniform(-1, "positive") for of, _ in saliency[1:]}
+    made = figures.overlays(image, saliency, masks=masks, title=plain_title, uniform=uniform)
     drawn = [writer.figure(f"{name}-overlay", made, f"Attention over the image: {title}")]
     if attributions:
         explained = f"\nexplained: {facts['target']} ({facts['target_probability']:.0%})" if "target" in facts else ""

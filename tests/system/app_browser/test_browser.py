@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from explorer_page import axe
 from PIL import Image
@@ -26,19 +28,19 @@ def test_two_models_side_by_side_layers_and_heads(watched: Watched) -> None:
     assert two["x"] > one["x"] + one["width"] - 1  # side by side
     assert page.locator(f"{FIRST} >> img").count() == 3
     assert page.locator(f"{SECOND} >> img").count() == 5  # image, A1, lambda A2, their difference, rollout
-    assert "layer 3 of 3, mean of 4 heads" in words(page)
-    page.get_by_role("slider", name="Layer").first.fill("1")
-    expect(page.locator(FIRST)).to_contain_text("layer 1 of 3, mean of 4 heads")
+    assert "layer 2 (of 0 to 2), mean of 4 heads" in words(page)
+    page.get_by_role("slider", name="Layer").first.fill("0")
+    expect(page.locator(FIRST)).to_contain_text("layer 0 (of 0 to 2), mean of 4 heads")
     page.get_by_role("checkbox", name="Average the heads").uncheck()
-    expect(page.locator(FIRST)).to_contain_text("layer 1 of 3, head 1 of 4")
+    expect(page.locator(FIRST)).to_contain_text("layer 0 (of 0 to 2), head 0 (of 0 to 3)")
     before = inner(page, "#dv-view")
     page.get_by_role("slider", name="Head").first.fill("3")
-    expect(page.locator(FIRST)).to_contain_text("head 3 of 4")
-    expect(page.locator(SECOND)).to_contain_text("head 2 of 2")  # the differential model has as many
+    expect(page.locator(FIRST)).to_contain_text("head 3 (of 0 to 3)")
+    expect(page.locator(SECOND)).to_contain_text("head 1 (of 0 to 1)")  # the differential model has as many
     assert inner(page, "#dv-view") != before
     page.get_by_role("slider", name="Layer").first.focus()
     page.keyboard.press("ArrowRight")  # by keyboard too
-    expect(page.locator(FIRST)).to_contain_text("layer 2 of 3, head 3 of 4")
+    expect(page.locator(FIRST)).to_contain_text("layer 1 (of 0 to 2), head 3 (of 0 to 3)")
 
 
 def test_an_answer_that_was_overtaken_is_not_shown(watched: Watched) -> None:
@@ -52,9 +54,11 @@ def test_an_answer_that_was_overtaken_is_not_shown(watched: Watched) -> None:
             route.continue_()
 
     page.wait_for_timeout(500)
-    page.route("**/gradio_api/run/predict", hold)
-    page.get_by_role("slider", name="Layer").first.fill("1")
-    page.wait_for_timeout(300)
+    page.route("**/gradio_api/run/predict*", hold)
+    page.get_by_role("slider", name="Layer").first.fill("0")
+    for _ in range(100):
+        if not held:
+            page.wait_for_timeout(100)
     assert len(held) == 1
     late = held[0].fetch()  # asked now, answered later
     page.get_by_role("slider", name="Row").first.fill("2")
@@ -71,7 +75,7 @@ def test_a_click_makes_a_patch_the_query_and_the_figure_can_be_had_as_a_file(wat
     box = picture.bounding_box()
     assert box is not None
     picture.click(position={"x": box["width"] * 5.5 / 8, "y": box["height"] * 2.5 / 8})
-    expect(page.locator(FIRST)).to_contain_text("Attention of the patch in row 3, column 6: layer 3")
+    expect(page.locator(FIRST)).to_contain_text("Attention of the patch in row 2, column 5: layer 2")
     expect(page.get_by_role("radio", name="a patch")).to_be_checked()
     marks = page.locator("#dv-view .dv-query")
     assert marks.count() == 2
@@ -81,12 +85,82 @@ def test_a_click_makes_a_patch_the_query_and_the_figure_can_be_had_as_a_file(wat
     assert abs(mark["y"] - box["y"] - box["height"] * 2 / 8) < 4
     page.get_by_role("radio", name="the model").check()
     expect(page.locator(FIRST)).to_contain_text("Attention of [CLS]")
-    with page.expect_download() as waiting:
-        page.get_by_role("link", name="Download this as a figure").click()
-    waiting.value.save_as(tmp_path / "figure.png")
-    with Image.open(tmp_path / "figure.png") as figure:
+    for form in ("PNG", "SVG", "npz", "CSV"):
+        with page.expect_download() as waiting:
+            page.get_by_role("link", name=form, exact=True).click()
+        assert waiting.value.suggested_filename == f"diffvit-attention.{form.lower()}"
+        waiting.value.save_as(tmp_path / form)
+    with Image.open(tmp_path / "PNG") as figure:
         assert figure.width > 1000
-    assert waiting.value.suggested_filename == "diffvit-attention.png"
+    assert b"<svg" in (tmp_path / "SVG").read_bytes()
+    with np.load(tmp_path / "npz") as arrays:
+        assert [arrays[f"{name}, rollout"].shape for name in ("vit", "diffvit")] == [(8, 8), (8, 8)]
+        shown = float(arrays["vit, attention"][2, 5])
+    lines = (tmp_path / "CSV").read_text().splitlines()
+    assert f"vit,attention,2,5,{shown!r}" in lines
+
+
+def test_attribution_of_a_class_values_under_the_pointer_and_a_map_enlarged(watched: Watched) -> None:
+    page = watched.page
+    page.get_by_label("Attribution", exact=True).click()
+    page.get_by_role("option", name="grad-cam").click()
+    best = page.inner_text(f"{FIRST} >> .dv-probabilities .dv-name >> nth=0").removesuffix(" (true)")
+    expect(page.locator(FIRST)).to_contain_text(f"grad-cam for {best}")
+    other = "heart" if best != "heart" else "star"
+    before = page.get_attribute(f"{FIRST} >> img >> nth=3", "src")
+    page.get_by_label("Explained class").click()
+    page.get_by_role("option", name=other).click()
+    expect(page.locator(FIRST)).to_contain_text(f"grad-cam for {other}")
+    assert page.get_attribute(f"{FIRST} >> img >> nth=3", "src") != before
+    map_of = page.locator(f"{FIRST} >> [data-values]").first
+    box, values = map_of.bounding_box(), json.loads(map_of.get_attribute("data-values") or "")
+    assert box is not None
+    assert (len(values), len(values[0])) == (8, 8)
+    map_of.hover(position={"x": box["width"] * 5.5 / 8, "y": box["height"] * 2.5 / 8})
+    expect(page.locator(f"{FIRST} >> .dv-value").first).to_have_text(f"row 2, column 5: {values[2][5]}")
+    expect(page.locator(FIRST)).to_contain_text("line: uniform attention, 0.015")  # one of 65 tokens
+    mark = page.locator(f"{FIRST} >> .dv-scale b").first.bounding_box()
+    scale = page.locator(f"{FIRST} >> .dv-scale i").first.bounding_box()
+    most = float(page.inner_text(f"{FIRST} >> .dv-scale > span >> nth=1"))
+    assert mark is not None
+    assert scale is not None
+    assert (mark["x"] + 1 - scale["x"]) / scale["width"] == pytest.approx(1 / 65 / most, abs=0.03)
+    page.get_by_role("button", name="Enlarge rollout of vit", exact=True).click()
+    enlarged = page.get_by_role("dialog").locator("img")
+    large = enlarged.bounding_box()
+    assert large is not None
+    assert large["width"] > 3 * box["width"]
+    enlarged.hover(position={"x": large["width"] / 16, "y": large["height"] / 16})
+    expect(page.get_by_role("dialog")).to_contain_text("row 0, column 0: ")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+
+
+def test_the_address_names_what_is_shown(watched: Watched) -> None:
+    """A reload shows the same, and so does another visitor's window; an address that names nothing says so."""
+    page = watched.page
+    page.get_by_label("Attribution", exact=True).click()
+    page.get_by_role("option", name="attnlrp").click()
+    page.get_by_label("Second model", exact=True).first.click()
+    page.get_by_role("option", name="none").click()
+    page.locator("#dv-thumbs button").nth(2).click()
+    page.get_by_role("slider", name="Layer").first.fill("1")
+    page.get_by_role("checkbox", name="Average the heads").uncheck()
+    page.get_by_role("slider", name="Head").first.fill("2")
+    expect(page.locator(FIRST)).to_contain_text("layer 1 (of 0 to 2), head 2 (of 0 to 3)")
+    expect(page.locator(FIRST)).to_contain_text("attnlrp for")
+    shown = page.locator(f"{FIRST} >> .dv-pictures").inner_html()
+    page.reload()
+    page.wait_for_selector(FIRST, timeout=60_000)
+    expect(page.locator(FIRST)).to_contain_text("layer 1 (of 0 to 2), head 2 (of 0 to 3)")
+    expect(page.locator(FIRST)).to_contain_text("attnlrp for")
+    assert page.locator(f"{FIRST} >> .dv-pictures").inner_html() == shown
+    expect(page.get_by_label("Attribution", exact=True)).to_have_value("attnlrp")
+    expect(page.get_by_role("slider", name="Head").first).to_have_value("2")
+    page.goto(page.url.replace("method=attnlrp", "method=magic"))
+    page.wait_for_selector(FIRST, timeout=60_000)
+    expect(page.get_by_role("alert").first).to_contain_text("address: method is not possible (found 'magic')")
+    expect(page.locator(FIRST)).to_contain_text("layer 2 (of 0 to 2), mean of 4 heads")
 
 
 def test_rollout_and_drawing_follow_their_controls(watched: Watched) -> None:
@@ -181,7 +255,7 @@ def test_shapes_with_their_scores_runs_side_by_side_and_the_models(watched: Watc
     before = inner(page, "#dv-shapes")
     page.get_by_role("slider", name="Clutter").first.fill("0.9")
     changed(page, "#dv-shapes", before)
-    expect(page.locator("#dv-shapes")).to_contain_text("a uniform map")
+    expect(page.locator("#dv-shapes")).to_contain_text("Uniform baseline")
     assert page.locator("#dv-shapes svg.dv-outline").count() == 2
     go(page, "Compare")
     page.get_by_role("button", name="Compare").click()

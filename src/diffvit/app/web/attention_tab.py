@@ -2,101 +2,137 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlencode
 
 import gradio
 
 from diffvit.app.explorer import Explorer, ForwardPass, MapSelection
 from diffvit.app.images import ALL, FILTERS, ImageRef
-from diffvit.app.panels import COLOURS, OverlayStyle, draw_figure, html, inline, panel
+from diffvit.app.panels import COLOURS, OverlayStyle, download, html, inline, panel
 from diffvit.app.web.controls import NO_MODEL, QUICK, VIEW_SCRIPT, handler, upload_zone, uploaded
+from diffvit.attention.attribute import METHODS
 from diffvit.attention.rollout import FUSIONS, SIGNS
-from diffvit.errors import DiffvitError
+from diffvit.errors import DiffvitError, InputError
 
 ALL_CLASSES = "all classes"
 _POOLED, _PATCH = "the model", "a patch"  # values of the control "Query token"
+_NO_METHOD, _PREDICTED = "none", "the predicted class"
 _PAGE = 12  # thumbnails
 
 
-def draw(explorer: Explorer, image: ImageRef, first: str, second: str, *controls: Any) -> str:
+def draw(explorer: Explorer, image: ImageRef, first: str, second: str, asked: Mapping[str, Any]) -> str:
     """The panels of the first model and the second (or :data:`NO_MODEL`) as HTML.
 
-    ``controls`` are the values of the other controls in their order: of the map, the query, the drawing and rollout.
-    Layer, head, row and column are counted from 1; row and column refer to the first model's patches.
+    ``asked`` has the value of each other control by its name in :func:`build`. Layer, head, row and column count from
+    0; row and column refer to the first model's patches.
     """
-    layer, head, average, query, row, column, strength, colours, mass, *rules = controls
     names = [first] + ([second] if second not in (NO_MODEL, first) else [])
     results = [explorer.run(image, name) for name in names]
     rows, columns = results[0].record.grid
-    position = ((row - 0.5) / rows, (column - 0.5) / columns) if query == _PATCH else None
-    rollout: dict[str, Any] = dict(zip(("fusion", "sign", "discard", "residual"), rules, strict=True))
-    selection = MapSelection(int(layer) - 1, None if average else int(head) - 1, position, rollout)
-    style = OverlayStyle(strength, colours if colours in COLOURS else COLOURS[0], mass)
+    position = ((asked["row"] + 0.5) / rows, (asked["column"] + 0.5) / columns) if asked["query"] == _PATCH else None
+    rollout: dict[str, Any] = {name: asked[name] for name in ("fusion", "sign", "discard", "residual")}
+    head = None if asked["average"] else int(asked["head"])
+    method = None if asked["method"] == _NO_METHOD else asked["method"]
+    target = None if asked["target"] == _PREDICTED else asked["target"]
+    selection = MapSelection(int(asked["layer"]), head, position, rollout, method, target)
+    style = OverlayStyle(asked["strength"], asked["colours"], asked["mass"])
     # The offer refers to names, not to forward passes: one that nobody downloads keeps no maps in memory.
-    link = explorer.offer_figure(lambda: draw_figure([explorer.run(image, name) for name in names], selection))
+    link = explorer.offer_figure(lambda form: download([explorer.run(image, name) for name in names], selection, form))
     panels = [panel(each, selection, style, link=link if each is results[-1] else "") for each in results]
-    return html("models", panels=panels)
+    shown = {"image": f"{image.kind}:{image.key}:{image.model}", "first": first, "second": second, **asked}
+    return html("models", panels=panels, address=urlencode(shown))
 
 
 def build(explorer: Explorer, image: gradio.State, page: gradio.Blocks) -> None:
     """Add the tab with its events; ``image`` holds the :class:`ImageRef` that is shown, in other tabs too."""
     ref, name, second_name = explorer.start
     names = [info.name for info in explorer.models.vits]
+    with gradio.Row():
+        first = gradio.Dropdown(names, value=name, label="Model", info="Its test images are below.", min_width=250)
+        chosen, info = second_name or NO_MODEL, "For comparison."
+        second = gradio.Dropdown([NO_MODEL, *names], value=chosen, label="Second model", info=info, min_width=250)
+    unknown = gradio.HTML("")  # what is wrong with the page's address
     with gradio.Row(equal_height=False):
         with gradio.Column(scale=1, min_width=310):
-            first = gradio.Dropdown(names, value=name, label="Model")
-            second = gradio.Dropdown(
-                [NO_MODEL, *names], value=second_name or NO_MODEL, label="Second model", info="For comparison."
-            )
             upload = upload_zone()
             picked = _test_image_picker(explorer, first, second, image)
-        with gradio.Column(scale=3, min_width=330):
+        with gradio.Column(scale=3, min_width=330, elem_classes="dv-result"):
             layers, heads, rows, columns = _sizes([explorer.run(ref, each) for each in (name, second_name) if each])
             with gradio.Row():
-                info = "Layer to show; 1 is the first."
-                layer = gradio.Slider(1, value=layers, step=1, label="Layer", info=info, **slider_range(layers))
+                info = "Layer to show; 0 is the first."
+                layer = gradio.Slider(0, value=layers - 1, step=1, label="Layer", info=info, **slider_range(layers))
                 info = "Head to show, if heads are not averaged."
-                head = gradio.Slider(1, value=1, step=1, label="Head", info=info, **slider_range(heads))
+                head = gradio.Slider(0, value=0, step=1, label="Head", info=info, **slider_range(heads))
                 average = gradio.Checkbox(True, label="Average the heads", info="One map for the whole layer.")
             view = gradio.HTML("", js_on_load=VIEW_SCRIPT, elem_id="dv-view")
             error = gradio.HTML("")
             with gradio.Row():
+                info = "What each patch contributes to a class; see docs/attention.md."
+                method = gradio.Dropdown([_NO_METHOD, *METHODS], value=_NO_METHOD, label="Attribution", info=info)
+                info = "The class that the attribution explains."
+                target = gradio.Dropdown(_targets(explorer, name), value=_PREDICTED, label="Explained class", info=info)
+            with gradio.Row():
                 info = "The model: the token it classifies from ([CLS]), or the mean over the patches."
                 query = gradio.Radio([_POOLED, _PATCH], value=_POOLED, label="Query token", info=info)
                 info = "Row of the query patch, from the top; or click the patch."
-                row = gradio.Slider(1, value=1, step=1, label="Row", info=info, **slider_range(rows))
+                row = gradio.Slider(0, value=0, step=1, label="Row", info=info, **slider_range(rows))
                 info = "Column of the query patch, from the left."
-                column = gradio.Slider(1, value=1, step=1, label="Column", info=info, **slider_range(columns))
-            controls = [layer, head, average, query, row, column, *_style_controls(), *_rollout_controls()]
+                column = gradio.Slider(0, value=0, step=1, label="Column", info=info, **slider_range(columns))
+            controls: dict[str, Any] = {"layer": layer, "head": head, "average": average, "method": method}
+            controls |= {"target": target, "query": query, "row": row, "column": column}
+            controls |= {**_style_controls(), **_rollout_controls()}
+
+    def redrawn(image: ImageRef, first: str, second: str, *values: Any) -> str:
+        return draw(explorer, image, first, second, dict(zip(controls, values, strict=True)))
+
     redraw: dict[str, Any] = {
-        "fn": handler(explorer, 1, numbered=True)(lambda *values: draw(explorer, *values)),
-        "inputs": [image, first, second, *controls],
+        "fn": handler(explorer, 1, numbered=True)(redrawn),
+        "inputs": [image, first, second, *controls.values()],
         "outputs": [view, error],
         **QUICK,
     }
 
-    def set_ranges(image: ImageRef, first: str, second: str) -> tuple[Any, ...]:
-        """Let the sliders reach as far as the chosen models do."""
+    def set_ranges(image: ImageRef, first: str, second: str, target: str) -> tuple[Any, ...]:
+        """Let the sliders reach as far as the chosen models do, and offer the first one's classes."""
         results = [explorer.run(image, name) for name in (first, second) if name != NO_MODEL]
-        return tuple(gradio.update(**slider_range(count)) for count in _sizes(results))
+        classes = _targets(explorer, first)
+        chosen = gradio.update(choices=classes, value=target if target in classes else _PREDICTED)
+        return *(gradio.update(**slider_range(count)) for count in _sizes(results)), chosen
+
+    def restore(request: gradio.Request) -> tuple[Any, ...]:
+        """What the page's address says, see :func:`draw`; what it leaves out stays."""
+        asked = request.query_params
+        kind, key, owner = [*asked.get("image", "").split(":", 2), "", ""][:3]
+        shown = ImageRef(kind, key if kind == "upload" else _integer(key), owner) if kind else explorer.start[0]
+        chosen: list[Any] = [shown]
+        for label, control in {"first": first, "second": second, **controls}.items():
+            chosen.append(_value_of(label, control, asked.get(label)))
+        explorer.run(shown, chosen[1])  # an image or a model that is gone is said before anything changes
+        return tuple(chosen)
 
     def click(image: ImageRef, name: str, event: gradio.EventData) -> tuple[str, int, int]:
         """Make the patch under the pointer the query."""
         rows, columns = explorer.run(image, name).record.grid
         down, across = (min(max(float(share), 0.0), 0.999) for share in (event.down, event.across))
-        return _PATCH, int(down * rows) + 1, int(across * columns) + 1
+        return _PATCH, int(down * rows), int(across * columns)
 
-    for control in controls:
+    ranges: dict[str, Any] = {
+        "fn": handler(explorer, 5)(set_ranges),
+        "inputs": [image, first, second, target],
+        "outputs": [layer, head, row, column, target, error],
+        **QUICK,
+    }
+    for control in controls.values():
         control.input(**redraw, trigger_mode="always_last")
-    page.load(**redraw)
+    every = [image, first, second, *controls.values()]
+    page.load(handler(explorer, len(every))(restore), None, [*every, unknown], **QUICK).then(**ranges).then(**redraw)
     picked.then(**redraw)
     upload.upload(uploaded, None, [image], **QUICK).then(**redraw)
     for model in (first, second):
-        changed = model.input(
-            handler(explorer, 4)(set_ranges), [image, first, second], [layer, head, row, column, error], **QUICK
-        )
-        changed.then(**redraw)
+        model.input(**ranges).then(**redraw)
     view.click(handler(explorer, 3)(click), [image, first], [query, row, column, error], **QUICK).then(**redraw)
 
 
@@ -107,21 +143,52 @@ def _sizes(results: Sequence[ForwardPass]) -> tuple[int, int, int, int]:
 
 
 def slider_range(count: int) -> dict[str, Any]:
-    """Options of a slider that counts from 1. It needs two values; one without a choice is hidden."""
-    return {"maximum": max(2, count), "visible": count > 1}
+    """Options of a slider that counts from 0. It needs two values; one without a choice is hidden."""
+    return {"maximum": max(1, count - 1), "visible": count > 1}
 
 
-def _style_controls() -> list[gradio.Slider | gradio.Dropdown]:
+def _targets(explorer: Explorer, name: str) -> list[str]:
+    """What a model's attribution can explain: the predicted class, or one by name."""
+    return [_PREDICTED, *([] if explorer.models.info(name).pretrained else explorer.models.load(name).classes)]
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError("address", f"image names no image (found {text!r} vs a number)") from None
+
+
+def _value_of(name: str, control: Any, text: str | None) -> Any:
+    """The value of a control that an address gives as text; its own where that is None.
+
+    Raises:
+        InputError: the text is no value of this control.
+    """
+    value, choices = control.value, [choice for _, choice in getattr(control, "choices", None) or []]
+    if text is None:
+        return value
+    try:
+        found = text == "True" if isinstance(value, bool) else text if isinstance(value, str) else float(text)
+    except ValueError:
+        found = math.nan
+    wrong = isinstance(found, float) and not control.minimum <= found <= 1000
+    if wrong or (choices and name != "target" and found not in choices):
+        raise InputError("address", f"{name} is not possible (found {text!r})", "Choose again below.")
+    return found
+
+
+def _style_controls() -> dict[str, gradio.Slider | gradio.Dropdown]:
     with gradio.Accordion("Colours and threshold", open=False), gradio.Row():
         strength = gradio.Slider(0, 1.2, value=1, step=0.05, label="Overlay", info="Strength of the colours.")
         info = "Maps with negative entries stay blue and red."
         colours = gradio.Dropdown(list(COLOURS), value=COLOURS[0], label="Colour map", info=info)
         info = "Colour the fewest patches with this share."
         mass = gradio.Slider(0.05, 1, value=1, step=0.05, label="Threshold", info=info)
-    return [strength, colours, mass]
+    return {"strength": strength, "colours": colours, "mass": mass}
 
 
-def _rollout_controls() -> list[gradio.Radio | gradio.Slider]:
+def _rollout_controls() -> dict[str, gradio.Radio | gradio.Slider]:
     with gradio.Accordion("Attention rollout", open=False):
         with gradio.Row():
             fusion = gradio.Radio(list(FUSIONS), value="mean", label="Fusion", info="How the heads are combined.")
@@ -131,7 +198,7 @@ def _rollout_controls() -> list[gradio.Radio | gradio.Slider]:
             info = "Share of the smallest entries to leave out."
             discard = gradio.Slider(0, 0.95, value=0, step=0.05, label="Discard", info=info)
             residual = gradio.Slider(0, 0.95, value=0.5, step=0.05, label="Residual", info="Weight of the identity.")
-    return [fusion, sign, discard, residual]
+    return {"fusion": fusion, "sign": sign, "discard": discard, "residual": residual}
 
 
 def _test_image_picker(explorer: Explorer, first: gradio.Dropdown, second: gradio.Dropdown, image: gradio.State) -> Any:

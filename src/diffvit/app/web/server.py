@@ -19,10 +19,11 @@ from starlette.types import ASGIApp
 
 from diffvit.app.explorer import WAITING, WORKERS, Explorer
 from diffvit.app.images import MAX_BYTES
+from diffvit.app.panels import FORMATS
 from diffvit.app.web import attention_tab, tabs
 from diffvit.app.web.controls import INTERNAL_ERROR
 from diffvit.app.web.guard import UPLOAD, Guard
-from diffvit.errors import DiffvitError, EnvironmentFault, InputError
+from diffvit.errors import ConfigError, DiffvitError, EnvironmentFault, InputError, check_choice
 
 log = logging.getLogger(__name__)
 HOST = "127.0.0.1"
@@ -100,12 +101,14 @@ def _add_routes(app: FastAPI, explorer: Explorer) -> None:
     @app.get("/figure/{name}")
     async def figure(name: str) -> Response:
         """A figure that the page offered, drawn now."""
+        token, _, form = name.rpartition(".")
         try:
-            content = await run_in_threadpool(explorer.figure, name.removesuffix(".png"))
+            check_choice("format", form, FORMATS)
+            content = await run_in_threadpool(explorer.figure, token, form)
         except DiffvitError as error:
-            return JSONResponse({"detail": str(error)}, 404 if isinstance(error, InputError) else 503)
-        headers = {"content-disposition": 'attachment; filename="diffvit-attention.png"'}
-        return Response(content, media_type="image/png", headers=headers)
+            return JSONResponse({"detail": str(error)}, 404 if isinstance(error, InputError | ConfigError) else 503)
+        headers = {"content-disposition": f'attachment; filename="diffvit-attention.{form}"'}
+        return Response(content, media_type=FORMATS[form], headers=headers)
 
 
 def _add_upload(explorer: Explorer, data: bytes, name: str) -> dict[str, str]:

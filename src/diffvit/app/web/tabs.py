@@ -152,7 +152,9 @@ def build_shapes(explorer: Explorer, page: gradio.Blocks) -> None:
                 gradio.Slider(0, 999, value=3, step=1, label="Picture", info="Number of the image."),
                 gradio.Slider(0, 1, value=0.3, step=0.05, label="Clutter", info="Share of the background covered."),
                 gradio.Slider(0, 0.5, value=0.1, step=0.02, label="Noise", info="Standard deviation of pixel noise."),
-                gradio.Slider(1, depth, value=4, step=1, label="Layer", info="Layer whose map is shown and scored."),
+                gradio.Slider(
+                    0, depth - 1, value=3, step=1, label="Layer", info="Layer whose map is shown and scored."
+                ),
             ]
         with gradio.Column(scale=3, min_width=330):
             view = gradio.HTML("", js_on_load=VIEW_SCRIPT, elem_id="dv-shapes")
@@ -173,7 +175,7 @@ def draw_shapes(
 ) -> str:
     """The drawn image, both models' maps and their scores, as HTML."""
     index = int(number) * len(CLASSES) + (CLASSES.index(label) if label in CLASSES else 0)
-    selection, panels = MapSelection(layer=int(layer) - 1), []
+    selection, panels = MapSelection(layer=int(layer)), []
     for name in [first] + ([second] if second not in (NO_MODEL, first) else []):
         model = explorer.models.load(name)
         image = shapes_image(index, size=model.image_size or 32, clutter=clutter, noise=noise)
@@ -188,9 +190,9 @@ def draw_shapes(
 def score_table(result: ForwardPass, selection: MapSelection, mask: Tensor) -> Table:
     """Scores of the selected layer's mean map, of rollout and of a uniform map against the object's mask."""
     layer, record = result.locate(selection)[0], result.record
-    maps = {f"layer {layer + 1}": record.to_patches(layer).mean(dim=1), "rollout": rollout(record)}
+    maps = {f"layer {layer}": record.to_patches(layer).mean(dim=1), "rollout": rollout(record)}
     if record.differential:
-        maps[f"layer {layer + 1}, A1 alone"] = record.to_patches(layer, "positive").mean(dim=1)
+        maps[f"layer {layer}, A1 alone"] = record.to_patches(layer, "positive").mean(dim=1)
         maps["rollout, A1 alone"] = rollout(record, sign="positive")
     rows = []
     for name, values in maps.items():
@@ -198,7 +200,7 @@ def score_table(result: ForwardPass, selection: MapSelection, mask: Tensor) -> T
         points = "yes" if scores["pointing"] == 1 else "no" if scores["pointing"] == 0 else "in part"
         rows.append([name, points, percent(scores["mass"], 1), percent(scores["iou"], 1)])
     share = float(coverage(mask[None], record.grid).mean())
-    rows.append(["a uniform map", "–", percent(share, 1), "–"])
+    rows.append(["Uniform baseline", "–", percent(share, 1), "–"])
     return Table(["Map", "Points at the object", "Mass on it", "Overlap"], rows)
 
 
