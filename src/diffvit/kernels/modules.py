@@ -80,7 +80,7 @@ class FastAttention(Attention):
             x = in_working_type(x)
             return self.proj(values_for_few(self.qkv, x, maps_for_few(self, x, queries)).flatten(2))
         if queries is None and native_works(self, x):
-            read = native.softmax(native.linear(self.qkv, x), self.num_heads, turn_of(self))
+            read = native.attention(native.linear(self.qkv, x), self.num_heads, turn_of(self))
             return native.linear(self.proj, read)
         q, k, v = heads_for(self, x, queries)
         if explicit_is_faster(q.device, q.dtype, k.shape[2]):
@@ -100,7 +100,7 @@ class FastDifferentialAttention(DifferentialAttention):
         eps = self.sub_norm.eps or 0.0
         if queries is None and native_works(self, x):
             projected = native.linear(self.qkv, x)
-            normed = native.differential(projected, self.num_heads, self.lam(), eps, turn_of(self))
+            normed = native.attention(projected, self.num_heads, turn_of(self), self.lam(), eps)
         else:
             normed = rms_normed(self._read(x, queries), eps).flatten(2)
         # The norm's weight and the constant act on what proj reads: put into its columns, they cost dim^2, once.
