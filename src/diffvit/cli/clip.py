@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from diffvit.cli import show
+from diffvit.cli import OPTIONS, show
 from diffvit.cli.options import (
-    COMMAND,
     OUTPUT,
+    SWITCH,
     DataDir,
     Output,
     Quiet,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 else:
     Settings = flags_of(ClipConfig, without=frozenset({"captions", "objective"}))
 
-app = App(name="clip", help_format="plaintext")
+app = App(name="clip", help_format="plaintext", group_parameters=OPTIONS)
 for _name, _help in (
     ("evaluate", "Measure zero-shot accuracy on a labelled folder, ImageNet or CIFAR-10."),
     ("compare", "Compare CLIP with a supervised model by class, as one page."),
@@ -44,7 +44,7 @@ for _name, _help in (
     app.command(f"diffvit.cli.clip_evaluate:{_name}", name=_name, help=_help)
 
 
-@Parameter(name="*", group=COMMAND)
+@Parameter(name="*")
 @dataclass(frozen=True)
 class ClipChoice:
     """A CLIP and where it runs."""
@@ -94,7 +94,7 @@ def train(
     config: Annotated[Path | None, Parameter(help="YAML file with settings; see configs/clip_cifar10.yaml.")] = None,
     /,
     *,
-    out: Annotated[Path | None, Parameter(group=COMMAND, help="Run folder; default runs/DATA-clip-...")] = None,
+    out: Annotated[Path | None, Parameter(help="Run folder; default runs/DATA-clip-...")] = None,
     resume: Resume = None,
     quiet: Quiet = False,
     output: Output = OUTPUT,
@@ -122,18 +122,18 @@ def _summary(run: RunDir, report: Path) -> dict[str, Any]:
 
 @app.command(usage="Usage: diffvit clip classify IMAGE... --labels A,B,... [OPTIONS]")
 def classify(
-    images: Annotated[list[Path], Parameter(name="IMAGE", negative="", help="Image files, folders or patterns.")],
+    images: Annotated[list[Path], Parameter(name="IMAGE", help="Image files, folders or patterns.")],
     /,
     *,
     labels: Annotated[
-        str | None, Parameter(group=COMMAND, help="Candidate labels, as cat,dog; imagenet-1k for its 1000 names.")
+        str | None, Parameter(help="Candidate labels, as cat,dog; imagenet-1k for its 1000 names.")
     ] = None,
-    labels_file: Annotated[Path | None, Parameter(group=COMMAND, help="File with one label per line.")] = None,
+    labels_file: Annotated[Path | None, Parameter(help="File with one label per line.")] = None,
     templates: Annotated[
-        str, Parameter(group=COMMAND, help="openai-80, openai-7, single, or a file with {} in each line.")
+        str, Parameter(help="openai-80, openai-7, single, or a file with {} in each line.")
     ] = "openai-80",
-    top: Annotated[int, Parameter(group=COMMAND, help="Number of labels to print per image.")] = 5,
-    out: Annotated[Path | None, Parameter(group=COMMAND, help="Folder for a figure and a JSON file.")] = None,
+    top: Annotated[int, Parameter(help="Number of labels to print per image.")] = 5,
+    out: Annotated[Path | None, Parameter(help="Folder for a figure and a JSON file.")] = None,
     choice: ClipChoice = CLIP,
     output: Output = OUTPUT,
 ) -> None:
@@ -187,19 +187,17 @@ def classify(
 @app.command
 def precision(
     *,
-    batch_sizes: Annotated[str, Parameter(group=COMMAND, help="Batch sizes, separated by commas.")] = "1,8,32",
-    budget: Annotated[float, Parameter(group=COMMAND, help="Total time budget, seconds.")] = 240.0,
-    images: Annotated[int, Parameter(group=COMMAND, help="Number of images for the drift from FP32.")] = 32,
+    batch_sizes: Annotated[str, Parameter(help="Batch sizes, separated by commas.")] = "1,8,32",
+    budget: Annotated[float, Parameter(help="Total time budget, seconds.")] = 240.0,
+    images: Annotated[int, Parameter(help="Number of images for the drift from FP32.")] = 32,
     data_dir: DataDir = None,
-    weights: Annotated[Path | None, Parameter(group=COMMAND, help="CLIP RN50 weights; default random weights.")] = None,
-    device: Annotated[Device | None, Parameter(group=COMMAND, show_default="auto", help="Where to run.")] = None,
-    threads: Annotated[
-        int | None, Parameter(group=COMMAND, show_default="0", help="CPU threads; 0 is all usable cores.")
-    ] = None,
-    out: Annotated[Path, Parameter(group=COMMAND, help="Folder for precision.json, the plot and report.md.")] = Path(
+    weights: Annotated[Path | None, Parameter(help="CLIP RN50 weights; default random weights.")] = None,
+    device: Annotated[Device | None, Parameter(show_default="auto", help="Where to run.")] = None,
+    threads: Annotated[int | None, Parameter(show_default="0", help="CPU threads; 0 is all usable cores.")] = None,
+    out: Annotated[Path, Parameter(help="Folder for precision.json, the plot and report.md.")] = Path(
         "reports/clip-precision"
     ),
-    quiet: Annotated[bool, Parameter(group=COMMAND, negative="", show_default=False, help="Show no progress.")] = False,
+    quiet: Annotated[bool, SWITCH, Parameter(help="Show no progress.")] = False,
     output: Output = OUTPUT,
 ) -> None:
     """CLIP's image encoder in several precisions: speed, memory, drift of the embeddings.

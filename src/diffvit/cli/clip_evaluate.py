@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from diffvit.cli import show
 from diffvit.cli.clip import CLIP, ClipChoice, summed
-from diffvit.cli.options import COMMAND, OUTPUT, Output, refuse_folder
+from diffvit.cli.options import OUTPUT, SWITCH, Output, refuse_folder
 from diffvit.errors import ConfigError, EnvironmentFault, InputError
 
 if TYPE_CHECKING:
@@ -25,23 +25,22 @@ ALL = 20  # rows of a table; of more, so many of both ends together
 TEMPLATES = ("openai-80", "openai-7", "single")  # of a comparison; the first makes it
 Result = Mapping[str, Any]
 Where = Annotated[str, Parameter(name="WHERE", help="cifar10, or a folder with a folder per class.")]
-_Switch = Parameter(negative="", show_default=False)
 
 
-@Parameter(name="*", group=COMMAND)
+@Parameter(name="*")
 @dataclass(frozen=True)
 class Options:
     """What is evaluated, on which pictures."""
 
-    compare: Annotated[bool, _Switch] = False
+    compare: Annotated[bool, SWITCH] = False
     """Compare both models by category, as one page."""
-    published: Annotated[bool, _Switch] = False
+    published: Annotated[bool, SWITCH] = False
     """All results that need published weights; WHERE is ImageNet."""
     supervised: str | None = None
     """Evaluate this model on the same pictures: tv-v1, tv-v2 or a ResNet-50 by timm's name, or a ViT run."""
     supervised_weights: Path | None = None
     """The ResNet-50's weights from a file."""
-    templates: Annotated[tuple[str, ...], _Switch] = ()
+    templates: Annotated[tuple[str, ...], SWITCH] = ()
     """openai-80, openai-7, single, or a file with {} in each line; a comparison takes several."""
     labels_file: Path | None = None
     """Names for the classes, one per line in the folders' order."""

@@ -8,16 +8,16 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from diffvit.cli import show
-from diffvit.cli.options import COMMAND, OUTPUT, Output
+from diffvit.cli.options import OUTPUT, Output
 
 
 def compare(
-    runs: Annotated[list[Path], Parameter(name="RUN", negative="", help="Run folders, one or more.")],
+    runs: Annotated[list[Path], Parameter(name="RUN", help="Run folders, one or more.")],
     /,
     *,
-    out: Annotated[Path | None, Parameter(group=COMMAND, help="Report folder; default A/../compare-A-B.")] = None,
+    out: Annotated[Path | None, Parameter(help="Report folder; default A/../compare-A-B.")] = None,
     committed: Annotated[
-        Path | None, Parameter(group=COMMAND, help="Folder with rows.csv and epochs.csv of earlier runs to include.")
+        Path | None, Parameter(help="Folder with rows.csv and epochs.csv of earlier runs to include.")
     ] = None,
     output: Output = OUTPUT,
 ) -> None:

@@ -10,7 +10,6 @@ from cyclopts import Parameter
 
 from diffvit.cli import show
 from diffvit.cli.options import (
-    COMMAND,
     OUTPUT,
     PLACE,
     SWITCH,
@@ -34,8 +33,8 @@ def evaluate(
     run: Run,
     /,
     *,
-    split: Annotated[Literal["test", "validation", "train"], Parameter(group=COMMAND, help="Which images.")] = "test",
-    data: Annotated[str | None, Parameter(group=COMMAND, help="Data source; by default the run's own.")] = None,
+    split: Annotated[Literal["test", "validation", "train"], Parameter(help="Which images.")] = "test",
+    data: Annotated[str | None, Parameter(help="Data source; by default the run's own.")] = None,
     data_dir: DataDir = None,
     size: InputSize = None,
     place: Place = PLACE,
@@ -91,11 +90,11 @@ _FIRST = 1000  # images that are printed; files have all
 
 def predict(
     run: Run,
-    images: Annotated[list[str], Parameter(name="IMAGE", negative="", help="Image files, folders or patterns.")],
+    images: Annotated[list[str], Parameter(name="IMAGE", help="Image files, folders or patterns.")],
     /,
     *,
-    top: Annotated[int, Parameter(group=COMMAND, help="Classes to name per image.")] = 5,
-    out: Annotated[Path | None, Parameter(group=COMMAND, help="Write the table to this .csv or .jsonl file.")] = None,
+    top: Annotated[int, Parameter(help="Classes to name per image.")] = 5,
+    out: Annotated[Path | None, Parameter(help="Write the table to this .csv or .jsonl file.")] = None,
     size: InputSize = None,
     place: Place = PLACE,
     quiet: Annotated[bool, SWITCH, Parameter(help="Show no progress.")] = False,

@@ -11,9 +11,10 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from diffvit import __version__
+from diffvit.cli import OPTIONS
 from diffvit.cli.faults import PIPE_CLOSED, explain, own_warnings
 from diffvit.registry import load_plugins
 
@@ -63,6 +64,8 @@ def build() -> App:
         version=f"diffvit {__version__}",
         help_format="plaintext",
         suppress_keyboard_interrupt=False,
+        group_parameters=OPTIONS,
+        default_parameter=Parameter(negative_iterable=()),
     )
     for place, (name, (arguments, text)) in enumerate(VERBS.items()):
         home = "evaluate" if name == "predict" else name

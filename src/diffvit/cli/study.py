@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from diffvit.cli import show
-from diffvit.cli.options import COMMAND, OUTPUT, DataDir, Output
+from diffvit.cli import OPTIONS, show
+from diffvit.cli.options import OUTPUT, SWITCH, DataDir, Output
 from diffvit.config import resolve
 from diffvit.errors import ConfigError, DiffvitError, EnvironmentFault, Interrupted
 from diffvit.experiments.study import (
@@ -36,15 +36,15 @@ if TYPE_CHECKING:
     from diffvit.reporting.rows import RunRecord
     from diffvit.training.run_dir import RunDir
 
-app = App(name="study", help_format="plaintext")
+app = App(name="study", help_format="plaintext", group_parameters=OPTIONS)
 _CONDITIONS = ("data", "precision", "device", "kernels")  # as a cell's rows are told apart
 _SIGNALLED = 128
 
 Name = Annotated[str, Parameter(name="NAME", help="A name listed by diffvit study list, or your own YAML file.")]
-DeviceFlag = Annotated[Device | None, Parameter(group=COMMAND, show_default="auto", help="Where to run.")]
+DeviceFlag = Annotated[Device | None, Parameter(show_default="auto", help="Where to run.")]
 
 
-@Parameter(name="*", group=COMMAND)
+@Parameter(name="*")
 @dataclass(frozen=True)
 class Places:
     """Where everything lies."""
@@ -61,7 +61,7 @@ class Places:
         return self.storage or str(self.runs / tier / f"{study.name}.db")
 
 
-@Parameter(name="*", group=COMMAND)
+@Parameter(name="*")
 @dataclass(frozen=True)
 class Selection:
     """Which cells of a study."""
@@ -184,13 +184,13 @@ def work(
     what: Selection = SELECTION,
     places: Places = PLACES,
     cell: Annotated[
-        str | None, Parameter(group=COMMAND, show_default="all", help="Run only this cell; exit code 6 if it is taken.")
+        str | None, Parameter(show_default="all", help="Run only this cell; exit code 6 if it is taken.")
     ] = None,
     data_dir: DataDir = None,
     device: DeviceFlag = None,
-    threads: Annotated[int, Parameter(group=COMMAND, help="CPU threads; 0 is all usable cores.")] = 0,
+    threads: Annotated[int, Parameter(help="CPU threads; 0 is all usable cores.")] = 0,
     lease: Annotated[
-        float, Parameter(group=COMMAND, help="For a search: seconds without a heartbeat until a worker counts as lost.")
+        float, Parameter(help="For a search: seconds without a heartbeat until a worker counts as lost.")
     ] = GRACE_SECONDS,
 ) -> None:
     """Run one worker until no cell is left. ``run`` starts workers; on other machines start them by hand."""
@@ -216,13 +216,13 @@ def run(
     *,
     what: Selection = SELECTION,
     places: Places = PLACES,
-    workers: Annotated[int, Parameter(group=COMMAND, help="Worker processes, or Slurm jobs at a time.")] = 1,
+    workers: Annotated[int, Parameter(help="Worker processes, or Slurm jobs at a time.")] = 1,
     launcher: Annotated[
-        Literal["local", "slurm"], Parameter(group=COMMAND, help="Run workers on this machine, or as Slurm jobs.")
+        Literal["local", "slurm"], Parameter(help="Run workers on this machine, or as Slurm jobs.")
     ] = "local",
     data_dir: DataDir = None,
     device: DeviceFlag = None,
-    quiet: Annotated[bool, Parameter(group=COMMAND, negative="", show_default=False, help="Show no progress.")] = False,
+    quiet: Annotated[bool, SWITCH, Parameter(help="Show no progress.")] = False,
     output: Output = OUTPUT,
 ) -> None:
     """Run every cell (training) that is not done yet; a stopped study continues where it was."""
@@ -294,7 +294,7 @@ def report(
     /,
     *,
     tier: Annotated[
-        TierName | None, Parameter(group=COMMAND, show_default="the largest that is complete", help="Tier to report.")
+        TierName | None, Parameter(show_default="the largest that is complete", help="Tier to report.")
     ] = None,
     places: Places = PLACES,
     output: Output = OUTPUT,
