@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from diffvit.experiments.runner import Runner
     from diffvit.experiments.search import Search
     from diffvit.reporting.rows import RunRecord
-    from diffvit.training.run_dir import RunDir
 
 app = App(name="study", help_format="plaintext", group_parameters=OPTIONS)
 _CONDITIONS = ("data", "precision", "device", "kernels")  # as a cell's rows are told apart
@@ -78,7 +76,7 @@ SELECTION, PLACES = Selection(), Places()
 @app.command(name="list")
 def list_studies(*, output: Output = OUTPUT) -> None:
     """List the studies, their arms and estimated times."""
-    from diffvit.experiments.progress import measured, rate_of, seconds_of
+    from diffvit.experiments.launch import measured, rate_of, seconds_of
     from diffvit.experiments.search import unpruned
     from diffvit.reporting.tables import duration
 
@@ -148,16 +146,13 @@ def _worker_of(
     study: Study, what: Selection, places: Places, where: Mapping[str, Any], grace: float = GRACE_SECONDS
 ) -> Runner | Search:
     """A worker on this machine: for the cells without committed rows, or for the search."""
-    from diffvit.experiments.runner import SCORES, Runner, committed, conditions_of, folder_of
+    from diffvit.experiments.runner import Runner, conditions_of, folder_of, uncommitted
 
-    for name, function in _MAP_SCORES.items():
-        SCORES.setdefault(name, partial(_score_maps, function))
     if not study.search:
         cells = cells_of(study, what.tier, seeds=what.seeds)
         on = {cell.name: conditions_of(cell.config.model_copy(update=dict(where))) for cell in cells}
-        known = committed(cells, on, places.reports)
         folders = {cell.name: folder_of(cell, on[cell.name], places.runs) for cell in cells}
-        return Runner([cell for cell in cells if cell.name not in known], folders, where, study.score, show.line)
+        return Runner(uncommitted(cells, on, places.reports), folders, where, study.score, show.line)
 
     from diffvit.experiments.search import Search, open_study, unpruned
 
@@ -165,15 +160,6 @@ def _worker_of(
     storage = places.trials(study, what.tier)
     tried = {each: open_study(storage, study, what.tier, each, tag, grace) for each in study.attentions}
     return Search(study, what.tier, tried, places.runs, where, show.line, grace)
-
-
-_MAP_SCORES = {"attention-maps": "map_scores", "attribution": "attribution_scores"}
-
-
-def _score_maps(function: str, run: RunDir) -> Mapping[str, Any]:
-    from diffvit.attention import scores
-
-    return getattr(scores, function)(run)
 
 
 @app.command
@@ -197,9 +183,7 @@ def work(
     from dataclasses import replace
 
     from diffvit.experiments.runner import Runner
-    from diffvit.training.memory import keep_freed_memory
 
-    keep_freed_memory()
     where: dict[str, Any] = {"threads": threads, "data_dir": data_dir}
     where |= {} if device is None else {"device": device}
     worker = _worker_of(find_study(name), what, places, where, lease)
@@ -229,8 +213,7 @@ def run(
     if workers < 1:
         raise ConfigError("--workers", f"must be at least 1 (found {workers})")
 
-    from diffvit.experiments.launch import run_here, submit, worker_command
-    from diffvit.experiments.progress import StudyProgress
+    from diffvit.experiments.launch import StudyProgress, run_here, submit, worker_command
     from diffvit.experiments.runner import Runner
     from diffvit.training.environment import usable_cores
 
