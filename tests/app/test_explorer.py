@@ -17,7 +17,7 @@ from diffvit.app.models import Models
 from diffvit.attention import capture, rollout
 from diffvit.attention.inputs import LoadedModel, Sample, fit, load_model
 from diffvit.data.shapes import generate
-from diffvit.training.predict import predict
+from diffvit.training.evaluate import predict
 
 EXPLORER = Explorer(Models([]))
 NAMES = ("shapes-vit", "shapes-diffvit")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from diffvit.files import cache_folder
 from diffvit.kernels import library
 
+SANITIZERS = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wall", "-Wextra", "-Werror")
 # Stands in for a compiler: puts header and sources one after another. What a real one makes of the real sources, every
 # other test of the kernels sees.
 STAND_IN = """#!/bin/sh
@@ -156,3 +158,17 @@ def test_both_languages_agree_on_the_size_of_a_job(job: type[ctypes.Structure]) 
     size = ctypes.CDLL(str(library.built()))[f"{job.__name__.lower()}_bytes"]
     size.restype = ctypes.c_int64
     assert size() == ctypes.sizeof(job)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("program", ["attention_shapes", "token_shapes"])
+def test_no_shape_reaches_outside_its_memory(program: str, tmp_path: Path) -> None:
+    """Under the compiler's sanitizers: no byte outside of a tensor is read or written, nothing is undefined."""
+    flags = [flag for flag in library.FLAGS if flag not in ("-O3", "-shared", "-fPIC")]
+    flags += [*SANITIZERS, "-Wno-unused-function", f"-I{library.HERE}"]
+    made = tmp_path / program
+    command = [*library.compiler(), *flags, str(Path(__file__).with_name(f"{program}.c")), "-o", str(made), "-lm"]
+    compiled = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert compiled.returncode == 0, compiled.stderr
+    done = subprocess.run([made], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr

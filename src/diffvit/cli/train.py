@@ -57,10 +57,8 @@ def run_and_report(
 ) -> None:
     """Train, write the run's report, and print what ``summary`` gives for the run and its report."""
     from diffvit.training.loop import train as run_training
-    from diffvit.training.memory import keep_freed_memory
     from diffvit.training.progress import make_progress
 
-    keep_freed_memory()
     run = run_training(config, out=out, resume=resume, progress=make_progress(quiet), task=task)
     if int(os.environ.get("RANK", "0")):
         return  # of many processes the first one reports
