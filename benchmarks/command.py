@@ -22,17 +22,17 @@ from benchmarks.settings import (
     at_least_one,
     peers_of,
 )
-from diffvit.cli import show
-from diffvit.cli.options import COMMAND, OUTPUT, Output, numbers_of, refuse_folder
+from diffvit.cli import OPTIONS, show
+from diffvit.cli.options import OUTPUT, SWITCH, Output, numbers_of, refuse_folder
 from diffvit.config import resolve
 from diffvit.settings import Device
 
-app = App(name="bench", help_format="plaintext")
+app = App(name="bench", help_format="plaintext", group_parameters=OPTIONS)
 ALL_TOKENS, ALL_WIDTHS = (",".join(map(str, numbers)) for numbers in (TOKENS, WIDTHS))
 MODEL = Group("Model and batch, the same for all", sort_key=2)
 
 
-@Parameter(name="*", group=COMMAND)
+@Parameter(name="*")
 @dataclass(frozen=True)
 class Place:
     """Where a benchmark runs and where its results go."""
@@ -43,7 +43,7 @@ class Place:
     """CPU threads; 0 is all usable cores."""
     out: Path = FOLDER
     """Folder for the JSON, the plots and report.md."""
-    quiet: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    quiet: Annotated[bool, SWITCH] = False
     """Show no progress."""
 
     def place(self) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class Place:
             print(f"{done} of {total}", file=sys.stderr, flush=True)
 
 
-@Parameter(name="*", group=COMMAND)
+@Parameter(name="*")
 @dataclass(frozen=True)
 class Run(Place):
     """How a benchmark of models or layers runs, whatever it measures."""
@@ -81,21 +81,21 @@ class Run(Place):
         return DTYPES if self.precision == "both" else (self.precision,)
 
 
-@Parameter(name="*", group=COMMAND)
+@Parameter(name="*")
 @dataclass(frozen=True)
 class Compared:
     """Whom whole models are compared with."""
 
     peers: str = ",".join(PEERS)
     """Libraries to compare with, separated by commas, or none."""
-    compiled: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    compiled: Annotated[bool, SWITCH] = False
     """Measure all under torch.compile too."""
     memory: Annotated[bool, Parameter(show_default="yes")] = True
     """Measure peak memory after the timing."""
 
 
-Count = Annotated[int, Parameter(group=COMMAND, help="Timed rounds; each runs every model once.")]
-Warmup = Annotated[int, Parameter(group=COMMAND, help="Warm-up rounds, discarded; the first step is discarded too.")]
+Count = Annotated[int, Parameter(help="Timed rounds; each runs every model once.")]
+Warmup = Annotated[int, Parameter(help="Warm-up rounds, discarded; the first step is discarded too.")]
 Model = Annotated[Sizes, Parameter(name="*", group=MODEL)]
 SIZES, PLACE, RUN, COMPARED = Sizes(), Place(), Run(), Compared()
 
@@ -133,12 +133,10 @@ def attention(
     *,
     rounds: Count = 6,
     warmup: Warmup = 0,
-    peers: Annotated[
-        str, Parameter(group=COMMAND, help="Library to compare with (only timm has these layers), or none.")
-    ] = "timm",
-    tokens: Annotated[str, Parameter(group=COMMAND, help="Numbers of tokens, with commas.")] = ALL_TOKENS,
-    widths: Annotated[str, Parameter(group=COMMAND, help="Widths of a token, with commas.")] = ALL_WIDTHS,
-    tokens_per_step: Annotated[int, Parameter(group=COMMAND, help="Tokens in a step, about.")] = 4096,
+    peers: Annotated[str, Parameter(help="Library to compare with (only timm has these layers), or none.")] = "timm",
+    tokens: Annotated[str, Parameter(help="Numbers of tokens, with commas.")] = ALL_TOKENS,
+    widths: Annotated[str, Parameter(help="Widths of a token, with commas.")] = ALL_WIDTHS,
+    tokens_per_step: Annotated[int, Parameter(help="Tokens in a step, about.")] = 4096,
     run: Run = RUN,
     output: Output = OUTPUT,
 ) -> None:
@@ -160,11 +158,11 @@ def attention(
 
 @app.command
 def profile(
-    recipes: Annotated[list[Path] | None, Parameter(group=COMMAND, help="YAML files, as for diffvit train.")] = None,
+    recipes: Annotated[list[Path] | None, Parameter(help="YAML files, as for diffvit train.")] = None,
     /,
     *,
-    data: Annotated[str | None, Parameter(group=COMMAND, help="Other data than the recipes'.")] = None,
-    steps: Annotated[int, Parameter(group=COMMAND, help="Timed steps; ten more are profiled.")] = 30,
+    data: Annotated[str | None, Parameter(help="Other data than the recipes'.")] = None,
+    steps: Annotated[int, Parameter(help="Timed steps; ten more are profiled.")] = 30,
     run: Place = PLACE,
     output: Output = OUTPUT,
 ) -> None:

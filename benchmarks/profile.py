@@ -15,7 +15,7 @@ from benchmarks.settings import PEERS, PROFILE_WARMUP, PROFILED
 from benchmarks.throughput import LARGE, Progress, peak_rate, product_rates
 from diffvit.config import Config, config_hash
 from diffvit.measuring import Result, facts, prepare, spread, waiter
-from diffvit.training import environment, processes
+from diffvit.training import environment
 from diffvit.training.loop import Trainer
 from diffvit.training.score import flops_per_image
 from diffvit.training.task import Task, load_data
@@ -149,7 +149,7 @@ def _trainer(config: Config, device: str, precision: str) -> Marked:
     """As a run would make it; more epochs than it will ever see, so that its steps do not end."""
     task, data = Task(), load_data(config, lambda _: None)
     endless = config.model_copy(update={"epochs": max(config.epochs, 10_000)})
-    fabric = processes.launch(device, precision)
+    fabric = environment.launch(device, precision)
     trainer = Marked(fabric, endless, data, task.model(config, data), task.objective(config, data))
     trainer.mark, trainer.marks = _clock(device), []
     return trainer

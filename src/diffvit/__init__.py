@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from diffvit.registry import register_source as register_source
     from diffvit.reporting.render import Report as Report
     from diffvit.reporting.render import compare as compare
+    from diffvit.training.evaluate import Predictions as Predictions
     from diffvit.training.evaluate import evaluate as evaluate
+    from diffvit.training.evaluate import predict as predict
     from diffvit.training.load import load as load
     from diffvit.training.loop import train as train
-    from diffvit.training.predict import Predictions as Predictions
-    from diffvit.training.predict import predict as predict
     from diffvit.training.run_dir import RunDir as RunDir
 
 __version__ = "0.1.0"
@@ -42,8 +42,8 @@ _HOME = {
     "evaluate": "diffvit.training.evaluate",
     "load": "diffvit.training.load",
     "train": "diffvit.training.loop",
-    "Predictions": "diffvit.training.predict",
-    "predict": "diffvit.training.predict",
+    "Predictions": "diffvit.training.evaluate",
+    "predict": "diffvit.training.evaluate",
     "RunDir": "diffvit.training.run_dir",
 }
 __all__ = ["__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -19,7 +19,7 @@ from diffvit.attention import attribute, capture, rollout
 from diffvit.attention.inputs import LoadedModel, Sample, fit, load_model
 from diffvit.data.shapes import generate
 from diffvit.errors import ConfigError
-from diffvit.training.predict import predict
+from diffvit.training.evaluate import predict
 
 EXPLORER = Explorer(Models([]))
 NAMES = ("shapes-vit", "shapes-diffvit")

@@ -6,8 +6,7 @@ import warnings
 import pytest
 import torch
 
-from diffvit.cli.faults import explain, own_warnings
-from diffvit.cli.main import run
+from diffvit.cli.main import explain, own_warnings, run
 from diffvit.errors import ConfigError, EnvironmentFault, InputError, Interrupted, NonFiniteError, RunBusyError
 
 FULL = OSError(errno.ENOSPC, "No space left on device", "runs/a/x")

@@ -19,10 +19,10 @@ from diffvit.experiments.runner import (
     SCORES,
     Conditions,
     Runner,
-    committed,
     conditions_of,
     folder_of,
     register_score,
+    uncommitted,
 )
 from diffvit.experiments.study import STUDIES, Cell, cells_of
 from diffvit.reporting.rows import write
@@ -244,13 +244,12 @@ def test_a_cell_is_known_by_its_data_precision_device_and_kernels(
     assert sorted(record.row["precision"] for record in found) == ["bf16", "fp32"]
     assert {record.row["run"] for record in found} == {f"{cell.name}-{each.tag}" for each in on.values()}
     assert {run.path for run in runs.values()} == {record.folder for record in found}
-    assert committed([cell], {cell.name: on["bf16"]}, tmp_path / "none") == {}
+    assert uncommitted([cell], {cell.name: on["bf16"]}, tmp_path / "none") == [cell]
     write(tmp_path / "reports" / cell.study, found)
-    for precision, each in on.items():
-        known = committed([cell], {cell.name: each}, tmp_path / "reports")
-        assert known[cell.name].row["precision"] == precision
+    for each in on.values():
+        assert uncommitted([cell], {cell.name: each}, tmp_path / "reports") == []
     shapes = cell.config.shapes.model_copy(update={"seed": 1})
     other = here(replace(cell, config=cell.config.model_copy(update={"shapes": shapes})))
     assert (other.precision, other.device, other.kernels) == (on["bf16"].precision, "cpu", on["bf16"].kernels)
     assert other.fingerprint != on["bf16"].fingerprint
-    assert committed([cell], {cell.name: other}, tmp_path / "reports") == {}
+    assert uncommitted([cell], {cell.name: other}, tmp_path / "reports") == [cell]

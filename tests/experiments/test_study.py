@@ -10,7 +10,7 @@ import pytest
 
 from diffvit.config import flat
 from diffvit.errors import ConfigError
-from diffvit.experiments.progress import rate_of, seconds_of
+from diffvit.experiments.launch import rate_of, seconds_of
 from diffvit.experiments.study import (
     BOTH,
     STUDIES,

@@ -45,9 +45,7 @@ def naive(qkv: Tensor, heads: int, maps: int, lam: Tensor) -> Tensor:
 
 
 def native(projected: Tensor, heads: int, maps: int, lam: Tensor, turn: Tensor | None = None) -> Tensor:
-    if maps == 1:
-        return kernel.softmax(projected, heads, turn)
-    return kernel.differential(projected, heads, lam, EPS, turn)
+    return kernel.attention(projected, heads, turn, lam if maps == 2 else None, EPS)
 
 
 def near(mine: Tensor, theirs: Tensor, bound: float) -> bool:
@@ -186,9 +184,9 @@ def test_large_scores_neither_overflow_nor_vanish(maps: int) -> None:
 
 def test_backward_again_and_with_tensors_that_were_put_away() -> None:
     qkv, of_out = numbers(2, 9, 3 * 32).requires_grad_(), numbers(2, 9, 32, seed=1)
-    (plain,) = torch.autograd.grad(kernel.softmax(qkv, 2), qkv, of_out)
+    (plain,) = torch.autograd.grad(kernel.attention(qkv, 2), qkv, of_out)
     with torch.autograd.graph.saved_tensors_hooks(torch.clone, torch.clone):
-        out = kernel.softmax(qkv, 2)
+        out = kernel.attention(qkv, 2)
     for _ in range(2):
         assert torch.equal(torch.autograd.grad(out, qkv, of_out, retain_graph=True)[0], plain)
     of_sum, of_ones = (
@@ -200,6 +198,6 @@ def test_backward_again_and_with_tensors_that_were_put_away() -> None:
 
 def test_a_second_derivative_is_refused() -> None:
     qkv = numbers(1, 5, 3 * 32).requires_grad_()
-    (first,) = torch.autograd.grad(kernel.softmax(qkv, 2).float().square().sum(), qkv, create_graph=True)
+    (first,) = torch.autograd.grad(kernel.attention(qkv, 2).float().square().sum(), qkv, create_graph=True)
     with pytest.raises(ConfigError, match="second derivative"):
         first.sum().backward()

@@ -21,10 +21,8 @@ pytestmark = pytest.mark.native
 def test_the_layers_take_the_kernels_and_give_what_plain_ones_give(
     rotary: bool, maps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, run = [], library.Kernels.attention
-    monkeypatch.setattr(
-        library.Kernels, "attention", lambda self, which, job: calls.append(which) or run(self, which, job)
-    )
+    calls, run = [], library.Kernels.run
+    monkeypatch.setattr(library.Kernels, "run", lambda self, name, job: calls.append(name) or run(self, name, job))
     torch.manual_seed(0)
     rope = Rope2d((8, 8), 32, 1) if rotary else None
     layer = Attention(128, 4, rope=rope) if maps == 1 else DifferentialAttention(128, 4, layer_index=1, rope=rope)
@@ -33,7 +31,7 @@ def test_the_layers_take_the_kernels_and_give_what_plain_ones_give(
         slow, out = layer(x), fast(layer)(x)
     (of_x,) = torch.autograd.grad(out.float().square().sum(), x)
     (of_x_slow,) = torch.autograd.grad(slow.float().square().sum(), x)
-    assert calls == ["forward", "backward"]
+    assert calls == ["attention_forward", "attention_backward"]
     assert apart(out, slow) < 0.01
     assert apart(of_x, of_x_slow) < 0.02
 
@@ -59,7 +57,7 @@ def test_tracing_and_transforms_see_torchs_own_operators(
     def refuse(*_: object) -> None:
         raise AssertionError("the kernels ran")
 
-    monkeypatch.setattr(library.Kernels, "attention", refuse)
+    monkeypatch.setattr(library.Kernels, "run", refuse)
     with pytest.raises(AssertionError, match="the kernels ran"):
         layer(x)
     way(layer, x)

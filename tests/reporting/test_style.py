@@ -13,7 +13,7 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from diffvit.cli.faults import own_warnings
+from diffvit.cli.main import own_warnings
 from diffvit.reporting import style
 from diffvit.reporting.style import LIGHT, dress, figure, to_png, to_svg
 

@@ -137,7 +137,7 @@ def test_other_types_shapes_and_ranges_are_refused(run, images, why):
 
 
 def test_bad_files_are_named_and_left_out_or_refused(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("diffvit.training.predict._AT_A_TIME", 2)
+    monkeypatch.setattr("diffvit.training.evaluate._AT_A_TIME", 2)
     for place in (0, 2):
         Image.fromarray(PIXELS[place]).save(tmp_path / f"{place}.png")
     (tmp_path / "1.png").write_bytes((tmp_path / "0.png").read_bytes()[:200])

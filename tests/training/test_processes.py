@@ -13,7 +13,7 @@ import torch
 from diffvit.clip.small.task import ContrastiveTask
 from diffvit.errors import DiffvitError
 from diffvit.hub.libraries import library
-from diffvit.training import loop, processes
+from diffvit.training import environment, loop
 from diffvit.training.run_dir import RunDir
 from diffvit.training.task import load_data
 from tests.training.small import small
@@ -36,7 +36,7 @@ STOPPED = CLASSIFIER.model_copy(update={"batch_size": 4, "accumulate": 1, "epoch
 
 def contrast(out):
     """Every step of an epoch of a CLIP: its loss, its gradients, and at the end the weights, from the first process."""
-    fabric = processes.launch("cpu", "fp32")
+    fabric = environment.launch("cpu", "fp32")
     data, task = load_data(CLIP, lambda _: None), ContrastiveTask()
     trainer = loop.Trainer(fabric, CLIP, data, task.model(CLIP, data), task.objective(CLIP, data))
     found = {}

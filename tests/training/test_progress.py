@@ -71,12 +71,10 @@ def test_in_a_notebook_one_bar_is_updated_in_place(capsys, monkeypatch):
     assert type(usual_progress()) is Progress  # no notebook here
     shown = []
 
-    class Handle:
-        update = staticmethod(shown.append)
-
-    def display(thing, display_id):
+    def display(thing, raw, display_id=None):
+        assert raw  # as a dict of types
         shown.append(thing)
-        return Handle() if display_id else None
+        return SimpleNamespace(update=display)
 
     monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
     kernel = SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=True), display=None)
@@ -84,11 +82,14 @@ def test_in_a_notebook_one_bar_is_updated_in_place(capsys, monkeypatch):
     progress = usual_progress()
     play(progress)
     assert capsys.readouterr().out.splitlines() == ["data: something [with brackets]", "a title"]
-    texts = [thing._repr_html_() for thing in shown]
+    texts = [thing["text/html"] for thing in shown]
     assert len(texts) == 5
     assert all("\n" not in text and text.count("<progress ") == 1 for text in texts)
     assert "value=20 max=20" in texts[-1]
-    assert "epoch 2/2 loss 2.000 accuracy 25.0% 400 images/s | validation loss 1.500 accuracy 50.0%" in repr(shown[-1])
+    assert (
+        "epoch 2/2 loss 2.000 accuracy 25.0% 400 images/s | validation loss 1.500 accuracy 50.0%"
+        in shown[-1]["text/plain"]
+    )
 
 
 def test_quiet_shows_nothing(capsys):

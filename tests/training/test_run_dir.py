@@ -43,7 +43,7 @@ def test_every_hint_names_the_command_that_takes_the_run_up(tmp_path, monkeypatc
 
 def test_create_takes_an_empty_folder_and_what_a_run_killed_in_its_first_moment_left(tmp_path):
     (tmp_path / "empty").mkdir()
-    assert RunDir.create(tmp_path / "empty").checkpoints.is_dir()
+    assert RunDir.create(tmp_path / "empty").path.is_dir()
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / ".config.yaml.tmp").write_text("epo")
     with pytest.raises(InputError, match=r"no config\.yaml"):

@@ -12,7 +12,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from diffvit.cli import show
-from diffvit.cli.options import COMMAND, OUTPUT, SWITCH, DataDir, Output
+from diffvit.cli.options import OUTPUT, SWITCH, DataDir, Output
 from diffvit.config import resolve
 from diffvit.errors import ConfigError, EnvironmentFault
 from diffvit.settings import Device
@@ -24,23 +24,19 @@ def app(
     *,
     run: Annotated[
         tuple[str, ...],
-        Parameter(
-            group=COMMAND, negative="", show_default="finished runs under runs/", help="Runs to offer; repeatable."
-        ),
+        Parameter(show_default="finished runs under runs/", help="Runs to offer; repeatable."),
     ] = (),
     pretrained: Annotated[
         tuple[str, ...],
-        Parameter(
-            group=COMMAND, negative="", help="Pretrained ViTs to offer: timm's name or a weights file; repeatable."
-        ),
+        Parameter(help="Pretrained ViTs to offer: timm's name or a weights file; repeatable."),
     ] = (),
-    port: Annotated[int, Parameter(group=COMMAND, help="Port of the page; 0 picks a free one.")] = 7860,
+    port: Annotated[int, Parameter(help="Port of the page; 0 picks a free one.")] = 7860,
     open_browser: Annotated[bool, SWITCH, Parameter(name="--open", help="Open it in a browser.")] = False,
     data_dir: DataDir = None,
     clip_weights: Annotated[
-        Path | None, Parameter(group=COMMAND, help="OpenAI's RN50.pt, to offer in addition to the small CLIP.")
+        Path | None, Parameter(help="OpenAI's RN50.pt, to offer in addition to the small CLIP.")
     ] = None,
-    device: Annotated[Device | None, Parameter(group=COMMAND, show_default="auto", help="Device to run on.")] = None,
+    device: Annotated[Device | None, Parameter(show_default="auto", help="Device to run on.")] = None,
     output: Output = OUTPUT,
 ) -> None:
     """Start the explorer: a local web page that shows attention maps. Ctrl-C stops it."""

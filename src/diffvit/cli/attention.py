@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from diffvit.cli import show
-from diffvit.cli.options import COMMAND, OUTPUT, SWITCH, Output, size_of
+from diffvit.cli.options import OUTPUT, SWITCH, Output, size_of
 from diffvit.config import resolve
 from diffvit.errors import ConfigError, InputError, check_choice, sides
 from diffvit.settings import Device
@@ -65,7 +65,7 @@ class Drawing:
 class Rollout:
     """Options of attention rollout."""
 
-    rollout: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    rollout: Annotated[bool, SWITCH] = False
     """Draw attention rollout through all layers (arXiv 2005.00928)."""
     fusion: Literal["mean", "max", "min"] = "mean"
     """How the heads' maps are combined."""
@@ -93,18 +93,14 @@ class Attribution:
 def attention(
     things: Annotated[
         tuple[str, ...],
-        Parameter(
-            name="RUN IMAGE", negative="", show_default=False, help="A run, then image files, folders or patterns."
-        ),
+        Parameter(name="RUN IMAGE", show_default=False, help="A run, then image files, folders or patterns."),
     ] = (),
     /,
     *,
     score: Annotated[bool, SWITCH, Parameter(help="Score the maps on the test set: a table and plots.")] = False,
-    score_images: Annotated[int, Parameter(group=COMMAND, help="Number of test images to score.")] = 500,
-    out: Annotated[
-        Path | None, Parameter(group=COMMAND, help="Output folder; default RUN/attention, or attention-NAME.")
-    ] = None,
-    device: Annotated[Device | None, Parameter(group=COMMAND, show_default="auto", help="Where to run.")] = None,
+    score_images: Annotated[int, Parameter(help="Number of test images to score.")] = 500,
+    out: Annotated[Path | None, Parameter(help="Output folder; default RUN/attention, or attention-NAME.")] = None,
+    device: Annotated[Device | None, Parameter(show_default="auto", help="Where to run.")] = None,
     what: Selection = Selection(),
     draw: Drawing = Drawing(),
     follow: Rollout = Rollout(),

@@ -1,19 +1,20 @@
-"""``diffvit clip``: which CLIP, ``train``, ``classify`` and ``precision``; the others are in a module of their own."""
+"""``diffvit clip``: evaluate (compare and published are options of it), train, classify and precision."""
 
 from __future__ import annotations
 
+import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from diffvit.cli import show
+from diffvit.cli import OPTIONS, show
 from diffvit.cli.options import (
-    COMMAND,
     OUTPUT,
+    SWITCH,
     DataDir,
     Output,
     Quiet,
@@ -24,27 +25,27 @@ from diffvit.cli.options import (
 )
 from diffvit.cli.train import default_folder, resumed, run_and_report
 from diffvit.config import ClipConfig, resolve
-from diffvit.errors import ConfigError, InputError
+from diffvit.errors import ConfigError, EnvironmentFault, InputError
 from diffvit.settings import Device
 
 if TYPE_CHECKING:
-    from diffvit.clip.load import Clip
+    from diffvit.clip.labelled import Labelled
+    from diffvit.clip.load import Clip, Supervised
     from diffvit.training.run_dir import RunDir
 
     Settings = dict[str, Any]
 else:
     Settings = flags_of(ClipConfig, without=frozenset({"captions", "objective"}))
 
-app = App(name="clip", help_format="plaintext")
-for _name, _help in (
-    ("evaluate", "Measure zero-shot accuracy on a labelled folder, ImageNet or CIFAR-10."),
-    ("compare", "Compare CLIP with a supervised model by class, as one page."),
-    ("published", "Compute all results that need published weights."),
-):
-    app.command(f"diffvit.cli.clip_evaluate:{_name}", name=_name, help=_help)
+app = App(name="clip", help_format="plaintext", group_parameters=OPTIONS)
+RESNET50 = "tv-v2"  # beside CLIP in a comparison where no other model is named
+ALL = 20  # rows of a table; of more, so many of both ends together
+TEMPLATES = ("openai-80", "openai-7", "single")  # of a comparison; the first makes it
+Result = Mapping[str, Any]
+Where = Annotated[str, Parameter(name="WHERE", help="cifar10, or a folder with a folder per class.")]
 
 
-@Parameter(name="*", group=COMMAND)
+@Parameter(name="*")
 @dataclass(frozen=True)
 class ClipChoice:
     """A CLIP and where it runs."""
@@ -64,13 +65,11 @@ class ClipChoice:
         return resolve(None, {} if self.device is None else {"device": self.device}).device
 
     def load(self) -> Clip:
-        """The model, in a process that keeps freed memory: each batch asks for the same large blocks again."""
+        """The model."""
         from diffvit.clip.load import load_clip
         from diffvit.clip.small.load import is_own, load_small
         from diffvit.kernels import accelerate
-        from diffvit.training.memory import keep_freed_memory
 
-        keep_freed_memory()
         if self.weights is None and is_own(self.model):
             clip = load_small(self.model, device=self.place)
             accelerate(clip.model)
@@ -89,12 +88,268 @@ def summed(faults: Sequence[InputError], kept: str = "") -> InputError:
     return InputError(first.what, first.why, f"{more} {kept}".strip())
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Options:
+    """What is evaluated, on which pictures."""
+
+    compare: Annotated[bool, SWITCH] = False
+    """Compare both models by category, as one page."""
+    published: Annotated[bool, SWITCH] = False
+    """All results that need published weights; WHERE is ImageNet."""
+    supervised: str | None = None
+    """Evaluate this model on the same pictures: tv-v1, tv-v2 or a ResNet-50 by timm's name, or a ViT run."""
+    supervised_weights: Path | None = None
+    """The ResNet-50's weights from a file."""
+    templates: Annotated[tuple[str, ...], SWITCH] = ()
+    """openai-80, openai-7, single, or a file with {} in each line; a comparison takes several."""
+    labels_file: Path | None = None
+    """Names for the classes, one per line in the folders' order."""
+    limit: int | None = None
+    """Largest number of pictures per class, spread evenly over it."""
+    split: Literal["test", "train"] = "test"
+    """Which images of cifar10."""
+    data_dir: Path | None = None
+    """Folder of CIFAR-10; default DIFFVIT_DATA."""
+    shifts: str = "all"
+    """For a comparison, image corruptions: all, none, or some of edges,grey,blur,jpeg,noise,inversion."""
+    shift_pictures: int = 500
+    """Number of pictures that are corrupted, spread over the classes; 5 severities each."""
+    v1_weights: Path | None = None
+    """With --published: torchvision's ResNet-50, IMAGENET1K_V1, from a file."""
+    v2_weights: Path | None = None
+    """The same for IMAGENET1K_V2."""
+    budget: float = 240.0
+    """With --published: time budget for measuring precisions, seconds."""
+    out: Path | None = None
+    """Folder for the files; by default a comparison's is clip-compare, with --published reports/clip-published."""
+
+    def check(self) -> None:
+        """Refuse options that would have no effect.
+
+        Raises:
+            ConfigError: naming them.
+        """
+        given = {name for name, value in vars(self).items() if value != vars(USUAL)[name]}
+        if self.published and given & {"compare", "labels_file", "supervised", "supervised_weights"}:
+            hint = "Leave out --compare, --labels-file, --supervised and --supervised-weights."
+            raise ConfigError("--published", "compares with both ResNet-50s by itself", hint)
+        if given & {"v1_weights", "v2_weights", "budget"} and not self.published:
+            raise ConfigError("--v1-weights, --v2-weights, --budget", "are for --published alone", "Leave them out.")
+        if given & {"shifts", "shift_pictures"} and not (self.compare or self.published):
+            raise ConfigError("--shifts, --shift-pictures", "are for a comparison alone", "Add --compare.")
+        if self.supervised_weights and not (self.supervised or self.compare):
+            raise ConfigError("--supervised-weights", "needs --supervised", "Say what they are: tv-v1 or tv-v2.")
+        if self.shift_pictures < 1:
+            raise ConfigError("--shift-pictures", f"must be at least 1 (found {self.shift_pictures})")
+
+    def pictures(self, where: str) -> Labelled:
+        """The pictures."""
+        from diffvit.clip.labelled import open_labelled
+
+        labelled = open_labelled(where, split=self.split, data_dir=self.data_dir)
+        return labelled if self.limit is None else labelled.at_most(self.limit)
+
+
+USUAL = Options()
+
+
+@app.command(help="Measure zero-shot accuracy on a labelled folder, ImageNet or CIFAR-10.")
+def evaluate(where: Where, /, *, options: Options = USUAL, choice: ClipChoice = CLIP, output: Output = OUTPUT) -> None:
+    """Accuracy on labelled pictures: CLIP zero-shot and, if asked, a supervised model on the same.
+
+    Folders named by WordNet ids, as in ImageNet's validation layout, get its names. What was computed for a picture is
+    kept in the user's cache: an interrupted call goes on, a repeated one reads.
+    """
+    options.check()
+    result, faults = (_published if options.published else _evaluated)(where, options, choice)
+    output.as_json(result)
+    if faults:
+        raise summed(faults, "Everything else is above.")
+
+
+@app.command(help="Compare CLIP with a supervised model by class, as one page.")
+def compare(where: Where, /, *, options: Options = USUAL, choice: ClipChoice = CLIP, output: Output = OUTPUT) -> None:
+    """``diffvit clip evaluate WHERE --compare``."""
+    evaluate(where, options=replace(options, compare=True), choice=choice, output=output)
+
+
+@app.command(help="Compute all results that need published weights.")
+def published(where: Where, /, *, options: Options = USUAL, choice: ClipChoice = CLIP, output: Output = OUTPUT) -> None:
+    """``diffvit clip evaluate WHERE --published``: CIFAR-10 is left out, and said, where it is not at hand."""
+    evaluate(where, options=replace(options, published=True), choice=choice, output=output)
+
+
+def _evaluated(where: str, options: Options, choice: ClipChoice) -> tuple[dict[str, Any], list[InputError]]:
+    """Evaluate or compare, tell it and write the files; the result, and the pictures that could not be read."""
+    out = options.out or (Path("clip-compare") if options.compare else None)
+    if out is not None:
+        refuse_folder(out)
+
+    from diffvit.clip.compare_page import comparison_files
+    from diffvit.clip.evaluate import evaluate as run
+    from diffvit.clip.shifts import KINDS, shifts
+    from diffvit.clip.templates import load_labels, load_templates
+    from diffvit.files import write_files
+    from diffvit.reporting.texts import render
+
+    kinds = {"all": KINDS, "none": ()}.get(options.shifts, [kind.strip() for kind in options.shifts.split(",")])
+    changes = shifts(kinds) if options.compare else ()
+    usual = TEMPLATES if options.compare else TEMPLATES[:1]
+    prompts = [load_templates(name) for name in options.templates or usual]
+    names = None if options.labels_file is None else load_labels(None, options.labels_file)
+    labelled = options.pictures(where)
+    if names is not None:
+        labelled.renamed(names)  # refused before weights are read or fetched
+    supervised = _supervised(options, labelled, choice.place)
+    how: Any = {"shifts": changes, "shift_images": options.shift_pictures, "watch": show.Lines}
+    found = run(choice.load(), labelled, prompts, supervised=supervised, names=names, compare=options.compare, **how)
+    result = found.result
+    if result["unreadable"] == result["images"]:
+        raise summed(found.faults)
+    show.warn(found.warnings)
+    if options.compare:
+        _tell_comparison(result)
+        files = comparison_files(found, changes, shlex.join(["diffvit", *sys.argv[1:]]))
+    else:
+        show.line(render("clip/pages/evaluate.txt", **result))
+        _class_table(result["models"], result["classes"])
+        files = _files(result)
+    if out is not None:
+        result["files"] = written = write_files(out, files, "The figures are above.")
+        show.line(f"report  {written[0]}" if options.compare else f"files  {', '.join(map(str, written))}")
+    return result, found.faults
+
+
+def _supervised(options: Options, labelled: Labelled, device: str) -> Supervised | None:
+    """The model beside CLIP; a comparison has a ResNet-50 by default."""
+    from diffvit.clip.labelled import imagenet_groups
+    from diffvit.clip.load import load_resnet50, load_vit
+    from diffvit.clip.small.load import is_own
+    from diffvit.kernels import accelerate
+
+    name = options.supervised or (RESNET50 if options.compare else None)
+    if name is None:
+        return None
+    if options.supervised_weights or not is_own(name):
+        imagenet_groups(labelled)  # refused before weights are read or fetched
+        return load_resnet50(name, options.supervised_weights, device=device)
+    supervised = load_vit(name, device=device)
+    accelerate(supervised.model)
+    return supervised
+
+
+def _published(where: str, options: Options, choice: ClipChoice) -> tuple[dict[str, Any], list[InputError]]:
+    """Three comparisons, and the image encoder in several precisions."""
+    out = options.out or Path("reports/clip-published")
+    refuse_folder(out)
+
+    from diffvit.clip.precision import Plan
+    from diffvit.clip.precision import run as precisions
+    from diffvit.clip.precision_report import drift_table, write
+
+    if options.pictures(where).wordnet_ids is None:
+        why = "is not ImageNet's layout: its folders are not all named by WordNet ids of ImageNet-1k"
+        raise InputError(where, why, "Give its validation set with a folder per class, as n01440764.")
+    faults: dict[str, InputError] = {}
+    for data, version, file in (
+        ("imagenet", "tv-v2", options.v2_weights),
+        ("imagenet", "tv-v1", options.v1_weights),
+        ("cifar10", "tv-v2", options.v2_weights),
+    ):
+        place, shifts = (where, options.shifts) if data == "imagenet" else (data, "none")
+        asked = replace(options, compare=True, out=out / f"{data}-{version}", split="test", shifts=shifts)
+        asked = replace(asked, supervised=version, supervised_weights=file)
+        try:
+            faults |= {fault.what: fault for fault in _evaluated(place, asked, choice)[1]}
+        except EnvironmentFault as fault:
+            if data == "imagenet":
+                raise
+            show.line(f"note: without CIFAR-10: {fault}")
+        show.line()
+    clip = choice.load()
+    result = precisions(
+        Plan(budget=options.budget),
+        data_dir=Path(where),
+        clip=clip.model,
+        weights=Path(clip.source).name,
+        device=clip.device.type,
+        tell=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    drifts = drift_table(result)
+    show.table(drifts.columns, drifts.rows)
+    show.line(f"report  {write(result, out / 'precision')}")
+    show.line(f"reports  {out}; take them into the page with: make docs")
+    return {"out": out, "failed": [str(fault) for fault in faults.values()]}, list(faults.values())
+
+
+# What is said
+
+
+def _ends(rows: Sequence[Any]) -> list[Any]:
+    """All rows; of many, those at both ends."""
+    return list(rows) if len(rows) <= ALL else [*rows[: ALL // 2], *rows[-ALL // 2 :]]
+
+
+def _class_table(models: Sequence[Result], classes: Sequence[str]) -> None:
+    """Each class; of many, those that the first model does worst and best at."""
+    from diffvit.reporting.tables import reading_order
+
+    first = models[0]["per_class"]
+    chosen, title = [place for place in reading_order(classes) if first[place]["images"]], "each class"
+    if len(classes) > ALL:
+        chosen = _ends(sorted(chosen, key=lambda place: first[place]["accuracy"]))
+        title = f"the worst and the best of {len(classes):,} classes, by {models[0]['model']}"
+    show.line(title)  # the table's own title would be folded to its width
+    rows = []
+    for place in chosen:
+        of = [model["per_class"][place] for model in models]
+        cells = [f"{show.percent(m['accuracy'])} ({show.percent(m['low'])} to {show.percent(m['high'])})" for m in of]
+        rows.append([classes[place], f"{first[place]['images']:,}", *cells])
+    show.table(["class", "pictures", *(model["model"] for model in models)], rows)
+
+
+def _files(result: Result) -> dict[str, bytes]:
+    """The result, and a line per model and class."""
+    from diffvit.files import to_csv, to_json
+
+    ids = result["wordnet_ids"] or [""] * len(result["classes"])
+    figures = ("images", "accuracy", "low", "high")
+    rows = [
+        {"model": model["model"], "class": row["class"], "wordnet_id": id, **{name: row[name] for name in figures}}
+        for model in result["models"]
+        for id, row in zip(ids, model["per_class"], strict=True)
+    ]
+    return {"evaluate.json": to_json(dict(result)), "per_class.csv": to_csv(rows)}
+
+
+def _tell_comparison(result: Result) -> None:
+    from diffvit.clip.compare_page import decided_note, in_order, shift_statements, statements
+    from diffvit.reporting.texts import render
+
+    said = statements(result) + shift_statements(result)
+    show.line(render("clip/pages/compare.txt", **result, said=said).rstrip())
+    columns = ["pictures", "first", "second", "difference", "95% interval", "decided"]
+    for title, key, of in (("category", "class", "per_class"), ("superclass", "superclass", "superclasses")):
+        if rows := in_order(result[of]):
+            cells = [
+                [
+                    *(row[key], f"{row['images']:,}", show.percent(row["first"]), show.percent(row["second"])),
+                    *(f"{100 * row['difference']:+.1f}", f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"),
+                    "yes" if row["decided"] else "no",
+                ]
+                for row in _ends(rows)
+            ]
+            show.table([title, *columns], cells)
+            show.line(decided_note(rows))
+
+
 @app.command(usage="Usage: diffvit clip train [CONFIG.yaml] [OPTIONS]")
 def train(
     config: Annotated[Path | None, Parameter(help="YAML file with settings; see configs/clip_cifar10.yaml.")] = None,
     /,
     *,
-    out: Annotated[Path | None, Parameter(group=COMMAND, help="Run folder; default runs/DATA-clip-...")] = None,
+    out: Annotated[Path | None, Parameter(help="Run folder; default runs/DATA-clip-...")] = None,
     resume: Resume = None,
     quiet: Quiet = False,
     output: Output = OUTPUT,
@@ -122,18 +377,18 @@ def _summary(run: RunDir, report: Path) -> dict[str, Any]:
 
 @app.command(usage="Usage: diffvit clip classify IMAGE... --labels A,B,... [OPTIONS]")
 def classify(
-    images: Annotated[list[Path], Parameter(name="IMAGE", negative="", help="Image files, folders or patterns.")],
+    images: Annotated[list[Path], Parameter(name="IMAGE", help="Image files, folders or patterns.")],
     /,
     *,
     labels: Annotated[
-        str | None, Parameter(group=COMMAND, help="Candidate labels, as cat,dog; imagenet-1k for its 1000 names.")
+        str | None, Parameter(help="Candidate labels, as cat,dog; imagenet-1k for its 1000 names.")
     ] = None,
-    labels_file: Annotated[Path | None, Parameter(group=COMMAND, help="File with one label per line.")] = None,
+    labels_file: Annotated[Path | None, Parameter(help="File with one label per line.")] = None,
     templates: Annotated[
-        str, Parameter(group=COMMAND, help="openai-80, openai-7, single, or a file with {} in each line.")
+        str, Parameter(help="openai-80, openai-7, single, or a file with {} in each line.")
     ] = "openai-80",
-    top: Annotated[int, Parameter(group=COMMAND, help="Number of labels to print per image.")] = 5,
-    out: Annotated[Path | None, Parameter(group=COMMAND, help="Folder for a figure and a JSON file.")] = None,
+    top: Annotated[int, Parameter(help="Number of labels to print per image.")] = 5,
+    out: Annotated[Path | None, Parameter(help="Folder for a figure and a JSON file.")] = None,
     choice: ClipChoice = CLIP,
     output: Output = OUTPUT,
 ) -> None:
@@ -187,19 +442,17 @@ def classify(
 @app.command
 def precision(
     *,
-    batch_sizes: Annotated[str, Parameter(group=COMMAND, help="Batch sizes, separated by commas.")] = "1,8,32",
-    budget: Annotated[float, Parameter(group=COMMAND, help="Total time budget, seconds.")] = 240.0,
-    images: Annotated[int, Parameter(group=COMMAND, help="Number of images for the drift from FP32.")] = 32,
+    batch_sizes: Annotated[str, Parameter(help="Batch sizes, separated by commas.")] = "1,8,32",
+    budget: Annotated[float, Parameter(help="Total time budget, seconds.")] = 240.0,
+    images: Annotated[int, Parameter(help="Number of images for the drift from FP32.")] = 32,
     data_dir: DataDir = None,
-    weights: Annotated[Path | None, Parameter(group=COMMAND, help="CLIP RN50 weights; default random weights.")] = None,
-    device: Annotated[Device | None, Parameter(group=COMMAND, show_default="auto", help="Where to run.")] = None,
-    threads: Annotated[
-        int | None, Parameter(group=COMMAND, show_default="0", help="CPU threads; 0 is all usable cores.")
-    ] = None,
-    out: Annotated[Path, Parameter(group=COMMAND, help="Folder for precision.json, the plot and report.md.")] = Path(
+    weights: Annotated[Path | None, Parameter(help="CLIP RN50 weights; default random weights.")] = None,
+    device: Annotated[Device | None, Parameter(show_default="auto", help="Where to run.")] = None,
+    threads: Annotated[int | None, Parameter(show_default="0", help="CPU threads; 0 is all usable cores.")] = None,
+    out: Annotated[Path, Parameter(help="Folder for precision.json, the plot and report.md.")] = Path(
         "reports/clip-precision"
     ),
-    quiet: Annotated[bool, Parameter(group=COMMAND, negative="", show_default=False, help="Show no progress.")] = False,
+    quiet: Annotated[bool, SWITCH, Parameter(help="Show no progress.")] = False,
     output: Output = OUTPUT,
 ) -> None:
     """CLIP's image encoder in several precisions: speed, memory, drift of the embeddings.

@@ -9,13 +9,13 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from diffvit.cli import show
-from diffvit.cli.options import COMMAND, OUTPUT, DataDir, Output
+from diffvit.cli import OPTIONS, show
+from diffvit.cli.options import OUTPUT, DataDir, Output
 from diffvit.config import resolve, to_dict
 from diffvit.errors import ConfigError, InputError
 from diffvit.registry import SOURCES
 
-app = App(name="data", help_format="plaintext")
+app = App(name="data", help_format="plaintext", group_parameters=OPTIONS)
 
 
 @app.command
@@ -24,9 +24,9 @@ def info(
     /,
     *,
     data_dir: DataDir = None,
-    image_size: Annotated[str, Parameter(group=COMMAND, help="Side or HEIGHT,WIDTH to resize to, pixels.")] = "32",
-    test_size: Annotated[float, Parameter(group=COMMAND, help="Share set apart where there are no test images.")] = 0.2,
-    sheet: Annotated[Path | None, Parameter(group=COMMAND, help="Contact sheet; default ./NAME-sheet.png.")] = None,
+    image_size: Annotated[str, Parameter(help="Side or HEIGHT,WIDTH to resize to, pixels.")] = "32",
+    test_size: Annotated[float, Parameter(help="Share set apart where there are no test images.")] = 0.2,
+    sheet: Annotated[Path | None, Parameter(help="Contact sheet; default ./NAME-sheet.png.")] = None,
     output: Output = OUTPUT,
 ) -> None:
     """Show a data set's counts, classes, sizes, unreadable files and fingerprint, and draw a contact sheet (PNG)."""

@@ -1,4 +1,4 @@
-"""``diffvit evaluate`` and ``diffvit predict``."""
+"""``diffvit evaluate``, ``diffvit predict`` and ``diffvit compare``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from cyclopts import Parameter
 
 from diffvit.cli import show
 from diffvit.cli.options import (
-    COMMAND,
     OUTPUT,
     PLACE,
     SWITCH,
@@ -25,7 +24,7 @@ from diffvit.errors import ConfigError, sides
 from diffvit.files import to_csv, to_json, write_file
 
 if TYPE_CHECKING:
-    from diffvit.training.predict import Predictions
+    from diffvit.training.evaluate import Predictions
 
 Run = Annotated[str, Parameter(help="Run folder, model.safetensors, or the name of a packaged model.")]
 
@@ -34,8 +33,8 @@ def evaluate(
     run: Run,
     /,
     *,
-    split: Annotated[Literal["test", "validation", "train"], Parameter(group=COMMAND, help="Which images.")] = "test",
-    data: Annotated[str | None, Parameter(group=COMMAND, help="Data source; by default the run's own.")] = None,
+    split: Annotated[Literal["test", "validation", "train"], Parameter(help="Which images.")] = "test",
+    data: Annotated[str | None, Parameter(help="Data source; by default the run's own.")] = None,
     data_dir: DataDir = None,
     size: InputSize = None,
     place: Place = PLACE,
@@ -45,9 +44,7 @@ def evaluate(
     where = place.resolved()
 
     from diffvit.training.evaluate import evaluate as score
-    from diffvit.training.memory import keep_freed_memory
 
-    keep_freed_memory()
     shown = partial(_print_figures, output)
     score(run, split=split, data=data, data_dir=data_dir, size=size_of(size), show=shown, **where)
 
@@ -91,11 +88,11 @@ _FIRST = 1000  # images that are printed; files have all
 
 def predict(
     run: Run,
-    images: Annotated[list[str], Parameter(name="IMAGE", negative="", help="Image files, folders or patterns.")],
+    images: Annotated[list[str], Parameter(name="IMAGE", help="Image files, folders or patterns.")],
     /,
     *,
-    top: Annotated[int, Parameter(group=COMMAND, help="Classes to name per image.")] = 5,
-    out: Annotated[Path | None, Parameter(group=COMMAND, help="Write the table to this .csv or .jsonl file.")] = None,
+    top: Annotated[int, Parameter(help="Classes to name per image.")] = 5,
+    out: Annotated[Path | None, Parameter(help="Write the table to this .csv or .jsonl file.")] = None,
     size: InputSize = None,
     place: Place = PLACE,
     quiet: Annotated[bool, SWITCH, Parameter(help="Show no progress.")] = False,
@@ -113,10 +110,8 @@ def predict(
         refuse_folder(out.parent)
     where = place.resolved()
 
-    from diffvit.training.memory import keep_freed_memory
-    from diffvit.training.predict import predict as classify
+    from diffvit.training.evaluate import predict as classify
 
-    keep_freed_memory()
     progress = None if quiet or output.json else show.Lines("images")
     found = classify(run, images, size=size_of(size), skip_bad=True, progress=progress, **where)
     if len(found):
@@ -140,3 +135,22 @@ def _print(found: Predictions, top: int) -> None:
     show.one_line_table(columns, [[name, *row] for name, row in zip(names, cells, strict=True)])
     if len(found) > _FIRST:
         show.line(f"the first {_FIRST:,} of {len(found):,} images; --out and --json have all")
+
+
+def compare(
+    runs: Annotated[list[Path], Parameter(name="RUN", help="Run folders, one or more.")],
+    /,
+    *,
+    out: Annotated[Path | None, Parameter(help="Report folder; default A/../compare-A-B.")] = None,
+    committed: Annotated[
+        Path | None, Parameter(help="Folder with rows.csv and epochs.csv of earlier runs to include.")
+    ] = None,
+    output: Output = OUTPUT,
+) -> None:
+    """Compare finished runs: print a table and write a report with curves, lambdas and classes."""
+    from diffvit.reporting.render import compare as render
+
+    report = render(runs, out=out, committed=committed)
+    show.table(report.figures.columns, report.figures.rows)
+    show.line(f"report  {report.path}")
+    output.as_json({"rows": report.rows, "report": report.path})

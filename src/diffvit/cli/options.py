@@ -22,12 +22,11 @@ from diffvit.models.presets import PRESETS
 from diffvit.registry import ATTENTION, AUGMENTATIONS, SOURCES, position_names
 from diffvit.settings import Device, Precision
 
-COMMAND = Group("Options", sort_key=1)
 RUN = Group("The run", sort_key=2)
-SWITCH = Parameter(group=COMMAND, negative="", show_default=False)
+SWITCH = Parameter(negative="", show_default=False)
 
 
-@Parameter(name="*", group=COMMAND)
+@Parameter(name="*")
 @dataclass(frozen=True)
 class Output:
     """How a command reports."""
@@ -45,7 +44,7 @@ class Output:
             show.line(dumps(finite(values), allow_nan=False, default=str))
 
 
-@Parameter(name="*", group=COMMAND)
+@Parameter(name="*")
 @dataclass(frozen=True)
 class Place:
     """Where a model runs."""
@@ -62,12 +61,12 @@ class Place:
 
 
 _DATA_DIR = "Folder of the data; for CIFAR-10 the default is DIFFVIT_DATA."
-DataDir = Annotated[Path | None, Parameter(group=COMMAND, help=_DATA_DIR)]
+DataDir = Annotated[Path | None, Parameter(help=_DATA_DIR)]
 _SIZE = "Side of the input, or HEIGHT,WIDTH, pixels, if not the one trained for; positions are interpolated."
-InputSize = Annotated[str | None, Parameter(name="--size", group=COMMAND, help=_SIZE)]
-Resume = Annotated[Path | None, Parameter(group=COMMAND, help="Run folder of a stopped run to resume.")]
+InputSize = Annotated[str | None, Parameter(name="--size", help=_SIZE)]
+Resume = Annotated[Path | None, Parameter(help="Run folder of a stopped run to resume.")]
 _CONTINUE = "Finished run to go on from, with its settings, in a new run with a new schedule."
-Continue = Annotated[Path | None, Parameter(name="--continue", group=COMMAND, help=_CONTINUE)]
+Continue = Annotated[Path | None, Parameter(name="--continue", help=_CONTINUE)]
 Quiet = Annotated[bool, SWITCH, Parameter(help="Show no progress and no summary.")]
 OUTPUT, PLACE = Output(), Place()
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from diffvit.cli import show
-from diffvit.cli.options import COMMAND, OUTPUT, DataDir, Output
+from diffvit.cli import OPTIONS, show
+from diffvit.cli.options import OUTPUT, SWITCH, DataDir, Output
 from diffvit.config import resolve
 from diffvit.errors import ConfigError, DiffvitError, EnvironmentFault, Interrupted
 from diffvit.experiments.study import (
@@ -34,17 +33,16 @@ if TYPE_CHECKING:
     from diffvit.experiments.runner import Runner
     from diffvit.experiments.search import Search
     from diffvit.reporting.rows import RunRecord
-    from diffvit.training.run_dir import RunDir
 
-app = App(name="study", help_format="plaintext")
+app = App(name="study", help_format="plaintext", group_parameters=OPTIONS)
 _CONDITIONS = ("data", "precision", "device", "kernels")  # as a cell's rows are told apart
 _SIGNALLED = 128
 
 Name = Annotated[str, Parameter(name="NAME", help="A name listed by diffvit study list, or your own YAML file.")]
-DeviceFlag = Annotated[Device | None, Parameter(group=COMMAND, show_default="auto", help="Where to run.")]
+DeviceFlag = Annotated[Device | None, Parameter(show_default="auto", help="Where to run.")]
 
 
-@Parameter(name="*", group=COMMAND)
+@Parameter(name="*")
 @dataclass(frozen=True)
 class Places:
     """Where everything lies."""
@@ -61,7 +59,7 @@ class Places:
         return self.storage or str(self.runs / tier / f"{study.name}.db")
 
 
-@Parameter(name="*", group=COMMAND)
+@Parameter(name="*")
 @dataclass(frozen=True)
 class Selection:
     """Which cells of a study."""
@@ -78,7 +76,7 @@ SELECTION, PLACES = Selection(), Places()
 @app.command(name="list")
 def list_studies(*, output: Output = OUTPUT) -> None:
     """List the studies, their arms and estimated times."""
-    from diffvit.experiments.progress import measured, rate_of, seconds_of
+    from diffvit.experiments.launch import measured, rate_of, seconds_of
     from diffvit.experiments.search import unpruned
     from diffvit.reporting.tables import duration
 
@@ -148,16 +146,13 @@ def _worker_of(
     study: Study, what: Selection, places: Places, where: Mapping[str, Any], grace: float = GRACE_SECONDS
 ) -> Runner | Search:
     """A worker on this machine: for the cells without committed rows, or for the search."""
-    from diffvit.experiments.runner import SCORES, Runner, committed, conditions_of, folder_of
+    from diffvit.experiments.runner import Runner, conditions_of, folder_of, uncommitted
 
-    for name, function in _MAP_SCORES.items():
-        SCORES.setdefault(name, partial(_score_maps, function))
     if not study.search:
         cells = cells_of(study, what.tier, seeds=what.seeds)
         on = {cell.name: conditions_of(cell.config.model_copy(update=dict(where))) for cell in cells}
-        known = committed(cells, on, places.reports)
         folders = {cell.name: folder_of(cell, on[cell.name], places.runs) for cell in cells}
-        return Runner([cell for cell in cells if cell.name not in known], folders, where, study.score, show.line)
+        return Runner(uncommitted(cells, on, places.reports), folders, where, study.score, show.line)
 
     from diffvit.experiments.search import Search, open_study, unpruned
 
@@ -165,15 +160,6 @@ def _worker_of(
     storage = places.trials(study, what.tier)
     tried = {each: open_study(storage, study, what.tier, each, tag, grace) for each in study.attentions}
     return Search(study, what.tier, tried, places.runs, where, show.line, grace)
-
-
-_MAP_SCORES = {"attention-maps": "map_scores", "attribution": "attribution_scores"}
-
-
-def _score_maps(function: str, run: RunDir) -> Mapping[str, Any]:
-    from diffvit.attention import scores
-
-    return getattr(scores, function)(run)
 
 
 @app.command
@@ -184,22 +170,20 @@ def work(
     what: Selection = SELECTION,
     places: Places = PLACES,
     cell: Annotated[
-        str | None, Parameter(group=COMMAND, show_default="all", help="Run only this cell; exit code 6 if it is taken.")
+        str | None, Parameter(show_default="all", help="Run only this cell; exit code 6 if it is taken.")
     ] = None,
     data_dir: DataDir = None,
     device: DeviceFlag = None,
-    threads: Annotated[int, Parameter(group=COMMAND, help="CPU threads; 0 is all usable cores.")] = 0,
+    threads: Annotated[int, Parameter(help="CPU threads; 0 is all usable cores.")] = 0,
     lease: Annotated[
-        float, Parameter(group=COMMAND, help="For a search: seconds without a heartbeat until a worker counts as lost.")
+        float, Parameter(help="For a search: seconds without a heartbeat until a worker counts as lost.")
     ] = GRACE_SECONDS,
 ) -> None:
     """Run one worker until no cell is left. ``run`` starts workers; on other machines start them by hand."""
     from dataclasses import replace
 
     from diffvit.experiments.runner import Runner
-    from diffvit.training.memory import keep_freed_memory
 
-    keep_freed_memory()
     where: dict[str, Any] = {"threads": threads, "data_dir": data_dir}
     where |= {} if device is None else {"device": device}
     worker = _worker_of(find_study(name), what, places, where, lease)
@@ -216,21 +200,20 @@ def run(
     *,
     what: Selection = SELECTION,
     places: Places = PLACES,
-    workers: Annotated[int, Parameter(group=COMMAND, help="Worker processes, or Slurm jobs at a time.")] = 1,
+    workers: Annotated[int, Parameter(help="Worker processes, or Slurm jobs at a time.")] = 1,
     launcher: Annotated[
-        Literal["local", "slurm"], Parameter(group=COMMAND, help="Run workers on this machine, or as Slurm jobs.")
+        Literal["local", "slurm"], Parameter(help="Run workers on this machine, or as Slurm jobs.")
     ] = "local",
     data_dir: DataDir = None,
     device: DeviceFlag = None,
-    quiet: Annotated[bool, Parameter(group=COMMAND, negative="", show_default=False, help="Show no progress.")] = False,
+    quiet: Annotated[bool, SWITCH, Parameter(help="Show no progress.")] = False,
     output: Output = OUTPUT,
 ) -> None:
     """Run every cell (training) that is not done yet; a stopped study continues where it was."""
     if workers < 1:
         raise ConfigError("--workers", f"must be at least 1 (found {workers})")
 
-    from diffvit.experiments.launch import run_here, submit, worker_command
-    from diffvit.experiments.progress import StudyProgress
+    from diffvit.experiments.launch import StudyProgress, run_here, submit, worker_command
     from diffvit.experiments.runner import Runner
     from diffvit.training.environment import usable_cores
 
@@ -294,7 +277,7 @@ def report(
     /,
     *,
     tier: Annotated[
-        TierName | None, Parameter(group=COMMAND, show_default="the largest that is complete", help="Tier to report.")
+        TierName | None, Parameter(show_default="the largest that is complete", help="Tier to report.")
     ] = None,
     places: Places = PLACES,
     output: Output = OUTPUT,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from cyclopts import Parameter
 
 from diffvit.cli import show
-from diffvit.cli.options import COMMAND, OUTPUT, Continue, Output, Quiet, Resume, flags_of
+from diffvit.cli.options import OUTPUT, Continue, Output, Quiet, Resume, flags_of
 from diffvit.config import WHEREABOUTS, Config, differences, resolve
 from diffvit.errors import ConfigError, InputError
 
@@ -31,7 +31,7 @@ def train(
     config: Annotated[Path | None, Parameter(help="YAML file with settings; see configs/.")] = None,
     /,
     *,
-    out: Annotated[Path | None, Parameter(group=COMMAND, help="Run folder; default runs/DATA-ATTENTION-sSEED.")] = None,
+    out: Annotated[Path | None, Parameter(help="Run folder; default runs/DATA-ATTENTION-sSEED.")] = None,
     resume: Resume = None,
     go_on: Continue = None,
     quiet: Quiet = False,
@@ -57,10 +57,8 @@ def run_and_report(
 ) -> None:
     """Train, write the run's report, and print what ``summary`` gives for the run and its report."""
     from diffvit.training.loop import train as run_training
-    from diffvit.training.memory import keep_freed_memory
     from diffvit.training.progress import make_progress
 
-    keep_freed_memory()
     run = run_training(config, out=out, resume=resume, progress=make_progress(quiet), task=task)
     if int(os.environ.get("RANK", "0")):
         return  # of many processes the first one reports

@@ -22,7 +22,8 @@ from diffvit.config import Config, parse, to_dict
 from diffvit.errors import ConfigError, DiffvitError, InputError, Interrupted, RunBusyError
 from diffvit.experiments.study import REPORTS, RUNS, Cell
 from diffvit.files import disk_faults, to_json, write_file
-from diffvit.reporting.rows import RunRecord, read
+from diffvit.registry import function_of
+from diffvit.reporting.rows import read
 from diffvit.training.progress import Progress, StopRequest
 from diffvit.training.run_dir import RunDir
 
@@ -32,9 +33,13 @@ ATTEMPTS = 3  # of a cell that fails by itself; a killed worker does not count
 PAUSE = 0.5  # seconds between polls while other workers hold all that is left
 
 TEST_ACCURACY = "test_accuracy"
-SCORES: dict[str, Score] = {TEST_ACCURACY: lambda run: {TEST_ACCURACY: run.result[TEST_ACCURACY]}}
+SCORES: dict[str, Score | str] = {
+    TEST_ACCURACY: lambda run: {TEST_ACCURACY: run.result[TEST_ACCURACY]},
+    "attention-maps": "diffvit.attention.scores:map_scores",
+    "attribution": "diffvit.attention.scores:attribution_scores",
+}
 """What a study may measure of a finished run, by the name in its ``score`` field: from the run folder to named numbers
-and named tables, which are lists of rows (dicts).
+and named tables, which are lists of rows (dicts). One that stands as ``"module:name"`` is imported when it is wanted.
 
 What any but ``test_accuracy`` gives is kept in the run folder, as ``scores/NAME.json``. Its numbers stand in the
 columns ``score.NUMBER`` of rows.csv, its tables in ``TABLE.csv`` beside it.
@@ -63,10 +68,14 @@ class Conditions:
     kernels: str
 
     @property
+    def key(self) -> tuple[str, ...]:
+        """As in :attr:`diffvit.reporting.rows.RunRecord.key`, behind the cell's own."""
+        return self.fingerprint, self.precision, self.device, self.kernels
+
+    @property
     def tag(self) -> str:
         """Eight hex digits for names of folders and rows."""
-        told = f"{self.fingerprint} {self.precision} {self.device} {self.kernels}"
-        return hashlib.sha256(told.encode()).hexdigest()[:8]
+        return hashlib.sha256(" ".join(self.key).encode()).hexdigest()[:8]
 
 
 def conditions_of(config: Config) -> Conditions:
@@ -109,23 +118,14 @@ def folder_of(cell: Cell, conditions: Conditions, runs: Path = RUNS) -> Path:
     return runs / cell.tier / f"{stem_of(cell)}-{conditions.tag}"
 
 
-def committed(
-    cells: Sequence[Cell], conditions: Mapping[str, Conditions], reports: Path = REPORTS
-) -> dict[str, RunRecord]:
-    """Committed rows (``reports/STUDY/rows.csv``) of a study's cells, by the cell's name: these are not run again.
-
-    A row of other conditions than the cell's, which are given by its name, is passed over.
+def uncommitted(cells: Sequence[Cell], conditions: Mapping[str, Conditions], reports: Path = REPORTS) -> list[Cell]:
+    """The cells of a study without a committed row (``reports/STUDY/rows.csv``) of their conditions, given by name.
 
     Raises:
         InputError: a damaged rows.csv.
     """
-    known = {record.key: record for record in read(reports / cells[0].study)}
-    found: dict[str, RunRecord] = {}
-    for cell in cells:
-        on = conditions[cell.name]
-        key = (*cell.key, on.fingerprint, on.precision, on.device, on.kernels)
-        found |= {cell.name: known[key]} if key in known else {}
-    return found
+    known = {record.key for record in read(reports / cells[0].study)}
+    return [cell for cell in cells if (*cell.key, *conditions[cell.name].key) not in known]
 
 
 @dataclass
@@ -145,7 +145,7 @@ def scores_of(folder: Path, score: str) -> Mapping[str, Any] | None:
     if not run.finished:
         return None
     if score == TEST_ACCURACY:
-        return SCORES[score](run)
+        return function_of(SCORES[score])(run)
     return json.loads(file.read_bytes()) if file.is_file() else None
 
 
@@ -275,7 +275,7 @@ class Runner:
         with run.lock():
             scores = scores_of(run.path, self.score)
             if scores is None:
-                scores = dict(SCORES[self.score](run))
+                scores = dict(function_of(SCORES[self.score])(run))
                 write_file(run.path / "scores" / f"{self.score}.json", to_json(scores))
         return scores
 

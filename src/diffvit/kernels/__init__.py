@@ -1,5 +1,5 @@
 """Opt-in acceleration: ``accelerate(model)`` swaps plain modules for faster ones over the same parameters."""
 
-from diffvit.kernels.accelerate import accelerate
+from diffvit.kernels.modules import accelerate
 
 __all__ = ["accelerate"]

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from diffvit.errors import ConfigError
-from diffvit.kernels import jobs
-from diffvit.kernels.jobs import View
-from diffvit.kernels.library import Kernels, kernels, usable
+from diffvit.kernels import library
+from diffvit.kernels.library import Kernels, View, kernels, usable
 
 _LANES = 16  # numbers that the kernels take at once
 
@@ -69,7 +68,7 @@ class _Once(Function):
 
 
 def works(x: Tensor, head_dim: int) -> bool:
-    """Whether :func:`softmax` and :func:`differential` can be used for tokens x, here and now."""
+    """Whether :func:`attention` can be used for tokens x, here and now."""
     # The exact type: a subclass stands for something else, as in torch.export.
     return type(x) is Tensor and x.numel() > 0 and head_dim % 16 == 0 and _in_bfloat16(x) and usable(x.device)
 
@@ -81,55 +80,45 @@ def _in_bfloat16(x: Tensor) -> bool:
     return casts_to_bfloat16() and x.dtype in (torch.float32, torch.bfloat16)
 
 
-def softmax(projected: Tensor, num_heads: int, turn: Tensor | None = None) -> Tensor:
-    """``softmax(q k^T / sqrt(d)) v`` per head.
+def attention(
+    projected: Tensor, num_heads: int, turn: Tensor | None = None, lam: Tensor | None = None, eps: float = 0.0
+) -> Tensor:
+    """``softmax(q k^T / sqrt(d)) v`` per head; with ``lam`` per pair of adjacent heads that of differential attention.
+
+    That is ``rms_norm((softmax(q1 k1^T / sqrt(d)) - lam softmax(q2 k2^T / sqrt(d))) v)``.
 
     Args:
         projected: q, k and v side by side, bfloat16 (batch, tokens, 3 dim).
-        num_heads: heads of width d = dim / num_heads, side by side.
+        num_heads: heads of the softmax baseline, of width d = dim / num_heads, side by side; even with ``lam``.
         turn: rotary positions of q and k, float32 (at least tokens, 2, d): cosine and signed sine; None for none.
-
-    Returns:
-        (batch, tokens, dim); differentiable once.
-    """
-    return _Core.apply(projected, num_heads, 1, None, 0.0, turn)
-
-
-def differential(projected: Tensor, num_heads: int, lam: Tensor, eps: float, turn: Tensor | None = None) -> Tensor:
-    """``rms_norm((softmax(q1 k1^T / sqrt(d)) - lam softmax(q2 k2^T / sqrt(d))) v)`` per pair of adjacent heads.
-
-    Args:
-        projected: as in :func:`softmax`.
-        num_heads: heads of the softmax baseline, even.
         lam: 0-dim.
         eps: of the norm, which has no weight here.
-        turn: as in :func:`softmax`.
 
     Returns:
         (batch, tokens, dim); differentiable once.
     """
-    return _Core.apply(projected, num_heads, 2, lam, eps, turn)
+    return _Core.apply(projected, num_heads, turn, lam, eps)
 
 
 class _Core(Function):
-    """``apply(projected, num_heads, maps, lam, eps, turn)``: both attentions, ``maps`` to a head."""
+    """``apply(projected, num_heads, turn, lam, eps)``: both attentions."""
 
     @staticmethod
     def forward(
-        ctx: Any, projected: Tensor, num_heads: int, maps: int, lam: Tensor | None, eps: float, turn: Tensor | None
+        ctx: Any, projected: Tensor, num_heads: int, turn: Tensor | None, lam: Tensor | None, eps: float
     ) -> Tensor:
         """Output, and what makes the maps again: each row's maximum, and one over its sum."""
         projected = projected if projected.stride(2) == 1 else projected.contiguous()
         batch, tokens, dim = projected.shape[0], projected.shape[1], projected.shape[2] // 3
         out = torch.empty((batch, tokens, dim), dtype=projected.dtype)
         top, inverse = torch.empty(2, batch * num_heads * tokens).unbind()
-        length = torch.empty(top.numel() // 2 if maps == 2 else 0)
-        ctx.given = num_heads, maps, 0.0 if lam is None else lam.item(), eps
+        length = torch.empty(0 if lam is None else top.numel() // 2)
+        ctx.given = num_heads, 1 if lam is None else 2, 0.0 if lam is None else lam.item(), eps
         ctx.lam_type = None if lam is None else lam.dtype
         job = _job(ctx.given, projected, top, inverse, length, turn)
         job.out = View.of(out)
-        _kernels().attention("forward", job)
-        ctx.save_for_backward(projected, top, inverse, length, turn, out if maps == 2 else None)
+        _kernels().run("attention_forward", job)
+        ctx.save_for_backward(projected, top, inverse, length, turn, None if lam is None else out)
         return out
 
     @staticmethod
@@ -144,8 +133,8 @@ class _Core(Function):
         job.of_q, job.of_k, job.of_v = (View.of(part) for part in of_projected.chunk(3, dim=2))
         if out is not None:
             job.out = View.of(out)
-        _kernels().attention("backward", job)
-        return of_projected, None, None, None if ctx.lam_type is None else of_lam.sum().to(ctx.lam_type), None, None
+        _kernels().run("attention_backward", job)
+        return of_projected, None, None, None if ctx.lam_type is None else of_lam.sum().to(ctx.lam_type), None
 
 
 def _job(
@@ -155,11 +144,11 @@ def _job(
     inverse: Tensor,
     length: Tensor,
     turn: Tensor | None,
-) -> jobs.Attention:
+) -> library.Attention:
     num_heads, maps, lam, eps = given
     q, k, v = projected.chunk(3, dim=2)
     images, tokens, dim = q.shape
-    return jobs.Attention(
+    return library.Attention(
         **{"q": View.of(q), "k": View.of(k), "v": View.of(v)},
         **{"top": top.data_ptr(), "inverse": inverse.data_ptr(), "length": length.data_ptr()},
         **{"turn": None if turn is None else turn.data_ptr()},
@@ -224,7 +213,7 @@ class _AddNorm(Function):
         job = _norm_job(x, weight, mean, inverse, eps)
         job.branch, job.sum = None if branch is None else branch.data_ptr(), total.data_ptr()
         job.bias, job.out = bias.contiguous().data_ptr(), out.data_ptr()
-        _kernels().norm("forward", job)
+        _kernels().run("norm_forward", job)
         ctx.save_for_backward(total, weight, mean, inverse)
         ctx.eps, ctx.branched = eps, branch is not None
         ctx.set_materialize_grads(False)
@@ -247,12 +236,12 @@ class _AddNorm(Function):
         job.of_sum = None if of_sum is None else of_sum.data_ptr()
         job.of_branch = None if of_branch is None else of_branch.data_ptr()
         job.of_weights = of_weights.data_ptr()
-        _kernels().norm("backward", job)
+        _kernels().run("norm_backward", job)
         return of_x, of_branch, *of_weights.sum(dim=0).unbind(), None
 
 
-def _norm_job(x: Tensor, weight: Tensor, mean: Tensor, inverse: Tensor, eps: float) -> jobs.Norm:
-    return jobs.Norm(
+def _norm_job(x: Tensor, weight: Tensor, mean: Tensor, inverse: Tensor, eps: float) -> library.Norm:
+    return library.Norm(
         **{"x": x.data_ptr(), "weight": weight.contiguous().data_ptr()},
         **{"mean": mean.data_ptr(), "inverse": inverse.data_ptr()},
         **{"rows": mean.numel(), "width": x.shape[-1], "eps": eps},
@@ -266,7 +255,7 @@ class _Gelu(Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         """``x`` times the chance that a standard normal number is below it."""
         out = torch.empty_like(x)
-        _kernels().gelu("forward", jobs.Gelu(x=x.data_ptr(), out=out.data_ptr(), count=x.numel()))
+        _kernels().run("gelu_forward", library.Gelu(x=x.data_ptr(), out=out.data_ptr(), count=x.numel()))
         ctx.save_for_backward(x)
         return out
 
@@ -276,8 +265,8 @@ class _Gelu(Function):
         """That chance, and x times the density there."""
         (x,), grad = ctx.saved_tensors, grad_outputs[0].contiguous()
         of_x = torch.empty_like(x)
-        job = jobs.Gelu(x=x.data_ptr(), grad=grad.data_ptr(), out=of_x.data_ptr(), count=x.numel())
-        _kernels().gelu("backward", job)
+        job = library.Gelu(x=x.data_ptr(), grad=grad.data_ptr(), out=of_x.data_ptr(), count=x.numel())
+        _kernels().run("gelu_backward", job)
         return of_x
 
 

@@ -63,6 +63,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], p
         shutil.rmtree(final)
     temporary.replace(final)
     flush(folder)
+    flush(folder.parent)  # for the first one makes the folder
     # Drop what is older than the newest two up to this one, and what a kill left half written.
     known = _steps(folder)
     old = sorted(each for each in known if each <= step)[:-KEPT]

@@ -1,19 +1,27 @@
-"""What a run runs on: device, precision, threads, and the record of all that for environment.json."""
+"""What a run runs on: device, precision, threads, the processes that train together; and the record of all that."""
 
 from __future__ import annotations
 
+import atexit
+import logging
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+import torch.distributed as dist
 
 import diffvit
-from diffvit.errors import ConfigError, EnvironmentFault
+from diffvit.errors import ConfigError, DiffvitError, EnvironmentFault
 from diffvit.kernels import library
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+Outcome = TypeVar("Outcome")
 
 # A run may only be continued where these are as they were, else its bits would change.
 _BINDING = ("threads", "torch", "diffvit", "device", "precision", "processes", "kernels")
@@ -121,3 +129,67 @@ def refuse_differences(run: Path, settings: Sequence[str], then: Mapping[str, An
         if now["kernels"] == "native" != before["kernels"]:
             hint += " DIFFVIT_NATIVE=off switches the compiled kernels off."
         raise ConfigError(str(run), f"cannot be resumed bit for bit (began with vs now: {'; '.join(found)})", hint)
+
+
+def launch(device: str, precision: str) -> Fabric:
+    """Join the processes that a launcher such as torchrun started, as its environment says; one without a launcher."""
+    from lightning_fabric import Fabric
+
+    world, local = world_size(), local_world_size()
+    logger = logging.getLogger("lightning_fabric")
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # it announces its precision otherwise
+    try:
+        fabric = Fabric(
+            accelerator=device,
+            devices=local,
+            num_nodes=world // local,
+            strategy="ddp" if world > 1 else "auto",
+            precision="bf16-mixed" if precision == "bf16" else "32-true",
+        )
+        fabric.launch()
+    finally:
+        logger.setLevel(level)
+    if world > 1:  # the group's threads, left running, sometimes abort the process as it ends
+        atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
+    return fabric
+
+
+def world_size() -> int:
+    """Processes that train together, over all machines."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_world_size() -> int:
+    """Those of them on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+
+
+def by_the_first(fabric: Fabric, action: Callable[[], Outcome]) -> Outcome | None:
+    """Have the first process do something while the others wait; None in the others.
+
+    A DiffvitError that it raises is raised in every process, so that none is left waiting.
+    """
+    if fabric.world_size == 1:
+        return action()
+    outcome, fault = None, None
+    if fabric.global_rank == 0:
+        try:
+            outcome = action()
+        except DiffvitError as error:
+            fault = error
+    told = fabric.broadcast((fault.what, fault.why, fault.hint, fault.exit_code) if fault else None)
+    if fault is None and told:
+        fault = DiffvitError(*told[:3])
+        fault.exit_code = told[3]
+    if fault:
+        raise fault
+    return outcome
+
+
+def largest(fabric: Fabric, number: int) -> int:
+    """The largest of the processes' numbers."""
+    if fabric.world_size == 1:
+        return number
+    tensor = torch.tensor(float(number), device=fabric.device)
+    return int(fabric.all_reduce(tensor, reduce_op="max"))  # pyright: ignore[reportArgumentType]  (it is a tensor)

@@ -30,10 +30,10 @@ from diffvit.errors import ConfigError, EnvironmentFault, InputError, Interrupte
 from diffvit.files import disk_faults
 from diffvit.kernels import accelerate
 from diffvit.registry import MEMORY
-from diffvit.training import checkpoint, environment, optimizers, processes
+from diffvit.training import checkpoint, environment, optimizers
 from diffvit.training.checkpoint import Checkpoint
+from diffvit.training.environment import by_the_first
 from diffvit.training.load import own_modules, qualified_name, save_model
-from diffvit.training.processes import by_the_first
 from diffvit.training.progress import Progress, StopRequest, usual_progress
 from diffvit.training.run_dir import RunDir
 from diffvit.training.score import described, flops_per_image
@@ -45,6 +45,12 @@ _READ_EVERY = {"cpu": 1, "cuda": 32}
 _SHOWN_EVERY = 0.1  # seconds between updates of the display
 # Compilations of a model's code in one process: two for each kind of model, as the last batch may be smaller.
 _COMPILATIONS = 256
+# What result.json takes of the test set's figures, the last only where it is known, and of the run's facts.
+_TEST_FIGURES = ("accuracy", "loss", "top5", "balanced_accuracy", "macro_f1", "accuracy_exact")
+_FACTS = (
+    *("parameters", "flops_per_image", "data_seconds", "compile_seconds", "device", "precision"),
+    *("config_hash", "model_sha256"),
+)
 # Figures that only some runs have: those of a CLIP, and the footnote that some data asks for.
 _OTHER_FIGURES = ("zero_shot_accuracy", "unseen_names_accuracy", "data_note")
 
@@ -109,10 +115,10 @@ def train(
     config = config.model_copy(update=places)  # absolute: config.yaml is read from anywhere
     device = environment.resolve_device(config.device)
     precision = environment.resolve_precision(config.precision, device)
-    fabric = processes.launch(device, precision)
+    fabric = environment.launch(device, precision)
     if fabric.global_rank:
         progress = Progress()
-    threads = config.threads or max(1, environment.usable_cores() // processes.local_world_size())
+    threads = config.threads or max(1, environment.usable_cores() // environment.local_world_size())
     with ExitStack() as held:  # which gives back what belongs to the process
         held.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(threads)
@@ -217,7 +223,7 @@ def _run(
     elif config.init_from:
         started = start_from(model, config, data.train.classes, facts.get("init_from") or {})
         progress.message(started.line())
-        facts["init_from"] = started.record()
+        facts["init_from"] = asdict(started)
     if config.freeze != "none":
         freeze(model, config.freeze)
     trainer = Trainer(fabric, config, data, model, task.objective(config, data))
@@ -346,7 +352,7 @@ def _steps_of_epoch(trainer: Trainer, folder: RunDir, progress: Progress, stop: 
 
 def _stop_if_asked(trainer: Trainer, folder: RunDir, stop: StopRequest) -> None:
     """Save and raise :class:`Interrupted` where any of the processes got a signal."""
-    number = processes.largest(trainer.fabric, stop.signal)
+    number = environment.largest(trainer.fabric, stop.signal)
     if not number:
         return
     by_the_first(trainer.fabric, lambda: trainer.save(folder))
@@ -361,31 +367,12 @@ def _result(
 ) -> dict[str, Any]:
     """The content of result.json, from what is known of the run, its epochs' rows and the test set's figures."""
     seconds = sum(row["seconds"] for row in rows)
-    known = {"test_accuracy_exact": figures["accuracy_exact"]} if "accuracy_exact" in figures else {}
-    known |= {name: figures[name] for name in _OTHER_FIGURES if name in figures}
-    return {
-        "test_accuracy": figures["accuracy"],
-        "val_accuracy": rows[-1]["val_accuracy"],
-        "test_loss": figures["loss"],
-        "test_top5": figures["top5"],
-        "test_balanced_accuracy": figures["balanced_accuracy"],
-        "test_macro_f1": figures["macro_f1"],
-        **known,
-        "parameters": facts["parameters"],
-        "flops_per_image": facts["flops_per_image"],
-        "train_seconds": seconds,
-        "data_seconds": facts["data_seconds"],
-        "compile_seconds": facts["compile_seconds"],
-        "images_per_second": rows[-1]["images_seen"] / seconds,
-        "epochs": config.epochs,
-        "seed": config.seed,
-        "data": facts["data"]["name"],
-        "device": facts["device"],
-        "precision": facts["precision"],
-        "attention": config.model.attention,
-        "config_hash": facts["config_hash"],
-        "model_sha256": facts["model_sha256"],
-    }
+    tested = {f"test_{name}": figures[name] for name in _TEST_FIGURES if name in figures}
+    tested |= {name: figures[name] for name in _OTHER_FIGURES if name in figures}
+    trained = {"val_accuracy": rows[-1]["val_accuracy"], "train_seconds": seconds}
+    trained |= {"images_per_second": rows[-1]["images_seen"] / seconds, "data": facts["data"]["name"]}
+    asked = {"epochs": config.epochs, "seed": config.seed, "attention": config.model.attention}
+    return tested | trained | {name: facts[name] for name in _FACTS} | asked
 
 
 @dataclass

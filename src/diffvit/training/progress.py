@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import sys
 import threading
@@ -62,11 +61,8 @@ class Progress:
         self._last = time.monotonic()
         if self._bars:
             self._bars.update(self._task, completed=row["step"])
-        figures = _figures({**row, "loss": row["train_loss"], "accuracy": row["train_accuracy"]})
-        validation = ""
-        if row["val_accuracy"] is not None:
-            validation = f" | validation loss {row['val_loss']:.3f} accuracy {row['val_accuracy']:.1%}"
-        self.message(f"epoch {row['epoch']}/{self._epochs} {figures} | {row['seconds']:.0f} s{validation}")
+        figures = f"{_figures(_of_training(row))} | {row['seconds']:.0f} s{_validation(row)}"
+        self.message(f"epoch {row['epoch']}/{self._epochs} {figures}")
 
     def message(self, text: str) -> None:
         """One line for the user."""
@@ -83,10 +79,8 @@ class Progress:
 class NotebookProgress(Progress):
     """One bar in a Jupyter notebook, updated in place; the run's first and last lines are printed around it."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._bar: Any = None
-        self._figures, self._validation = "", ""
+    _bar: Any = None
+    _validated = ""  # figures of the last validation
 
     def start(self, total_steps: int, epochs: int, title: str) -> None:
         """Training begins (or goes on)."""
@@ -94,44 +88,28 @@ class NotebookProgress(Progress):
 
         self._total, self._epochs = total_steps, epochs
         self.message(title)
-        self._bar = display(_Html(self._line(0, "")), display_id=True)
+        self._bar = display(self._shown(0, ""), raw=True, display_id=True)
 
     def step(self, values: Mapping[str, Any]) -> None:
         """Show the present epoch's figures."""
-        self._figures = f"epoch {values['epoch']}/{self._epochs} {_figures(values)}"
-        self._show(values["step"])
+        if self._bar is not None:
+            figures = f"epoch {values['epoch']}/{self._epochs} {_figures(values)}{self._validated}"
+            self._bar.update(self._shown(values["step"], figures), raw=True)
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Show an epoch's figures; those of the validation stay until the next."""
-        values = {**row, "loss": row["train_loss"], "accuracy": row["train_accuracy"]}
-        self._figures = f"epoch {row['epoch']}/{self._epochs} {_figures(values)}"
-        if row["val_accuracy"] is not None:
-            self._validation = f" | validation loss {row['val_loss']:.3f} accuracy {row['val_accuracy']:.1%}"
-        self._show(row["step"])
+        self._validated = _validation(row) or self._validated
+        self.step(_of_training(row))
 
     def message(self, text: str) -> None:
         """One line for the user."""
         sys.stdout.write(f"{text}\n")
 
-    def _show(self, step: int) -> None:
-        if self._bar is not None:
-            self._bar.update(_Html(self._line(step, f"{self._figures}{self._validation}")))
-
-    def _line(self, step: int, words: str) -> str:
-        return f"<progress value={step} max={self._total}></progress> {step}/{self._total} {words}"
-
-
-class _Html:
-    """What a notebook shows as HTML, in one line."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def _repr_html_(self) -> str:
-        return f"<div style='white-space: nowrap'>{self._text}</div>"
-
-    def __repr__(self) -> str:
-        return re.sub(r"<.*?>", "", self._text).strip()
+    def _shown(self, step: int, figures: str) -> dict[str, str]:
+        """The bar with the figures, in one line of HTML, and as text."""
+        text = f"{step}/{self._total} {figures}".strip()
+        bar = f"<progress value={step} max={self._total}></progress>"
+        return {"text/html": f"<div style='white-space: nowrap'>{bar} {text}</div>", "text/plain": text}
 
 
 def usual_progress() -> Progress:
@@ -148,6 +126,16 @@ def make_progress(quiet: bool = False) -> Progress:
 def _figures(values: Mapping[str, Any]) -> str:
     accuracy = "" if values["accuracy"] is None else f" accuracy {values['accuracy']:.1%}"
     return f"loss {values['loss']:.3f}{accuracy} {values['images_per_second']:.0f} images/s"
+
+
+def _of_training(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {**row, "loss": row["train_loss"], "accuracy": row["train_accuracy"]}
+
+
+def _validation(row: Mapping[str, Any]) -> str:
+    if row["val_accuracy"] is None:
+        return ""
+    return f" | validation loss {row['val_loss']:.3f} accuracy {row['val_accuracy']:.1%}"
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -64,7 +64,7 @@ class RunDir:
             hint += " (in Python: resume=True, overwrite=True, or another out=)."
             raise InputError(str(path), why, hint if "run" in why else "Give another --out.")
         with disk_faults(path):
-            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            path.mkdir(parents=True, exist_ok=True)
         return cls(path)
 
     @classmethod
@@ -84,7 +84,7 @@ class RunDir:
         return (self.path / "config.yaml").is_file()
 
     def clear(self) -> None:
-        """Remove the run in the folder; the lock and the folder of checkpoints, now empty, stay."""
+        """Remove the run in the folder; the lock stays."""
         self.__dict__.pop("config", None)
         with disk_faults(self.path):
             for entry in self.path.iterdir():
@@ -92,7 +92,6 @@ class RunDir:
                     shutil.rmtree(entry)
                 elif entry.name != _LOCK:
                     entry.unlink()
-            self.checkpoints.mkdir()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -161,20 +160,17 @@ class RunDir:
     def lock(self) -> Iterator[None]:
         """Lock the folder; the lock is released when the process ends, however it ends.
 
-        Where an exception ends it before config.yaml is written, what it made is removed: the folder, its parents, and
-        what a start puts into it. RunBusyError where another process holds it, EnvironmentFault where the disk refuses.
+        Where an exception ends it before config.yaml is written, the folder and the parents that it made are removed.
+        RunBusyError where another process holds it, EnvironmentFault where the disk refuses.
         """
         file, places = self.path / _LOCK, [self.path, *self.path.parents]
-        made = [path for path in (self.checkpoints, file, *places) if not path.exists()]
+        made = [path for path in (file, *places) if not path.exists()]
         try:
             with disk_faults(self.path):
                 handle = self._locked()
             try:
                 yield
             except BaseException:
-                if self.checkpoints in made and not (self.path / "config.yaml").exists():
-                    with contextlib.suppress(OSError):
-                        self.checkpoints.rmdir()
                 if file in made:
                     file.unlink(missing_ok=True)  # while it is held
                 raise
@@ -236,16 +232,7 @@ class RunDir:
 
     def append_row(self, row: Mapping[str, Any]) -> None:
         """Add an epoch's row and wait until it is on the disk; on a full disk no part of it stays."""
-        # Unbuffered: closing a buffered file would try once more to write what the disk has just refused.
-        with disk_faults(self._metrics_file, self.kept), self._metrics_file.open("ab", buffering=0) as file:
-            before, rest = file.tell(), memoryview(to_json(dict(row), indent=None))
-            try:
-                while rest:
-                    rest = rest[file.write(rest) :]
-                os.fsync(file.fileno())
-            except OSError:
-                os.truncate(self._metrics_file, before)
-                raise
+        self._write(self._metrics_file.name, b"".join(self._metric_lines()) + to_json(dict(row), indent=None))
 
     def truncate_rows(self, count: int) -> None:
         """Keep the first ``count`` rows; InputError where there are fewer."""

@@ -10,7 +10,7 @@ import hashlib
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +77,6 @@ class Transfer:
         lists = {"resampled": resampled, "fresh": self.fresh, "left over": self.left_over}
         parts = [f"taken {len(self.taken)}", *(_counted(word, names) for word, names in lists.items())]
         return f"weights of {self.reference} (SHA-256 {self.sha256[:12]}): {'; '.join([', '.join(parts), *self.notes])}"
-
-    def record(self) -> dict[str, Any]:
-        """For environment.json."""
-        return asdict(self)
 
 
 def _counted(word: str, names: Sequence[str]) -> str:
