@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffvit.app.explorer import ForwardPass, MapSelection, Shown
-from diffvit.attention.figures import blend
+from diffvit.attention.figures import blend, mark_level
 from diffvit.attention.metrics import mass_mask
 from diffvit.files import to_csv
 from diffvit.reporting.style import LIGHT, Theme, figure, plain, to_png, to_svg
@@ -173,7 +173,7 @@ def draw_figure(passes: Sequence[ForwardPass], selection: MapSelection, *, theme
             bar = part.colorbar(scale, ax=each, fraction=0.046, pad=0.03)
             bar.ax.tick_params(labelsize=8, colors=theme.ink)
             if uniform is not None:
-                bar.ax.axhline(uniform, color=theme.ink, lw=1.2)
+                mark_level(bar, uniform)
             text = f"{name}, {meaning}" if meaning.startswith("for ") else name
             each.set_title(plain(text), fontsize=10.5, color=theme.ink, loc="left")
     return made

@@ -135,7 +135,7 @@ def _mosaic(
         name = f"layer {record.blocks[line]}" + ("" if lam is None else f"\n{_LAMBDA} = {float(lam):.2f}")
         axes.text(-0.12, _CELL / 2, name, fontsize=10.5, color=LIGHT.ink, ha="right", va="center")
         bar = _colour_bar(made, scale, ((_LEFT + breadth + 0.1) / width, bottom, 0.1 / width, _CELL / height))
-        bar.ax.axhline(uniform, color=LIGHT.ink, lw=1.2)
+        mark_level(bar, uniform)
     return made
 
 
@@ -153,6 +153,12 @@ def _colour_bar(made: Figure, scale: ScalarMappable, frame: tuple[float, float, 
     bar.set_ticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
     bar.ax.tick_params(labelsize=9, colors=LIGHT.ink, length=2)
     return bar
+
+
+def mark_level(bar: Colorbar, level: float) -> None:
+    """A line across a colour bar, seen on dark and on light colours: where uniform attention lies."""
+    for shade, width in (("white", 3.0), ("black", 1.2)):
+        bar.ax.axhline(level, color=shade, lw=width)
 
 
 def _draw_image(
@@ -266,7 +272,7 @@ def overlays(
         bar.ax.tick_params(labelsize=9, colors=LIGHT.ink)
         bar.set_label(unit, color=LIGHT.ink, fontsize=9.5)
         if level is not None:
-            bar.ax.axhline(level, color=LIGHT.ink, lw=1.2)
+            mark_level(bar, level)
     for axes, (name, mask) in zip(panels[1 + len(saliency) : count], masks, strict=True):
         _show(axes, marked(image, mask), name)
     made.suptitle(title, x=0.01, ha="left", fontsize=13, color=LIGHT.ink)
