@@ -23,9 +23,8 @@ from benchmarks.settings import (
     peers_of,
 )
 from diffvit.cli import OPTIONS, show
-from diffvit.cli.options import OUTPUT, SWITCH, Output, numbers_of, refuse_folder
+from diffvit.cli.options import OUTPUT, SWITCH, DeviceFlag, Output, numbers_of, refuse_folder, settings_of
 from diffvit.config import resolve
-from diffvit.settings import Device
 
 app = App(name="bench", help_format="plaintext", group_parameters=OPTIONS)
 ALL_TOKENS, ALL_WIDTHS = (",".join(map(str, numbers)) for numbers in (TOKENS, WIDTHS))
@@ -37,8 +36,7 @@ MODEL = Group("Model and batch, the same for all", sort_key=2)
 class Place:
     """Where a benchmark runs and where its results go."""
 
-    device: Annotated[Device | None, Parameter(show_default="auto")] = None
-    """Where to run."""
+    device: DeviceFlag = None
     threads: Annotated[int | None, Parameter(show_default="0")] = None
     """CPU threads; 0 is all usable cores."""
     out: Path = FOLDER
@@ -53,8 +51,7 @@ class Place:
             EnvironmentFault: the device is not there, or the results could not be written.
         """
         refuse_folder(self.out)
-        given = {name: getattr(self, name) for name in ("device", "threads") if getattr(self, name) is not None}
-        config = resolve(None, given)
+        config = settings_of(device=self.device, threads=self.threads)
 
         from diffvit.training.environment import resolve_device
 

@@ -12,10 +12,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from diffvit.cli import show
-from diffvit.cli.options import OUTPUT, SWITCH, DataDir, Output
-from diffvit.config import resolve
+from diffvit.cli.options import OUTPUT, SWITCH, DataDir, DeviceFlag, Output, settings_of
 from diffvit.errors import ConfigError, EnvironmentFault
-from diffvit.settings import Device
 
 _PORTS = 65_535
 
@@ -36,7 +34,7 @@ def app(
     clip_weights: Annotated[
         Path | None, Parameter(help="OpenAI's RN50.pt, to offer in addition to the small CLIP.")
     ] = None,
-    device: Annotated[Device | None, Parameter(show_default="auto", help="Device to run on.")] = None,
+    device: DeviceFlag = None,
     output: Output = OUTPUT,
 ) -> None:
     """Start the explorer: a local web page that shows attention maps. Ctrl-C stops it."""
@@ -44,7 +42,7 @@ def app(
         raise ConfigError("--port", f"must be 0 to {_PORTS} (found {port})")
     if importlib.util.find_spec("gradio") is None:
         raise EnvironmentFault("diffvit app", "needs Gradio, which is not installed", "pip install 'diffvit[app]'")
-    place = resolve(None, {} if device is None else {"device": device}).device
+    place = settings_of(device=device).device
     # Read when Gradio is imported: it would otherwise ask outside servers for its version and send figures of use.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     # Read when torch is: several questions run at once, a thread each, and each would start threads of its own.

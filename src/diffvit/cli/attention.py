@@ -12,10 +12,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from diffvit.cli import show
-from diffvit.cli.options import OUTPUT, SWITCH, Output, size_of
-from diffvit.config import resolve
+from diffvit.cli.options import OUTPUT, SWITCH, DeviceFlag, Output, settings_of, size_of
 from diffvit.errors import ConfigError, InputError, check_choice, sides
-from diffvit.settings import Device
 
 _FIRST = "0-3"  # of the test set, where no image is named
 
@@ -100,7 +98,7 @@ def attention(
     score: Annotated[bool, SWITCH, Parameter(help="Score the maps on the test set: a table and plots.")] = False,
     score_images: Annotated[int, Parameter(help="Number of test images to score.")] = 500,
     out: Annotated[Path | None, Parameter(help="Output folder; default RUN/attention, or attention-NAME.")] = None,
-    device: Annotated[Device | None, Parameter(show_default="auto", help="Where to run.")] = None,
+    device: DeviceFlag = None,
     what: Selection = Selection(),
     draw: Drawing = Drawing(),
     follow: Rollout = Rollout(),
@@ -133,7 +131,7 @@ def attention(
     if pretrained and isinstance(size, tuple):
         raise ConfigError("--size", f"is one side for a pretrained model, which keeps an image's shape (found {size})")
     side = size if pretrained and isinstance(size, int) else None  # of the image as it is
-    place = resolve(None, {} if device is None else {"device": device}).device
+    place = settings_of(device=device).device
 
     from diffvit.attention import METHODS, inputs, report, scores
 

@@ -16,17 +16,18 @@ from diffvit.cli.options import (
     OUTPUT,
     SWITCH,
     DataDir,
+    DeviceFlag,
     Output,
     Quiet,
     Resume,
     flags_of,
     numbers_of,
     refuse_folder,
+    settings_of,
 )
 from diffvit.cli.train import default_folder, resumed, run_and_report
 from diffvit.config import ClipConfig, resolve
 from diffvit.errors import ConfigError, EnvironmentFault, InputError
-from diffvit.settings import Device
 
 if TYPE_CHECKING:
     from diffvit.clip.labelled import Labelled
@@ -56,13 +57,12 @@ class ClipChoice:
     """Tag of the weights; with --weights FILE, the tag of what the file holds, or none."""
     weights: Path | None = None
     """Weights from a file: OpenAI's archive, .pt, .safetensors."""
-    device: Annotated[Device | None, Parameter(show_default="auto")] = None
-    """Where to run."""
+    device: DeviceFlag = None
 
     @property
     def place(self) -> str:
         """The device: flag > environment > default."""
-        return resolve(None, {} if self.device is None else {"device": self.device}).device
+        return settings_of(device=self.device).device
 
     def load(self) -> Clip:
         """The model."""
@@ -447,7 +447,7 @@ def precision(
     images: Annotated[int, Parameter(help="Number of images for the drift from FP32.")] = 32,
     data_dir: DataDir = None,
     weights: Annotated[Path | None, Parameter(help="CLIP RN50 weights; default random weights.")] = None,
-    device: Annotated[Device | None, Parameter(show_default="auto", help="Where to run.")] = None,
+    device: DeviceFlag = None,
     threads: Annotated[int | None, Parameter(show_default="0", help="CPU threads; 0 is all usable cores.")] = None,
     out: Annotated[Path, Parameter(help="Folder for precision.json, the plot and report.md.")] = Path(
         "reports/clip-precision"
@@ -462,8 +462,7 @@ def precision(
     """
     sizes = numbers_of("--batch-sizes", batch_sizes)
     refuse_folder(out)
-    given = {name: value for name, value in (("device", device), ("threads", threads)) if value is not None}
-    config = resolve(None, given)
+    config = settings_of(device=device, threads=threads)
 
     from diffvit.clip import precision as measured
     from diffvit.clip.load import load_clip

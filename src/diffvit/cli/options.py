@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from diffvit.cli import show
-from diffvit.config import resolve
+from diffvit.config import Config, resolve
 from diffvit.errors import ConfigError, EnvironmentFault, Size, checked_size
 from diffvit.files import finite
 from diffvit.models.presets import PRESETS
@@ -56,10 +56,11 @@ class Place:
 
     def resolved(self) -> dict[str, str]:
         """``device`` and ``precision``: flag > environment > default."""
-        config = resolve(None, {name: value for name, value in vars(self).items() if value is not None})
+        config = settings_of(**vars(self))
         return {"device": config.device, "precision": config.precision}
 
 
+DeviceFlag = Annotated[Device | None, Parameter(show_default="auto", help="Where to run.")]
 _DATA_DIR = "Folder of the data; for CIFAR-10 the default is DIFFVIT_DATA."
 DataDir = Annotated[Path | None, Parameter(help=_DATA_DIR)]
 _SIZE = "Side of the input, or HEIGHT,WIDTH, pixels, if not the one trained for; positions are interpolated."
@@ -69,6 +70,11 @@ _CONTINUE = "Finished run to go on from, with its settings, in a new run with a 
 Continue = Annotated[Path | None, Parameter(name="--continue", help=_CONTINUE)]
 Quiet = Annotated[bool, SWITCH, Parameter(help="Show no progress and no summary.")]
 OUTPUT, PLACE = Output(), Place()
+
+
+def settings_of(**flags: Any) -> Config:
+    """The settings of a command with these flags, None for one not given: flag > environment > default."""
+    return resolve(None, {name: value for name, value in flags.items() if value is not None})
 
 
 def numbers_of(flag: str, text: str) -> tuple[int, ...]:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from diffvit.cli import OPTIONS, show
-from diffvit.cli.options import OUTPUT, SWITCH, DataDir, Output
-from diffvit.config import resolve
+from diffvit.cli.options import OUTPUT, SWITCH, DataDir, DeviceFlag, Output, settings_of
 from diffvit.errors import ConfigError, DiffvitError, EnvironmentFault, Interrupted
 from diffvit.experiments.study import (
     GRACE_SECONDS,
@@ -27,7 +26,6 @@ from diffvit.experiments.study import (
     find_study,
     seeds_of,
 )
-from diffvit.settings import Device
 
 if TYPE_CHECKING:
     from diffvit.experiments.runner import Runner
@@ -39,7 +37,6 @@ _CONDITIONS = ("data", "precision", "device", "kernels")  # as a cell's rows are
 _SIGNALLED = 128
 
 Name = Annotated[str, Parameter(name="NAME", help="A name listed by diffvit study list, or your own YAML file.")]
-DeviceFlag = Annotated[Device | None, Parameter(show_default="auto", help="Where to run.")]
 
 
 @Parameter(name="*")
@@ -220,7 +217,7 @@ def run(
     study = find_study(name)
     if places.storage and not study.search:
         show.warn([f"--storage is for a search; the state of {study.name} is in its run folders"])
-    device = resolve(None, {} if device is None else {"device": device}).device
+    device = settings_of(device=device).device
     worker = _worker_of(study, what, places, {"device": device, "data_dir": data_dir})
     cells, committed = (), 0
     if isinstance(worker, Runner):
