@@ -167,7 +167,7 @@ def classify(
         "unknown_words": list(made.unknown),
         "cut_labels": list(made.cut),
         "images": [{"image": str(each.path), "top": [list(pair) for pair in each.top]} for each in named],
-        "failed": [{"image": fault.what, "error": str(fault)} for fault in faults],
+        "failed": [{"image": fault.what, "error": fault.line} for fault in faults],
     }
     show.line(render("clip/pages/classify.txt", **result, first=prompts.texts[0], names=given).rstrip())
     for each in named:

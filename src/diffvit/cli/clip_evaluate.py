@@ -202,7 +202,7 @@ def _published(where: str, options: Options, choice: ClipChoice) -> tuple[dict[s
         except EnvironmentFault as fault:
             if data == "imagenet":
                 raise
-            show.line(f"note: without CIFAR-10: {fault}")
+            show.line(f"note: without CIFAR-10: {fault.line}")
         show.line()
     clip = choice.load()
     result = precisions(
@@ -217,7 +217,7 @@ def _published(where: str, options: Options, choice: ClipChoice) -> tuple[dict[s
     show.table(drifts.columns, drifts.rows)
     show.line(f"report  {write(result, out / 'precision')}")
     show.line(f"reports  {out}; take them into the page with: make docs")
-    return {"out": out, "failed": [str(fault) for fault in faults.values()]}, list(faults.values())
+    return {"out": out, "failed": [fault.line for fault in faults.values()]}, list(faults.values())
 
 
 # What is said

@@ -103,7 +103,7 @@ def _add_routes(app: FastAPI, explorer: Explorer) -> None:
         try:
             content = await run_in_threadpool(explorer.figure, name.removesuffix(".png"))
         except DiffvitError as error:
-            return JSONResponse({"detail": str(error)}, 404 if isinstance(error, InputError) else 503)
+            return JSONResponse({"detail": error.line}, 404 if isinstance(error, InputError) else 503)
         headers = {"content-disposition": 'attachment; filename="diffvit-attention.png"'}
         return Response(content, media_type="image/png", headers=headers)
 
@@ -113,7 +113,7 @@ def _add_upload(explorer: Explorer, data: bytes, name: str) -> dict[str, str]:
     try:
         return {"token": explorer.limiter.call(lambda: explorer.uploads.add(data, name))}
     except DiffvitError as error:
-        return {"error": str(error)}
+        return {"error": error.line}
     except Exception:
         log.exception("an upload failed")
         return {"error": INTERNAL_ERROR}
