@@ -308,7 +308,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         asyncio.run(measure(given.clients, given.seconds, given.out))
     except DiffvitError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error.line}", file=sys.stderr)
         return error.exit_code
     print(given.out / "report.md")
     return 0

@@ -310,7 +310,7 @@ def test_the_line_names_the_flag_the_variable_or_the_file_at_fault(tmp_path):
     def line(flags, environ):
         with pytest.raises(ConfigError) as caught:
             resolve(file, flags, environ)
-        return str(caught.value)
+        return caught.value.line
 
     assert line({}, {}).startswith(f"{file}: model.depth: ")
     assert line({"model": {"depth": -1}}, {}).startswith("--model.depth: ")

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
                 differed = True
                 print(f"out of date: {line}. Run: make docs" if given.check else f"updated: {line}")
     except DiffvitError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error.line}", file=sys.stderr)
         return error.exit_code
     return 1 if differed and given.check else 0
 

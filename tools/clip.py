@@ -231,4 +231,4 @@ if __name__ == "__main__":
     try:
         take_names(Path(sys.argv[1]), ROOT / SMALL)
     except DiffvitError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {error.line}")

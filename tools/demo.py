@@ -41,5 +41,5 @@ if __name__ == "__main__":
     try:
         demo(Path(sys.argv[1]), free_folder(Path("runs/demo")))
     except DiffvitError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error.line}", file=sys.stderr)
         sys.exit(error.exit_code)

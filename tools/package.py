@@ -168,7 +168,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         file = package(given.run, given.name, data_dir=given.data_dir)
     except DiffvitError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {error.line}\n")
         return error.exit_code
     sys.stdout.write(f"{file} ({file.stat().st_size:,} bytes)\n")
     return 0

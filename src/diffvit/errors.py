@@ -8,15 +8,17 @@ device, network), 5 non-finite training, 6 run folder locked, 130 and 143 stoppe
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Any
 
 Size = int | tuple[int, int]  # of an image, pixels: the side of a square, or height and width
+_COMMAND_OR_FLAG = re.compile(r"\bdiffvit [a-z].*?(?=, |; | \(|\. |\.?$)|(?<![\w/-])--([a-z][\w.-]*\w)")
 
 
 class DiffvitError(Exception):
-    """A fault with one clear line. ``str(error)`` is that line without the leading ``error:``.
+    """A fault with one clear line, ``line``; ``str(error)`` is the same with Python's names: ``batch_size``, no flag.
 
     ``what`` is the thing at fault, as the user knows it (a key, a path, a flag), ``why`` what is wrong, with what was
     found against what is allowed, and ``hint`` what was kept and what to do next.
@@ -28,7 +30,11 @@ class DiffvitError(Exception):
         self.what, self.why, self.hint = what, why, hint
         line = f"{what}: {why}".rstrip(".")
         line += "" if line.endswith("?") else "."
-        super().__init__(" ".join(f"{line} {hint}".split()))
+        self.line = " ".join(f"{line} {hint}".split())
+        super().__init__(self.line)
+
+    def __str__(self) -> str:
+        return _COMMAND_OR_FLAG.sub(lambda found: found[1].replace("-", "_") if found[1] else found[0], self.line)
 
 
 class ConfigError(DiffvitError):

@@ -130,7 +130,7 @@ def test_clip_models_are_those_of_the_start(
     (tmp_path / ".cache" / "clip").mkdir(parents=True)
     (tmp_path / ".cache" / "clip" / "RN50.pt").touch()
     assert find_openai_weights(None) == tmp_path / ".cache" / "clip" / "RN50.pt"
-    with pytest.raises(InputError, match="--clip-weights names"):
+    with pytest.raises(InputError, match="clip_weights names"):
         find_openai_weights(tmp_path / "no.pt")
 
 

@@ -65,7 +65,7 @@ def test_sizes_keep_the_shape_of_the_picture(
 def test_a_model_of_one_size_gets_the_centred_square(tmp_path: Path) -> None:
     ((found,), _) = read_samples([picture(tmp_path / "a.png", 90, 60)], model_of(32))
     assert found.pixels.shape == (3, 32, 32)
-    with pytest.raises(ConfigError, match=r"--size: a model takes one size alone \(found 64 vs 32\)"):
+    with pytest.raises(ConfigError, match=r"size: a model takes one size alone \(found 64 vs 32\)"):
         read_samples([tmp_path / "a.png"], model_of(32), size=64)
 
 
@@ -94,7 +94,7 @@ def test_folders_give_their_files_in_order_and_bad_ones_are_named(tmp_path: Path
     ):
         assert error.what == str(tmp_path / name)
         assert error.why.startswith(why)
-    with pytest.raises(ConfigError, match="--size: is smaller than a patch"):
+    with pytest.raises(ConfigError, match="size: is smaller than a patch"):
         read_samples([small], model_of(None), size=8)
 
 
@@ -115,7 +115,7 @@ def test_a_set_gives_labels_and_masks_by_place() -> None:
         assert each.mask is not None
         assert torch.equal(each.mask, images.masks[index])
     for wrong in (12, -1):
-        with pytest.raises(ConfigError, match=rf"--index: no such image \(found {wrong} vs 0 to 11"):
+        with pytest.raises(ConfigError, match=rf"index: no such image \(found {wrong} vs 0 to 11"):
             samples_of(images, [wrong])
 
 

@@ -38,6 +38,16 @@ def test_every_exception_has_its_code_and_one_line(error, code, expected):
     assert len(line.splitlines()) == 1
 
 
+def test_the_command_line_names_flags_and_python_arguments():
+    hint = "Go on with: diffvit train --resume a-b/c, or give another --out (--batch-size too). Is a --plugin missing?"
+    error = InputError("--size", "is no --model.image-size=8. See diffvit data info DIR. --bad-files skip is", hint)
+    assert explain(error)[1] == f"--size: {error.why}. {hint}"
+    assert str(error) == (
+        "size: is no model.image_size=8. See diffvit data info DIR. bad_files skip is. Go on with: "
+        "diffvit train --resume a-b/c, or give another out (batch_size too). Is a plugin missing?"
+    )
+
+
 def test_a_bug_shows_its_traceback_only_on_demand(monkeypatch, capsys):
     def broken(*_, **__):
         raise ZeroDivisionError("by nought")

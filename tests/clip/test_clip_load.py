@@ -128,7 +128,7 @@ def test_without_a_network_one_line_says_what_to_put_where(
     assert caught.value.exit_code == 4
     assert line.startswith("RN50: its weights 'openai' could not be fetched (")
     assert "Fetch them elsewhere from https://huggingface.co/timm/resnet50_clip.openai or https://openaipublic." in line
-    assert line.endswith("/RN50.pt and give them with --weights FILE.")
+    assert line.endswith("/RN50.pt and give them with weights FILE.")
     with pytest.raises(EnvironmentFault, match=r"resnet50\.tv2_in1k: .*resnet50-11ad3fa6\.pth and give them as a file"):
         load_resnet50()
 
@@ -150,7 +150,7 @@ def test_a_resnet50_from_a_file_is_timms(tmp_path: Path) -> None:
         assert torch.equal(ours.model(images), wanted)
         assert ours.version == version
         assert ours.preprocessing.words.startswith(f"shorter side to {side}")
-    with pytest.raises(ConfigError, match=r"needs a name .* or --weights FILE"):
+    with pytest.raises(ConfigError, match=r"needs a name .* or weights FILE"):
         load_clip("RN50", None)
 
 
@@ -196,7 +196,7 @@ def test_archives_that_openai_did_not_publish(monkeypatch: pytest.MonkeyPatch) -
     with monkeypatch.context() as patch:
         patch.setattr(torch.jit, "load", JIT_LOAD)
         assert load_clip(NAME, "openai", Path("w.pt")).name == NAME
-        with pytest.raises(ConfigError, match=r"own archive, whose model has QuickGELU\. Say --pretrained openai"):
+        with pytest.raises(ConfigError, match=r"own archive, whose model has QuickGELU\. Say pretrained openai"):
             load_clip(NAME, None, Path("w.pt"))
     content = Path("w.pt").read_bytes()
     Path("w.pt").write_bytes(content[:-2000])

@@ -151,7 +151,7 @@ def test_going_on_gives_the_same_weights(finished: RunDir, tmp_path: Path, monke
 
 def test_a_full_memory_says_what_helps_a_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ContrastiveTask, "model", lambda *_: torch.empty(2**50))
-    with pytest.raises(EnvironmentFault, match=r"smaller --batch-size\.$"):
+    with pytest.raises(EnvironmentFault, match=r"smaller batch_size\.$"):
         train(clip_config(), out=tmp_path / "m", task=ContrastiveTask())
 
 

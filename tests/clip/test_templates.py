@@ -79,14 +79,14 @@ def test_labels_that_are_wrong(case: int, tmp_path: Path) -> None:
         file.write_bytes(given)
     with pytest.raises(DiffvitError) as caught:
         load_labels(given) if isinstance(given, str) else load_labels(file=file)
-    what, code = ("--labels", 2) if isinstance(given, str) else (str(file), 3)
+    what, code = ("labels", 2) if isinstance(given, str) else (str(file), 3)
     assert str(caught.value).startswith(f"{what}: {why}")
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == code
 
 
 def test_templates_that_are_wrong(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="give --labels a,b,c or --labels-file FILE, one of them"):
+    with pytest.raises(ConfigError, match="give labels a,b,c or labels_file FILE, one of them"):
         load_labels("a,b", Path("l.txt"))
     with pytest.raises(ConfigError, match=r"no such templates or file: 'openai-8' .*Did you mean 'openai-80'\?"):
         load_templates("openai-8")

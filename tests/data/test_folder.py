@@ -135,7 +135,7 @@ def test_every_bad_file_is_reported_together_or_skipped(tree):
         path = tree / "train" / "dog" / name
         path.symlink_to(tree / "nowhere.png") if content is None else path.write_bytes(content)
     said = []
-    with pytest.raises(InputError, match=r"4 of 14 files cannot be read.*--bad-files skip") as caught:
+    with pytest.raises(InputError, match=r"4 of 14 files cannot be read.*bad_files skip") as caught:
         sources.load("folder", "train", data_dir=tree, image_size=16, announce=said.append)
     assert all(any(f"dog/{name}" in line for line in said) for name in BAD)
     assert all(line.count("cannot be read") < 2 for line in (*said, str(caught.value).partition("read: ")[2]))

@@ -70,15 +70,17 @@ def test_images_lie_at_any_depth_and_behind_links_but_not_in_circles(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(("separator", "end"), [(",", "\n"), (";", "\r\n"), ("\t", "\r\n")])
 @pytest.mark.parametrize("columns", ["path,label", "label,Filename", "id,image,CLASS", "file_name,category"])
-def test_a_table_of_paths_and_labels(tmp_path, columns):
+def test_a_table_of_paths_and_labels(tmp_path, columns, separator, end):
     touch(tmp_path, "images/1.png", "images/é & b.png")
     cells = [{"1": "images/1.png"}, {"1": "images/é & b.png"}]
     lines = []
     for number, cell in enumerate(cells):
         known = dict.fromkeys(("label", "class", "category"), "ab"[number]) | {"id": str(number)}
-        lines.append(",".join(known.get(name.lower(), cell["1"]) for name in columns.split(",")))
-    (tmp_path / "labels.csv").write_text("\n".join([columns, *lines]) + "\n", encoding="utf-8-sig")
+        lines.append(separator.join(known.get(name.lower(), cell["1"]) for name in columns.split(",")))
+    text = end.join([columns.replace(",", separator), *lines, ""])
+    (tmp_path / "labels.csv").write_bytes(text.encode("utf-8-sig"))
     found = [("train", "a", "images/1.png"), ("train", "b", "images/é & b.png")]
     assert rows(tmp_path) == rows(tmp_path / "labels.csv") == found
 
@@ -100,10 +102,15 @@ REFUSED = {
     "one class": ({"a/1.png": ""}, r"one class alone \(a\)"),
     "a class without images": ({"a/1.png": "", "b/notes.TXT": ""}, "holds no images"),
     "a class in test alone": ({"train/a/1.png": "", "train/b/1.png": "", "test/c/1.png": ""}, "class 'c' is in test"),
+    "a class written otherwise in test": (
+        {"train/Cat/1.png": "", "train/b/1.png": "", "test/cat/1.png": ""},
+        r"class 'cat' is in test and not in train\. Did you mean 'Cat'\? Add",
+    ),
+    "a table of other columns beside its images": ({"a.csv": "name,kind\n", "img/1.png": ""}, "no columns of path and"),
     "a missing file": ({"a.csv": "path,label\nnone.png,1\n"}, r"a.csv, row 1.*none\.png"),
     "no label": ({"1.png": "", "a.csv": "path,label\n1.png,\n"}, "no label"),
     "an unknown split": ({"1.png": "", "a.csv": "path,label,split\n1.png,a,half\n"}, "split 'half'"),
-    "other columns": ({"a.csv": "name;kind\n1.png;a\n"}, "found name;kind; allowed path"),
+    "other columns": ({"a.csv": "name;kind\n1.png;a\n"}, "found name, kind; allowed path"),
     "not JSON": (
         {"1.png": "", "a.jsonl": '{"path": "1.png", "label": 1}\nnothing'},
         r"cannot be read as a table \(line 2: ",
@@ -118,6 +125,14 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path, case):
         touch(tmp_path, name)
         (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=why):
+        find_layout(tmp_path)
+
+
+@pytest.mark.parametrize("others", [[], ["a/1.png"], ["a/1.png", "b/1.png"]])
+def test_a_class_behind_a_link_that_leads_nowhere_is_not_passed_over(tmp_path, others):
+    touch(tmp_path, *others)
+    (tmp_path / "c").symlink_to(tmp_path / "moved")
+    with pytest.raises(InputError, match=r"/c: cannot be listed \(No such file or directory\)"):
         find_layout(tmp_path)
 
 

@@ -104,7 +104,7 @@ def test_the_variable_names_cifar10s_place_for_every_caller(tmp_path, monkeypatc
     for source in ("cifar10", "auto"):
         with pytest.raises(InputError, match="no such data folder"):
             load(source, None)
-    for place, why in ((tmp_path / "nothing", "no such"), (None, "--data-dir")):  # the variable is not for it
+    for place, why in ((tmp_path / "nothing", "no such"), (None, "Give data_dir DIR")):  # the variable is not for it
         with pytest.raises(InputError, match=why):
             load("folder", place)
 

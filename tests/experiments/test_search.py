@@ -183,9 +183,9 @@ def test_errors_end_a_worker_and_lose_nothing(opened: Open, tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("where", "said"),
     [
-        ("postgresql+psycopg://nobody@127.0.0.1:1/none", "--storage: cannot be opened ("),
-        ("mysql+nothing://x/y", "--storage: cannot be opened ("),
-        ("/proc/none/search.db", "--storage: cannot be written ("),
+        ("postgresql+psycopg://nobody@127.0.0.1:1/none", "storage: cannot be opened ("),
+        ("mysql+nothing://x/y", "storage: cannot be opened ("),
+        ("/proc/none/search.db", "storage: cannot be written ("),
     ],
 )
 def test_a_storage_that_cannot_be_had_is_one_line(where: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:

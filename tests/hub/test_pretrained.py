@@ -211,7 +211,7 @@ def test_a_failed_download_says_which_option_helps(monkeypatch):
         load_pretrained(NAME)
     assert caught.value.exit_code == 4
     why = "its weights could not be fetched (OSError: no route to the hub)"
-    assert str(caught.value) == f"{NAME}: {why}. Fetch its weights elsewhere and give them with --weights FILE."
+    assert str(caught.value) == f"{NAME}: {why}. Fetch its weights elsewhere and give them with weights FILE."
     assert (seen, hub.HF_HUB_OFFLINE) == ([True], False)
 
 
@@ -221,7 +221,7 @@ def test_a_failed_download_says_which_option_helps(monkeypatch):
         ("vit_small_patch16_224.dno", r"no model 'vit_small_patch16_224\.dno' in timm .*Did you mean 'vit_small_pa"),
         ("hf-hub:timm/vit_tiny", "no model 'hf-hub:timm/vit_tiny'"),
         (None, "needs a name, a weights file, or both"),
-        ("vit_small_patch32_224", "nobody published weights for vit_small_patch32_224.*--weights FILE"),
+        ("vit_small_patch32_224", "nobody published weights for vit_small_patch32_224.*weights FILE"),
     ],
 )
 def test_names_without_a_model_or_weights(name, why, monkeypatch):

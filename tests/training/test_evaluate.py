@@ -52,7 +52,7 @@ def test_the_splits_are_those_of_the_run(run):
 def test_a_weights_file_needs_to_be_told_its_data(run, tmp_path):
     file = tmp_path / "m.safetensors"
     file.write_bytes((run / "model.safetensors").read_bytes())
-    with pytest.raises(ConfigError, match=r"does not say where its data \(shapes .*\) comes from\. Give --data"):
+    with pytest.raises(ConfigError, match=r"does not say where its data \(shapes .*\) comes from\. Name it with data"):
         evaluate(file, device="cpu")
     with pytest.raises(InputError, match="has no validation split"):
         evaluate(file, data="folder", split="validation", device="cpu")

@@ -2,10 +2,13 @@
 
 import os
 import signal
+from importlib import import_module
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch.utils.data import Dataset
 
 import diffvit
 from diffvit.cli.main import run as command
@@ -69,8 +72,61 @@ def test_the_folder_alone_is_refused_with_the_call_that_goes_on(tmp_path, capsys
     assert "diffvit.evaluate(run, images, labels)" in capsys.readouterr().err
     for data in (GIVEN, {}):  # a finished run is given back, but not for other images
         assert diffvit.train(config(), **data, out=out, resume=True).result == run.result
+        with pytest.raises(ConfigError, match=r"the finished run began with other settings .*epochs 2 vs 3.*overwrite"):
+            diffvit.train(config(epochs=3), **data, out=out, resume=True)
     with pytest.raises(ConfigError, match=r"is a finished run on other data.*fingerprint \w{12} vs \w{12}"):
         diffvit.train(config(), **other, out=out, resume=True)
+
+
+class Samples(Dataset):
+    """So many of the images over and over; ``bad`` are other samples by index, an exception raised."""
+
+    def __init__(self, bad):
+        self.bad = bad
+
+    def __len__(self):
+        return 502
+
+    def __getitem__(self, place):
+        found = self.bad.get(place, (TRAIN.pixels[place % 60], TRAIN.labels[place % 60]))
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+def unreadable(kind, place, folder):
+    """A data set of 502 images, of which one is cut off."""
+    encoded, labels = [], TRAIN.labels.repeat(9)[:502].sort().values.tolist()
+    for number, label in enumerate(labels):
+        file = folder / str(label) / f"{number:03}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(TRAIN.pixels[number % 60].permute(1, 2, 0).numpy()).save(file)
+        file.write_bytes(file.read_bytes()[: 30 if number == place else None])
+        encoded.append({"bytes": file.read_bytes(), "path": None})
+    if kind == "torchvision":
+        return import_module("torchvision.datasets").ImageFolder(folder)
+    given = import_module("datasets")
+    features = given.Features({"image": given.Image(), "label": given.ClassLabel(names=TRAIN.classes)})
+    return given.Dataset.from_dict({"image": encoded, "label": labels}, features=features)
+
+
+@pytest.mark.parametrize("kind", ["torch", "torchvision", "datasets"])
+def test_a_sample_that_cannot_be_read_is_named_before_anything_starts(kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    cases = [
+        (place, {place: OSError("gone")}, "sample {} of the data: cannot be read .OSError: gone")
+        for place in (500, 501)
+    ]
+    cases += [(500, {500: (torch.zeros(5, 8, 8), 1)}, "sample {} of the data: has another shape")]
+    cases += [(501, {501: (TRAIN.pixels[0], -1)}, "label {}: is outside the classes .-1 vs")]
+    if kind != "torch":
+        cases = [(place, None, "sample {} of the data: cannot be read") for place in (500, 501)]
+    for place, bad, said in cases:
+        broken = Samples(bad) if bad else unreadable(kind, place, tmp_path / str(place))
+        for sets, part in (({"data": broken}, ""), ({"data": Samples({}), "test": broken}, "test: ")):
+            with pytest.raises(InputError, match=f"^{part}{said.format(place)}"):
+                diffvit.train(config(), **sets, classes=TRAIN.classes, out=tmp_path / "run")
+            assert not (tmp_path / "run").exists()
 
 
 def test_balanced_sampling_and_weights_are_resumed_exactly(tmp_path):

@@ -231,6 +231,14 @@ def test_a_folder_decides_what_is_not_given_and_a_resume_says_which_classes_chan
     for out, flags, size in (("on", [], 12), ("given", ["--validation-size", "3"], 3)):
         assert command([*more, out, *flags]) == 0
         assert RunDir(Path(out)).environment["data"]["validation"] == size
+    pictures(second, ("eel",))
+    capsys.readouterr()
+    assert command([*more, "eels"]) == 2
+    assert "3 vs 4 classes: cat, cow, dog, eel). Go on with its weights and a new head" in (
+        line := capsys.readouterr().err
+    )
+    assert command([*more, "eels", *line.split(": ")[-1].split()]) == 0
+    assert "head.weight" in RunDir(Path("eels")).environment["init_from"]["fresh"]
     assert command(["train", "--resume", "run", "--data-dir", str(second)]) == 0
     assert f"{second} was not looked at" in capsys.readouterr().out
     Path("run/result.json").unlink()
@@ -269,7 +277,11 @@ def test_a_full_disk_damages_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("error", "kind", "why"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory"), EnvironmentFault, "memory: is used up.*--accumulate"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory"),
+            EnvironmentFault,
+            "memory: is used up.*smaller batch_size or a larger accumulate",
+        ),
         (RuntimeError("something else"), RuntimeError, "something else"),
     ],
 )
@@ -329,7 +341,7 @@ def stop(*_, **__):
 
 REFUSED = {
     "no such data": (InputError, {"data": "cifar10", "data_dir": "/nowhere"}, "no such data folder"),
-    "data without a place": (InputError, {"data": "folder"}, "--data-dir"),
+    "data without a place": (InputError, {"data": "folder"}, "data_dir"),
     "too much kept apart": (InputError, {"validation_size": 50}, "leaves nothing to train on"),
     "classes": (ConfigError, {"model": {"num_classes": 7}}, "7 vs 10 classes.*set it to 10"),
     "channels": (InputError, {"model": {"in_chans": 2}}, "2 channels .found 3, allowed 1 and 3"),

@@ -115,7 +115,7 @@ def test_positions_are_resampled_over_the_grid(kind, target):
 def test_positions_that_have_no_conversion_are_refused_by_name(old, new):
     with pytest.raises(InputError, match=f"pos_embed {old} vs {new}") as caught:
         moved(model_of(pos_embed=old), pos_embed=new)
-    assert f"--model.pos-embed {old}" in caught.value.hint
+    assert f"--model.pos-embed={old}" in caught.value.hint
 
 
 def test_tokens_that_only_one_of_the_models_has():
@@ -184,16 +184,16 @@ def test_what_split_differential_attention_computes():
 MISFITS = {
     "sizes": (
         {"depth": 3, "num_heads": 4},
-        ["depth 2 vs 3", "num_heads 2 vs 4", "fits: embed_dim 16", "--model.depth 2"],
+        ["depth 2 vs 3", "num_heads 2 vs 4", "fits: embed_dim 16", "what fits: model.depth=2"],
     ),
     "parts": (
         {"qk_norm": "rms", "qkv_bias": False},
-        ["qkv_bias True vs False", "qk_norm none vs rms", "--model.qkv-bias"],
+        ["qkv_bias True vs False", "qk_norm none vs rms", "model.qkv_bias=True"],
     ),
-    "layer scale": ({"layer_scale": 0.1}, ["layer_scale False vs True", "--model.layer-scale 0"]),
+    "layer scale": ({"layer_scale": 0.1}, ["layer_scale False vs True", "model.layer_scale=0.0"]),
     "V1": (
         {"attention": "differential"},
-        ["attention softmax vs differential", "--model.attention differential-split"],
+        ["attention softmax vs differential", "model.attention=differential-split"],
     ),
 }
 

@@ -265,7 +265,7 @@ def _published(where: str, options: Options, choice: ClipChoice) -> tuple[dict[s
         except EnvironmentFault as fault:
             if data == "imagenet":
                 raise
-            show.line(f"note: without CIFAR-10: {fault}")
+            show.line(f"note: without CIFAR-10: {fault.line}")
         show.line()
     clip = choice.load()
     result = precisions(
@@ -280,7 +280,7 @@ def _published(where: str, options: Options, choice: ClipChoice) -> tuple[dict[s
     show.table(drifts.columns, drifts.rows)
     show.line(f"report  {write(result, out / 'precision')}")
     show.line(f"reports  {out}; take them into the page with: make docs")
-    return {"out": out, "failed": [str(fault) for fault in faults.values()]}, list(faults.values())
+    return {"out": out, "failed": [fault.line for fault in faults.values()]}, list(faults.values())
 
 
 # What is said
@@ -422,7 +422,7 @@ def classify(
         "unknown_words": list(made.unknown),
         "cut_labels": list(made.cut),
         "images": [{"image": str(each.path), "top": [list(pair) for pair in each.top]} for each in named],
-        "failed": [{"image": fault.what, "error": str(fault)} for fault in faults],
+        "failed": [{"image": fault.what, "error": fault.line} for fault in faults],
     }
     show.line(render("clip/pages/classify.txt", **result, first=prompts.texts[0], names=given).rstrip())
     for each in named:

@@ -48,7 +48,7 @@ def info(
     try:
         splits["test"] = sources.load(name, "test", **more)
     except InputError as error:  # a folder with few images
-        show.warn([str(error)])
+        show.warn([error.line])
     classes, size = train.classes, [int(side) for side in train.pixels.shape[1:]]
     counts = {split: images.labels.bincount(minlength=len(classes)).tolist() for split, images in splits.items()}
     title = config.data_dir.resolve().stem if name == "folder" and config.data_dir else name

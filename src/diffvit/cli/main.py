@@ -123,20 +123,18 @@ def explain(error: BaseException, arguments: Sequence[str] = ()) -> tuple[int, s
     """The exit code and the error line of any exception; an empty line where the output's reader has gone."""
     if isinstance(error, cyclopts.CycloptsError):
         error = _usage(error)
+    if out_of_memory(error):
+        error = EnvironmentFault("memory", "is used up", "Try a smaller --batch-size, or close other programs.")
+    elif isinstance(error, OSError) and error.errno in _MACHINE:
+        error = EnvironmentFault(str(error.filename or "the machine"), error.strerror or type(error).__name__)
     if isinstance(error, DiffvitError):
-        return error.exit_code, str(error)
+        return error.exit_code, error.line
     if isinstance(error, KeyboardInterrupt):
         return 130, "interrupted by Ctrl-C."
     if isinstance(error, BrokenPipeError):
         # Without this Python complains once more at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED, ""
-    if out_of_memory(error):
-        fault = EnvironmentFault("memory", "is used up", "Try a smaller --batch-size, or close other programs.")
-        return fault.exit_code, str(fault)
-    if isinstance(error, OSError) and error.errno in _MACHINE:
-        fault = EnvironmentFault(str(error.filename or "the machine"), error.strerror or type(error).__name__)
-        return fault.exit_code, str(fault)
     what = " ".join(f"{type(error).__name__}: {error}".split())
     repeat = " ".join(["diffvit", *arguments[:1], "... --debug"])
     return 1, f"{what[:300]}. This is a bug in diffvit: please report it with the traceback that `{repeat}` shows."

@@ -88,7 +88,7 @@ def refuse_bad(verb: str, bad: Sequence[InputError], read: int, kept: str) -> No
     if len(bad) == 1 and not read:
         raise bad[0]
     if bad:
-        print(*(f"error: {error}" for error in bad), sep="\n", file=sys.stderr)
+        print(*(f"error: {error.line}" for error in bad), sep="\n", file=sys.stderr)
         why = f"{len(bad):,} of {read + len(bad):,} images cannot be read"
         raise InputError(verb, why, kept if read else "")
 

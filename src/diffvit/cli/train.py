@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from diffvit.cli import show
 from diffvit.cli.options import OUTPUT, Continue, Output, Quiet, Resume, flags_of
-from diffvit.config import WHEREABOUTS, Config, differences, resolve
+from diffvit.config import Config, resolve
 from diffvit.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -81,20 +81,12 @@ def resumed(run: Path, out: Path | None, file: Path | None, flags: Mapping[str, 
 
     if out is not None and out.resolve() != run.resolve():
         raise ConfigError("--out", f"does not go with --resume ({out} vs {run})", "Give one of the two.")
-    begun = RunDir.open(run).config
-    if type(begun) is not kind:
-        verb = "train" if kind is not Config else "clip train"
-        why = "the run trains a CLIP" if kind is Config else "the run does not train a CLIP"
-        raise ConfigError(f"--resume {run}", why, f"Resume it with: diffvit {verb} --resume {run}")
+    begun = RunDir.open(run)
+    if type(begun.config) is not kind:
+        verb, does = ("clip train", "trains") if kind is Config else ("train", "does not train")
+        raise ConfigError(f"--resume {run}", f"the run {does} a CLIP", f"Resume it with: diffvit {verb} --resume {run}")
     asked = resolve(file or run / "config.yaml", flags, kind=kind)
-    # The precision is judged as resolved, by the training itself.
-    if found := differences(begun, asked, ignore=WHEREABOUTS | {"precision"}):
-        why = f"the run began with other settings (began with vs asked for: {', '.join(found)})"
-        hint = "Nothing was changed; give these settings to a new run (--out), or leave them out."
-        if begun.epochs < asked.epochs and (run / "result.json").is_file():
-            more = f"diffvit train --continue {shlex.quote(str(run))} --epochs {asked.epochs - begun.epochs}"
-            hint = f"Resuming repeats the run exactly, which is finished; for more epochs start a new one: {more}"
-        raise ConfigError(f"--resume {run}", why, hint)
+    begun.refuse_other_settings(asked)
     return asked
 
 

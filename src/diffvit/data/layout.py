@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffvit.errors import InputError
+from diffvit.errors import InputError, suggestion
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 _SPLITS = {"training": TRAIN, "val": VALIDATION, "valid": VALIDATION, "dev": VALIDATION, "testing": TEST}
@@ -26,10 +26,7 @@ _NO_FOLDERS = {"__macosx"}
 _TABLES = {".csv", ".jsonl"}
 _PATHS = ("path", "file", "filename", "file_name", "filepath", "image", "image_path", "img")
 _LABELS = ("label", "class", "class_name", "category", "target")
-_HINT = (
-    "Allowed are train/CLASS/ and test/CLASS/ (and val/CLASS/), class folders alone, or a CSV or JSON Lines file of"
-    " path and label."
-)
+_HINT = "Allowed: train/CLASS/ and test/CLASS/ (or val/); CLASS/ alone; a CSV or JSON Lines file of path and label."
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,8 @@ def find_layout(place: Path) -> Layout:
     if unknown := sorted({label for _, label, _ in rows} - trained):
         where = sorted({split for split, label, _ in rows if label == unknown[0]})
         why = f"class {unknown[0]!r} is in {where[0]} and not in train"
-        raise InputError(str(place), why, "Add training images of it, or take it away.")
+        close = suggestion(unknown[0], trained)
+        raise InputError(str(place), why, f"{close} Add training images of it, or take it away.")
     if len(trained) < 2:
         why = f"holds one class alone ({', '.join(trained)})" if trained else "holds no images"
         raise InputError(str(place), why, f"A classifier needs two or more. {_HINT}")
@@ -89,9 +87,9 @@ def _folder(place: Path) -> _Found:
     tables = sorted(file for file in place.iterdir() if file.suffix.lower() in _TABLES)
     if known := [file for file in tables if _columns(file)]:
         return _table(place, [file for file in known if file.stem.lower() in _SPLITS] or known[:1])
-    if len(names) == 1 and not any(_maybe_image(file.name) and file.is_file() for file in (place / names[0]).iterdir()):
+    if len(names) == 1 and not any(_maybe_image(file.name) and file.is_file() for file in (place / names[0]).glob("*")):
         return _folder(place / names[0])
-    if tables and not names:
+    if tables and len(names) < 2:
         return _table(place, tables[:1])  # which says what it lacks
     if not names:
         raise InputError(str(place), "has no folders of classes", _HINT)
@@ -109,9 +107,9 @@ def _class_rows(root: Path, folder: str, split: str) -> list[tuple[str, str, str
 
 
 def class_folders(root: Path) -> list[str]:
-    """The names of the folders in a folder, sorted, without hidden ones and what archives of macOS add."""
+    """The folders in a folder, sorted, also where a link leads nowhere; not hidden ones and what macOS adds."""
     try:
-        paths = [path for path in root.iterdir() if path.is_dir()]
+        paths = [path for path in root.iterdir() if path.is_dir() or not (path.exists() or path.suffix)]
     except OSError as error:
         raise InputError(str(root), f"cannot be listed ({error.strerror})") from None
     return sorted(path.name for path in paths if not path.name.startswith(".") and path.name.lower() not in _NO_FOLDERS)
@@ -182,7 +180,9 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
             if file.suffix.lower() == ".csv":
-                yield from csv.DictReader(lines)
+                header = lines.readline()
+                lines.seek(0)
+                yield from csv.DictReader(lines, delimiter=max(",;\t", key=header.count))
                 return
             for number, line in enumerate(lines, 1):  # noqa: B007  (the error names it)
                 if line.strip():
@@ -199,7 +199,7 @@ def _table(root: Path, files: Sequence[Path]) -> _Found:
             found = ", ".join(map(str, next(_records(file), {}))) or "no rows"
             allowed = f"{', '.join(_PATHS)} and {', '.join(_LABELS)}"
             why = f"has no columns of path and label (found {found}; allowed {allowed})"
-            raise InputError(str(file), why, "The first line of a CSV file names its columns, with commas.")
+            raise InputError(str(file), why, "The first line of a CSV file names its columns.")
         usual = _SPLITS.get(file.stem.lower(), TRAIN)
         for number, record in enumerate(_records(file), 1):
             path, name, where = ("" if (cell := record.get(key)) is None else str(cell).strip() for key in columns)

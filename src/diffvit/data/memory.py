@@ -290,7 +290,10 @@ def splits(
     train = from_data(data, image_size=image_size, channels=channels, classes=classes)
     if test is not None:
         how = {"image_size": image_size, "channels": train.pixels.shape[1], "classes": train.classes}
-        return {"train": replace(train, own_test=True), "test": from_data(test, **how, matched=True)}
+        try:
+            return {"train": replace(train, own_test=True), "test": from_data(test, **how, matched=True)}
+        except InputError as error:
+            raise InputError(f"test: {error.what}", error.why, error.hint) from error
     hashes = [hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in train.pixels]
     held = torch.zeros(len(train), dtype=torch.bool)
     held[set_apart(train.labels.tolist(), hashes, test_size)] = True

@@ -221,7 +221,7 @@ class Runner:
             return False
         except Exception as error:
             known = isinstance(error, DiffvitError)
-            why, code = (str(error), error.exit_code) if known else (f"{type(error).__name__}: {error}", 1)
+            why, code = (error.line, error.exit_code) if known else (f"{type(error).__name__}: {error}", 1)
             self.tell(f"{cell.name}: failed ({why})" + ("" if known else f"\n{traceback.format_exc()}"))
             file = self._errors_file(cell)
             with disk_faults(file):

@@ -143,7 +143,7 @@ def images_of(run: object, image_size: Size, meta: Meta, config: Config | None, 
         name = str(run.path if isinstance(run, RunDir) else run)
         raise InputError(name, why, "Pass them: diffvit.evaluate(run, images, labels).")
     if not source:
-        raise ConfigError(str(run), f"does not say where its data ({meta['data']}) comes from", "Give --data.")
+        raise ConfigError(str(run), f"does not say where its data ({meta['data']}) comes from", "Name it with --data.")
     size = config.validation_size if config else 0
     if split == "validation" and not size:
         why = "has no validation split: it was trained on every training image"

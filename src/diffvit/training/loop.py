@@ -130,6 +130,7 @@ def train(
         held.callback(progress.close)
         by_the_first(fabric, lambda: held.enter_context(_held(folder, resume, overwrite)))
         if resume and folder.finished:
+            folder.refuse_other_settings(config)
             progress.message(f"{out} is complete: nothing to do{_not_read(folder, config, passed)}")
             return folder
         if passed is None and MEMORY in (config.data, resume and folder.config.data):
@@ -157,8 +158,7 @@ def _not_read(folder: RunDir, config: Config, passed: Passed) -> str:
     if passed and (found := passed["train"].fingerprint) != (known := folder.environment["data"]["fingerprint"]):
         why = f"is a finished run on other data than was given (fingerprint {known[:12]} vs {found[:12]})"
         raise ConfigError(str(folder.path), why, "Nothing was changed; give another out, or overwrite=True.")
-    known = (None, folder.config.data_dir)
-    return "" if config.data_dir in known else f"; {config.data_dir} was not looked at"
+    return "" if config.data_dir in (None, folder.config.data_dir) else f"; {config.data_dir} was not looked at"
 
 
 @contextmanager

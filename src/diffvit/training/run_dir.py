@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from diffvit.config import ClipConfig, Config, parse, read_yaml, to_yaml
+from diffvit.config import WHEREABOUTS, ClipConfig, Config, differences, parse, read_yaml, to_yaml
 from diffvit.errors import ConfigError, DiffvitError, InputError, RunBusyError
 from diffvit.files import disk_faults, replace, to_json
 from diffvit.registry import MEMORY
@@ -119,6 +119,20 @@ class RunDir:
         except DiffvitError:
             clip = False  # there is no config, or a damaged one: no command can take it up
         return f"diffvit {'clip ' if clip else ''}train --resume {shlex.quote(str(self.path))}"
+
+    def refuse_other_settings(self, asked: Config) -> None:
+        """ConfigError where the run began with other settings than are asked for; those left to the data aside."""
+        given = self.config.data == MEMORY
+        left = {"validation_size"} - asked.model_fields_set | ({"data"} if given else set())
+        left |= {f"model.{name}" for name in {"num_classes", "in_chans"} - asked.model.model_fields_set}
+        # The precision is compared as resolved, with the environment.
+        if found := differences(self.config, asked, ignore=WHEREABOUTS | left | {"precision"}):
+            why = f"the {'finished ' * self.finished}run began with other settings"
+            hint = "Nothing was changed; leave them out, or give another --out (in Python also overwrite=True)."
+            more = asked.epochs - self.config.epochs
+            if self.finished and more > 0 and not given:
+                hint += f" For more epochs: diffvit train --continue {shlex.quote(str(self.path))} --epochs {more}"
+            raise ConfigError(str(self.path), f"{why} (began with vs asked for: {', '.join(found)})", hint)
 
     @property
     def environment(self) -> dict[str, Any]:

@@ -116,7 +116,9 @@ def load_split(
         raise ConfigError(images.name, why, hint)
     if "num_classes" in given and model.num_classes != (count := len(images.classes)):
         why = f"does not fit {images.name} ({model.num_classes} vs {count} classes: {few(images.classes)})"
-        raise ConfigError("model.num_classes", why, f"Leave it out, or set it to {count}.")
+        usual = f"Leave it out, or set it to {count}."
+        going_on = f"Go on with its weights and a new head: --model.num-classes {count}"
+        raise ConfigError("model.num_classes", why, going_on if config.init_state else usual)
     return images
 
 

@@ -75,12 +75,9 @@ class Transfer:
         """The counts, with names where they are few."""
         resampled = [f"{name} {sizes}" for name, sizes in self.resampled.items()]
         lists = {"resampled": resampled, "fresh": self.fresh, "left over": self.left_over}
-        parts = [f"taken {len(self.taken)}", *(_counted(word, names) for word, names in lists.items())]
+        parts = [f"taken {len(self.taken)}"]
+        parts += [f"{word} {len(names)}" + f" ({few(names, 4)})" * bool(names) for word, names in lists.items()]
         return f"weights of {self.reference} (SHA-256 {self.sha256[:12]}): {'; '.join([', '.join(parts), *self.notes])}"
-
-
-def _counted(word: str, names: Sequence[str]) -> str:
-    return f"{word} {len(names)}" + (f" ({few(names, 4)})" if names else "")
 
 
 def absolute(reference: str) -> str:
@@ -181,10 +178,11 @@ def _refuse_misfits(model: VisionTransformer, source: Source) -> None:
     if differ:
         found = ", ".join(f"{name} {old[name]} vs {new[name]}" for name in differ)
         same = ", ".join(f"{name} {new[name]}" for name in new if name not in differ)
-        flags = " ".join(_flag(name, old[name]) for name in differ)
+        fitting = old | {"layer_scale": LAYER_SCALE * old["layer_scale"]}
+        flags = " ".join(f"--model.{name.replace('_', '-')}={fitting[name]}" for name in differ)
         hint = f"Nothing was started; what fits: {flags}"
         if kinds == ("softmax", "differential"):
-            hint += ", or --model.attention differential-split, a differential model that starts as the softmax one"
+            hint += ", or --model.attention=differential-split, a differential model that starts as the softmax one"
         raise InputError(f"init_from {source.reference}", f"is of another model ({found}; fits: {same})", hint)
     found, expected = (
         {name: tuple(tensor.shape) for name, tensor in each.state_dict().items() if not name.startswith(_ADAPTED)}
@@ -200,15 +198,6 @@ def _compared(model: VisionTransformer) -> dict[str, Any]:
     found = {name: model.settings[name] for name in _COMPARED}
     dim = found["embed_dim"]
     return found | {"mlp_ratio": int(dim * found["mlp_ratio"]) / dim, "layer_scale": bool(found["layer_scale"])}
-
-
-def _flag(name: str, value: Any) -> str:
-    flag = name.replace("_", "-")
-    if name == "layer_scale":
-        return f"--model.{flag} {LAYER_SCALE if value else 0}"
-    if isinstance(value, bool):
-        return f"--model.{flag}" if value else f"--model.no-{flag}"
-    return f"--model.{flag} {value}"
 
 
 def _added(model: VisionTransformer) -> str:

@@ -251,7 +251,7 @@ def thumbnails(explorer: Explorer, name: str, indices: Sequence[int] | None = No
     try:
         images = explorer.test_images.images(name)
     except DiffvitError as error:
-        return html("line", text=str(error))
+        return html("line", text=error.line)
     if indices is None:
         indices = range(len(images))
     if not indices:

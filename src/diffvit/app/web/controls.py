@@ -44,7 +44,7 @@ def handler(
             try:
                 result = explorer.limiter.call(lambda: function(*values))
             except DiffvitError as error:
-                return (*[gradio.skip()] * outputs, html("alert", text=str(error)))
+                return (*[gradio.skip()] * outputs, html("alert", text=error.line))
             except Exception:
                 log.exception("%s failed", function.__qualname__)
                 return (*[gradio.skip()] * outputs, html("alert", text=INTERNAL_ERROR))

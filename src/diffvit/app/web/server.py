@@ -106,7 +106,7 @@ def _add_routes(app: FastAPI, explorer: Explorer) -> None:
             check_choice("format", form, FORMATS)
             content = await run_in_threadpool(explorer.figure, token, form)
         except DiffvitError as error:
-            return JSONResponse({"detail": str(error)}, 404 if isinstance(error, InputError | ConfigError) else 503)
+            return JSONResponse({"detail": error.line}, 404 if isinstance(error, InputError | ConfigError) else 503)
         headers = {"content-disposition": f'attachment; filename="diffvit-attention.{form}"'}
         return Response(content, media_type=FORMATS[form], headers=headers)
 
@@ -116,7 +116,7 @@ def _add_upload(explorer: Explorer, data: bytes, name: str) -> dict[str, str]:
     try:
         return {"token": explorer.limiter.call(lambda: explorer.uploads.add(data, name))}
     except DiffvitError as error:
-        return {"error": str(error)}
+        return {"error": error.line}
     except Exception:
         log.exception("an upload failed")
         return {"error": INTERNAL_ERROR}
