@@ -5,11 +5,10 @@ Predictions are for files, folders of them, arrays or tensors, in batches of bou
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from operator import length_hint
 from pathlib import Path
@@ -164,7 +163,7 @@ def images_of(run: object, image_size: Size, meta: Meta, config: Config | None, 
         raise InputError(images.name, why, "Take the data the model was trained on.")
     # Labels counted in the model's order of the classes.
     place = torch.tensor([meta["classes"].index(name) for name in images.classes])
-    images = dataclasses.replace(images, labels=place[images.labels], classes=list(meta["classes"]))
+    images = replace(images, labels=place[images.labels], classes=list(meta["classes"]))
     if split == "test" or own is not None:
         return images
     ours, held = sources.validation_split(images.labels, size)
