@@ -30,7 +30,7 @@ def gradients(module: nn.Module, out: Tensor, x: Tensor) -> list[Tensor]:
     bias=st.booleans(),
     data=st.data(),
 )
-def test_any_shape_and_any_number_of_queries(
+def test_any_shape_for_all_tokens_and_for_the_first_alone(
     pairs: int, width: int, tokens: int, batch: int, differential: bool, bias: bool, data: st.DataObject
 ) -> None:
     dim = 2 * pairs * width
@@ -38,13 +38,13 @@ def test_any_shape_and_any_number_of_queries(
     kind = {"layer_index": data.draw(st.integers(0, 12))} if differential else {}
     layer = (DifferentialAttention if differential else Attention)(dim, 2 * pairs, qkv_bias=bias, **kind).double()
     x = torch.randn(batch, tokens, dim, dtype=torch.float64, requires_grad=True)
-    queries = data.draw(st.integers(1, tokens))
     expected, quick = layer(x), fast(layer)
-    torch.testing.assert_close(quick(x), expected, rtol=0, atol=1e-9)
-    torch.testing.assert_close(quick(x, queries), expected[:, :queries], rtol=0, atol=1e-9)
-    wanted = gradients(layer, expected[:, :queries], x)
-    for mine, theirs in zip(gradients(layer, quick(x, queries), x), wanted, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-8)
+    for only_cls, read in ((False, tokens), (True, 1)):
+        found = quick(x, only_cls)
+        torch.testing.assert_close(found, expected[:, :read], rtol=0, atol=1e-9)
+        wanted = gradients(layer, layer(x)[:, :read], x)
+        for mine, theirs in zip(gradients(layer, found, x), wanted, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-8)
 
 
 def test_the_explicit_path_is_for_half_precision_and_short_sequences_on_a_cpu() -> None:
@@ -69,24 +69,24 @@ def test_short_sequences_go_the_explicit_way_and_long_ones_the_fused(
     assert len(calls) == (tokens > 100)
 
 
-@pytest.mark.parametrize(("rotary", "queries"), [(False, None), (True, None), (False, 1)])
+@pytest.mark.parametrize(("rotary", "only_cls"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("differential", [False, True])
 def test_in_bfloat16_it_strays_little_more_than_the_plain_layer(
-    differential: bool, rotary: bool, queries: int | None
+    differential: bool, rotary: bool, only_cls: bool
 ) -> None:
-    rope = Rope2d((8, 8), 16, 0) if rotary else None
+    rope, read = Rope2d((8, 8), 16, 0) if rotary else None, 1 if only_cls else 64
     errors: dict[str, list[Tensor]] = {"plain": [], "fast": []}
     for seed in range(4):  # in a single draw the gradient of lambda, a sum of terms of either sign, may be near zero
         torch.manual_seed(seed)
         kind = {"layer_index": 2} if differential else {}
         layer: nn.Module = (DifferentialAttention if differential else Attention)(64, 4, rope=rope, **kind)
-        x, of_out = torch.randn(8, 64, 64, requires_grad=True), torch.randn(8, queries or 64, 64)
+        x, of_out = torch.randn(8, 64, 64, requires_grad=True), torch.randn(8, read, 64)
         leaves = [x, *layer.parameters()]
-        exact = [layer(x)[:, :queries], *torch.autograd.grad(layer(x)[:, :queries], leaves, of_out)]
+        exact = [layer(x)[:, :read], *torch.autograd.grad(layer(x)[:, :read], leaves, of_out)]
         quick = fast(layer)
         for name in errors:
             with torch.autocast("cpu", torch.bfloat16):
-                out = layer(x)[:, :queries] if name == "plain" else quick(x, queries)
+                out = layer(x)[:, :read] if name == "plain" else quick(x, only_cls)
             found = [out, *torch.autograd.grad(out, leaves, of_out.to(out.dtype))]
             squares = [
                 [each.square().sum().item() for each in (one - other, other)]

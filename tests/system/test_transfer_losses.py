@@ -56,12 +56,3 @@ def test_a_packaged_model_keeps_its_accuracy_over_sizes(cifar10_named):
     below = ("grey", "patch 4 to 2", "mean over patches")  # of 64 pixels each patch shows a quarter: nothing to keep
     assert all(losses[name] < math.log(10) for name in below)
     assert losses["ten of three"] == pytest.approx(math.log(3), abs=0.5)  # a fresh head
-
-
-def test_a_class_folder_of_its_own(tmp_path, begun):
-    """Three classes of a folder, from a model of ten."""
-    folder = pictures(tmp_path / "data", ["x", "y", "z"], train=4, test=2)
-    config = small(RUN, data="folder", data_dir=str(folder), init_from=str(begun.path), model={"num_classes": 3})
-    run = train(config, out=tmp_path / "run")
-    assert run.environment["init_from"]["fresh"] == ["head.weight", "head.bias"]
-    assert diffvit.load(run.path).settings["num_classes"] == 3

@@ -278,6 +278,15 @@ def test_a_linear_probe_trains_the_head_alone(name, begun, tmp_path):
     assert "(170 trained)" in recorder.started[2]
 
 
+def test_a_class_folder_of_its_own(tmp_path, begun):
+    """Three classes of a folder, from a model of ten."""
+    folder = pictures(tmp_path / "data", ["x", "y", "z"], train=4, test=2)
+    config = small(RUN, data="folder", data_dir=str(folder), init_from=str(begun.path), model={"num_classes": 3})
+    run = train(config, out=tmp_path / "run")
+    assert run.environment["init_from"]["fresh"] == ["head.weight", "head.bias"]
+    assert diffvit.load(run.path).settings["num_classes"] == 3
+
+
 def test_a_run_records_what_it_took_and_is_resumed_without_the_file(begun, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(begun.path, "source/run")
