@@ -14,7 +14,7 @@ from pathlib import Path
 from diffvit.cli.main import run
 
 _FORKS = multiprocessing.get_context("forkserver")
-_VERBS = [f"diffvit.cli.{verb}" for verb in ("train", "evaluate", "compare", "attention", "study", "data")]
+_VERBS = [f"diffvit.cli.{verb}" for verb in ("train", "evaluate", "attention", "study", "data")]
 _LATER = ["training.loop", "experiments.search", "experiments.report", "attention.report", "attention.scores"]
 _OTHERS = ["pytest", "optuna.storages", "sqlalchemy.dialects.sqlite", "psycopg"]
 _FORKS.set_forkserver_preload([*_OTHERS, *_VERBS, *(f"diffvit.{each}" for each in _LATER)])

@@ -139,10 +139,10 @@ def test_attribution_of_a_class_values_under_the_pointer_and_a_map_enlarged(watc
 def test_the_address_names_what_is_shown(watched: Watched) -> None:
     """A reload shows the same, and so does another visitor's window; an address that names nothing says so."""
     page = watched.page
-    page.get_by_label("Attribution", exact=True).click()
-    page.get_by_role("option", name="attnlrp").click()
     page.get_by_label("Second model", exact=True).first.click()
     page.get_by_role("option", name="none").click()
+    page.get_by_label("Attribution", exact=True).click()
+    page.get_by_role("option", name="attnlrp").click()
     page.locator("#dv-thumbs button").nth(2).click()
     page.get_by_role("slider", name="Layer").first.fill("1")
     page.get_by_role("checkbox", name="Average the heads").uncheck()
