@@ -130,7 +130,7 @@ def test_twenty_kills_at_random_moments_change_no_bit(whole: tuple[Path, Path, f
         training = Training(file, outs[-1])
         if kills < 20:
             training.wait_until_ready()
-            time.sleep(moments.uniform(0.0, 3 * seconds / EPOCHS))  # up to three epochs, the first of which takes longer
+            time.sleep(moments.uniform(0.0, 3 * seconds / EPOCHS))  # up to three epochs; the first takes longest
             training.process.kill()
         killed = training.finish(0, -signal.SIGKILL) == -signal.SIGKILL
         kills += killed
