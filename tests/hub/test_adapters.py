@@ -159,7 +159,7 @@ def test_maps_are_the_librarys_own(name, side, count):
         torch.testing.assert_close(found, theirs, atol=1e-5, rtol=0)
     rows = side // PATCH
     assert record.grid == (rows, rows)
-    assert list(adapted(model).adapter.before) == KNOWN[name][3]
+    assert list(adapted(model).adapter.prefix_tokens) == KNOWN[name][3]
     assert record.prefix == len(KNOWN[name][3])
     assert record.to_patches(-1).shape == (count, 4, rows, rows)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

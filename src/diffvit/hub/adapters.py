@@ -151,7 +151,7 @@ class Adapter:
     Args:
         patch_size: side of a patch, pixels.
         image_size: height and width that it was made for, pixels.
-        before: tokens before the patches, in order: ``[CLS]``, ``distillation``, ``register``.
+        prefix_tokens: tokens before the patches, in order: ``[CLS]``, ``distillation``, ``register``.
         call: ``call(model, images)`` gives logits or features, (batch, outputs).
         classifies: whether these are logits.
         pool: what the maps shown are of: ``cls``, token 0, or ``mean``, the mean over the patches.
@@ -160,7 +160,7 @@ class Adapter:
 
     patch_size: int
     image_size: tuple[int, int]
-    before: tuple[str, ...]
+    prefix_tokens: tuple[str, ...]
     call: Callable[[Any, Tensor], Tensor]
     classifies: bool = True
     pool: str = "cls"
@@ -181,7 +181,7 @@ class AdaptedModel(nn.Module):
     def __init__(self, model: nn.Module, adapter: Adapter) -> None:
         super().__init__()
         self.model, self.adapter = model, adapter
-        self.patch_size, self.pool, self.prefix = adapter.patch_size, adapter.pool, len(adapter.before)
+        self.patch_size, self.pool, self.prefix = adapter.patch_size, adapter.pool, len(adapter.prefix_tokens)
         # Of the patches where they are cut by a convolution: its type is that of the images.
         self.weight = next((each for each in model.parameters() if each.ndim == 4), next(model.parameters()))
         modes = [(module, module.training) for module in model.modules()]
