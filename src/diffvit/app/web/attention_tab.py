@@ -54,7 +54,7 @@ def build(explorer: Explorer, image: gradio.State, page: gradio.Blocks) -> None:
         first = gradio.Dropdown(names, value=name, label="Model", info="Its test images are below.", min_width=250)
         chosen, info = second_name or NO_MODEL, "For comparison."
         second = gradio.Dropdown([NO_MODEL, *names], value=chosen, label="Second model", info=info, min_width=250)
-    unknown = gradio.HTML("")  # what is wrong with the page's address
+    unknown = gradio.HTML("", padding=False)  # what is wrong with the page's address
     with gradio.Row(equal_height=False):
         with gradio.Column(scale=1, min_width=310):
             upload = upload_zone()
