@@ -14,7 +14,7 @@ from PIL import Image
 
 from diffvit.app.explorer import Explorer, ForwardPass, MapSelection
 from diffvit.app.models import Models
-from diffvit.app.panels import FORMATS, OverlayStyle, html, panel
+from diffvit.app.panels import FORMATS, OverlayStyle, download, html, panel
 from diffvit.attention.inputs import Sample, load_model
 from diffvit.data.shapes import generate
 
@@ -99,3 +99,17 @@ def test_strength_and_threshold_change_what_is_drawn() -> None:
     few = (drawn(OverlayStyle(mass=0.3)) != grey).any(axis=2).mean()
     assert 0 < few < 0.5 < (drawn(OverlayStyle()) != grey).any(axis=2).mean()
     assert (drawn(OverlayStyle(colours="viridis")) != drawn(OverlayStyle())).any()
+
+
+def test_a_download_has_what_is_shown_and_leaves_out_a_class_that_a_model_lacks() -> None:
+    result = forward("shapes-diffvit")
+    chosen = MapSelection(2, method="grad-cam", target="ring")
+    with np.load(io.BytesIO(download([result], chosen, "npz"))) as arrays:
+        shown = {part.name: part.values for part in (*result.maps(chosen), *result.followed(chosen))}
+        assert {name: arrays[f"shapes-diffvit, {name}"].tolist() for name in shown} == {
+            name: values.tolist() for name, values in shown.items()
+        }
+        assert len(arrays) == 5
+    lacking = download([result], MapSelection(2, method="grad-cam", target="cat"), "csv").decode().splitlines()
+    assert len(lacking) == 1 + 4 * 64
+    assert not any("grad-cam" in line for line in lacking)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,7 @@ def panel(
     selected = result.maps(selection)
     largest = max(float(each.values.abs().max()) for each in selected)
     maps = [_map(result, each, style, largest) for each in selected]
-    maps += [_map(result, each, style) for each in result.followed(selection)]
+    maps += [_map(result, each, style) for each in _followed(result, selection)]
     return html(
         "panel",
         result=result,
@@ -126,6 +126,12 @@ def _map(result: ForwardPass, shown: Shown, style: OverlayStyle, largest: float 
     }
 
 
+def _followed(result: ForwardPass, selection: MapSelection) -> list[Shown]:
+    """As :meth:`ForwardPass.followed`; without attribution where the model lacks the class."""
+    lacks = selection.target is not None and selection.target not in result.model.classes
+    return result.followed(replace(selection, method=None) if lacks else selection)
+
+
 def _number(value: float) -> str:
     return f"{value:.2g}".replace("-", "\N{MINUS SIGN}")
 
@@ -135,7 +141,9 @@ def download(passes: Sequence[ForwardPass], selection: MapSelection, form: str) 
     if form in ("png", "svg"):
         made = draw_figure(passes, selection)
         return to_png(made) if form == "png" else to_svg(made)
-    shown = [(each.model.name, part) for each in passes for part in (*each.maps(selection), *each.followed(selection))]
+    shown = [
+        (each.model.name, part) for each in passes for part in (*each.maps(selection), *_followed(each, selection))
+    ]
     buffer = io.BytesIO()
     if form == "npz":
         arrays: dict[str, Any] = {f"{model}, {part.name}": part.values.numpy() for model, part in shown}
@@ -153,7 +161,7 @@ def download(passes: Sequence[ForwardPass], selection: MapSelection, form: str) 
 
 def draw_figure(passes: Sequence[ForwardPass], selection: MapSelection, *, theme: Theme = LIGHT) -> Figure:
     """A row for each model's forward pass of an image: the image, and its maps with their scales."""
-    maps = [[*result.maps(selection), *result.followed(selection)] for result in passes]
+    maps = [[*result.maps(selection), *_followed(result, selection)] for result in passes]
     columns = 1 + max(len(shown) for shown in maps)
     made = figure(theme, 2.9 * columns, 3.5 * len(passes) + 0.3)
     rows = made.subfigures(len(passes), 1, squeeze=False)[:, 0]
@@ -167,8 +175,10 @@ def draw_figure(passes: Sequence[ForwardPass], selection: MapSelection, *, theme
             each.axis("off")
         axes[0].imshow(result.image.pixels.permute(1, 2, 0).numpy(), interpolation="nearest")
         axes[0].set_title(plain(result.image.label or "image"), fontsize=10.5, color=theme.ink, loc="left")
-        for each, (name, meaning, values, uniform) in zip(axes[1:], shown, strict=False):
-            picture, scale = blend(result.image.pixels, values, uniform=uniform or 0.0)
+        largest = max(float(part.values.abs().max()) for part in result.maps(selection))
+        for place, (each, (name, meaning, values, uniform)) in enumerate(zip(axes[1:], shown, strict=False)):
+            most = largest if place < len(result.maps(selection)) else None  # these share a scale, as on the page
+            picture, scale = blend(result.image.pixels, values, most=most, uniform=uniform or 0.0)
             each.imshow(picture, interpolation="nearest")
             bar = part.colorbar(scale, ax=each, fraction=0.046, pad=0.03)
             bar.ax.tick_params(labelsize=8, colors=theme.ink)

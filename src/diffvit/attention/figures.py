@@ -273,6 +273,7 @@ def overlays(
         bar.set_label(unit, color=LIGHT.ink, fontsize=9.5)
         if level is not None:
             mark_level(bar, level)
+            bar.set_label(f"{unit} (line: uniform)", color=LIGHT.ink, fontsize=9.5)
     for axes, (name, mask) in zip(panels[1 + len(saliency) : count], masks, strict=True):
         _show(axes, marked(image, mask), name)
     made.suptitle(title, x=0.01, ha="left", fontsize=13, color=LIGHT.ink)

@@ -136,8 +136,8 @@ def test_attribution_of_a_class_values_under_the_pointer_and_a_map_enlarged(watc
     expect(page.get_by_role("dialog")).to_have_count(0)
 
 
-def test_the_address_names_what_is_shown(watched: Watched) -> None:
-    """A reload shows the same, and so does another visitor's window; an address that names nothing says so."""
+def test_the_address_names_what_is_shown(watched: Watched, address: str) -> None:
+    """A reload shows the same, and so does another visitor's window; what is not possible in it is said."""
     page = watched.page
     page.get_by_label("Second model", exact=True).first.click()
     page.get_by_role("option", name="none").click()
@@ -159,8 +159,19 @@ def test_the_address_names_what_is_shown(watched: Watched) -> None:
     expect(page.get_by_role("slider", name="Head").first).to_have_value("2")
     page.goto(page.url.replace("method=attnlrp", "method=magic"))
     page.wait_for_selector(FIRST, timeout=60_000)
-    expect(page.get_by_role("alert").first).to_contain_text("address: method is not possible (found 'magic')")
+    expect(page.get_by_role("alert").first).to_contain_text(
+        "address: Attribution is not possible (found 'magic' vs none"
+    )
+    expect(page.locator(FIRST)).to_contain_text("layer 1 (of 0 to 2), head 2 (of 0 to 3)")  # all else holds
+    page.goto(f"{address}?first=shapes-vit&second=none&layer=3&method=grad-cam&target=ring&strength=5&row=99")
+    page.wait_for_selector(FIRST, timeout=60_000)
+    expect(page.get_by_role("alert").first).to_contain_text("Overlay is not possible (found '5' vs 0 to 1.2)")
+    expect(page.get_by_role("alert").first).to_contain_text("Row is not possible here (found '99')")
+    expect(page.locator(FIRST)).to_contain_text("grad-cam for ring")
+    page.get_by_label("Model", exact=True).first.click()
+    page.get_by_role("option", name="vit", exact=True).click()  # of three layers: the last of them
     expect(page.locator(FIRST)).to_contain_text("layer 2 (of 0 to 2), mean of 4 heads")
+    expect(page.get_by_role("slider", name="Layer").first).to_have_value("2")
 
 
 def test_rollout_and_drawing_follow_their_controls(watched: Watched) -> None:

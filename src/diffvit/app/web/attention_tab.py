@@ -15,11 +15,12 @@ from diffvit.app.panels import COLOURS, OverlayStyle, download, html, inline, pa
 from diffvit.app.web.controls import NO_MODEL, QUICK, VIEW_SCRIPT, handler, upload_zone, uploaded
 from diffvit.attention.attribute import METHODS
 from diffvit.attention.rollout import FUSIONS, SIGNS
-from diffvit.errors import DiffvitError, InputError
+from diffvit.errors import DiffvitError, InputError, few
 
 ALL_CLASSES = "all classes"
 _POOLED, _PATCH = "the model", "a patch"  # values of the control "Query token"
 _NO_METHOD, _PREDICTED = "none", "the predicted class"
+_PLACES = ("layer", "head", "row", "column")  # controls whose range the chosen models decide
 _PAGE = 12  # thumbnails
 
 
@@ -41,7 +42,13 @@ def draw(explorer: Explorer, image: ImageRef, first: str, second: str, asked: Ma
     style = OverlayStyle(asked["strength"], asked["colours"], asked["mass"])
     # The offer refers to names, not to forward passes: one that nobody downloads keeps no maps in memory.
     link = explorer.offer_figure(lambda form: download([explorer.run(image, name) for name in names], selection, form))
-    panels = [panel(each, selection, style, link=link if each is results[-1] else "") for each in results]
+    panels = []
+    for each in results:
+        lacks = target is not None and target not in each.model.classes
+        note = (
+            html("line", text=f"{each.model.name} has no class {target}: no attribution.") if lacks and method else ""
+        )
+        panels.append(panel(each, selection, style, note=note, link=link if each is results[-1] else ""))
     shown = {"image": f"{image.kind}:{image.key}:{image.model}", "first": first, "second": second, **asked}
     return html("models", panels=panels, address=urlencode(shown))
 
@@ -58,7 +65,7 @@ def build(explorer: Explorer, image: gradio.State, page: gradio.Blocks) -> None:
     with gradio.Row(equal_height=False):
         with gradio.Column(scale=1, min_width=310):
             upload = upload_zone()
-            picked = _test_image_picker(explorer, first, second, image)
+            picked, refill = _test_image_picker(explorer, first, second, image)
         with gradio.Column(scale=3, min_width=330, elem_classes="dv-result"):
             layers, heads, rows, columns = _sizes([explorer.run(ref, each) for each in (name, second_name) if each])
             with gradio.Row():
@@ -95,23 +102,47 @@ def build(explorer: Explorer, image: gradio.State, page: gradio.Blocks) -> None:
         **QUICK,
     }
 
-    def set_ranges(image: ImageRef, first: str, second: str, target: str) -> tuple[Any, ...]:
-        """Let the sliders reach as far as the chosen models do, and offer the first one's classes."""
+    def fitted(image: ImageRef, first: str, second: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Updates that let the sliders reach as far as the chosen models do, and offer the first one's classes."""
         results = [explorer.run(image, name) for name in (first, second) if name != NO_MODEL]
+        updates: dict[str, Any] = {}
+        for name, count in zip(_PLACES, _sizes(results), strict=True):
+            updates[name] = gradio.update(value=min(int(asked[name]), count - 1), **slider_range(count))
         classes = _targets(explorer, first)
-        chosen = gradio.update(choices=classes, value=target if target in classes else _PREDICTED)
-        return *(gradio.update(**slider_range(count)) for count in _sizes(results)), chosen
+        chosen = asked["target"] if asked["target"] in classes else _PREDICTED
+        return updates | {"target": gradio.update(choices=classes, value=chosen)}
+
+    def set_ranges(image: ImageRef, first: str, second: str, *asked: Any) -> tuple[Any, ...]:
+        return tuple(fitted(image, first, second, dict(zip((*_PLACES, "target"), asked, strict=True))).values())
 
     def restore(request: gradio.Request) -> tuple[Any, ...]:
-        """What the page's address says, see :func:`draw`; what it leaves out stays."""
-        asked = request.query_params
-        kind, key, owner = [*asked.get("image", "").split(":", 2), "", ""][:3]
-        shown = ImageRef(kind, key if kind == "upload" else _integer(key), owner) if kind else explorer.start[0]
-        chosen: list[Any] = [shown]
-        for label, control in {"first": first, "second": second, **controls}.items():
-            chosen.append(_value_of(label, control, asked.get(label)))
-        explorer.run(shown, chosen[1])  # an image or a model that is gone is said before anything changes
-        return tuple(chosen)
+        """What the page's address says, see :func:`draw`; what it leaves out stays, as does what is not possible."""
+        asked, wrong = request.query_params, list[str]()
+        shown, found = explorer.start[0], dict[str, Any]()
+        for name, control in {"first": first, "second": second, **controls}.items():
+            found[name] = control.value
+            if name in asked:
+                try:
+                    found[name] = _value_of(name, control, asked[name])
+                except InputError as error:
+                    wrong.append(str(error))
+        try:
+            if "image" in asked:
+                kind, key, owner = [*asked["image"].split(":", 2), "", ""][:3]
+                if kind != "upload" and not key.isdecimal():
+                    raise InputError("address", f"image is none (found {asked['image'][:40]!r} vs test:7:MODEL)")
+                shown = ImageRef(kind, key if kind == "upload" else int(key), owner)
+            explorer.run(shown, found["first"])
+        except DiffvitError as error:  # an image that is gone
+            wrong.append(str(error))
+            shown = explorer.start[0]
+        updates = fitted(shown, found["first"], found["second"], found)
+        wrong += [
+            f"address: {controls[name].label} is not possible here (found {str(asked[name])[:40]!r})."
+            for name, update in updates.items()
+            if update["value"] != found[name]
+        ]
+        return shown, *(found | updates).values(), html("alert", text=" ".join(wrong))
 
     def click(image: ImageRef, name: str, event: gradio.EventData) -> tuple[str, int, int]:
         """Make the patch under the pointer the query."""
@@ -121,14 +152,15 @@ def build(explorer: Explorer, image: gradio.State, page: gradio.Blocks) -> None:
 
     ranges: dict[str, Any] = {
         "fn": handler(explorer, 5)(set_ranges),
-        "inputs": [image, first, second, target],
+        "inputs": [image, first, second, layer, head, row, column, target],
         "outputs": [layer, head, row, column, target, error],
         **QUICK,
     }
     for control in controls.values():
         control.input(**redraw, trigger_mode="always_last")
     every = [image, first, second, *controls.values()]
-    page.load(handler(explorer, len(every))(restore), None, [*every, unknown], **QUICK).then(**ranges).then(**redraw)
+    restored = page.load(handler(explorer, len(every) + 1)(restore), None, [*every, unknown, error], **QUICK)
+    restored.then(**refill).then(**redraw)
     picked.then(**redraw)
     upload.upload(uploaded, None, [image], **QUICK).then(**redraw)
     for model in (first, second):
@@ -152,30 +184,32 @@ def _targets(explorer: Explorer, name: str) -> list[str]:
     return [_PREDICTED, *([] if explorer.models.info(name).pretrained else explorer.models.load(name).classes)]
 
 
-def _integer(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise InputError("address", f"image names no image (found {text!r} vs a number)") from None
-
-
-def _value_of(name: str, control: Any, text: str | None) -> Any:
-    """The value of a control that an address gives as text; its own where that is None.
+def _value_of(name: str, control: Any, text: str) -> Any:
+    """The value of a control that an address gives as text.
 
     Raises:
         InputError: the text is no value of this control.
     """
     value, choices = control.value, [choice for _, choice in getattr(control, "choices", None) or []]
-    if text is None:
-        return value
-    try:
-        found = text == "True" if isinstance(value, bool) else text if isinstance(value, str) else float(text)
-    except ValueError:
-        found = math.nan
-    wrong = isinstance(found, float) and not control.minimum <= found <= 1000
-    if wrong or (choices and name != "target" and found not in choices):
-        raise InputError("address", f"{name} is not possible (found {text!r})", "Choose again below.")
+    found: Any = text
+    if isinstance(value, bool):
+        choices, found = [True, False], {"True": True, "False": False}.get(text)
+    elif not isinstance(value, str):
+        most = 999 if name in _PLACES else control.maximum  # of a place the models decide
+        found = _number(text)
+        whole = name not in _PLACES or found == found // 1
+        choices = [found] if whole and control.minimum <= found <= most else [f"{control.minimum:g} to {most:g}"]
+    if found not in choices and name != "target":
+        allowed = few([str(choice) for choice in choices])
+        raise InputError("address", f"{control.label} is not possible (found {text[:40]!r} vs {allowed})")
     return found
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _style_controls() -> dict[str, gradio.Slider | gradio.Dropdown]:
@@ -201,10 +235,13 @@ def _rollout_controls() -> dict[str, gradio.Radio | gradio.Slider]:
     return {"fusion": fusion, "sign": sign, "discard": discard, "residual": residual}
 
 
-def _test_image_picker(explorer: Explorer, first: gradio.Dropdown, second: gradio.Dropdown, image: gradio.State) -> Any:
+def _test_image_picker(
+    explorer: Explorer, first: gradio.Dropdown, second: gradio.Dropdown, image: gradio.State
+) -> tuple[Any, dict[str, Any]]:
     """Test images of the first model by class and by error, a page of thumbnails at a time.
 
-    Returns the event of a click, which has set ``image`` to the image that was clicked.
+    Returns the event of a click, which has set ``image`` to the image that was clicked, and what an event takes to show
+    the images of another model.
     """
 
     def classes(name: str) -> list[str]:
@@ -242,8 +279,9 @@ def _test_image_picker(explorer: Explorer, first: gradio.Dropdown, second: gradi
     for button, step in ((back, -1), (forward, 1)):
         other_page = handler(explorer, 2)(lambda page, *filters, step=step: turn(page + step, *filters))
         button.click(other_page, [page, *filters], outputs, **QUICK)
-    first.input(handler(explorer, 4)(reset), [first], [label, which, *outputs], **QUICK)
-    return thumbs.select(handler(explorer, 1)(pick), None, [image, error], **QUICK)
+    refill = {"fn": handler(explorer, 4)(reset), "inputs": [first], "outputs": [label, which, *outputs], **QUICK}
+    first.input(**refill)
+    return thumbs.select(handler(explorer, 1)(pick), None, [image, error], **QUICK), refill
 
 
 def thumbnails(explorer: Explorer, name: str, indices: Sequence[int] | None = None, page: int = 0) -> str:

@@ -18,7 +18,7 @@ function enlarge(figure) {
   dialog.append(figure.cloneNode(true));
   dialog.querySelector('button').textContent = 'close';
   dialog.querySelector('button').setAttribute('aria-label', 'Close');
-  dialog.addEventListener('pointermove', read);
+  for (const kind of ['pointermove', 'pointerdown']) dialog.addEventListener(kind, read);
   dialog.addEventListener('click', () => dialog.close());
   dialog.addEventListener('close', () => dialog.remove());
   dialog.showModal();
@@ -32,9 +32,10 @@ function read(event) {
   const at = (share, count) => Math.min(Math.max(Math.floor(share * count), 0), count - 1);
   const row = at((event.clientY - box.top) / box.height, values.length);
   const column = at((event.clientX - box.left) / box.width, values[0].length);
+  for (const other of document.querySelectorAll('.dv-value')) other.textContent = '\u00a0';
   map.closest('figure').querySelector('.dv-value').textContent = `row ${row}, column ${column}: ${values[row][column]}`;
 }
-element.addEventListener('pointermove', read);
+for (const kind of ['pointermove', 'pointerdown']) element.addEventListener(kind, read);
 
 // Answers may arrive in another order than their requests were made: the answer to the newest request stays. The
 // address of the page names what it shows.
