@@ -140,7 +140,7 @@ def build(explorer: Explorer, image: gradio.State, page: gradio.Blocks) -> None:
         wrong += [
             f"address: {controls[name].label} is not possible here (found {str(asked[name])[:40]!r})."
             for name, update in updates.items()
-            if update["value"] != found[name]
+            if name in asked and update["value"] != found[name]
         ]
         return shown, *(found | updates).values(), html("alert", text=" ".join(wrong))
 
