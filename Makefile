@@ -9,7 +9,7 @@ ifneq ($(and $(DIFFVIT_DATA),$(wildcard $(DIFFVIT_DATA)/official/cifar10)),)
 override export DIFFVIT_DATA := $(DIFFVIT_DATA)/official
 endif
 
-.PHONY: demo app app-load screenshot test test-system check types style docs bench attention-study clip-cifar10 studies clip-published clean
+.PHONY: demo app app-load screenshot test test-system check types style docs bench attribution-study clip-cifar10 studies clip-published clean
 .DELETE_ON_ERROR:
 
 $(READY): pyproject.toml constraints.txt
@@ -59,10 +59,10 @@ bench: $(READY)  ## speed beside timm, vit-pytorch and transformers (under ten m
 	$(BIN)/diffvit bench inference --no-memory
 	$(BIN)/diffvit bench attention
 
-attention-study: $(READY)  ## reports/attention: 42 small models trained and their maps scored (about an hour on two cores, resumable)
-	$(BIN)/diffvit study run attention --workers 2
-	$(BIN)/diffvit study report attention
-	$(BIN)/python -m tools attention
+attribution-study: $(READY)  ## reports/attribution: 25 models explained by ten methods (about seven hours of two cores, resumable)
+	$(BIN)/diffvit study run attribution --workers 2
+	$(BIN)/diffvit study report attribution
+	$(BIN)/python -m tools attribution
 
 # A run that is there is taken up where it stopped; a complete one is left as it is.
 clip-cifar10: $(READY)  ## reports/clip-cifar10: a small CLIP and its supervised twin, trained and compared (half an hour)

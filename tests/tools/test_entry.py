@@ -21,7 +21,7 @@ def test_every_committed_document_is_made_from_the_committed_results(capsys: Cap
 
 
 def test_makers_are_found_by_name(capsys: Captured) -> None:
-    assert {"app_load", "attention", "clip", "readme", "recipes", "results", "speed"} <= set(entry.makers())
+    assert {"app_load", "attribution", "clip", "readme", "recipes", "results", "speed"} <= set(entry.makers())
     assert list(entry.makers(["speed"])) == ["speed"]
     assert entry.main(["sped"]) == 2
     assert "did you mean 'speed'?" in capsys.readouterr().err

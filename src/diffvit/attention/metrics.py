@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from scipy.sparse import csc_array, diags_array
-from scipy.sparse.linalg import spsolve
+from scipy.sparse.linalg import splu
 from torch import Tensor, nn
 
 from diffvit.errors import ConfigError
@@ -329,7 +330,9 @@ def imputed(
     values, down, across = (np.concatenate(each) for each in zip(*entries, strict=True))
     system = csc_array((values, (down, across)), shape=(len(places), len(places))) + diags_array(weights)
     filled = pixels.copy()
-    filled[:, places] = spsolve(csc_array(system), known).reshape(len(places), -1).T
+    # The order for symmetric systems leaves half the fill, and takes half the time, of the default one.
+    symmetric: dict[str, Any] = {"permc_spec": "MMD_AT_PLUS_A", "options": {"SymmetricMode": True}}
+    filled[:, places] = splu(csc_array(system), diag_pivot_thresh=0.0, **symmetric).solve(known).T
     return torch.from_numpy(filled).unflatten(1, (height, width)).to(image.dtype)
 
 

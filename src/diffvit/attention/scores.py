@@ -1,7 +1,7 @@
 """Scores of a model's saliency maps on a data set, against baselines without attention; tables, CSV files and plots.
 
-:func:`score_maps` scores one set of images, :func:`map_scores` and :func:`attribution_scores` a run of a study,
-:func:`write_scores` a model for ``diffvit attention --score``.
+:func:`score_maps` scores one set of images, :func:`write_scores` a model for ``diffvit attention --score``,
+:func:`attribution_scores` a run of a study.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from diffvit.training.evaluate import config_of
 from diffvit.training.run_dir import RunDir
 
 Row = dict[str, Any]
-_MASKED, _REMOVED = 2000, 500  # test images scored of a run in a study, with masks and without
-_ATTRIBUTED, _SANITY = 300, 100  # test images at each level of clutter, and of the sanity test, in one of attribution
+# Test images in a study of attribution: at each level of clutter, for removal, and for the sanity test.
+_ATTRIBUTED, _TAKEN_APART, _SANITY = 300, 100, 50
 METRICS = {"pointing": "pointing game", "mass": "mass on the object", "iou": "IoU at half the mass"}
 FIRST_MAP = ", A1 alone"  # suffix of a map's name: differential attention without the subtraction
 BASELINES = ("uniform", "centre", "random")  # maps without attention
@@ -131,30 +131,12 @@ def score_maps(model: LoadedModel, images: Images, *, removal_images: int = 0, m
     return Scores(rows, curves)
 
 
-def map_scores(run: RunDir) -> dict[str, list[Row]]:
-    """What a study with ``score: attention-maps`` measures: the tables of :class:`Scores`, to five digits.
-
-    The maps of a run are scored on its own test images: where these have masks, on the first 2,000 against the masks,
-    else on the first 500 by deletion and insertion.
-
-    Raises:
-        InputError: the data is missing or damaged, or the model has no maps.
-    """
-    model = load_model(run.path)
-    images = labelled_images(model)
-    masked = images.masks is not None
-    images = images.select(range(min(_MASKED if masked else _REMOVED, len(images))))
-    found = score_maps(model, images, removal_images=0 if masked else len(images))
-    key = {"data": run.config.data, "clutter": run.config.shapes.clutter if masked else None}
-    tables = {"scores": found.rows, "removal": found.curves}
-    return {name: [key | _rounded(row) for row in rows] for name, rows in tables.items()}
-
-
 def attribution_scores(run: RunDir) -> dict[str, list[Row]]:
     """What a study with ``score: attribution`` measures, for every method and baseline, to five digits.
 
-    Three tables. ``methods``: ``weights`` (``trained``; ``random``: as before any training), ``clutter``, ``map``, the
-    scores against the masks, where the test images have some, and those of removal on the run's own images.
+    Three tables. ``methods``: ``weights`` (``trained``; ``random``: as before any training, on the run's own images
+    alone), ``clutter``, ``map``, the scores against the masks, where the test images have some, and those of removal on
+    the run's own images.
     ``agreement``: rank correlation of each two methods' maps (``map``, ``other``). ``sanity``: as
     :func:`diffvit.attention.attribute.randomisation`. All explain the class that the trained model predicts.
 
@@ -173,6 +155,8 @@ def attribution_scores(run: RunDir) -> dict[str, list[Row]]:
     tables: dict[str, list[Row]] = {"methods": [], "agreement": []}
     for weights, network in (("trained", trained), ("random", untrained)):
         for (clutter, images), shown, target in zip(levels, pixels, classes, strict=True):
+            if network is untrained and images.name != own.name:
+                continue
             maps = {method: attribute(network, shown, method, target).float() for method in METHODS}
             key: Row = {"weights": weights, "clutter": clutter}
             if images.name == own.name and network is trained:
@@ -188,8 +172,8 @@ def attribution_scores(run: RunDir) -> dict[str, list[Row]]:
                     found = mask_scores(saliency, images.masks)
                     found |= {"auc": roc_auc(saliency, coverage(images.masks, grid))}
                     row |= {name: float(each.mean()) for name, each in found.items()}
-                if images.name == own.name and network is trained:
-                    row |= _removed(network, shown[:REMOVAL], saliency[:REMOVAL])
+                if images.name == own.name and network is trained and name in (*METHODS, "centre", "random"):
+                    row |= _removed(network, shown[:_TAKEN_APART], saliency[:_TAKEN_APART])
                 tables["methods"].append(row)
     tables["sanity"] = randomisation(trained, model.normalised(own.pixels[:_SANITY]))
     columns = list(dict.fromkeys(name for row in tables["methods"] for name in row))

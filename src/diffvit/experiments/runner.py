@@ -35,7 +35,6 @@ PAUSE = 0.5  # seconds between polls while other workers hold all that is left
 TEST_ACCURACY = "test_accuracy"
 SCORES: dict[str, Score | str] = {
     TEST_ACCURACY: lambda run: {TEST_ACCURACY: run.result[TEST_ACCURACY]},
-    "attention-maps": "diffvit.attention.scores:map_scores",
     "attribution": "diffvit.attention.scores:attribution_scores",
 }
 """What a study may measure of a finished run, by the name in its ``score`` field: from the run folder to named numbers

@@ -25,7 +25,18 @@ GRACE_SECONDS = 60.0  # of a search: without a heartbeat until a worker is taken
 _FOLDER = Path(__file__).parent
 _BUILT_IN = (  # in order of worth; each is a YAML file beside this one
     *("vit-vs-diffvit", "patch-size", "position", "augmentation"),
-    *("width", "depth", "mlp-ratio", "heads", "pooling", "head", "optimizer", "initialisation", "search", "attention"),
+    *(
+        "width",
+        "depth",
+        "mlp-ratio",
+        "heads",
+        "pooling",
+        "head",
+        "optimizer",
+        "initialisation",
+        "search",
+        "attribution",
+    ),
 )
 _TRAIN_IMAGES = {"cifar10": 50_000}
 PASSES = 3  # of a training step: forward, and backward to inputs and weights
