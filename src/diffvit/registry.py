@@ -35,12 +35,15 @@ class AttentionKind:
         label: the model's name in tables and plots.
         maps: how many attention maps a layer has, from the softmax baseline's number of heads.
         refuse: why there cannot be so many heads, or an empty string; None allows every number.
+        more: multiply-adds of a layer over softmax attention's, from the width, the number of heads and the tokens; for
+            estimates before a training.
     """
 
     make: Callable[..., Any] | str
     label: str
     maps: Callable[[int], int] = int
     refuse: Callable[[int], str] | None = None
+    more: Callable[[int, int, int], float] = lambda dim, heads, tokens: 0.0  # noqa: ARG005  (all share one signature)
 
     def build(self, dim: int, num_heads: int, **more: Any) -> Any:
         """One layer's attention; a ConfigError for sizes that it refuses."""
@@ -60,13 +63,52 @@ def _odd(num_heads: int) -> str:
     return why if num_heads % 2 else ""
 
 
+def _paired(place: str, label: str, more: Callable[[int, int, int], float] = AttentionKind.more) -> AttentionKind:
+    return AttentionKind(f"diffvit.models.{place}", label, maps=lambda heads: heads // 2, refuse=_odd, more=more)
+
+
+def _no_groups(num_heads: int) -> str:
+    return f"num_heads {num_heads} is no multiple of 4: three first maps share one second map" if num_heads % 4 else ""
+
+
 ATTENTION: dict[str, AttentionKind] = {
     "softmax": AttentionKind("diffvit.models.attention:Attention", "ViT"),
-    "differential": AttentionKind(
-        "diffvit.models.attention:DifferentialAttention", "Diff-ViT", maps=lambda heads: heads // 2, refuse=_odd
+    "differential": _paired("attention:DifferentialAttention", "Diff-ViT"),
+    "differential-split": AttentionKind(
+        "diffvit.models.variants.split:SplitDifferentialAttention",
+        "Diff-ViT (split)",
+        more=lambda dim, heads, tokens: 2 * tokens * dim * (dim + tokens),  # noqa: ARG005
     ),
-    "differential-split": AttentionKind("diffvit.models.attention:SplitDifferentialAttention", "Diff-ViT (split)"),
+    "differential-v2": AttentionKind(
+        "diffvit.models.variants.v2:DifferentialAttentionV2",
+        "Diff-ViT V2",
+        more=lambda dim, heads, tokens: tokens * dim * (dim + heads + tokens),
+    ),
+    "dint": _paired("variants.dint:DintAttention", "DINT ViT"),
+    "differential-grouped": AttentionKind(
+        "diffvit.models.variants.grouped:GroupedDifferentialAttention",
+        "Diff-ViT (grouped)",
+        maps=lambda heads: 3 * heads // 4,
+        refuse=_no_groups,
+        more=lambda dim, heads, tokens: tokens * dim * (tokens - dim) / 2,  # noqa: ARG005
+    ),
+    "differential-shared": _paired(
+        "variants.shared:SharedDifferentialAttention",
+        "Diff-ViT (shared)",
+        lambda dim, heads, tokens: tokens * dim * (6 * max(1, dim // 16) - dim),  # noqa: ARG005
+    ),
+    "differential-gated": _paired(
+        "variants.gated:GatedDifferentialAttention",
+        "Diff-ViT (gated)",
+        lambda dim, heads, tokens: tokens * dim * heads / 2,
+    ),
+    "differential-free": _paired("variants.controls:FreeDifferentialAttention", "Diff-ViT (free lambda)"),
+    "differential-nonnegative": _paired("variants.controls:NonNegativeDifferentialAttention", "Diff-ViT (lambda >= 0)"),
+    "two-maps-sum": _paired("variants.controls:SummedAttention", "ViT (sum of two maps)"),
+    "two-maps-mean": _paired("variants.controls:AveragedAttention", "ViT (mean of two maps)"),
 }
+ACCELERATED = ("softmax", "differential")  # what diffvit.accelerate has faster modules for
+FROM_LAMBDA_INIT = ("differential", "dint", "differential-grouped", "differential-shared")  # where lambda starts
 # Added to the tokens: the built-in ones (models/pos_embed.py), and makers of others.
 POSITIONS: dict[str, Callable[[tuple[int, int], int, int], Any] | None] = dict.fromkeys(
     ("none", "learned-1d", "learned-2d", "sincos-1d", "sincos-2d")

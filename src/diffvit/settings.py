@@ -120,7 +120,7 @@ class ModelConfig(Section):
     mlp_ratio: AboveZero = 2.0
     """Hidden width of the MLP, as a multiple of embed_dim."""
     attention: Attention = "softmax"
-    """softmax (arXiv 2010.11929), differential (arXiv 2410.05258), or one registered by a --plugin."""
+    """softmax (arXiv 2010.11929), differential (arXiv 2410.05258), a variant of it, or one of a --plugin."""
     pos_embed: PosEmbed = "learned-1d"
     """Position embedding: added to the tokens, rotating queries and keys (rope-2d, arXiv 2403.13298), or both."""
     pool: Literal["cls", "mean"] = "cls"

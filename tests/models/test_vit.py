@@ -177,7 +177,7 @@ def _as_users_have_it() -> Iterator[None]:
         ({"num_heads": 3, "embed_dim": 48, "attention": "differential"}, "num_heads: 3 is odd: differential attention"),
         (
             {"attention": "diferential"},
-            "attention: no attention 'diferential' (have softmax, differential, differential-split). Did you",
+            "attention: no attention 'diferential' (have softmax, differential, differential-split, ",
         ),
         ({"pos_embed": "alibi"}, "pos_embed: no pos_embed 'alibi' (have none, learned-1d, learned-2d, sincos-1d,"),
         ({"pos_embed": "sincos-2d", "embed_dim": 30, "num_heads": 2}, "embed_dim: 30 is not a multiple of 4: sincos-2"),
@@ -206,7 +206,7 @@ def _as_users_have_it() -> Iterator[None]:
         ({"num_classes": None}, "num_classes: must be a whole number (found None)."),
         ({"mlp_ratio": "2"}, "mlp_ratio: must be a number (found '2')."),
         ({"drop_path": None}, "drop_path: must be a number (found None)."),
-        ({"attention": None}, "attention: no attention None (have softmax, differential, differential-split)."),
+        ({"attention": None}, "attention: no attention None (have softmax, differential, differential-split, "),
     ],
 )
 @pytest.mark.usefixtures("_as_users_have_it")

@@ -108,7 +108,7 @@ class ForwardPass:
     def maps(self, selection: MapSelection) -> list[Shown]:
         """The selected map; for differential attention A1, lambda A2 and their difference."""
         layer, head, patch = self.locate(selection)
-        lam, uniform = self.record.layers[layer].lam, self.record.uniform(layer, "positive")
+        lam, uniform = self.record.lam(layer), self.record.uniform(layer, "positive")
 
         def select(kind: str) -> Tensor:
             heads = self.record.to_patches(layer, kind, patch)[0]
@@ -116,11 +116,11 @@ class ForwardPass:
 
         if lam is None:
             return [Shown("attention", "weights", select("effective"), uniform)]
-        factor, effective = float(lam), f"A1 {_MINUS} {_LAMBDA} A2"
+        first, left = select("positive"), select("effective")
         return [
-            Shown("A1", "weights", select("positive"), uniform),
-            Shown(f"{_LAMBDA} A2", "subtracted", factor * select("negative"), factor * uniform),
-            Shown(effective, "effective", select("effective"), self.record.uniform(layer)),
+            Shown("A1", "weights", first, uniform),
+            Shown(f"{_LAMBDA} A2", "subtracted", first - left, lam * uniform),
+            Shown(f"A1 {_MINUS} {_LAMBDA} A2", "effective", left, self.record.uniform(layer)),
         ]
 
     def followed(self, selection: MapSelection) -> list[Shown]:

@@ -52,9 +52,18 @@ class Record:
         return self.layers[0].negative is not None
 
     def uniform(self, layer: int, kind: str = "effective") -> float:
-        """What each key has in ``layers[layer]`` if all have the same: 1/keys, in a difference (1 - lambda)/keys."""
-        lam = self.layers[layer].lam if kind == "effective" else None
-        return (1.0 if lam is None else 1.0 - float(lam)) / self.layers[layer].positive.shape[-1]
+        """What each key of a layer's map has if all have the same: 1/keys, in V1's difference (1 - lambda)/keys.
+
+        Where rows do not all have the same sum, its mean counts.
+        """
+        if kind != "effective" or self.lam(layer) is None:
+            return 1.0 / self.layers[layer].positive.shape[-1]
+        return float(self.maps(layer).mean())
+
+    def lam(self, layer: int) -> float | None:
+        """Lambda of a layer, the mean where it depends on the token or the head; None where nothing is subtracted."""
+        lam = self.layers[layer].lam
+        return None if lam is None else float(lam.mean())
 
     def maps(self, layer: int, kind: str = "effective") -> Tensor:
         """(batch, heads, query, key) of ``layers[layer]``: effective, positive or negative.
@@ -316,4 +325,7 @@ def _on_cpu(maps: AttentionMaps) -> AttentionMaps:
 def _joined(parts: Sequence[AttentionMaps]) -> AttentionMaps:
     negative = [part.negative for part in parts if part.negative is not None]
     positive = torch.cat([part.positive for part in parts])
-    return AttentionMaps(positive, torch.cat(negative) if negative else None, parts[0].lam)
+    lam = parts[0].lam
+    if lam is not None and lam.ndim:
+        lam = torch.cat([part.lam for part in parts if part.lam is not None])
+    return AttentionMaps(positive, torch.cat(negative) if negative else None, lam)

@@ -22,7 +22,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
-from diffvit.attention.capture import KINDS, Record
+from diffvit.attention.capture import Record
 from diffvit.attention.statistics import HeadStatistics
 from diffvit.reporting.plots import lambda_init
 from diffvit.reporting.style import LIGHT, colour, dress, figure
@@ -78,10 +78,9 @@ def differential_panels(
     Arguments as :func:`maps_grid`; the record is of differential attention.
     """
     layers = []
-    for at, maps in enumerate(record.layers):
-        assert maps.lam is not None
-        left, first, second = (record.to_patches(at, kind, query)[index] for kind in KINDS)
-        parts = (first, float(maps.lam) * second, left)
+    for at in range(len(record.layers)):
+        left, first = (record.to_patches(at, kind, query)[index] for kind in ("effective", "positive"))
+        parts = (first, first - left, left)
         layers.append(torch.stack(parts, dim=1).flatten(0, 1))  # head by head, three each
     heads = range(layers[0].shape[0] // 3)
     names = [name for head in heads for name in (f"head {head}: A1", f"{_LAMBDA} A2", f"A1 {_MINUS} {_LAMBDA} A2")]
@@ -131,8 +130,8 @@ def _mosaic(
                 axes.text(left, -0.06, name, fontsize=10, color=LIGHT.ink, ha="left", va="bottom")
         axes.set(xlim=(0, breadth), ylim=(_CELL, 0), aspect="auto")
         axes.axis("off")
-        lam = record.layers[line].lam
-        name = f"layer {record.blocks[line]}" + ("" if lam is None else f"\n{_LAMBDA} = {float(lam):.2f}")
+        lam = record.lam(line)
+        name = f"layer {record.blocks[line]}" + ("" if lam is None else f"\n{_LAMBDA} = {lam:.2f}")
         axes.text(-0.12, _CELL / 2, name, fontsize=10.5, color=LIGHT.ink, ha="right", va="center")
         bar = _colour_bar(made, scale, ((_LEFT + breadth + 0.1) / width, bottom, 0.1 / width, _CELL / height))
         mark_level(bar, uniform)
@@ -324,14 +323,15 @@ def _show(axes: Axes, image: Tensor, name: str) -> None:
     axes.set_title(name, fontsize=11, color=LIGHT.ink, loc="left")
 
 
-def lambda_figure(lambdas: Mapping[int, float], *, title: str = "Lambda by layer") -> Figure:
-    """Each layer's learned lambda (layer, counted from 0, to lambda), beside the constant it started near."""
+def lambda_figure(lambdas: Mapping[int, float], *, title: str = "Lambda by layer", started: bool = True) -> Figure:
+    """Each layer's learned lambda (layer, counted from 0, to lambda), beside lambda_init where it ``started`` near."""
     made = figure(LIGHT, 6.4, 3.8)
     axes = made.subplots()
     axes.bar(list(lambdas), list(lambdas.values()), color=colour(LIGHT, 0), width=0.6, label="learned lambda")
-    for layer in lambdas:
+    for layer in lambdas if started else ():
         axes.plot([layer - 0.4, layer + 0.4], [lambda_init(layer)] * 2, color=colour(LIGHT, 1), lw=2.4)
-    axes.plot([], [], color=colour(LIGHT, 1), lw=2.4, label="lambda_init")
+    if started:
+        axes.plot([], [], color=colour(LIGHT, 1), lw=2.4, label="lambda_init")
     axes.axhline(0, color=LIGHT.ink, lw=0.8)
     dress(axes, LIGHT, title=title, x="layer", y="weight of the second map")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -347,7 +347,7 @@ def heads_figure(statistics: Sequence[HeadStatistics], tokens: int, *, title: st
         tokens: keys a query has, for the entropy of reading all alike.
         title: of the figure.
     """
-    signed = statistics[0].lam is not None
+    signed = any(each.negative_share for each in statistics)
     panels = [
         ("Entropy", "nats", "entropy"),
         ("Distance", "patches", "distance"),

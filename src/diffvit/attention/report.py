@@ -22,6 +22,8 @@ from diffvit.attention.rollout import rollout
 from diffvit.attention.statistics import averaged, head_statistics, position_similarity
 from diffvit.errors import ConfigError, few
 from diffvit.files import write_file
+from diffvit.models.vit import VisionTransformer
+from diffvit.registry import FROM_LAMBDA_INIT
 from diffvit.reporting import plots
 from diffvit.reporting.arms import arms
 from diffvit.reporting.rows import read_run
@@ -283,9 +285,12 @@ def _draw_model(
     text = f"Averages over {images} image{'s' if images > 1 else ''} and over the patches as queries."
     made = figures.heads_figure(statistics, tokens, title=f"What the heads of {name} do")
     drawn = [writer.figure("heads", made, "Entropy, distance and shares of every head, by layer", text)]
-    lambdas = {each.block: each.lam for each in statistics if each.lam is not None}
+    own: Any = model.model
+    learnt = isinstance(own, VisionTransformer) and own.lambdas()
+    lambdas = {each.block: each.lam for each in statistics if each.lam is not None and learnt}
     if lambdas:
-        made = figures.lambda_figure(lambdas, title=f"Lambda by layer: {name}")
+        started = own.settings["attention"] in FROM_LAMBDA_INIT
+        made = figures.lambda_figure(lambdas, title=f"Lambda by layer: {name}", started=started)
         drawn.append(writer.figure("lambda", made, "Learned lambda of every layer beside its start"))
     if lambdas and model.folder is not None and (model.folder / "result.json").is_file():
         content = plots.lambdas(arms([read_run(model.folder)])[0])  # a PNG whatever the format

@@ -30,7 +30,7 @@ class HeadStatistics:
             registers left out.
         prefix_share: share of the weight on the tokens before the patches ([CLS], registers).
         negative_share: share of the weight that is negative; 0 for softmax attention.
-        lam: lambda of the layer; None for softmax attention.
+        lam: lambda of the layer; None for softmax attention, and where each token has its own.
         entropy_positive: of A1 alone, of differential attention; else None.
         entropy_negative: of A2 alone, likewise.
     """
@@ -65,7 +65,7 @@ def head_statistics(record: Record) -> list[HeadStatistics]:
         if maps.negative is not None:
             numbers["entropy_positive"] = _entropy(maps.positive[:, :, record.prefix :])
             numbers["entropy_negative"] = _entropy(maps.negative[:, :, record.prefix :])
-        lam = None if maps.lam is None else float(maps.lam)
+        lam = None if maps.lam is None or maps.lam.ndim else float(maps.lam)
         per_head = {name: values.mean(dim=(0, 2)).tolist() for name, values in numbers.items()}
         for head in range(weight.shape[1]):
             found.append(HeadStatistics(block, head, lam=lam, **{name: v[head] for name, v in per_head.items()}))

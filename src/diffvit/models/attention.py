@@ -22,9 +22,9 @@ class AttentionMaps:
     """Attention weights of one layer, after the softmax.
 
     Args:
-        positive: (batch, heads, query, key); rows sum to 1. float32, or float64 from a float64 model.
+        positive: (batch, heads, query, key); rows sum to 1, or to a head's gate. float32, or float64 from such a model.
         negative: the subtracted map of differential attention, of the same shape; else None.
-        lam: the weight of ``negative``, 0-dim; else None.
+        lam: the weight of ``negative``, 0-dim, or (batch, heads, query, 1); else None.
     """
 
     positive: Float[Tensor, "batch heads query key"]
@@ -162,12 +162,57 @@ class Attention(nn.Module):
         return AttentionMaps(softmax_map(q, k, q.dtype))
 
 
+class PairedAttention(Attention):
+    """Attention whose heads combine two maps; a subclass says how, in :meth:`combined`.
+
+    Heads 2i and 2i + 1 of the softmax baseline share one value, twice as wide: it has the baseline's parameters.
+    Arguments as :class:`Attention`.
+
+    Raises:
+        ConfigError: ``num_heads`` is odd or does not divide ``dim``, or there is no such norm.
+    """
+
+    def __init__(self, dim: int, num_heads: int, **more: object) -> None:
+        super().__init__(dim, num_heads, **more)  # pyright: ignore[reportArgumentType]
+        if num_heads % 2:
+            why = f"{num_heads} is odd: differential attention subtracts heads in pairs, so it needs an even number"
+            raise ConfigError("num_heads", why)
+
+    def combined(self, x: Tensor, q: Tensor, k: Tensor, dtype: torch.dtype | None = None) -> AttentionMaps:
+        """The maps of each head from the tokens and their queries and keys, as :meth:`by_head` orders these."""
+        raise NotImplementedError
+
+    def by_head(
+        self,
+        q: Float[Tensor, "batch queries heads width"],
+        k: Float[Tensor, "batch tokens heads width"],
+        v: Float[Tensor, "batch tokens heads width"],
+    ) -> tuple[
+        Float[Tensor, "batch pairs 2 queries width"],
+        Float[Tensor, "batch pairs 2 tokens width"],
+        Float[Tensor, "batch pairs tokens double_width"],
+    ]:
+        """Two queries and two keys of each head, and its value."""
+        q, k = (part.unflatten(2, (-1, 2)).permute(0, 2, 3, 1, 4) for part in (q, k))
+        return q, k, v.unflatten(2, (-1, 2)).flatten(3).transpose(1, 2)
+
+    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        """Apply each head's effective map to its values, concatenate, project."""
+        q, k, v = self.heads(x)
+        return self.joined(self.combined(x, q, k).effective.to(v.dtype) @ v)
+
+    def maps(self, x: Float[Tensor, "batch tokens dim"]) -> AttentionMaps:
+        """The maps of each head, and the weight of the second."""
+        q, k = map(widened, self.heads(x)[:2])
+        return self.combined(x, q, k, q.dtype)
+
+
 def lambda_init(layer_index: int) -> float:
     """Lambda's initial value in a layer counted from 0: 0.2, 0.356, 0.471, ... (arXiv 2410.05258, section 2.1)."""
     return 0.8 - 0.6 * math.exp(-0.3 * layer_index)
 
 
-class DifferentialAttention(Attention):
+class DifferentialAttention(PairedAttention):
     """Multi-head differential attention, V1 (arXiv 2410.05258, equations 1 to 3).
 
     Heads 2i and 2i + 1 of the softmax baseline are the two query/key pairs of differential head i, whose value has
@@ -178,16 +223,10 @@ class DifferentialAttention(Attention):
         num_heads: heads of the softmax baseline, of width ``dim / num_heads``; even.
         layer_index: depth of the layer, counted from 0; it sets ``lambda_init``.
         more: as :class:`Attention`.
-
-    Raises:
-        ConfigError: ``num_heads`` is odd or does not divide ``dim``, or there is no such norm.
     """
 
     def __init__(self, dim: int, num_heads: int, *, layer_index: int, **more: object) -> None:
-        super().__init__(dim, num_heads, **more)  # pyright: ignore[reportArgumentType]
-        if num_heads % 2:
-            why = f"{num_heads} is odd: differential attention subtracts heads in pairs, so it needs an even number"
-            raise ConfigError("num_heads", why)
+        super().__init__(dim, num_heads, **more)
         self.lambda_init = lambda_init(layer_index)
         self.lambda_q1 = nn.Parameter(torch.empty(self.head_dim))
         self.lambda_k1 = nn.Parameter(torch.empty(self.head_dim))
@@ -202,80 +241,12 @@ class DifferentialAttention(Attention):
         q1, k1, q2, k2 = map(widened, (self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2))
         return (q1 * k1).sum().exp() - (q2 * k2).sum().exp() + self.lambda_init
 
-    def by_head(
-        self,
-        q: Float[Tensor, "batch queries heads width"],
-        k: Float[Tensor, "batch tokens heads width"],
-        v: Float[Tensor, "batch tokens heads width"],
-    ) -> tuple[
-        Float[Tensor, "batch pairs 2 queries width"],
-        Float[Tensor, "batch pairs 2 tokens width"],
-        Float[Tensor, "batch pairs tokens double_width"],
-    ]:
-        """Two queries and two keys of each differential head, and its value."""
-        q, k = (part.unflatten(2, (-1, 2)).permute(0, 2, 3, 1, 4) for part in (q, k))
-        return q, k, v.unflatten(2, (-1, 2)).flatten(3).transpose(1, 2)
-
-    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        """Apply the difference of two maps to the values; normalise each head's output, concatenate, project."""
-        q, k, v = self.heads(x)
-        positive, negative = softmax_map(q, k).unbind(2)
-        return self.joined((positive - self.lam().to(positive.dtype) * negative) @ v)
+    def combined(self, x: Tensor, q: Tensor, k: Tensor, dtype: torch.dtype | None = None) -> AttentionMaps:
+        """The difference of two maps (equation 1)."""
+        del x
+        positive, negative = softmax_map(q, k, dtype).unbind(2)
+        return AttentionMaps(positive, negative, self.lam().to(positive.dtype))
 
     def joined(self, out: Float[Tensor, "batch pairs queries double_width"]) -> Float[Tensor, "batch queries dim"]:
-        """Normalise what each head reads from its values, concatenate, and project."""
+        """Normalise what each head reads from its values, concatenate, and project (equation 3)."""
         return super().joined(self.sub_norm(out.to(self.sub_norm.weight.dtype)) * (1.0 - self.lambda_init))
-
-    def maps(self, x: Float[Tensor, "batch tokens dim"]) -> AttentionMaps:
-        """The two maps of each differential head, and lambda."""
-        q, k = map(widened, self.heads(x)[:2])
-        positive, negative = softmax_map(q, k, q.dtype).unbind(2)
-        return AttentionMaps(positive, negative, self.lam())
-
-
-class SplitDifferentialAttention(Attention):
-    """Softmax attention minus lambda times a second map of each head, ``(A1 - lambda A2) V``; lambda starts at 0.
-
-    For continuing a trained softmax model as a differential one: where lambda is 0, it computes exactly what
-    :class:`Attention` does with the same ``qkv`` and ``proj``. :class:`DifferentialAttention` (V1) cannot: of its heads
-    one in two has a first map, and its norm divides every head's output by its own length. So here each head keeps its
-    map and its values, the second queries and keys are a projection of their own (``2 dim^2`` weights more), there is
-    no norm per head, and lambda is a plain number per layer, free to change its sign.
-
-    Args:
-        dim: width of a token.
-        num_heads: heads, of width ``dim / num_heads``.
-        qkv_bias: bias on the projections of queries, keys and values.
-        more: as :class:`Attention`; the norms of queries and keys are those of both pairs.
-    """
-
-    def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool = True, **more: object) -> None:
-        super().__init__(dim, num_heads, qkv_bias=qkv_bias, **more)  # pyright: ignore[reportArgumentType]
-        self.qk2 = nn.Linear(dim, 2 * dim, bias=qkv_bias)
-        self.lambda_ = nn.Parameter(torch.zeros(()))
-
-    def lam(self) -> Float[Tensor, ""]:
-        """Lambda, one scalar for the layer's heads."""
-        return widened(self.lambda_).clone()  # a tensor of its own, without a gradient where none is recorded
-
-    def second(
-        self, x: Float[Tensor, "batch tokens dim"]
-    ) -> tuple[Float[Tensor, "batch heads tokens width"], Float[Tensor, "batch heads tokens width"]]:
-        """The second queries and keys of each head."""
-        q, k = (part.unflatten(2, (self.num_heads, self.head_dim)) for part in self.qk2(x).chunk(2, dim=2))
-        q, k = self.q_norm(q), self.k_norm(k)
-        q, k = (q, k) if self.rope is None else (self.rope(q), self.rope(k))
-        return q.transpose(1, 2), k.transpose(1, 2)
-
-    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        """Apply both maps to the values, subtract, concatenate, project."""
-        q, k, v = self.heads(x)
-        q2, k2 = self.second(x)
-        subtracted = F.scaled_dot_product_attention(q2, k2, v)
-        return self.joined(F.scaled_dot_product_attention(q, k, v) - self.lam().to(subtracted.dtype) * subtracted)
-
-    def maps(self, x: Float[Tensor, "batch tokens dim"]) -> AttentionMaps:
-        """The two maps of each head, and lambda."""
-        q, k = map(widened, self.heads(x)[:2])
-        q2, k2 = map(widened, self.second(x))
-        return AttentionMaps(softmax_map(q, k, q.dtype), softmax_map(q2, k2, q.dtype), self.lam())

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffvit.errors import check_choice
+from diffvit.errors import ConfigError, check_choice
 from diffvit.models.attention import Attention
 
 
@@ -50,6 +50,9 @@ def mimetic(model: nn.Module) -> None:
     trunc_normal(model)
     for module in model.modules():
         if isinstance(module, Attention):
+            if not hasattr(module, "qkv"):
+                why = "needs one projection of queries, keys and values, which this attention does not have"
+                raise ConfigError("init mimetic", why, "Take init trunc-normal.")
             _mimetic_attention(module.qkv.weight, module.proj.weight, module.num_heads)
 
 

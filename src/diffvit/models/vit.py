@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from diffvit.errors import ConfigError, InputError, Size, check_choice, checked_size, sides, suggestion
 from diffvit.models import pos_embed as positions
-from diffvit.models.attention import NORMS, AttentionMaps, DifferentialAttention, SplitDifferentialAttention
+from diffvit.models.attention import NORMS, AttentionMaps
 from diffvit.models.init import initialise
 from diffvit.models.pos_embed import Rope2d
 from diffvit.models.presets import PRESETS
@@ -343,9 +343,9 @@ class VisionTransformer(nn.Module):
 
     @torch.no_grad()
     def lambdas(self) -> list[float]:
-        """Each layer's lambda, first to last; empty for softmax attention."""
-        kinds = (DifferentialAttention, SplitDifferentialAttention)
-        return [module.lam().item() for module in self.modules() if isinstance(module, kinds)]
+        """Each layer's lambda, first to last; empty where it is no number of the layer's own."""
+        found: list[Any] = [module for module in self.modules() if hasattr(module, "lam")]
+        return [attention.lam().item() for attention in found]
 
 
 def encode_with_maps(

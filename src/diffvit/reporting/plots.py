@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from matplotlib.transforms import ScaledTranslation
 
+from diffvit.registry import FROM_LAMBDA_INIT
 from diffvit.reporting.arms import Arm
 from diffvit.reporting.style import LIGHT, Theme, colour, dress, figure, to_png
 from diffvit.reporting.tables import reading_order
@@ -123,17 +124,18 @@ def lambda_init(block: int) -> float:
 
 
 def lambdas(arm: Arm, *, theme: Theme = LIGHT, stamp: str = "") -> bytes:
-    """Lambda of every block against the epoch in the arm's first run, each block's lambda_init dashed."""
+    """Lambda of every block against the epoch in the arm's first run; dashed, where it started near it, lambda_init."""
     rows = [row for row in arm.records[0].epochs if row.get("lambda")]
     label = arm.label if len(arm.records) == 1 else f"{arm.label}, seed {arm.records[0].row['seed']}"
-    depth = len(rows[0]["lambda"])
+    depth, started = len(rows[0]["lambda"]), arm.records[0].row["attention"] in FROM_LAMBDA_INIT
     made = figure(theme, 6.4, 4.5)
     axes = made.subplots()
     shades = colormaps["viridis"]
     for block in range(depth):
         share = block / max(depth - 1, 1)
         shade = shades(theme.first_shade + share * (theme.last_shade - theme.first_shade))
-        axes.axhline(lambda_init(block), color=shade, linewidth=1.1, linestyle=(0, (4, 3)), alpha=0.8)
+        if started:
+            axes.axhline(lambda_init(block), color=shade, linewidth=1.1, linestyle=(0, (4, 3)), alpha=0.8)
         axes.plot(
             [row["epoch"] for row in rows],
             [row["lambda"][block] for row in rows],
@@ -145,9 +147,9 @@ def lambdas(arm: Arm, *, theme: Theme = LIGHT, stamp: str = "") -> bytes:
         )
     dress(axes, theme, title=f"Lambda per block: {label}", x="epoch", y="lambda (weight of the second map)")
     _epoch_axis(axes, len(rows))
-    dashed = Line2D([], [], color=theme.ink, lw=1.1, ls=(0, (4, 3)), label="lambda_init")
+    dashed = [Line2D([], [], color=theme.ink, lw=1.1, ls=(0, (4, 3)), label="lambda_init")] * started
     place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "labelcolor": theme.ink}
-    axes.legend(handles=[*axes.get_legend_handles_labels()[0][::-1], dashed], fontsize=10, frameon=False, **place)
+    axes.legend(handles=[*axes.get_legend_handles_labels()[0][::-1], *dashed], fontsize=10, frameon=False, **place)
     return to_png(made, stamp)
 
 
