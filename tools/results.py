@@ -9,7 +9,16 @@ from typing import Any
 from diffvit.config import Config, parse, read_yaml
 from diffvit.experiments import report
 from diffvit.experiments.report import gathered
-from diffvit.experiments.results import Line, Results, compared_arms, difference, over_all_arms
+from diffvit.experiments.results import (
+    TRIALS_FILE,
+    Line,
+    Results,
+    best_of,
+    comparable,
+    compared_arms,
+    difference,
+    over_all_arms,
+)
 from diffvit.experiments.study import BOTH, REPORTS, STUDIES, TIERS, Study, load_study, recipe_of
 from diffvit.files import read_csv
 from diffvit.registry import label_of
@@ -69,17 +78,17 @@ def with_rows(reports: Path) -> dict[str, Results]:
 
 def _searched(root: Path) -> list[Study]:
     there = (study for study in STUDIES.values() if study.search)
-    return [study for study in there if (root / REPORTS / study.name / report.TRIALS_FILE).is_file()]
+    return [study for study in there if (root / REPORTS / study.name / TRIALS_FILE).is_file()]
 
 
 def words_of(study: Study, folder: Path) -> str:
     """A search in a few sentences, from its trials.csv."""
     assert study.search is not None
-    rows = report.comparable(read_csv(folder / report.TRIALS_FILE))
+    rows = comparable(read_csv(folder / TRIALS_FILE))
     found = [
         f"{label_of(attention)}: {percent(best['val_accuracy'])} validation accuracy with "
         + ", ".join(f"{setting} {report.short(best[setting])}" for setting in study.search.settings)
-        for attention, best in report.best_of(rows).items()
+        for attention, best in best_of(rows).items()
     ]
     tier = rows[0]["tier"]
     head = f"*{study.name}, tier {tier}, {len(rows)} trials of up to {recipe_of(study, tier).epochs} epochs"

@@ -127,6 +127,16 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by dotted names, as ``model.depth``, as nested mappings."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        for part in reversed(name.split(".")):
+            value = {part: value}
+        found = merge(found, value)
+    return found
+
+
 def resolve(
     file: Path | None = None,
     flags: Mapping[str, Any] | None = None,

@@ -13,7 +13,8 @@ import pytest
 
 from diffvit.config import parse, read_yaml
 from diffvit.errors import EnvironmentFault, InputError, Interrupted
-from diffvit.experiments.report import best_of, write_search
+from diffvit.experiments.report import write_search
+from diffvit.experiments.results import best_of
 from diffvit.experiments.runner import ATTEMPTS, Runner, conditions_of, folder_of
 from diffvit.experiments.search import Search, cell_of, open_storage, open_study, rows_of, space_of
 from diffvit.experiments.study import STUDIES, Cell, TierName

@@ -12,7 +12,7 @@ import pytest
 from diffvit.cli.main import run
 from diffvit.errors import InputError
 from diffvit.experiments.runner import SCORES, Runner, conditions_of, folder_of
-from diffvit.experiments.study import STUDIES, Cell, cells_of, training_flops
+from diffvit.experiments.study import STUDIES, TIERS, Cell, cells_of, training_flops
 from diffvit.files import read_csv
 from diffvit.reporting.rows import write
 from diffvit.training.run_dir import RunDir
@@ -34,14 +34,14 @@ def test_the_list_names_every_study_and_its_times_from_committed_rows_of_such_a_
     def seconds() -> dict[str, dict[str, float | None]]:
         assert run(["study", "list", "--json"]) == 0
         out = capsys.readouterr().out
-        assert all(f"\n{tier}: " in out for tier in ("smoke", "short", "full"))
+        assert all(f"\n{tier}: " in out for tier in TIERS)
         found = json.loads(out.splitlines()[-1])["studies"]
         for each in found:
             study = STUDIES[each["study"]]
             assert each["arms"] == list(study.search.settings if study.search else study.arms)
         return {each["study"]: each["seconds"] for each in found}
 
-    assert seconds() == {name: {"smoke": None, "short": None, "full": None} for name in STUDIES}
+    assert seconds() == {name: dict.fromkeys(TIERS) for name in STUDIES}
     pooling = STUDIES["pooling"]
     records = rows_of(made_records(cells_of(pooling, "short"), lambda _: 0.7))
     write(Path("reports/pooling"), records)

@@ -62,7 +62,7 @@ class Selection:
     """Which cells of a study."""
 
     tier: TierName = "short"
-    """Size of the study: smoke (seconds), short (minutes to hours on a CPU), full (for a GPU)."""
+    """Size of the study: smoke (seconds), short and standard (minutes to hours on a CPU), full (for a GPU)."""
     seeds: Annotated[int | None, Parameter(show_default="the study's own")] = None
     """Number of seeds."""
 
@@ -100,11 +100,12 @@ def list_studies(*, output: Output = OUTPUT) -> None:
 @app.command(name="show")
 def show_study(name: Name, /, *, what: Selection = SELECTION, places: Places = PLACES, output: Output = OUTPUT) -> None:
     """Show a study's cells and their results."""
-    from diffvit.experiments.results import records_of
+    from diffvit.experiments.results import records_of, tuned
 
     study = find_study(name)
+    study = tuned(study, what.tier, places.reports) or study
     if study.search:
-        cells = sum(study.search.trials[what.tier] for _ in study.attentions)
+        cells = study.trials(what.tier) * len(study.searched)
         found = {"study": study.name, "tier": what.tier, "trials": cells}
         columns = ["setting", "values"]
         rows = [
@@ -143,9 +144,15 @@ def _worker_of(
     study: Study, what: Selection, places: Places, where: Mapping[str, Any], grace: float = GRACE_SECONDS
 ) -> Runner | Search:
     """A worker on this machine: for the cells without committed rows, or for the search."""
+    from diffvit.experiments.results import tuned
     from diffvit.experiments.runner import Runner, conditions_of, folder_of, uncommitted
 
     if not study.search:
+        ready = tuned(study, what.tier, places.reports)
+        if ready is None:
+            again = f"diffvit study run {study.tuned} --tier {what.tier}"
+            raise ConfigError(f"study {study.name}", f"{study.tuned} has not tuned every arm", f"Run: {again}")
+        study = ready
         cells = cells_of(study, what.tier, seeds=what.seeds)
         on = {cell.name: conditions_of(cell.config.model_copy(update=dict(where))) for cell in cells}
         folders = {cell.name: folder_of(cell, on[cell.name], places.runs) for cell in cells}
@@ -155,7 +162,7 @@ def _worker_of(
 
     tag = conditions_of(unpruned(study, what.tier)[0].config.model_copy(update=dict(where))).tag
     storage = places.trials(study, what.tier)
-    tried = {each: open_study(storage, study, what.tier, each, tag, grace) for each in study.attentions}
+    tried = {each: open_study(storage, study, what.tier, each, tag, grace) for each in study.searched}
     return Search(study, what.tier, tried, places.runs, where, show.line, grace)
 
 
@@ -211,17 +218,21 @@ def run(
         raise ConfigError("--workers", f"must be at least 1 (found {workers})")
 
     from diffvit.experiments.launch import StudyProgress, run_here, submit, worker_command
+    from diffvit.experiments.results import tuned
     from diffvit.experiments.runner import Runner
     from diffvit.training.environment import usable_cores
 
     study = find_study(name)
-    if places.storage and not study.search:
+    if study.tuned and tuned(study, what.tier, places.reports) is None:
+        run(study.tuned, what=what, places=places, workers=workers, data_dir=data_dir, device=device, quiet=quiet)
+        report(study.tuned, tier=what.tier, places=places)
+    if places.storage and not (study.search or study.tuned):
         show.warn([f"--storage is for a search; the state of {study.name} is in its run folders"])
     device = settings_of(device=device).device
     worker = _worker_of(study, what, places, {"device": device, "data_dir": data_dir})
     cells, committed = (), 0
     if isinstance(worker, Runner):
-        cells, committed = worker.cells, len(cells_of(study, what.tier, seeds=what.seeds)) - len(worker.cells)
+        cells, committed = worker.cells, len(worker.folders) - len(worker.cells)
         if (again := worker.forget_errors()) and not quiet:
             show.line(f"skipped before, tried again: {', '.join(again)}")
     progress = StudyProgress(study, what.tier, cells, committed, worker.state, places.reports, quiet)
@@ -281,14 +292,15 @@ def report(
 ) -> None:
     """Write reports/NAME from finished runs and committed rows: tables, intervals, plots, best configuration."""
     from diffvit.experiments import report as made
+    from diffvit.experiments.results import TRIALS_FILE
     from diffvit.experiments.search import rows_of, studies_in
 
     study, given = find_study(name), tier or "short"
     found: dict[str, Any] = {"study": study.name, "tier": given}
     if study.search:
         storage, folder = places.trials(study, given), places.reports / study.name
-        if places.storage or Path(storage).is_file() or not (folder / made.TRIALS_FILE).is_file():
-            tried = {each: studies_in(storage, study, given, each) for each in study.attentions}
+        if places.storage or Path(storage).is_file() or not (folder / TRIALS_FILE).is_file():
+            tried = {each: studies_in(storage, study, given, each) for each in study.searched}
             path = made.write_search(study, folder, rows_of(study, given, tried))
         else:  # from the committed trials
             path = made.write_search(study, folder)

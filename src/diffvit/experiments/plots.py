@@ -112,7 +112,7 @@ def settings(study: Study, rows: Sequence[Row], *, stamp: str = "") -> bytes:
     made = figure(LIGHT, 3.0 * _PANELS, 0.6 + 2.7 * lines)
     panels = made.subplots(lines, _PANELS, sharey=True, squeeze=False).flat
     for number, ((setting, values), axes) in enumerate(zip(searched.items(), panels, strict=False)):
-        for place, attention in enumerate(study.attentions):
+        for place, attention in enumerate(study.searched):
             mine = [row for row in rows if row["attention"] == attention and row["state"] == "complete"]
             across, heights = [row[setting] for row in mine], [100 * row["val_accuracy"] for row in mine]
             label, mark = label_of(attention), _MARKS[place % len(_MARKS)]

@@ -12,10 +12,21 @@ from typing import Any
 from diffvit.config import to_yaml
 from diffvit.errors import ConfigError, InputError
 from diffvit.experiments import plots
-from diffvit.experiments.results import Line, Results, difference, over_all_arms, records_of, results_of
+from diffvit.experiments.results import (
+    TRIALS_FILE,
+    Line,
+    Results,
+    best_of,
+    comparable,
+    difference,
+    over_all_arms,
+    records_of,
+    results_of,
+    tuned,
+)
 from diffvit.experiments.runner import numbers_in, scores_of
 from diffvit.experiments.search import CONDITIONS, cell_of, space_of
-from diffvit.experiments.study import STUDIES, TIERS, Study, TierName, cells_of, differing, recipe_of
+from diffvit.experiments.study import STUDIES, TIERS, Study, TierName, cells_of, differing, recipe_of, slug
 from diffvit.files import Row, brought_up_to_date, read_csv, sha256_of, write_csv, write_file
 from diffvit.registry import label_of
 from diffvit.reporting import stats, texts
@@ -32,8 +43,8 @@ _PLOTS: Mapping[str, tuple[str, Callable[..., bytes]]] = {
     "curves.png": ("Training loss and accuracy against the epoch, bands over seeds", plots.curves),
     _COSTS: ("Test accuracy against the cost of training", plots.costs),
 }
-TRIALS_FILE, SEARCH_PLOT, _BEST_OF = "trials.csv", "settings.png", "best-{}.yaml"
-_SHOWN = 5  # trials of each attention in the table
+SEARCH_PLOT = "settings.png"
+_SHOWN = 5  # trials of each arm or attention in the table
 
 
 def gathered(study: Study, runs: Path, reports: Path, *, tier: TierName | None = None) -> Results:
@@ -46,10 +57,12 @@ def gathered(study: Study, runs: Path, reports: Path, *, tier: TierName | None =
     """
     found: list[Results] = []
     for name in TIERS if tier is None else (tier,):
+        if (own := tuned(study, name, reports)) is None:
+            continue
         # Rows of before studies kept images for validation stand beside the others, or alone where there are none.
-        kinds = dict.fromkeys(cells_of(study, name, validation=validation) for validation in (True, False))
+        kinds = dict.fromkeys(cells_of(own, name, validation=validation) for validation in (True, False))
         known = {cells: records_of(cells, runs, reports, study.score) for cells in kinds}
-        found += [results_of(study, name, known)] if any(known.values()) else []
+        found += [results_of(own, name, known)] if any(known.values()) else []
     if not found:
         hint = f"Run it first: diffvit study run {study.name}"
         raise InputError(f"study {study.name}", "has no finished run and no committed row", hint)
@@ -297,7 +310,7 @@ def search_files(study: Study, folder: Path) -> Files:
     tier, settings, best = ranked[0]["tier"], list(space_of(study).settings), best_of(ranked)
     complete = sorted((row for row in ranked if row["state"] == "complete"), key=lambda row: -row["val_accuracy"])
     tables = {}
-    for attention in study.attentions:
+    for attention in study.searched:
         if any(row["attention"] == attention for row in ranked):
             shown = [row for row in complete if row["attention"] == attention][:_SHOWN]
             cells = [
@@ -314,31 +327,18 @@ def search_files(study: Study, folder: Path) -> Files:
         conditions=", ".join(str(ranked[0][name]) for name in CONDITIONS if ranked[0].get(name)),
         apart=len(rows) - len(ranked),
         tables=tables,
-        best=[_BEST_OF.format(attention) for attention in best],
+        best=[_best_file(name) for name in best],
     )
     stamp = sha256_of(file)
     files: Files = {REPORT: text, SEARCH_PLOT: (stamp, partial(plots.settings, study, ranked, stamp=stamp))}
     for attention, row in best.items():
         cell = cell_of(study, tier, attention, row["trial"], {name: row[name] for name in settings})
-        files[_BEST_OF.format(attention)] = to_yaml(cell.config)
+        files[_best_file(attention)] = to_yaml(cell.config)
     return files
 
 
-def comparable(rows: Sequence[Row]) -> list[Row]:
-    """The rows of the data, precision and device that most trials were computed on; trials of others are not ranked."""
-    together: dict[tuple[object, ...], list[Row]] = {}
-    for row in rows:
-        together.setdefault(tuple(row.get(name) for name in CONDITIONS), []).append(row)
-    return max(together.values(), key=len)
-
-
-def best_of(rows: Sequence[Row]) -> dict[str, Row]:
-    """For each attention the complete trial with the highest validation accuracy, the first of equals."""
-    best: dict[str, Row] = {}
-    for row in (row for row in rows if row["state"] == "complete"):
-        if row["val_accuracy"] > best.setdefault(row["attention"], row)["val_accuracy"]:
-            best[row["attention"]] = row
-    return best
+def _best_file(name: str) -> str:
+    return f"best-{slug(name)}.yaml"
 
 
 def short(value: Any) -> str:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from diffvit.config import Config
+from diffvit.config import Config, merge, nested
+from diffvit.errors import ConfigError
 from diffvit.experiments.runner import TEST_ACCURACY, numbers_in, scores_of, stem_of
-from diffvit.experiments.study import REPORTS, RUNS, Cell, Study, TierName, training_flops
+from diffvit.experiments.study import REPORTS, RUNS, Cell, Study, TierName, find_study, training_flops
+from diffvit.files import Row, read_csv
 from diffvit.registry import label_of
 from diffvit.reporting import stats
 from diffvit.reporting.arms import Arm, Ranking, ranking, shared_seeds
 from diffvit.reporting.rows import CONDITIONS, RunRecord, read, read_run
 from diffvit.training.run_dir import RunDir
 
+TRIALS_FILE = "trials.csv"
 SCORE = "score."  # before the names of a score's numbers in rows.csv
 
 
@@ -50,6 +54,46 @@ def records_of(
         if records:
             found[cell.name] = list(records.values())
     return found
+
+
+def comparable(rows: Sequence[Row]) -> list[Row]:
+    """The trials of the data, precision and device that most were computed on; those of others are not ranked."""
+    together: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        together.setdefault(tuple(row.get(name) for name in ("data", "precision", "device")), []).append(row)
+    return max(together.values(), key=len, default=[])
+
+
+def best_of(rows: Sequence[Row]) -> dict[str, Row]:
+    """For each arm or attention the complete trial with the highest validation accuracy, the first of equals."""
+    best: dict[str, Row] = {}
+    for row in (row for row in rows if row["state"] == "complete"):
+        if row["val_accuracy"] > best.setdefault(row["attention"], row)["val_accuracy"]:
+            best[row["attention"]] = row
+    return best
+
+
+def tuned(study: Study, tier: TierName, reports: Path = REPORTS) -> Study | None:
+    """A study with the settings of each arm's best trial, or as it is where no search tunes it.
+
+    Settings that an arm gives itself stay. None where some arm does not have all of its trials at this tier.
+
+    Raises:
+        ConfigError: there is no such search.
+        InputError: a damaged trials.csv.
+    """
+    if study.tuned is None:
+        return study
+    search = find_study(study.tuned)
+    file, space = reports / search.name / TRIALS_FILE, search.search
+    if space is None:
+        raise ConfigError(f"study {study.name}", f"tuned: {study.tuned} searches nothing")
+    rows = comparable([row for row in (read_csv(file) if file.is_file() else []) if row["tier"] == tier])
+    counts, best = Counter(row["attention"] for row in rows), best_of(rows)
+    if any(counts[arm] < space.trials.get(tier, 1) or arm not in best for arm in study.arms):
+        return None
+    found = {arm: nested({name: best[arm][name] for name in space.settings}) for arm in study.arms}
+    return study.model_copy(update={"arms": {arm: merge(found[arm], own) for arm, own in study.arms.items()}})
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from diffvit.config import merge
+from diffvit.config import merge, nested
 from diffvit.errors import DiffvitError, EnvironmentFault, Interrupted, RunBusyError
 from diffvit.experiments.runner import ATTEMPTS, PAUSE, Runner, State, Tell, conditions_of, folder_of
 from diffvit.experiments.study import GRACE_SECONDS, Cell, SearchSpace, Study, TierName, recipe_of
@@ -43,22 +43,16 @@ def space_of(study: Study) -> SearchSpace:
     return study.search
 
 
-def cell_of(study: Study, tier: TierName, attention: str, trial: str, values: Mapping[str, Any]) -> Cell:
-    """The training of a trial that tries these values, by dotted names."""
-    tried: dict[str, Any] = {}
-    for setting, value in values.items():
-        inner: Any = value
-        for part in reversed(setting.split(".")):
-            inner = {part: inner}
-        tried = merge(tried, inner)
-    own = {"seed": _SEED, "model": {"attention": attention}}
-    return Cell(study.name, tier, trial, recipe_of(study, tier, tried, own))
+def cell_of(study: Study, tier: TierName, name: str, trial: str, values: Mapping[str, Any]) -> Cell:
+    """The training of a trial that tries these values, by dotted names, for one of :attr:`Study.searched`."""
+    own = merge(study.searched[name], {"seed": _SEED})
+    return Cell(study.name, tier, trial, recipe_of(study, tier, nested(values), own))
 
 
 def unpruned(study: Study, tier: TierName) -> list[Cell]:
     """All trials with the base recipe's values and none pruned, to estimate how long they take."""
-    names = [_name(number) for number in range(space_of(study).trials[tier])]
-    return [cell_of(study, tier, attention, name, {}) for attention in study.attentions for name in names]
+    names = [_name(number) for number in range(study.trials(tier))]
+    return [cell_of(study, tier, attention, name, {}) for attention in study.searched for name in names]
 
 
 def _name(number: int) -> str:
@@ -91,7 +85,7 @@ def studies_in(place: str, study: Study, tier: TierName, attention: str) -> list
     import optuna
 
     names = sorted(each.study_name for each in storage.get_all_studies())
-    mine = [name for name in names if f"{name}-".startswith(f"{study.name}-{tier}-{attention}-")]
+    mine = [name for name in names if name.rpartition("-")[0] == f"{study.name}-{tier}-{attention}"]  # then the tag
     return [optuna.load_study(study_name=name, storage=storage) for name in mine]
 
 
@@ -192,7 +186,7 @@ class Search:
         """The trials of one attention, until a signal."""
         import optuna
 
-        optuna_study, wanted = self.optuna_studies[attention], space_of(self.study).trials[self.tier]
+        optuna_study, wanted = self.optuna_studies[attention], self.study.trials(self.tier)
         finished = errors = 0
         while not stop.signal:
             self._repeat_lost(optuna_study)
@@ -277,7 +271,7 @@ class Search:
             done, running = _finished(trials), [each for each in trials if each.state.name == "RUNNING"]
             state.done |= {f"{_name(_number(each))}, {attention}": _value(each) for each in done}
             state.running |= {f"{_name(_number(each))}, {attention}": "a worker" for each in running}
-            left = space_of(self.study).trials[self.tier] - len(done) - len(running)
+            left = self.study.trials(self.tier) - len(done) - len(running)
             state.waiting += [f"a trial, {attention}"] * left
         return state
 

@@ -16,7 +16,7 @@ from diffvit.errors import ConfigError, did_you_mean, sides, suggestion
 from diffvit.registry import ACCELERATED, ATTENTION
 from diffvit.settings import ModelConfig, Section
 
-TierName = Literal["smoke", "short", "full"]
+TierName = Literal["smoke", "short", "standard", "full"]
 Settings = dict[str, Any]
 BOTH = ("softmax", "differential")
 RUNS, REPORTS = Path("runs/studies"), Path("reports")
@@ -25,18 +25,8 @@ GRACE_SECONDS = 60.0  # of a search: without a heartbeat until a worker is taken
 _FOLDER = Path(__file__).parent
 _BUILT_IN = (  # in order of worth; each is a YAML file beside this one
     *("vit-vs-diffvit", "patch-size", "position", "augmentation"),
-    *(
-        "width",
-        "depth",
-        "mlp-ratio",
-        "heads",
-        "pooling",
-        "head",
-        "optimizer",
-        "initialisation",
-        "search",
-        "attribution",
-    ),
+    *("width", "depth", "mlp-ratio", "heads", "pooling", "head", "optimizer", "initialisation", "search"),
+    *("attribution", "differential-tuning", "differential"),
 )
 _TRAIN_IMAGES = {"cifar10": 50_000}
 PASSES = 3  # of a training step: forward, and backward to inputs and weights
@@ -52,7 +42,7 @@ class Range(Section):
 
 
 class SearchSpace(Section):
-    """Search space: number of trials per attention and tier, and the range of each setting."""
+    """Search space: number of trials per tier, of each arm or attention, and the range of each setting."""
 
     trials: dict[TierName, int]
     settings: dict[str, Range] = Field(min_length=1)
@@ -86,7 +76,21 @@ class Study(Section):
     fit: bool = False
     """Whether the report says how close each arm fits its training images."""
     search: SearchSpace | None = None
-    """Where given, there are no arms: settings are searched for (:mod:`diffvit.experiments.search`)."""
+    """Where given, settings are searched for (:mod:`diffvit.experiments.search`), for each arm or else attention."""
+    tuned: str | None = None
+    """A search whose best trial gives each arm, by its name, the settings that are tried there; it is run first."""
+
+    def trials(self, tier: TierName) -> int:
+        """How many trials the search has at a tier, of each of :attr:`searched`; ConfigError where it gives none."""
+        if self.search is None or tier not in self.search.trials:
+            have = ", ".join(self.search.trials) if self.search else "none"
+            raise ConfigError(f"study {self.name}", f"has no trials at tier {tier} (have {have})")
+        return self.search.trials[tier]
+
+    @property
+    def searched(self) -> dict[str, Settings]:
+        """What a search is made for, by name: the arms, or the attentions where there are none."""
+        return self.arms or {attention: {"model": {"attention": attention}} for attention in self.attentions}
 
 
 def load_study(path: Path) -> Study:
@@ -97,8 +101,8 @@ def load_study(path: Path) -> Study:
     """
     values = {"name": path.stem, **read_yaml(path)}
     study = validate(Study, values, lambda key, _: f"{path}: {'.'.join(key)}")
-    if bool(study.arms) == bool(study.search):
-        raise ConfigError(str(path), "must have arms, or a search, and not both")
+    if not study.arms and not study.search:
+        raise ConfigError(str(path), "must have arms, or a search")
     for arm in (name for skipped in study.skip.values() for name in skipped if name not in study.arms):
         raise ConfigError(f"{path}: skip", f"no arm {arm!r};{did_you_mean(arm, study.arms)}".rstrip(";"))
     return study
@@ -160,13 +164,17 @@ class Cell:
     @property
     def name(self) -> str:
         """Unique in the study."""
-        words = re.sub(r"[^a-z0-9.]+", "-", self.arm.lower()).strip("-")
-        return f"{words}-{self.config.model.attention}-s{self.config.seed}"
+        return f"{slug(self.arm)}-{self.config.model.attention}-s{self.config.seed}"
 
     @property
     def key(self) -> tuple[str, int]:
         """Hash of the config, and the seed."""
         return config_hash(self.config), self.config.seed
+
+
+def slug(text: str) -> str:
+    """A text as part of a file's name."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
 
 
 def recipe_of(study: Study, tier: TierName, *layers: Mapping[str, Any]) -> Config:
