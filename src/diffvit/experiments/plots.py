@@ -18,7 +18,7 @@ from diffvit.registry import label_of
 from diffvit.reporting import stats
 from diffvit.reporting.style import LIGHT, colour, dress, figure, plain, to_png
 
-_MARKS = "osD^vP"
+_MARKS = "osD^vPX*ph<>"
 _LEGEND_COLUMNS = _PANELS = 4
 
 
@@ -72,7 +72,7 @@ def curves(results: Results, *, stamp: str = "") -> bytes:
 def costs(results: Results, *, stamp: str = "") -> bytes:
     """Mean accuracy against the FLOPs and the seconds of a training: a colour per arm, a mark per attention; PNG."""
     arms, attentions = _arms(results), _attentions(results)
-    marks = dict(zip(attentions, _MARKS, strict=False))
+    marks = {attention: _MARKS[place % len(_MARKS)] for place, attention in enumerate(attentions)}
     by_arm = {line.arm: "o" if results.study.attentions else marks[line.attention] for line in results.lines}
     handles = [_handle(plain(arm), **_point(by_arm[arm], place)) for place, arm in enumerate(arms)]
     if results.study.attentions:
@@ -109,7 +109,7 @@ def settings(study: Study, rows: Sequence[Row], *, stamp: str = "") -> bytes:
     assert study.search is not None
     searched = study.search.settings
     lines = -(-len(searched) // _PANELS)
-    made = figure(LIGHT, 3.0 * _PANELS, 0.6 + 2.7 * lines)
+    made = figure(LIGHT, 3.0 * _PANELS, 0.6 + 2.7 * lines + 0.25 * ((len(study.searched) - 1) // _LEGEND_COLUMNS))
     panels = made.subplots(lines, _PANELS, sharey=True, squeeze=False).flat
     for number, ((setting, values), axes) in enumerate(zip(searched.items(), panels, strict=False)):
         for place, attention in enumerate(study.searched):
@@ -124,7 +124,7 @@ def settings(study: Study, rows: Sequence[Row], *, stamp: str = "") -> bytes:
             axes.set_xticks(list(values.choices))
         axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
     handles, labels = made.axes[0].get_legend_handles_labels()
-    made.legend(handles, labels, loc="outside upper left", ncols=2, frameon=False, labelcolor=LIGHT.ink)
+    made.legend(handles, labels, loc="outside upper left", ncols=_LEGEND_COLUMNS, frameon=False, labelcolor=LIGHT.ink)
     return to_png(made, stamp)
 
 
@@ -165,8 +165,8 @@ def _legend(made: Figure, handles: Sequence[Line2D], columns: int) -> None:
 
 
 def _dash(place: int) -> str:
-    """The palette repeats after seven arms; lines of the eighth on are dashed."""
-    return "-" if place < len(LIGHT.series) else "--"
+    """The palette repeats after seven arms; lines of the next seven are dashed, all others dotted."""
+    return ("-", "--", ":")[min(place // len(LIGHT.series), 2)]
 
 
 def _band(axes: Axes, lines: Sequence[Line], arms: Sequence[str], name: str, factor: float) -> None:
