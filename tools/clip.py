@@ -19,6 +19,7 @@ from matplotlib.ticker import PercentFormatter
 
 from diffvit.clip import precision_report
 from diffvit.clip.compare_page import in_order, shift_statements, statements
+from diffvit.clip.published import expected, table
 from diffvit.errors import DiffvitError, InputError
 from diffvit.files import Row, read_csv, write_csv
 from diffvit.measuring import stamp
@@ -195,6 +196,7 @@ def published(folder: Path) -> str:
     return render(
         "clip-published.md",
         missing=measured is None or None in found.values(),
+        sources=table()["sources"],
         some=any(found.values()),
         accuracies=tables.markdown(_accuracies(found)),
         sides=sides,
@@ -213,7 +215,10 @@ def _most(rows: Sequence[Mapping[str, Any]]) -> str:
 def _accuracies(found: Mapping[str, Any]) -> tables.Table:
     rows = []
     for name, result in found.items():
-        cells = [tables.NONE] * 5
+        pictures, beside = name.split("-", 1)
+        figures = [expected(model, pictures) for model in ("RN50/openai", beside)]
+        cells = [f"expected {tables.percent(each['accuracy'])}" if each else tables.NONE for each in figures]
+        cells += [tables.NONE] * 3
         if result:
             whole, models = result["overall"], result["models"]
             cells = [

@@ -17,6 +17,7 @@ from torch import Tensor
 from diffvit.clip.encode import Encoded, Encoder, encode_all, image_encoder
 from diffvit.clip.labelled import Labelled, Superclass, imagenet_groups, superclasses
 from diffvit.clip.load import Clip, Supervised
+from diffvit.clip.published import beside
 from diffvit.clip.shifts import Shift
 from diffvit.clip.templates import Templates
 from diffvit.clip.zero_shot import PIECE, Progress, zero_shot_classifier, zero_shot_probabilities
@@ -157,6 +158,8 @@ def evaluate(
         ],
         "failed": [{"image": _text(fault.what), "error": _text(str(fault))} for fault in found.faults],
     }
+    for each, model in zip(used, result["models"], strict=True):
+        model["published"] = beside(each.tag, labelled, model["accuracy"])
     sets: list[dict[str, Any]] = [{"name": each.name, "count": len(each.texts)} for each in templates]
     if not compare:
         ids = labelled.wordnet_ids

@@ -49,6 +49,11 @@ class Loaded:
         return next(self.model.parameters()).dtype
 
     @property
+    def tag(self) -> str | None:
+        """What published accuracies call the weights; None for others."""
+        return None
+
+    @property
     def facts(self) -> dict[str, Any]:
         """What stands beside every result, ready for JSON."""
         return {
@@ -72,6 +77,11 @@ class Clip(Loaded):
     name: str
     pretrained: str | None
 
+    @property
+    def tag(self) -> str | None:
+        """As ``RN50/openai``."""
+        return f"{self.name}/{self.pretrained}" if self.pretrained else None
+
 
 @dataclass(frozen=True)
 class Supervised(Loaded):
@@ -83,6 +93,11 @@ class Supervised(Loaded):
     title: str
     version: str
     classes: tuple[str, ...] | None = None
+
+    @property
+    def tag(self) -> str | None:
+        """``tv-v1`` or ``tv-v2``."""
+        return next((tag for tag, name in RESNET50.items() if _VERSIONS[name] == self.version), None)
 
 
 def load_clip(
