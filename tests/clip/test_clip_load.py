@@ -14,7 +14,7 @@ import torch
 from small_clip import NAME, broken, openai_archive, openai_state, publish, random_everywhere, register, small_model
 
 from diffvit.clip import hub
-from diffvit.clip.load import load_clip, load_resnet50
+from diffvit.clip.load import load_clip, load_supervised
 from diffvit.clip.zero_shot import text_fingerprint
 from diffvit.errors import ConfigError, EnvironmentFault, InputError
 
@@ -130,7 +130,7 @@ def test_without_a_network_one_line_says_what_to_put_where(
     assert "Fetch them elsewhere from https://huggingface.co/timm/resnet50_clip.openai or https://openaipublic." in line
     assert line.endswith("/RN50.pt and give them with weights FILE.")
     with pytest.raises(EnvironmentFault, match=r"resnet50\.tv2_in1k: .*resnet50-11ad3fa6\.pth and give them as a file"):
-        load_resnet50()
+        load_supervised()
 
 
 def test_a_resnet50_from_a_file_is_timms(tmp_path: Path) -> None:
@@ -146,12 +146,35 @@ def test_a_resnet50_from_a_file_is_timms(tmp_path: Path) -> None:
         ("tv-v2", "torchvision IMAGENET1K_V2 (published top-1 80.9)", "232 (bilinear"),
         ("resnet50.a1_in1k", "timm resnet50.a1_in1k", ""),
     ):
-        ours = load_resnet50(weights, tmp_path / "r.pth")
+        ours = load_supervised(weights, tmp_path / "r.pth")
         assert torch.equal(ours.model(images), wanted)
         assert ours.version == version
         assert ours.preprocessing.words.startswith(f"shorter side to {side}")
     with pytest.raises(ConfigError, match=r"needs a name .* or weights FILE"):
         load_clip("RN50", None)
+
+
+def test_a_classifier_of_timms_from_an_old_file_with_other_names(tmp_path: Path) -> None:
+    """As efficientnet-lite0's file has it: torch before 1.6, and names of another implementation."""
+    torch.manual_seed(0)
+    theirs = random_everywhere(timm.create_model("tf_efficientnet_lite0"))
+    state = {f"_other.{number}": tensor for number, tensor in enumerate(theirs.state_dict().values())}
+    torch.save(state, tmp_path / "e.pth", _use_new_zipfile_serialization=False)
+    images = torch.randn(1, 3, 64, 64)
+    ours = load_supervised("timm:tf_efficientnet_lite0", tmp_path / "e.pth")
+    with torch.no_grad():
+        assert torch.equal(ours.model(images), theirs(images))
+    assert ours.version == "timm tf_efficientnet_lite0"
+    assert ours.tag is None
+    assert ours.preprocessing.words.startswith("shorter side to 256 (bicubic")
+    del state["_other.0"]
+    torch.save(state, tmp_path / "e.pth")
+    with pytest.raises(InputError, match="does not hold the weights of timm tf_efficientnet_lite0: it lacks"):
+        load_supervised("timm:tf_efficientnet_lite0", tmp_path / "e.pth")
+    with pytest.raises(ConfigError, match=r"is of other classes \(11821 vs ImageNet's 1000\)"):
+        load_supervised("timm:vit_base_patch16_clip_224.laion2b_ft_in12k", tmp_path / "e.pth")
+    with pytest.raises(ConfigError, match=r"[Dd]id you mean"):
+        load_supervised("timm:tf_efficientnet_lite9", tmp_path / "e.pth")
 
 
 @pytest.fixture

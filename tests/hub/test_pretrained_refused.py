@@ -126,10 +126,27 @@ def cut_torch(path):
     path.write_bytes(path.read_bytes()[:-900])
 
 
+def old_torch(state, path):
+    """As torch before 1.6 wrote files."""
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+
+
+def cut_old_torch(path):
+    old_torch(tiny(), path)
+    path.write_bytes(path.read_bytes()[:-900])
+
+
 FILES = [
     ("w.pth", lambda path: path.write_bytes(b""), "is not a weights file"),
     ("w.pth", lambda path: path.write_text("this is not a checkpoint"), "is not a weights file"),
-    ("w.pth", lambda path: path.write_bytes(pickle.dumps({"a": 1}, protocol=2)), "of torch before 1.6"),
+    ("w.pth", lambda path: path.write_bytes(pickle.dumps({"a": 1}, protocol=2)), "is damaged (Invalid magic number"),
+    (
+        "w.pth",
+        lambda path: path.write_bytes(pickle.dumps({"a": Evil()}, protocol=2)),
+        "holds Python objects other than",
+    ),
+    ("w.pth", lambda path: old_torch({"w": Evil()}, path), "holds Python objects other than weights"),
+    ("w.pth", cut_old_torch, "is damaged (unexpected EOF"),
     ("w.pth", lambda path: path.write_bytes(b"PK\x03\x04" + bytes(100)), "is cut short or damaged"),
     ("w.pth", lambda path: torch.save({"w": Evil()}, path), "holds Python objects other than weights"),
     ("w.pth", lambda path: torch.save([torch.ones(3)], path), "holds no named weights (found a list)"),

@@ -98,9 +98,9 @@ class Options:
     published: Annotated[bool, SWITCH] = False
     """All results that need published weights; WHERE is ImageNet."""
     supervised: str | None = None
-    """Evaluate this model on the same pictures: tv-v1, tv-v2 or a ResNet-50 by timm's name, or a ViT run."""
+    """Evaluate this model on the same pictures: tv-v1, tv-v2 (ResNet-50), timm:NAME, or a ViT run."""
     supervised_weights: Path | None = None
-    """The ResNet-50's weights from a file."""
+    """Weights of that model of timm's from a file."""
     templates: Annotated[tuple[str, ...], SWITCH] = ()
     """openai-80, openai-7, single, or a file with {} in each line; a comparison takes several."""
     labels_file: Path | None = None
@@ -224,7 +224,7 @@ def _evaluated(where: str, options: Options, choice: ClipChoice) -> tuple[dict[s
 def _supervised(options: Options, labelled: Labelled, device: str) -> Supervised | None:
     """The model beside CLIP; a comparison has a ResNet-50 by default."""
     from diffvit.clip.labelled import imagenet_groups
-    from diffvit.clip.load import load_resnet50, load_vit
+    from diffvit.clip.load import load_supervised, load_vit
     from diffvit.clip.small.load import is_own
     from diffvit.kernels import accelerate
 
@@ -233,7 +233,7 @@ def _supervised(options: Options, labelled: Labelled, device: str) -> Supervised
         return None
     if options.supervised_weights or not is_own(name):
         imagenet_groups(labelled)  # refused before weights are read or fetched
-        return load_resnet50(name, options.supervised_weights, device=device)
+        return load_supervised(name, options.supervised_weights, device=device)
     supervised = load_vit(name, device=device)
     accelerate(supervised.model)
     return supervised

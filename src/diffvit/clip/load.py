@@ -22,6 +22,8 @@ from diffvit.training.load import load_with_meta
 _COUNTS = ".num_batches_tracked"  # of BatchNorm; old files lack them, and nothing is computed from them
 # Whole numbers that OpenAI's archives keep among the weights; nothing else has them.
 _OPENAI_NOTES = frozenset({"input_resolution", "context_length", "vocab_size"})
+TIMM = "timm:"  # before the name of a model of timm's
+IMAGENET = 1000  # classes
 # torchvision's two sets of weights: our short names, timm's, and what they are.
 RESNET50 = {"tv-v1": "resnet50.tv_in1k", "tv-v2": "resnet50.tv2_in1k"}
 _VERSIONS = {
@@ -85,7 +87,7 @@ class Clip(Loaded):
 
 @dataclass(frozen=True)
 class Supervised(Loaded):
-    """A classifier that was trained with labels, images to logits: a ResNet-50 of timm's, or a ViT of ours.
+    """A classifier that was trained with labels, images to logits: a model of timm's, or a ViT of ours.
 
     ``title`` is for people, ``version`` the weights' published one; ``classes`` are None for ImageNet's 1000.
     """
@@ -158,35 +160,53 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     return read_weights(path, counters=True).tensors
 
 
-def load_resnet50(
+def load_supervised(
     weights: str = "tv-v2", file: Path | None = None, *, device: torch.device | str = "cpu"
 ) -> Supervised:
-    """A ResNet-50 supervised with ImageNet's labels, in float32 and evaluation mode.
+    """A model supervised with the labels of ImageNet-1k, in float32 and evaluation mode.
 
     Args:
-        weights: ``tv-v1`` or ``tv-v2`` (torchvision's), or a name of timm's that begins with ``resnet50.``.
-        file: these weights in a file instead of the network: torchvision's ``.pth``, timm's, or safetensors.
+        weights: ``tv-v1`` or ``tv-v2`` (torchvision's ResNet-50), a name of timm's that begins with ``resnet50.``, or
+            ``timm:NAME`` for any of timm's models with ImageNet's 1000 classes.
+        file: these weights in a file instead of the network: torchvision's ``.pth``, timm's, or safetensors; also with
+            other names than timm's, if all the tensors have the same shapes in the same order.
         device: where the weights go; ``"auto"`` takes CUDA where there is one.
 
     Raises:
-        ConfigError: no such weights.
-        InputError: the file does not hold a ResNet-50's weights; the line names the first key.
+        ConfigError: no such weights, or a model of other classes.
+        InputError: the file does not hold this model's weights; the line names the first key.
         EnvironmentFault: timm is missing, or nothing could be fetched.
     """
-    names = sorted(library("timm").list_pretrained("resnet50.*"))
-    name = RESNET50.get(weights, weights)
-    if name not in names:
-        have = ", ".join([*RESNET50, *RESNET50.values(), "..."])
-        hint = suggestion(weights, [*RESNET50, *names])
-        raise ConfigError("resnet50", f"no weights {weights!r} (have {have})", hint)
+    timm = library("timm")
+    known = sorted(timm.list_pretrained("resnet50.*"))
+    name = RESNET50.get(weights, weights.removeprefix(TIMM))
+    if weights.startswith(TIMM):
+        known = sorted({*timm.list_models(), *timm.list_pretrained()})
+    if name not in known:
+        have = ", ".join([*RESNET50, *RESNET50.values(), f"{TIMM}NAME"])
+        hint = suggestion(name, [*RESNET50, *known])
+        raise ConfigError("--supervised", f"no weights {weights!r} (have {have})", hint)
     model, source = timm_model(name, pretrained=file is None)
     config: Any = model.pretrained_cfg
+    if config["num_classes"] != IMAGENET:
+        raise ConfigError(
+            "--supervised", f"{name} is of other classes ({config['num_classes']} vs ImageNet's {IMAGENET})"
+        )
     tensors = model.state_dict()
     if file is not None:
-        tensors, source = read_weights(file, counters=True).tensors, str(file)
-    fill(source, "ResNet-50", model, tensors)
+        tensors, source = _in_order(read_weights(file, counters=True).tensors, tensors), str(file)
     version = _VERSIONS.get(name, f"timm {name}")
-    return Supervised(ready(model, device), of_timm(config), source, f"ResNet-50 ({version})", version)
+    title = f"ResNet-50 ({version})" if name.startswith("resnet50.") else version
+    fill(source, title.partition(" (")[0], model, tensors)
+    return Supervised(ready(model, device), of_timm(config), source, title, version)
+
+
+def _in_order(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Weights of another implementation under a model's names: no name in common, the same shapes in the same order."""
+    shapes = [[tensor.shape for tensor in tensors.values()] for tensors in (found, own)]
+    if found.keys() & own.keys() or shapes[0] != shapes[1]:
+        return found
+    return dict(zip(own, found.values(), strict=True))
 
 
 def load_vit(reference: str, *, device: str = "auto") -> Supervised:

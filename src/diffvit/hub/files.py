@@ -48,7 +48,8 @@ def read_weights(path: Path, *, counters: bool = False) -> WeightsFile:
     """Read a safetensors or torch file: a plain state dict, or one nested and prefixed as training programs save it.
 
     Of a full DINO checkpoint (arXiv 2104.14294) this gives the teacher's backbone without its projection head. Torch
-    files are mapped into memory and read with ``weights_only=True``: no code runs, and no claimed size is allocated.
+    files are mapped into memory (older ones than torch 1.6's are read) with ``weights_only=True``: no code runs, and
+    no claimed size is filled.
     ``counters`` allows integer tensors, as BatchNorm's count of batches. InputError for no such file, not such a file,
     or one that is damaged, hostile, or without named float weights.
     """
@@ -61,9 +62,8 @@ def read_weights(path: Path, *, counters: bool = False) -> WeightsFile:
         found = _from_torch(path)
     elif path.suffix == ".safetensors" or start[8:] == b"{":
         found = read_safetensors(path, _HINT)
-    elif start.startswith(b"\x80\x02"):
-        hint = "Load it with torch and save it again, or give a .safetensors file."
-        raise InputError(str(path), "is a pickle, or of torch before 1.6: refused", hint)
+    elif start.startswith(b"\x80\x02"):  # of torch before 1.6, whose reader refuses other objects too
+        found = _from_torch(path, zipped=False)
     else:
         raise InputError(str(path), "is not a weights file", _HINT)
     nest, inner = _nest(found)
@@ -108,12 +108,13 @@ def read_safetensors(path: Path, hint: str) -> dict[str, Tensor]:
         raise InputError(str(path), f"is damaged ({' '.join(str(error).split())[:120]})", hint) from None
 
 
-def _from_torch(path: Path) -> Any:
-    _check_zip(path)
+def _from_torch(path: Path, *, zipped: bool = True) -> Any:
+    if zipped:
+        _check_zip(path)
     try:
         # DINO's own checkpoints hold the arguments of their run, a plain object of names and values.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         what = f"Python objects other than weights ({named[1]})" if named else "something other than weights"
