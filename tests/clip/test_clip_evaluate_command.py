@@ -192,7 +192,7 @@ WRONG: list[tuple[list[str], int, str]] = [
     (["set", "--supervised-weights", "w.pt"], 2, "--supervised-weights: needs --supervised."),
     (["set", "--supervised", "tv-v2"], 2, "folder set: shares one class with ImageNet"),
     (["set", "--supervised", "cifar10-clip"], 3, "is a CLIP, not a classifier"),
-    (["dogs", "--supervised", "tv-v3"], 2, "resnet50: no weights 'tv-v3' (have tv-v1, tv-v2"),
+    (["dogs", "--supervised", "tv-v3"], 2, "--supervised: no weights 'tv-v3' (have tv-v1, tv-v2"),
     ([*RESNET, "other.pt"], 3, "does not hold the weights of ResNet-50"),
     (["set", "--out", "two.txt"], 4, "two.txt: is no folder"),
     (["bad"], 3, "bad/a/x.png: cannot be decoded as an image ("),

@@ -51,11 +51,6 @@ class Loaded:
         return next(self.model.parameters()).dtype
 
     @property
-    def tag(self) -> str | None:
-        """What published accuracies call the weights; None for others."""
-        return None
-
-    @property
     def facts(self) -> dict[str, Any]:
         """What stands beside every result, ready for JSON."""
         return {
@@ -81,7 +76,7 @@ class Clip(Loaded):
 
     @property
     def tag(self) -> str | None:
-        """As ``RN50/openai``."""
+        """What published accuracies call the weights, as ``RN50/openai``; None for others."""
         return f"{self.name}/{self.pretrained}" if self.pretrained else None
 
 
@@ -98,7 +93,7 @@ class Supervised(Loaded):
 
     @property
     def tag(self) -> str | None:
-        """``tv-v1`` or ``tv-v2``."""
+        """What published accuracies call the weights, ``tv-v1`` or ``tv-v2``; None for others."""
         return next((tag for tag, name in RESNET50.items() if _VERSIONS[name] == self.version), None)
 
 
