@@ -73,7 +73,8 @@ class Study:
 
         Levels have images of their own, so an interval of their mean is wider than it need be.
         """
-        return min(int(row["images"]) for row in self.tables["methods"] if row[metric] is not None)
+        column = "removal_images" if metric in REMOVED else "images"
+        return min(int(row[column]) for row in self.tables["methods"] if row[metric] is not None)
 
     def best_baseline(self, arm: str, metric: str = "pointing") -> str:
         """The map without a model that has the highest mean score."""
@@ -130,10 +131,8 @@ def gap(
 def over_baselines(study: Study, arm: str) -> list[Answer]:
     """Each method's pointing game less that of the best map without a model."""
     best = study.values(arm, study.best_baseline(arm), "pointing")
-    images = study.images("pointing")
-    return [
-        Answer(name, gap(study.values(arm, name, "pointing"), best, "pointing", images, len(_MAPS))) for name in _MAPS
-    ]
+    images, count = study.images("pointing"), len(_MAPS) * len(study.baselines)  # the best is one of several
+    return [Answer(name, gap(study.values(arm, name, "pointing"), best, "pointing", images, count)) for name in _MAPS]
 
 
 def over_arm(study: Study, first: str, second: str, metric: str, together: int = 1) -> list[Answer]:
@@ -164,8 +163,8 @@ def leaders(study: Study, arm: str, metric: str = "pointing") -> tuple[str, list
 def sanity(study: Study, arm: str) -> list[tuple[str, stats.Interval | None, str]]:
     """Of each method, the correlation once all weights are untrained, and whether it passes.
 
-    ``passes`` where the whole interval lies below :data:`SIMILAR`, ``fails`` where it lies above, else ``undecided``.
-    The interval is Student's over the seeds, for all methods of the arm together (Bonferroni).
+    ``passes`` where the whole interval lies within :data:`SIMILAR` of 0, ``fails`` where it lies beyond that on either
+    side, else ``undecided``. It is Student's over the seeds alone, for all methods of the arm together (Bonferroni).
     """
     found = []
     for method in _MAPS:
@@ -176,7 +175,8 @@ def sanity(study: Study, arm: str) -> list[tuple[str, stats.Interval | None, str
             continue
         interval = stats.paired_difference(last, [0.0] * len(last), None, 1 - (1 - stats.CONFIDENCE) / len(_MAPS))
         low, high = interval.low, interval.high
-        found.append((method, interval, "passes" if high < SIMILAR else "fails" if low > SIMILAR else "undecided"))
+        passes, fails = low > -SIMILAR and high < SIMILAR, low > SIMILAR or high < -SIMILAR
+        found.append((method, interval, "passes" if passes else "fails" if fails else "undecided"))
     return found
 
 
@@ -327,7 +327,9 @@ def _dots(axes: Axes, study: Study, arms: Sequence[str], metric: str, *, untrain
                 axes.plot(values, [height] * len(values), "o", color=shade, ms=4.5, mfc="none", mew=0.9)
         axes.plot([], [], "|", color=shade, ms=12, mew=2.4, label=arm.removesuffix(ON_CIFAR))
     if untrained:
-        axes.plot([], [], "o", color=LIGHT.ink, ms=4.5, mfc="none", mew=0.9, label="untrained weights")
+        axes.plot(
+            [], [], "o", color=LIGHT.ink, ms=4.5, mfc="none", mew=0.9, label="untrained weights, at the run's clutter"
+        )
     axes.set_yticks(range(len(_MAPS)), _MAPS)
     axes.set_ylim(len(_MAPS) - 0.4, -0.6)
 

@@ -86,7 +86,7 @@ def words_of(study: Study, folder: Path) -> str:
     assert study.search is not None
     rows = comparable(read_csv(folder / TRIALS_FILE))
     found = [
-        f"{label_of(attention)}: {percent(best['val_accuracy'])} validation accuracy with "
+        f"{attention if study.arms else label_of(attention)}: {percent(best['val_accuracy'])} validation accuracy with "
         + ", ".join(f"{setting} {report.short(best[setting])}" for setting in study.search.settings)
         for attention, best in best_of(rows).items()
     ]

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from diffvit.errors import ConfigError
-from diffvit.experiments.report import gathered, search_files, write_report
+from diffvit.experiments.report import gathered, search_files, write_report, write_search
 from diffvit.experiments.results import results_of, tuned
 from diffvit.experiments.search import cell_of, unpruned
 from diffvit.experiments.study import STUDIES, cells_of, load_study
-from diffvit.files import Row, write_csv
+from diffvit.files import Row, read_csv, write_csv
 from diffvit.models.vit import VisionTransformer
 from tests.experiments.study_rows import made_records
 
@@ -73,6 +73,9 @@ def test_each_arm_has_the_rates_of_its_best_complete_trial_and_keeps_its_own_set
     write_csv(place / "rates" / "trials.csv", TRIALS[:3])  # an arm has one of its two trials
     assert tuned(study, "short", place) is None
     assert tuned(STUDIES["position"], "short", place) is STUDIES["position"]
+    other = study.model_copy(update={"arms": {"Two head": {}}})
+    with pytest.raises(ConfigError, match="has no arm 'Two head'; did you mean 'Two heads'"):
+        tuned(other, "short", place)
     with pytest.raises(ConfigError, match="searches nothing"):
         tuned(study.model_copy(update={"tuned": "position"}), "short", place)
 
@@ -86,6 +89,16 @@ def test_a_search_of_arms_tries_each_and_names_its_best(place: Path) -> None:
     write_csv(place / "rates" / "trials.csv", TRIALS)
     files = search_files(search, place / "rates")
     assert {name for name in files if name.endswith(".yaml")} == {"best-softmax.yaml", "best-two-heads.yaml"}
+
+
+def test_trials_of_another_tier_stay_and_the_largest_is_reported(place: Path) -> None:
+    search = load_study(place / "rates.yaml")
+    write_search(search, place / "rates", TRIALS)
+    small = [row | {"tier": "smoke", "val_accuracy": 0.99, "optimizer.lr": 0.0099} for row in TRIALS[:4]]
+    write_search(search, place / "rates", small)
+    assert len(read_csv(place / "rates" / "trials.csv")) == len(TRIALS) + len(small)
+    assert "lr: 0.003" in (place / "rates" / "best-softmax.yaml").read_text()
+    assert all(tuned(load_study(place / "which.yaml"), tier, place) for tier in ("smoke", "short"))
 
 
 def test_rows_of_tuned_arms_are_found_again(place: Path) -> None:

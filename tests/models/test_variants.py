@@ -91,9 +91,8 @@ def heads_gated(layer: Any, x: Tensor, t: int) -> list[Tensor]:
 
 
 def heads_shared(layer: Any, x: Tensor, t: int) -> list[Tensor]:
-    parts = layer.down.weight.split(len(layer.down.weight) // 4)
-    added = [x @ (up.weight @ part).T for up, part in zip(layer.up, parts, strict=True)]
-    queries, keys = linear(layer.qk, x).split(DIM // 2, dim=1)
+    added = [x @ (up.weight @ down.weight).T for up, down in zip(layer.up, layer.down, strict=True)]
+    queries, keys = linear(layer.q, x), linear(layer.k, x)
     maps = [((queries + added[i]).split(WIDTH, dim=1), (keys + added[2 + i]).split(WIDTH, dim=1)) for i in (0, 1)]
     lam, values = lam_of(layer, layer.lambda_init), linear(layer.v, x).split(2 * WIDTH, dim=1)
     rows = [[row(q[head][t], k[head]) for q, k in maps] for head in range(HEADS // 2)]
@@ -102,7 +101,7 @@ def heads_shared(layer: Any, x: Tensor, t: int) -> list[Tensor]:
 
 def heads_grouped(layer: Any, x: Tensor, t: int) -> list[Tensor]:
     q, lam = linear(layer.q, x).split(WIDTH, dim=1), lam_of(layer, layer.lambda_init)
-    k, v = linear(layer.kv, x).chunk(2, dim=1)
+    k, v = linear(layer.k, x), linear(layer.v, x)
     heads = []
     for group, (keys, value) in enumerate(zip(k.split(2 * WIDTH, dim=1), v.split(2 * WIDTH, dim=1), strict=True)):
         mine = q[group * (layer.ratio + 1) : (group + 1) * (layer.ratio + 1)]
@@ -199,19 +198,19 @@ def test_one_first_map_a_group_and_whole_updates_are_v1() -> None:
     weight, bias = (state.pop(f"qkv.{name}").chunk(3) for name in ("weight", "bias"))
     grouped = GroupedDifferentialAttention(DIM, HEADS, layer_index=LAYER, ratio=1).double()
     both = {"weight": weight, "bias": bias}
-    grouped.load_state_dict(
-        {**state, **{f"q.{name}": parts[0] for name, parts in both.items()}}
-        | {f"kv.{name}": torch.cat(parts[1:]) for name, parts in both.items()}
-    )
+    parts = {f"{part}.{name}": of[place] for name, of in both.items() for place, part in enumerate("qkv")}
+    grouped.load_state_dict(state | parts)
     torch.testing.assert_close(grouped(x), v1(x))
     shared = SharedDifferentialAttention(DIM, HEADS, layer_index=LAYER, rank=DIM // 2).double()
     of_maps = [part.view(HEADS // 2, 2, WIDTH, DIM)[:, i].flatten(0, 1) for part in weight[:2] for i in (0, 1)]
-    torch.nn.init.zeros_(shared.qk.weight)
-    for bias_of in (v1.qkv.bias, shared.qk.bias):
-        torch.nn.init.zeros_(bias_of)
+    for shared_by_both in (shared.q, shared.k):
+        torch.nn.init.zeros_(shared_by_both.weight)
+        torch.nn.init.zeros_(shared_by_both.bias)
+    torch.nn.init.zeros_(v1.qkv.bias)
     updates = {f"up.{i}.weight": torch.eye(DIM // 2, dtype=torch.float64) for i in range(4)}
-    rest = {"down.weight": torch.cat(of_maps), "v.weight": weight[2], "v.bias": torch.zeros(DIM, dtype=torch.float64)}
-    shared.load_state_dict(state | updates | rest, strict=False)
+    updates |= {f"down.{i}.weight": each for i, each in enumerate(of_maps)}
+    values = {"v.weight": weight[2], "v.bias": torch.zeros(DIM, dtype=torch.float64)}
+    shared.load_state_dict(state | updates | values, strict=False)
     torch.testing.assert_close(shared(x), v1(x))
 
 

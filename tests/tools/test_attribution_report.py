@@ -48,7 +48,7 @@ def made_up(better: float = BETTER, seeds: tuple[int, ...] = SEEDS) -> Study:
                     row = {**own, "weights": weights, "clutter": clutter if masked else None, "map": name}
                     row |= dict.fromkeys(attribution.MASKED, level if masked else None)
                     row |= dict.fromkeys(attribution.REMOVED, level / 2 if trained and clutter == 0.1 else None)
-                    tables["methods"].append(row | {"images": 100_000})
+                    tables["methods"].append(row | {"images": 100_000, "removal_images": 50_000 if trained else None})
             tables["agreement"] += [
                 {**own, "map": one, "other": other, "correlation": 0.25 + 0.01 * seed}
                 for one, other in combinations(METHODS, 2)
@@ -69,6 +69,7 @@ def test_scores_are_means_over_the_clutter_and_gaps_are_paired_by_seed() -> None
         same = [row for row in table if (row["arm"], row["map"], row["seed"]) == (VIT, "attention", seed)]
         assert found[seed] == stats.mean([row["pointing"] for row in same if row["weights"] == "trained"])
     one, two = (study.values(arm, "attnlrp", "road") for arm in (DIFFERENTIAL, VIT))
+    assert (study.images("pointing"), study.images("road")) == (100_000, 50_000)
     told = gap(one, two, "road", 1000, 10)
     expected = stats.paired_difference([x + 0.5 for x in one.values()], [x + 0.5 for x in two.values()], 1000, 0.995)
     assert told is not None

@@ -108,18 +108,18 @@ class ForwardPass:
     def maps(self, selection: MapSelection) -> list[Shown]:
         """The selected map; for differential attention A1, lambda A2 and their difference."""
         layer, head, patch = self.locate(selection)
-        lam, uniform = self.record.lam(layer), self.record.uniform(layer, "positive")
+        uniform = self.record.uniform(layer, "positive")
 
         def select(kind: str) -> Tensor:
             heads = self.record.to_patches(layer, kind, patch)[0]
             return heads.mean(dim=0) if head is None else heads[head]
 
-        if lam is None:
+        if not self.record.differential:
             return [Shown("attention", "weights", select("effective"), uniform)]
         first, left = select("positive"), select("effective")
         return [
             Shown("A1", "weights", first, uniform),
-            Shown(f"{_LAMBDA} A2", "subtracted", first - left, lam * uniform),
+            Shown(f"{_LAMBDA} A2", "subtracted", first - left, uniform - self.record.uniform(layer)),
             Shown(f"A1 {_MINUS} {_LAMBDA} A2", "effective", left, self.record.uniform(layer)),
         ]
 

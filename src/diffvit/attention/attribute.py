@@ -24,9 +24,10 @@ method                     map                                                  
 For differential attention. A layer's output depends on its two maps through ``A = A1 - lambda A2`` alone, and
 ``dA1 * A1 + dA2 * A2 = dA * A``. So ``gradient-rollout`` and ``transformer`` take the signed ``A`` where their papers
 have a map above 0: a weight below 0 counts as positive where its gradient is below 0 too. Assumed is that relevance is
-followed through both maps but not through lambda, which does not depend on the image, and that the norm of each head is
-a norm like any other. Where lambda is 0 every map is that of softmax attention. ``attention`` shows ``A`` itself,
-``rollout`` its positive part; the other methods never see a map.
+followed through both maps but not through lambda, which does not depend on the image (in V2 and the gated variant it
+does, and takes half of its product's relevance), and that the norm of each head is a norm like any other. Where lambda
+is 0 every map is that of softmax attention. ``attention`` shows ``A`` itself, ``rollout`` its positive part; the other
+methods never see a map.
 """
 
 from __future__ import annotations

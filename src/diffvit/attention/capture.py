@@ -15,6 +15,7 @@ from diffvit.errors import ConfigError, InputError
 from diffvit.hub.adapters import AdaptedModel, adapted
 from diffvit.models.attention import AttentionMaps
 from diffvit.models.vit import VisionTransformer, encode_with_maps
+from diffvit.registry import ATTENTION
 from diffvit.training.score import evaluating
 
 AnyModel = VisionTransformer | AdaptedModel
@@ -54,11 +55,11 @@ class Record:
     def uniform(self, layer: int, kind: str = "effective") -> float:
         """What each key of a layer's map has if all have the same: 1/keys, in V1's difference (1 - lambda)/keys.
 
-        Where rows do not all have the same sum, its mean counts.
+        It is the map's mean, whatever its rows sum to.
         """
-        if kind != "effective" or self.lam(layer) is None:
+        if self.layers[layer].lam is None:
             return 1.0 / self.layers[layer].positive.shape[-1]
-        return float(self.maps(layer).mean())
+        return float(self.maps(layer, kind).mean())
 
     def lam(self, layer: int) -> float | None:
         """Lambda of a layer, the mean where it depends on the token or the head; None where nothing is subtracted."""
@@ -313,8 +314,11 @@ def _check_room(model: AnyModel, images: Tensor, layers: int) -> None:
 def bytes_of_a_layer(model: AnyModel, images: Tensor) -> int:
     """Of one image's maps, both of them where attention is differential; prefix tokens are too few to count."""
     first: Any = model if isinstance(model, AdaptedModel) else model.blocks[0].attn
+    maps, kind = first.num_heads, "softmax" if isinstance(model, AdaptedModel) else model.settings["attention"]
+    if kind != "softmax" and kind in ATTENTION:
+        maps = max(maps, 2 * ATTENTION[kind].maps(maps))
     rows, columns = grid_of(model, images)
-    return first.num_heads * (rows * columns) ** 2 * 4
+    return maps * (rows * columns) ** 2 * 4
 
 
 def _on_cpu(maps: AttentionMaps) -> AttentionMaps:
@@ -326,6 +330,6 @@ def _joined(parts: Sequence[AttentionMaps]) -> AttentionMaps:
     negative = [part.negative for part in parts if part.negative is not None]
     positive = torch.cat([part.positive for part in parts])
     lam = parts[0].lam
-    if lam is not None and lam.ndim:
+    if lam is not None and lam.ndim == 4 and len(lam) == len(parts[0].positive):  # of each image
         lam = torch.cat([part.lam for part in parts if part.lam is not None])
     return AttentionMaps(positive, torch.cat(negative) if negative else None, lam)

@@ -185,7 +185,7 @@ def _removed(model: nn.Module, images: Tensor, saliency: Tensor) -> Row:
     found, debiased = removal(model, images, saliency), road(model, images, saliency)
     areas = {"deletion": found.deletion_area, "insertion": found.insertion_area}
     scores = areas | {"road": debiased.score, "saco": saco(model, images, saliency)}
-    return {name: float(each.mean()) for name, each in scores.items()}
+    return {name: float(each.mean()) for name, each in scores.items()} | {"removal_images": len(images)}
 
 
 def _rounded(row: Row) -> Row:

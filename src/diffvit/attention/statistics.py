@@ -63,8 +63,9 @@ def head_statistics(record: Record) -> list[HeadStatistics]:
             "negative_share": (shares * (queries < 0)).sum(dim=-1),
         }
         if maps.negative is not None:
-            numbers["entropy_positive"] = _entropy(maps.positive[:, :, record.prefix :])
-            numbers["entropy_negative"] = _entropy(maps.negative[:, :, record.prefix :])
+            for name, each in (("positive", maps.positive), ("negative", maps.negative)):
+                size = each[:, :, record.prefix :].abs()
+                numbers[f"entropy_{name}"] = _entropy(size / size.sum(dim=-1, keepdim=True))
         lam = None if maps.lam is None or maps.lam.ndim else float(maps.lam)
         per_head = {name: values.mean(dim=(0, 2)).tolist() for name, values in numbers.items()}
         for head in range(weight.shape[1]):

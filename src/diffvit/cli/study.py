@@ -84,6 +84,9 @@ def list_studies(*, output: Output = OUTPUT) -> None:
         times: dict[str, float | None] = {}
         columns = []
         for tier in TIERS:
+            if study.search and tier not in study.search.trials:
+                columns.append(show.NONE)
+                continue
             cells = unpruned(study, tier) if study.search else cells_of(study, tier)
             times[tier] = seconds = seconds_of(cells, rates[tier])
             columns.append(f"{len(cells)} runs, {'not measured' if seconds is None else duration(seconds)}")
@@ -103,7 +106,9 @@ def show_study(name: Name, /, *, what: Selection = SELECTION, places: Places = P
     from diffvit.experiments.results import records_of, tuned
 
     study = find_study(name)
-    study = tuned(study, what.tier, places.reports) or study
+    if (ready := tuned(study, what.tier, places.reports)) is None:
+        show.warn([f"not tuned yet: the rates below are the recipe's, until {study.tuned} has been run"])
+    study = ready or study
     if study.search:
         cells = study.trials(what.tier) * len(study.searched)
         found = {"study": study.name, "tier": what.tier, "trials": cells}
@@ -150,8 +155,10 @@ def _worker_of(
     if not study.search:
         ready = tuned(study, what.tier, places.reports)
         if ready is None:
-            again = f"diffvit study run {study.tuned} --tier {what.tier}"
-            raise ConfigError(f"study {study.name}", f"{study.tuned} has not tuned every arm", f"Run: {again}")
+            again = (
+                f"diffvit study run {study.tuned} --tier {what.tier}, then diffvit study report with the same options"
+            )
+            raise ConfigError(f"study {study.name}", f"{study.tuned} has not tuned every arm", f"Run: {again}.")
         study = ready
         cells = cells_of(study, what.tier, seeds=what.seeds)
         on = {cell.name: conditions_of(cell.config.model_copy(update=dict(where))) for cell in cells}
@@ -223,7 +230,7 @@ def run(
     from diffvit.training.environment import usable_cores
 
     study = find_study(name)
-    if study.tuned and tuned(study, what.tier, places.reports) is None:
+    if study.tuned and launcher == "local" and tuned(study, what.tier, places.reports) is None:
         run(study.tuned, what=what, places=places, workers=workers, data_dir=data_dir, device=device, quiet=quiet)
         report(study.tuned, tier=what.tier, places=places)
     if places.storage and not (study.search or study.tuned):

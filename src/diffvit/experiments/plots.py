@@ -115,7 +115,8 @@ def settings(study: Study, rows: Sequence[Row], *, stamp: str = "") -> bytes:
         for place, attention in enumerate(study.searched):
             mine = [row for row in rows if row["attention"] == attention and row["state"] == "complete"]
             across, heights = [row[setting] for row in mine], [100 * row["val_accuracy"] for row in mine]
-            label, mark = label_of(attention), _MARKS[place % len(_MARKS)]
+            label = attention if study.arms else label_of(attention)
+            mark = _MARKS[place % len(_MARKS)]
             axes.plot(across, heights, mark, color=colour(LIGHT, place), ms=5, alpha=0.75, mew=0, label=label)
         dress(axes, LIGHT, title="", x=setting, y="" if number % _PANELS else "validation images right")
         if values.log:

@@ -284,7 +284,7 @@ def circumstances(results: Results) -> str:
 def write_search(study: Study, folder: Path, rows: Sequence[Row] | None = None) -> Path:
     """Write report.md, the best of each attention as YAML, and the plot; the path of report.md.
 
-    They are made from trials.csv, which is made of ``rows`` first where these are given.
+    They are made from trials.csv, into which ``rows``, where given, are put first in place of those of their tier.
 
     Raises:
         InputError: nothing was tried yet, or trials.csv is missing or damaged.
@@ -294,19 +294,24 @@ def write_search(study: Study, folder: Path, rows: Sequence[Row] | None = None) 
         if not rows:
             hint = f"Run it first: diffvit study run {study.name}"
             raise InputError(f"study {study.name}", "has tried nothing yet", hint)
-        write_csv(folder / TRIALS_FILE, rows)
+        file = folder / TRIALS_FILE
+        kept = [row for row in (read_csv(file) if file.is_file() else []) if row["tier"] != rows[0]["tier"]]
+        write_csv(file, [*kept, *rows])
     return _brought_up_to_date(folder, search_files(study, folder))
 
 
 def search_files(study: Study, folder: Path) -> Files:
-    """The report of a search's trials.csv, the best of each attention as YAML, and the plot, whose stamp is its digest.
+    """The report of a search's trials, the best of each as YAML, and the plot, whose stamp is the digest of trials.csv.
+
+    Of several tiers the largest is reported.
 
     Raises:
         InputError: trials.csv is missing or damaged.
     """
     file = folder / TRIALS_FILE
     rows = read_csv(file)
-    ranked = comparable(rows)
+    largest = max((row["tier"] for row in rows), key=list(TIERS).index)
+    ranked = comparable([row for row in rows if row["tier"] == largest])
     tier, settings, best = ranked[0]["tier"], list(space_of(study).settings), best_of(ranked)
     complete = sorted((row for row in ranked if row["state"] == "complete"), key=lambda row: -row["val_accuracy"])
     tables = {}
@@ -316,7 +321,9 @@ def search_files(study: Study, folder: Path) -> Files:
             cells = [
                 [row["trial"], percent(row["val_accuracy"]), *(short(row[name]) for name in settings)] for row in shown
             ]
-            tables[label_of(attention)] = Table(["Trial", "Validation accuracy", *settings], cells)
+            tables[attention if study.arms else label_of(attention)] = Table(
+                ["Trial", "Validation accuracy", *settings], cells
+            )
     text = texts.render(
         "experiments/search.md",
         study=study,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffvit.config import Config, merge, nested
-from diffvit.errors import ConfigError
+from diffvit.errors import ConfigError, did_you_mean
 from diffvit.experiments.runner import TEST_ACCURACY, numbers_in, scores_of, stem_of
 from diffvit.experiments.study import REPORTS, RUNS, Cell, Study, TierName, find_study, training_flops
 from diffvit.files import Row, read_csv
@@ -20,6 +20,7 @@ from diffvit.reporting.rows import CONDITIONS, RunRecord, read, read_run
 from diffvit.training.run_dir import RunDir
 
 TRIALS_FILE = "trials.csv"
+SEARCHED_ON = ("data", "precision", "device")  # what tells the trials of a search apart that may not be compared
 SCORE = "score."  # before the names of a score's numbers in rows.csv
 
 
@@ -60,7 +61,7 @@ def comparable(rows: Sequence[Row]) -> list[Row]:
     """The trials of the data, precision and device that most were computed on; those of others are not ranked."""
     together: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
-        together.setdefault(tuple(row.get(name) for name in ("data", "precision", "device")), []).append(row)
+        together.setdefault(tuple(row.get(name) for name in SEARCHED_ON), []).append(row)
     return max(together.values(), key=len, default=[])
 
 
@@ -88,6 +89,9 @@ def tuned(study: Study, tier: TierName, reports: Path = REPORTS) -> Study | None
     file, space = reports / search.name / TRIALS_FILE, search.search
     if space is None:
         raise ConfigError(f"study {study.name}", f"tuned: {study.tuned} searches nothing")
+    for arm in study.arms.keys() - search.searched.keys():
+        why = f"tuned: {study.tuned} has no arm {arm!r};{did_you_mean(arm, search.searched)}"
+        raise ConfigError(f"study {study.name}", why.rstrip(";"))
     rows = comparable([row for row in (read_csv(file) if file.is_file() else []) if row["tier"] == tier])
     counts, best = Counter(row["attention"] for row in rows), best_of(rows)
     if any(counts[arm] < space.trials.get(tier, 1) or arm not in best for arm in study.arms):

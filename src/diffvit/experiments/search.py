@@ -21,13 +21,13 @@ from typing import Any
 
 from diffvit.config import merge, nested
 from diffvit.errors import DiffvitError, EnvironmentFault, Interrupted, RunBusyError
+from diffvit.experiments.results import SEARCHED_ON as CONDITIONS
 from diffvit.experiments.runner import ATTEMPTS, PAUSE, Runner, State, Tell, conditions_of, folder_of
 from diffvit.experiments.study import GRACE_SECONDS, Cell, SearchSpace, Study, TierName, recipe_of
 from diffvit.files import Row
 from diffvit.training.progress import Progress, StopRequest
 from diffvit.training.run_dir import RunDir
 
-CONDITIONS = ("data", "precision", "device")
 # Attributes of a trial: the conditions it is computed in, its number once it trains, and the error it ended with.
 _ON, _BEGUN, _ERROR = "on", "begun", "error"
 _SEED = 0

@@ -230,7 +230,7 @@ def flops_per_image(config: Config) -> float:
     patches = math.prod(sides(model.image_size)) // model.patch_size**2
     tokens, width = patches + (model.pool == "cls"), model.embed_dim
     embed = patches * width * model.in_chans * model.patch_size**2
-    mlp = 2 * model.mlp_ratio * width**2  # of one token
+    mlp = 2 * int(model.mlp_ratio * width) * width  # of one token
     block = tokens * (4 * width**2 + mlp + 2 * tokens * width)
     block += ATTENTION[model.attention].more(width, model.num_heads, tokens)
     head = width * model.num_classes + (width * width if model.head == "mlp" else 0)

@@ -33,7 +33,7 @@ class AttentionMaps:
 
     @property
     def effective(self) -> Float[Tensor, "batch heads query key"]:
-        """What multiplies the values, ``positive - lam * negative``: signed, each row sums to ``1 - lam``."""
+        """What multiplies the values, ``positive - lam * negative``: signed, each row of V1 sums to ``1 - lam``."""
         if self.negative is None or self.lam is None:
             return self.positive
         return self.positive - self.lam * self.negative

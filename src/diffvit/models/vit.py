@@ -14,10 +14,11 @@ from torch.nn import functional as F
 
 from diffvit.errors import ConfigError, InputError, Size, check_choice, checked_size, sides, suggestion
 from diffvit.models import pos_embed as positions
-from diffvit.models.attention import NORMS, AttentionMaps
+from diffvit.models.attention import NORMS, AttentionMaps, DifferentialAttention
 from diffvit.models.init import initialise
 from diffvit.models.pos_embed import Rope2d
 from diffvit.models.presets import PRESETS
+from diffvit.models.variants.split import SplitDifferentialAttention
 from diffvit.registry import ATTENTION
 
 
@@ -344,8 +345,9 @@ class VisionTransformer(nn.Module):
     @torch.no_grad()
     def lambdas(self) -> list[float]:
         """Each layer's lambda, first to last; empty where it is no number of the layer's own."""
-        found: list[Any] = [module for module in self.modules() if hasattr(module, "lam")]
-        return [attention.lam().item() for attention in found]
+        kinds = (DifferentialAttention, SplitDifferentialAttention)
+        found = [module.lam() for module in self.modules() if isinstance(module, kinds)]
+        return [lam.item() for lam in found if lam.numel() == 1]
 
 
 def encode_with_maps(

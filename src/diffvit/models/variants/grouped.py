@@ -42,13 +42,13 @@ class GroupedDifferentialAttention(DifferentialAttention):
         self.ratio, self.groups = ratio, num_heads // (ratio + 1)
         width = 2 * self.groups * self.head_dim
         self.q = nn.Linear(dim, dim, bias=qkv_bias)
-        self.kv = nn.Linear(dim, 2 * width, bias=qkv_bias)
+        self.k, self.v = (nn.Linear(dim, width, bias=qkv_bias) for _ in range(2))
         self.proj = nn.Linear(width * ratio, dim)
 
     def heads(self, x: Float[Tensor, "batch tokens dim"]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (batch, groups, ratio + 1, tokens, width), keys (batch, groups, 2, tokens, width), values by head."""
         q = self.q_norm(self.q(x).unflatten(2, (-1, self.head_dim)))
-        k, v = (part.unflatten(2, (-1, self.head_dim)) for part in self.kv(x).chunk(2, dim=2))
+        k, v = (part(x).unflatten(2, (-1, self.head_dim)) for part in (self.k, self.v))
         k = self.k_norm(k)
         q, k = (q, k) if self.rope is None else (self.rope(q), self.rope(k))
         q, k = (part.unflatten(2, (self.groups, -1)).permute(0, 2, 3, 1, 4) for part in (q, k))

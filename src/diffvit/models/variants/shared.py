@@ -30,9 +30,10 @@ class SharedDifferentialAttention(DifferentialAttention):
         super().__init__(dim, num_heads, layer_index=layer_index, qkv_bias=qkv_bias, **more)
         del self.qkv
         rank = rank or max(1, dim // 16)
-        self.qk = nn.Linear(dim, dim, bias=qkv_bias)  # queries, then keys, of both maps
+        self.q, self.k = (nn.Linear(dim, dim // 2, bias=qkv_bias) for _ in range(2))  # of both maps
         self.v = nn.Linear(dim, dim, bias=qkv_bias)
-        self.down = nn.Linear(dim, 4 * rank, bias=False)  # first and second queries, first and second keys
+        # Of the first and second queries, and of the first and second keys.
+        self.down = nn.ModuleList(nn.Linear(dim, rank, bias=False) for _ in range(4))
         self.up = nn.ModuleList(nn.Linear(rank, dim // 2, bias=False) for _ in range(4))
 
     def project(
@@ -43,11 +44,10 @@ class SharedDifferentialAttention(DifferentialAttention):
         Float[Tensor, "batch tokens heads width"],
     ]:
         """As V1's: queries and keys of head pairs next to each other."""
-        updates = [up(part) for up, part in zip(self.up, self.down(x).chunk(4, dim=2), strict=True)]
-        shared = self.qk(x).chunk(2, dim=2)
+        updates = [up(down(x)) for up, down in zip(self.up, self.down, strict=True)]
         q, k = (
-            torch.stack([(base + each).unflatten(2, (-1, self.head_dim)) for each in both], dim=3).flatten(2, 3)
-            for base, both in zip(shared, (updates[:2], updates[2:]), strict=True)
+            torch.stack([(shared + each).unflatten(2, (-1, self.head_dim)) for each in both], dim=3).flatten(2, 3)
+            for shared, both in ((self.q(x), updates[:2]), (self.k(x), updates[2:]))
         )
         q, k, v = self.q_norm(q), self.k_norm(k), self.v(x).unflatten(2, (self.num_heads, self.head_dim))
         return (q, k, v) if self.rope is None else (self.rope(q), self.rope(k), v)
