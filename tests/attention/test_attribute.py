@@ -200,13 +200,17 @@ class WithoutRead(nn.Module):
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    model, images = model_of(), images_of()
+    model, named, images = model_of(), model_of(), images_of()
+    named.classes = list("abcde")
     with pytest.raises(ConfigError, match=r"'gradcam'.*Did you mean 'grad-cam'"):
         attribute(model, images, "gradcam")
     with pytest.raises(ConfigError, match="steps: is not an option of attnlrp"):
         attribute(model, images, "attnlrp", steps=3)
     with pytest.raises(ConfigError, match=r"no such class .found 5 vs 0 to 4"):
         attribute(model, images, "attnlrp", 5)
+    with pytest.raises(ConfigError, match=r"no target 'cat' .have a, b, c, d, e"):
+        attribute(named, images, "attnlrp", "cat")
+    assert torch.equal(attribute(named, images, "attnlrp", "d"), attribute(model, images, "attnlrp", 3))
     with pytest.raises(ConfigError, match=r"no such class .found -1 to 2"):
         attribute(model, images, "attnlrp", torch.tensor([2, -1]))
     with pytest.raises(ConfigError, match="no such layer"):

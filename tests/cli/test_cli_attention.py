@@ -241,6 +241,14 @@ def test_bad_input_is_one_line_and_a_code(command, code, words, folder, capsys):
     assert {path for path in folder.rglob("*") if path.name not in ("attention", "index.html")} == before
 
 
+def test_a_file_in_the_folders_place_is_refused_before_anything_is_computed(folder, capsys, monkeypatch):
+    (folder / "taken").write_text("mine")
+    monkeypatch.setattr("diffvit.attention.inputs.read_samples", lambda *_, **__: pytest.fail("images were read"))
+    assert run(["attention", "runs/diff", "--index", "0", "--out", "taken"]) == 4
+    assert "is no folder" in capsys.readouterr().err
+    assert (folder / "taken").read_text() == "mine"
+
+
 def tiny_checkpoint(path):
     """A ViT of two blocks, 64 wide, patch 16, in DINO's layout."""
     from diffvit.models.vit import VisionTransformer

@@ -87,7 +87,7 @@ def attribute(
     model: nn.Module,
     images: Tensor,
     method: str = "attnlrp",
-    target: int | Tensor | None = None,
+    target: int | str | Tensor | None = None,
     **options: Any,
 ) -> Float[Tensor, "batch rows columns"]:
     """What each patch contributes to a class's logit: a signed map per image, on the CPU.
@@ -99,7 +99,8 @@ def attribute(
             any device, of float32 or wider.
         images: (batch, channels, height, width), normalised as in training.
         method: a name in :data:`METHODS`.
-        target: the class, or one for each image, (batch,); by default the one that the model predicts.
+        target: the class, by index or by name in ``model.classes``, or one index for each image, (batch,); by default
+            the one that the model predicts.
         options: ``layer`` (``attention``: which block, by default the last), ``steps`` (``integrated-gradients``: 32
             points of Gauss-Legendre quadrature), ``samples``, ``noise`` and ``seed`` (``smoothgrad``: 25 copies with
             normal noise of 0.15 of each image's range, seed 0).
@@ -115,6 +116,10 @@ def attribute(
             allowed = ", ".join(chosen.options) or "no options"
             raise ConfigError(name, f"is not an option of {method} (found {name} vs {allowed})")
     check_images(images)
+    if isinstance(target, str):
+        names: Any = getattr(model, "classes", None) or ()
+        check_choice("target", target, names)
+        target = list(names).index(target)
     model = adapted(model)
     if chosen.of_class and not model.settings["num_classes"]:
         raise ConfigError("method", f"{method} explains a class, but the model has no head", "Take rollout.")

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from diffvit.cli import show
-from diffvit.cli.options import OUTPUT, SWITCH, DeviceFlag, Output, settings_of, size_of
+from diffvit.cli.options import OUTPUT, SWITCH, DeviceFlag, Output, refuse_folder, settings_of, size_of
 from diffvit.errors import ConfigError, InputError, check_choice, sides
 
 _FIRST = "0-3"  # of the test set, where no image is named
@@ -144,6 +144,7 @@ def attention(
     if model.resized:
         own = own.with_name(f"{own.name}-{'x'.join(map(str, sides(model.model.settings['image_size'])))}")
     out = own if out is None else out
+    refuse_folder(out)  # before the images are read and the maps computed
     bad: list[InputError] = []
     data: dict[str, Any] = {"split": what.split, "data": what.data, "data_dir": what.data_dir}
     result: dict[str, Any] = {"model": model.name}
