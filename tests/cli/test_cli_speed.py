@@ -43,7 +43,7 @@ def test_the_help_of_train_shows_every_setting_with_its_meaning_and_default(tmp_
         "[CONFIG.yaml]",
         "--epochs INT Passes over the training set. [default: 50]",
         "--model.attention STR softmax (arXiv 2010.11929), differential (arXiv 2410.05258),",
-        "or one registered by a --plugin. One of softmax, differential, differential-split. [default: softmax]",
+        "or one of a --plugin. One of softmax, differential, differential-split,",
         "--augment.flip Horizontal flip with probability 0.5. --augment.no-flip [default: no]",
         "One of vit_pico,",
         "--resume",
