@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from diffvit.errors import ConfigError
 
@@ -23,6 +23,14 @@ PLUGINS = "DIFFVIT_PLUGINS"  # the files of --plugin, for the processes that a c
 ENTRY_POINTS = "diffvit.plugins"
 ROPE = "rope-2d"
 MEMORY = "memory"  # the data of a run whose images were given in Python; no registered source
+
+
+class LayerSize(NamedTuple):
+    """Width of a token, heads of the softmax baseline, and tokens of a layer."""
+
+    dim: int
+    heads: int
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -35,15 +43,14 @@ class AttentionKind:
         label: the model's name in tables and plots.
         maps: how many attention maps a layer has, from the softmax baseline's number of heads.
         refuse: why there cannot be so many heads, or an empty string; None allows every number.
-        more: multiply-adds of a layer over softmax attention's, from the width, the number of heads and the tokens; for
-            estimates before a training.
+        more: multiply-adds of a layer over softmax attention's, for estimates before a training; None for none.
     """
 
     make: Callable[..., Any] | str
     label: str
     maps: Callable[[int], int] = int
     refuse: Callable[[int], str] | None = None
-    more: Callable[[int, int, int], float] = lambda dim, heads, tokens: 0.0  # noqa: ARG005  (all share one signature)
+    more: Callable[[LayerSize], float] | None = None
 
     def build(self, dim: int, num_heads: int, **more: Any) -> Any:
         """One layer's attention; a ConfigError for sizes that it refuses."""
@@ -63,7 +70,7 @@ def _odd(num_heads: int) -> str:
     return why if num_heads % 2 else ""
 
 
-def _paired(place: str, label: str, more: Callable[[int, int, int], float] = AttentionKind.more) -> AttentionKind:
+def _paired(place: str, label: str, more: Callable[[LayerSize], float] | None = None) -> AttentionKind:
     return AttentionKind(f"diffvit.models.{place}", label, maps=lambda heads: heads // 2, refuse=_odd, more=more)
 
 
@@ -77,12 +84,12 @@ ATTENTION: dict[str, AttentionKind] = {
     "differential-split": AttentionKind(
         "diffvit.models.variants.split:SplitDifferentialAttention",
         "Diff-ViT (split)",
-        more=lambda dim, heads, tokens: 2 * tokens * dim * (dim + tokens),  # noqa: ARG005
+        more=lambda of: 2 * of.tokens * of.dim * (of.dim + of.tokens),
     ),
     "differential-v2": AttentionKind(
         "diffvit.models.variants.v2:DifferentialAttentionV2",
         "Diff-ViT V2",
-        more=lambda dim, heads, tokens: tokens * dim * (dim + heads + tokens),
+        more=lambda of: of.tokens * of.dim * (of.dim + of.heads + of.tokens),
     ),
     "dint": _paired("variants.dint:DintAttention", "DINT ViT"),
     "differential-grouped": AttentionKind(
@@ -90,22 +97,22 @@ ATTENTION: dict[str, AttentionKind] = {
         "Diff-ViT (grouped)",
         maps=lambda heads: 3 * heads // 4,
         refuse=_no_groups,
-        more=lambda dim, heads, tokens: tokens * dim * (tokens - dim) / 2,  # noqa: ARG005
+        more=lambda of: of.tokens * of.dim * (of.tokens - of.dim) / 2,
     ),
     "differential-shared": _paired(
         "variants.shared:SharedDifferentialAttention",
         "Diff-ViT (shared)",
-        lambda dim, heads, tokens: tokens * dim * (6 * max(1, dim // 16) - dim),  # noqa: ARG005
+        lambda of: of.tokens * of.dim * (6 * max(1, of.dim // 16) - of.dim),
     ),
     "differential-gated": _paired(
         "variants.gated:GatedDifferentialAttention",
         "Diff-ViT (gated)",
-        lambda dim, heads, tokens: tokens * dim * heads / 2,
+        lambda of: of.tokens * of.dim * of.heads / 2,
     ),
     "differential-free": _paired("variants.controls:FreeDifferentialAttention", "Diff-ViT (free lambda)"),
     "differential-nonnegative": _paired("variants.controls:NonNegativeDifferentialAttention", "Diff-ViT (lambda >= 0)"),
     "two-maps-sum": _paired("variants.controls:SummedAttention", "ViT (sum of two maps)"),
-    "two-maps-mean": _paired("variants.controls:AveragedAttention", "ViT (mean of two maps)"),
+    "two-maps-mean": _paired("attention:PairedAttention", "ViT (mean of two maps)"),
 }
 ACCELERATED = ("softmax", "differential")  # what diffvit.accelerate has faster modules for
 FROM_LAMBDA_INIT = ("differential", "dint", "differential-grouped", "differential-shared")  # where lambda starts

@@ -13,9 +13,8 @@ from torch import Tensor
 from diffvit.attention import capture, rollout
 from diffvit.errors import ConfigError
 from diffvit.experiments.study import flops_per_image
-from diffvit.models.attention import Attention, DifferentialAttention
+from diffvit.models.attention import Attention, DifferentialAttention, PairedAttention
 from diffvit.models.variants.controls import (
-    AveragedAttention,
     FreeDifferentialAttention,
     NonNegativeDifferentialAttention,
     SummedAttention,
@@ -258,7 +257,7 @@ def test_sizes_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(ConfigError, match="no multiple of 4"):
         GroupedDifferentialAttention(24, 6, layer_index=0)
     with pytest.raises(ConfigError, match="is odd"):
-        AveragedAttention(24, 3)
+        PairedAttention(24, 3)
     with pytest.raises(ConfigError, match="one projection of queries"):
         VisionTransformer(attention="differential-shared", init="mimetic")
 
@@ -266,4 +265,4 @@ def test_sizes_that_do_not_go_together_are_refused() -> None:
 def test_every_variant_has_a_class_of_its_own() -> None:
     kinds = (DifferentialAttentionV2, DintAttention, GroupedDifferentialAttention, SharedDifferentialAttention)
     kinds += (GatedDifferentialAttention, FreeDifferentialAttention, NonNegativeDifferentialAttention)
-    assert [type(layer_of(name)) for name in NAMES] == [*kinds, SummedAttention, AveragedAttention]
+    assert [type(layer_of(name)) for name in NAMES] == [*kinds, SummedAttention, PairedAttention]

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from diffvit.config import Config, config_hash, flat, merge, parse, read_yaml, validate
 from diffvit.errors import ConfigError, did_you_mean, sides, suggestion
-from diffvit.registry import ACCELERATED, ATTENTION
+from diffvit.registry import ACCELERATED, ATTENTION, LayerSize
 from diffvit.settings import ModelConfig, Section
 
 TierName = Literal["smoke", "short", "standard", "full"]
@@ -232,7 +232,8 @@ def flops_per_image(config: Config) -> float:
     embed = patches * width * model.in_chans * model.patch_size**2
     mlp = 2 * int(model.mlp_ratio * width) * width  # of one token
     block = tokens * (4 * width**2 + mlp + 2 * tokens * width)
-    block += ATTENTION[model.attention].more(width, model.num_heads, tokens)
+    more = ATTENTION[model.attention].more
+    block += more(LayerSize(width, model.num_heads, tokens)) if more else 0.0
     head = width * model.num_classes + (width * width if model.head == "mlp" else 0)
     whole = model.pool == "mean" or model.attention not in ACCELERATED
     last = block if whole else _attention_of_cls(model, tokens) + mlp

@@ -163,7 +163,7 @@ class Attention(nn.Module):
 
 
 class PairedAttention(Attention):
-    """Attention whose heads combine two maps; a subclass says how, in :meth:`combined`.
+    """Attention whose heads combine two maps: here their mean; a subclass says otherwise, in :meth:`combined`.
 
     Heads 2i and 2i + 1 of the softmax baseline share one value, twice as wide: it has the baseline's parameters.
     Arguments as :class:`Attention`.
@@ -180,7 +180,8 @@ class PairedAttention(Attention):
 
     def combined(self, x: Tensor, q: Tensor, k: Tensor, dtype: torch.dtype | None = None) -> AttentionMaps:
         """The maps of each head from the tokens and their queries and keys, as :meth:`by_head` orders these."""
-        raise NotImplementedError
+        del x
+        return AttentionMaps(softmax_map(q, k, dtype).mean(dim=2))
 
     def by_head(
         self,

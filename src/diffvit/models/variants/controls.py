@@ -37,12 +37,3 @@ class SummedAttention(PairedAttention):
         del x
         positive, negative = softmax_map(q, k, dtype).unbind(2)
         return AttentionMaps(positive, negative, -positive.new_ones(()))
-
-
-class AveragedAttention(PairedAttention):
-    """The mean of two maps, ``(A1 + A2) / 2``: one map, whose rows sum to 1; no norm per head."""
-
-    def combined(self, x: Tensor, q: Tensor, k: Tensor, dtype: torch.dtype | None = None) -> AttentionMaps:
-        """Their mean."""
-        del x
-        return AttentionMaps(softmax_map(q, k, dtype).mean(dim=2))

@@ -36,13 +36,7 @@ class SharedDifferentialAttention(DifferentialAttention):
         self.down = nn.ModuleList(nn.Linear(dim, rank, bias=False) for _ in range(4))
         self.up = nn.ModuleList(nn.Linear(rank, dim // 2, bias=False) for _ in range(4))
 
-    def project(
-        self, x: Float[Tensor, "batch tokens dim"]
-    ) -> tuple[
-        Float[Tensor, "batch tokens heads width"],
-        Float[Tensor, "batch tokens heads width"],
-        Float[Tensor, "batch tokens heads width"],
-    ]:
+    def project(self, x: Float[Tensor, "batch tokens dim"]) -> tuple[Tensor, Tensor, Tensor]:
         """As V1's: queries and keys of head pairs next to each other."""
         updates = [up(down(x)) for up, down in zip(self.up, self.down, strict=True)]
         q, k = (
