@@ -156,7 +156,7 @@ def superclasses(wordnet: WordNet, ids: Sequence[str], *, largest: int | None = 
     named = {part.noun for part in parts if not part.rest}
     for place in (place for part in parts if part.rest for place in part.members):
         home = next((above for above in wordnet.ancestors(ids[place]) if above in named), None)
-        paths[place] = [*wordnet.path(home), ids[place]] if home else paths[place]
+        paths[place] = wordnet.path(home) if home else paths[place]
     parts = division.parts(paths)
     names = [f"other {wordnet.names[part.noun]}" if part.rest else wordnet.names[part.noun] for part in parts]
     for more in (lambda noun: wordnet.names[wordnet.path(noun)[-2:][0]], str):  # equal names get the noun above behind
