@@ -250,6 +250,7 @@ WRONG = {
     "heads": ({"model": {"num_heads": 5}}, "num_heads 5 does not divide embed_dim 192"),
     "halves": ({"model": {"embed_dim": 3, "num_heads": 1, "pos_embed": "learned-2d"}}, "embed_dim 3 is odd"),
     "quarters": ({"model": {"embed_dim": 6, "num_heads": 1, "pos_embed": "sincos-2d"}}, "not a multiple of 4"),
+    "no lambda": ({"model": {"lambda_init": 0.5}}, "attention softmax has no lambda_init (have differential, dint,"),
     "accumulate": ({"batch_size": 10, "accumulate": 3}, "accumulate 3 does not divide batch_size 10"),
     "several": ({"epochs": 0, "seed": -1}, "1 more like it."),
 }

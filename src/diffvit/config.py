@@ -35,6 +35,7 @@ WHEREABOUTS = frozenset({"data_dir", "device", "threads", "checkpoint_every", "a
 # Settings that are younger than committed results: they enter hashes, YAML and rows where they are not the default.
 _YOUNGER = (
     *(f"model.{name}" for name in ("qk_norm", "layer_scale", "registers", "class_token", "no_embed_class", "fc_norm")),
+    *(f"model.{name}" for name in ("init_std", "lambda_init")),
     *("accelerate", "test_size", "bad_files", "class_weights", "sampling"),
     *("init_from", "init_state", "freeze", "optimizer.layer_decay"),
     *(f"shapes.{name}" for name in ("diameter", "beyond", "contrast", "decoys", "distractors", "occluders")),

@@ -15,7 +15,7 @@ from pydantic_core import ValidationError
 
 from diffvit.errors import ConfigError, Size, checked_size, did_you_mean, sides
 from diffvit.models.presets import PRESETS
-from diffvit.registry import ATTENTION, AUGMENTATIONS, MEMORY, SOURCES, position_names
+from diffvit.registry import ATTENTION, AUGMENTATIONS, FROM_LAMBDA_INIT, MEMORY, SOURCES, position_names
 
 Precision = Literal["auto", "fp32", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -135,6 +135,8 @@ class ModelConfig(Section):
     """Stochastic depth: drop probability in the last block; rises linearly from 0 in the first."""
     init: Literal["trunc-normal", "mimetic"] = "trunc-normal"
     """Weight initialisation (mimetic: arXiv 2305.09828)."""
+    init_std: AboveZero = 0.02
+    """Standard deviation of the weights that start from a normal distribution."""
     qk_norm: Literal["none", "layer", "rms"] = "none"
     """Norm on each head's queries and keys (arXiv 2302.05442)."""
     layer_scale: Rate = 0.0
@@ -147,6 +149,8 @@ class ModelConfig(Section):
     """Add no position embedding to [CLS] and registers."""
     fc_norm: bool = False
     """Apply the final norm after pooling instead of before."""
+    lambda_init: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """Differential attention's constant of lambda, in every layer; by default the published one of each layer."""
 
     @model_validator(mode="before")
     @classmethod
@@ -169,6 +173,8 @@ class ModelConfig(Section):
         refuse = ATTENTION[self.attention].refuse
         if refuse and (why := refuse(self.num_heads)):
             raise ValueError(why)
+        if self.lambda_init is not None and self.attention not in FROM_LAMBDA_INIT:
+            raise ValueError(f"attention {self.attention} has no lambda_init (have {', '.join(FROM_LAMBDA_INIT)})")
         dim, width = f"embed_dim {self.embed_dim}", self.embed_dim // self.num_heads
         if self.pos_embed.startswith(("learned-2d", "sincos-1d")) and self.embed_dim % 2:
             raise ValueError(f"{dim} is odd: pos_embed {self.pos_embed} needs halves of equal width")

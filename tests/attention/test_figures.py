@@ -152,7 +152,7 @@ def every() -> dict[str, Callable[[], Figure]]:
         "one": lambda: figures.contact_sheet([("a", IMAGE, heat)]),
         "heads": lambda: figures.heads_figure(head_statistics(differential), 65),
         "plain heads": lambda: figures.heads_figure(head_statistics(plain), 65),
-        "lambda": lambda: figures.lambda_figure({0: -1.2, 1: 0.5}),
+        "lambda": lambda: figures.lambda_figure({0: -1.2, 1: 0.5}, {0: 0.2, 1: None}),
     }
     for kind, similarity in position_similarity(model).items():
         found[kind] = lambda similarity=similarity: figures.similarity_figure(similarity)

@@ -16,9 +16,11 @@ def layers(init: str, attention: str = "softmax") -> list[Attention]:
     return [block.attn for block in model.blocks]  # pyright: ignore[reportReturnType]
 
 
-def test_trunc_normal() -> None:
+@pytest.mark.parametrize("std", [0.02, 0.06])
+def test_trunc_normal(std: float) -> None:
     torch.manual_seed(0)
-    model = VisionTransformer(embed_dim=96, depth=2, num_heads=4, head="mlp", pos_embed="learned-2d")
+    sizes = {"embed_dim": 96, "depth": 2, "num_heads": 4}
+    model = VisionTransformer(**sizes, head="mlp", pos_embed="learned-2d", init_std=std)
     for name, parameter in model.named_parameters():
         if "norm" in name:
             assert torch.equal(parameter, torch.full_like(parameter, float(name.endswith("weight")))), name
@@ -29,7 +31,7 @@ def test_trunc_normal() -> None:
         elif name.endswith("bias"):
             assert not parameter.any(), name
         else:
-            spread = 0.1 if "lambda" in name else 0.02
+            spread = 0.1 if "lambda" in name else std
             assert parameter.std().item() == pytest.approx(spread, rel=0.25), name
 
 

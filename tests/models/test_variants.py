@@ -25,7 +25,7 @@ from diffvit.models.variants.grouped import GroupedDifferentialAttention
 from diffvit.models.variants.shared import SharedDifferentialAttention
 from diffvit.models.variants.v2 import DifferentialAttentionV2
 from diffvit.models.vit import VisionTransformer
-from diffvit.registry import ATTENTION
+from diffvit.registry import ATTENTION, FROM_LAMBDA_INIT
 from diffvit.settings import Config, ModelConfig
 from diffvit.training.score import flops_per_image as counted
 
@@ -57,8 +57,7 @@ def lam_of(layer: Any, constant: float) -> Tensor:
 
 
 def normed(layer: Any, head: Tensor) -> Tensor:
-    constant = 0.8 - 0.6 * math.exp(-0.3 * LAYER)
-    return head / torch.sqrt((head**2).mean() + 1e-5) * layer.sub_norm.weight * (1 - constant)
+    return head / torch.sqrt((head**2).mean() + 1e-5) * layer.sub_norm.weight * (1 - layer.lambda_init)
 
 
 def heads_v2(layer: Any, x: Tensor, t: int) -> list[Tensor]:
@@ -141,6 +140,16 @@ def test_values_and_gradients_are_those_of_a_loop(name: str, bias: bool) -> None
     maps = layer.maps(x.detach())
     assert maps.positive.shape[1] == ATTENTION[name].maps(HEADS)
     torch.testing.assert_close(layer.read(maps.effective, x), found, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", FROM_LAMBDA_INIT)
+def test_lambda_starts_around_a_constant_of_ones_own_in_every_layer(name: str) -> None:
+    model = VisionTransformer(embed_dim=16, depth=3, num_heads=4, attention=name, lambda_init=0.3)
+    for block in model.blocks:
+        layer: Any = block.attn
+        for vector in (layer.lambda_q1, layer.lambda_q2):
+            torch.nn.init.zeros_(vector)
+        assert layer.lam().item() == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -206,6 +206,9 @@ def _as_users_have_it() -> Iterator[None]:
         ({"num_classes": None}, "num_classes: must be a whole number (found None)."),
         ({"mlp_ratio": "2"}, "mlp_ratio: must be a number (found '2')."),
         ({"drop_path": None}, "drop_path: must be a number (found None)."),
+        ({"init_std": 0.0}, "init_std: must be above 0 (found 0.0)."),
+        ({"lambda_init": 0.5}, "lambda_init: attention softmax has none."),
+        ({"lambda_init": 0.5, "attention": "differential-free"}, "lambda_init: attention differential-free has none."),
         ({"attention": None}, "attention: no attention None (have softmax, differential, differential-split, "),
     ],
 )

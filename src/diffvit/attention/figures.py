@@ -24,7 +24,6 @@ from torch import Tensor
 
 from diffvit.attention.capture import Record
 from diffvit.attention.statistics import HeadStatistics
-from diffvit.reporting.plots import lambda_init
 from diffvit.reporting.style import LIGHT, colour, dress, figure
 
 SEQUENTIAL, DIVERGING, OVERLAY = "viridis", "RdBu_r", "inferno"
@@ -323,14 +322,17 @@ def _show(axes: Axes, image: Tensor, name: str) -> None:
     axes.set_title(name, fontsize=11, color=LIGHT.ink, loc="left")
 
 
-def lambda_figure(lambdas: Mapping[int, float], *, title: str = "Lambda by layer", started: bool = True) -> Figure:
-    """Each layer's learned lambda (layer, counted from 0, to lambda), beside lambda_init where it ``started`` near."""
+def lambda_figure(
+    lambdas: Mapping[int, float], starts: Mapping[int, float | None], *, title: str = "Lambda by layer"
+) -> Figure:
+    """Each layer's learned lambda (layer, counted from 0, to lambda), beside lambda_init where it has one."""
     made = figure(LIGHT, 6.4, 3.8)
     axes = made.subplots()
     axes.bar(list(lambdas), list(lambdas.values()), color=colour(LIGHT, 0), width=0.6, label="learned lambda")
-    for layer in lambdas if started else ():
-        axes.plot([layer - 0.4, layer + 0.4], [lambda_init(layer)] * 2, color=colour(LIGHT, 1), lw=2.4)
-    if started:
+    begun = {layer: start for layer, start in starts.items() if start is not None}
+    for layer, start in begun.items():
+        axes.plot([layer - 0.4, layer + 0.4], [start] * 2, color=colour(LIGHT, 1), lw=2.4)
+    if begun:
         axes.plot([], [], color=colour(LIGHT, 1), lw=2.4, label="lambda_init")
     axes.axhline(0, color=LIGHT.ink, lw=0.8)
     dress(axes, LIGHT, title=title, x="layer", y="weight of the second map")

@@ -23,7 +23,6 @@ from diffvit.attention.statistics import averaged, head_statistics, position_sim
 from diffvit.errors import ConfigError, few
 from diffvit.files import write_file
 from diffvit.models.vit import VisionTransformer
-from diffvit.registry import FROM_LAMBDA_INIT
 from diffvit.reporting import plots
 from diffvit.reporting.arms import arms
 from diffvit.reporting.rows import read_run
@@ -289,8 +288,8 @@ def _draw_model(
     learnt = isinstance(own, VisionTransformer) and own.lambdas()
     lambdas = {each.block: each.lam for each in statistics if each.lam is not None and learnt}
     if lambdas:
-        started = own.settings["attention"] in FROM_LAMBDA_INIT
-        made = figures.lambda_figure(lambdas, title=f"Lambda by layer: {name}", started=started)
+        starts = {layer: plots.lambda_init(own.settings, layer) for layer in lambdas}
+        made = figures.lambda_figure(lambdas, starts, title=f"Lambda by layer: {name}")
         drawn.append(writer.figure("lambda", made, "Learned lambda of every layer beside its start"))
     if lambdas and model.folder is not None and (model.folder / "result.json").is_file():
         content = plots.lambdas(arms([read_run(model.folder)])[0])  # a PNG whatever the format

@@ -208,7 +208,7 @@ class PairedAttention(Attention):
         return self.combined(x, q, k, q.dtype)
 
 
-def lambda_init(layer_index: int) -> float:
+def published_lambda_init(layer_index: int) -> float:
     """Lambda's initial value in a layer counted from 0: 0.2, 0.356, 0.471, ... (arXiv 2410.05258, section 2.1)."""
     return 0.8 - 0.6 * math.exp(-0.3 * layer_index)
 
@@ -222,13 +222,16 @@ class DifferentialAttention(PairedAttention):
     Args:
         dim: width of a token.
         num_heads: heads of the softmax baseline, of width ``dim / num_heads``; even.
-        layer_index: depth of the layer, counted from 0; it sets ``lambda_init``.
+        layer_index: depth of the layer, counted from 0.
+        lambda_init: lambda's constant, near which it starts; by default :func:`published_lambda_init` of the layer.
         more: as :class:`Attention`.
     """
 
-    def __init__(self, dim: int, num_heads: int, *, layer_index: int, **more: object) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, *, layer_index: int, lambda_init: float | None = None, **more: object
+    ) -> None:
         super().__init__(dim, num_heads, **more)
-        self.lambda_init = lambda_init(layer_index)
+        self.lambda_init = published_lambda_init(layer_index) if lambda_init is None else lambda_init
         self.lambda_q1 = nn.Parameter(torch.empty(self.head_dim))
         self.lambda_k1 = nn.Parameter(torch.empty(self.head_dim))
         self.lambda_q2 = nn.Parameter(torch.empty(self.head_dim))

@@ -13,41 +13,43 @@ from diffvit.errors import ConfigError, check_choice
 from diffvit.models.attention import Attention
 
 
-def initialise(model: nn.Module, scheme: str) -> None:
+def initialise(model: nn.Module, scheme: str, std: float = 0.02) -> None:
     """Initialise the weights of a Vision Transformer by a scheme in :data:`SCHEMES`, drawing from torch's generator.
+
+    ``std`` is the deviation of the weights that start as a normal.
 
     Raises:
         ConfigError: an unknown scheme.
     """
     check_choice("init", scheme, SCHEMES)
-    SCHEMES[scheme](model)
+    SCHEMES[scheme](model, std)
 
 
-def trunc_normal(model: nn.Module) -> None:
-    """Linear weights and positions from a normal of deviation 0.02, biases 0, [CLS] near 0, as timm's ViTs start.
+def trunc_normal(model: nn.Module, std: float = 0.02) -> None:
+    """Linear weights and positions from a normal of deviation ``std``, biases 0, [CLS] near 0, as timm's ViTs start.
 
     The patch projection keeps a convolution's own start (uniform, by its fan-in), as there; so do norms and lambdas.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.trunc_normal_(module.weight, std=std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     for name, parameter in model.named_parameters():
         if name.startswith("pos_embed") and "." not in name:  # a module of a user's own starts itself
-            nn.init.trunc_normal_(parameter, std=0.02)
+            nn.init.trunc_normal_(parameter, std=std)
         elif name in ("cls_token", "reg_token"):
             nn.init.normal_(parameter, std=1e-6)
 
 
 @torch.no_grad()
-def mimetic(model: nn.Module) -> None:
+def mimetic(model: nn.Module, std: float = 0.02) -> None:
     """Mimetic initialisation: attention weights resemble trained ones (arXiv 2305.09828, section 4).
 
     Per head ``Wq Wk^T = 0.7 Z + 0.7 I``, cut to the head's rank; over all heads ``Wv Wproj = 0.4 Z - 0.4 I``; Z has
     independent normal entries of variance 1 / dim. In differential attention, each map of a pair.
     """
-    trunc_normal(model)
+    trunc_normal(model, std)
     for module in model.modules():
         if isinstance(module, Attention):
             if not hasattr(module, "qkv"):
@@ -108,4 +110,4 @@ def whiten(proj: nn.Conv2d, images: Float[Tensor, "n chans height width"], seed:
 
 _FLOOR = 0.01  # of the mean variance: directions that hold less are mostly noise, and are not blown up
 
-SCHEMES: Mapping[str, Callable[[nn.Module], None]] = {"trunc-normal": trunc_normal, "mimetic": mimetic}
+SCHEMES: Mapping[str, Callable[[nn.Module, float], None]] = {"trunc-normal": trunc_normal, "mimetic": mimetic}

@@ -19,7 +19,7 @@ from diffvit.models.init import initialise
 from diffvit.models.pos_embed import Rope2d
 from diffvit.models.presets import PRESETS
 from diffvit.models.variants.split import SplitDifferentialAttention
-from diffvit.registry import ATTENTION
+from diffvit.registry import ATTENTION, FROM_LAMBDA_INIT
 
 
 class PatchEmbed(nn.Module):
@@ -142,6 +142,7 @@ class Block(nn.Module):
         drop_path: chance to drop a sample's residual branch.
         layer_scale: initial value of a learnt factor per channel on each residual branch; 0 for none.
         rope: rotary positions of the attention, if any.
+        more: further arguments of the attention, by name.
 
     Raises:
         ConfigError: an unknown attention or norm, or one that refuses these sizes.
@@ -161,12 +162,20 @@ class Block(nn.Module):
         drop_path: float = 0.0,
         layer_scale: float = 0.0,
         rope: Rope2d | None = None,
+        **more: Any,
     ) -> None:
         super().__init__()
         check_choice("attention", attention, ATTENTION)
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attn: Any = ATTENTION[attention].build(
-            dim, num_heads, layer_index=layer_index, qkv_bias=qkv_bias, qk_norm=qk_norm, norm_eps=norm_eps, rope=rope
+            dim,
+            num_heads,
+            layer_index=layer_index,
+            qkv_bias=qkv_bias,
+            qk_norm=qk_norm,
+            norm_eps=norm_eps,
+            rope=rope,
+            **more,
         )
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = Mlp(dim, hidden, dim)
@@ -210,12 +219,14 @@ class VisionTransformer(nn.Module):
         norm_eps: epsilon of the layer norms.
         drop_path: stochastic depth of the last block; rises linearly from 0 in the first.
         init: ``trunc-normal`` or ``mimetic``.
+        init_std: deviation of the weights that start as a normal.
         qk_norm: norm on each head's queries and keys: ``none``, ``layer`` or ``rms``.
         layer_scale: initial value of a learnt factor per channel on each residual branch; 0 for none.
         registers: register tokens between [CLS] and the patches (arXiv 2309.16588).
         class_token: a [CLS] token before the patches; None has one exactly where ``pool`` is ``cls``.
         no_embed_class: [CLS] and the registers have no positions.
         fc_norm: the last norm acts after the pooling instead of before.
+        lambda_init: differential attention's constant of lambda, in every layer; None has the published one of each.
 
     Raises:
         ConfigError: an unknown name, or sizes that do not go together.
@@ -240,12 +251,14 @@ class VisionTransformer(nn.Module):
         norm_eps: float = 1e-6,
         drop_path: float = 0.0,
         init: str = "trunc-normal",
+        init_std: float = 0.02,
         qk_norm: str = "none",
         layer_scale: float = 0.0,
         registers: int = 0,
         class_token: bool | None = None,
         no_embed_class: bool = False,
         fc_norm: bool = False,
+        lambda_init: float | None = None,
     ) -> None:
         settings = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         super().__init__()
@@ -284,6 +297,7 @@ class VisionTransformer(nn.Module):
                     drop_path=drop_path * layer / max(depth - 1, 1),
                     layer_scale=layer_scale,
                     rope=rope,
+                    **({} if lambda_init is None else {"lambda_init": lambda_init}),
                 )
                 for layer in range(depth)
             )
@@ -291,7 +305,7 @@ class VisionTransformer(nn.Module):
         self.norm = nn.Identity() if fc_norm else nn.LayerNorm(embed_dim, eps=norm_eps)
         self.fc_norm = nn.LayerNorm(embed_dim, eps=norm_eps) if fc_norm else nn.Identity()
         self.head = _head(head, embed_dim, num_classes)
-        initialise(self, init)
+        initialise(self, init, init_std)
 
     def forward(self, images: Float[Tensor, "batch chans height width"]) -> Float[Tensor, "batch classes"]:
         """Logits; the pooled features where there is no head.
@@ -404,7 +418,7 @@ def _check_sizes(settings: Mapping[str, Any]) -> None:
     for name in whole:
         if not isinstance(settings[name], Integral):
             raise ConfigError(name, f"must be a whole number (found {settings[name]!r})")
-    for name in ("mlp_ratio", "norm_eps", "drop_path", "layer_scale"):
+    for name in ("mlp_ratio", "norm_eps", "drop_path", "layer_scale", "init_std"):
         if not isinstance(settings[name], Real):
             raise ConfigError(name, f"must be a number (found {settings[name]!r})")
     for name in whole:
@@ -413,5 +427,9 @@ def _check_sizes(settings: Mapping[str, Any]) -> None:
             raise ConfigError(name, f"must be at least {least} (found {settings[name]})")
     if int(settings["embed_dim"] * settings["mlp_ratio"]) < 1:
         raise ConfigError("mlp_ratio", f"leaves no hidden width (found {settings['mlp_ratio']})")
+    if not settings["init_std"] > 0:
+        raise ConfigError("init_std", f"must be above 0 (found {settings['init_std']})")
+    if settings["lambda_init"] is not None and settings["attention"] not in FROM_LAMBDA_INIT:
+        raise ConfigError("lambda_init", f"attention {settings['attention']} has none")
     if not 0.0 <= settings["drop_path"] < 1.0:
         raise ConfigError("drop_path", f"must be from 0 to below 1 (found {settings['drop_path']})")

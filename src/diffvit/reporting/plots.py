@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib import colormaps
@@ -118,24 +118,31 @@ def _legend(axes: Axes, theme: Theme, handles: Sequence[Line2D]) -> None:
     axes.legend(handles=list(handles), fontsize=10, frameon=True, **look)
 
 
-def lambda_init(block: int) -> float:
-    """The constant that a block's lambda starts around (arXiv 2410.05258, section 2.1); ``block`` counts from 0."""
-    return 0.8 - 0.6 * math.exp(-0.3 * block)
+def lambda_init(settings: Mapping[str, Any], block: int) -> float | None:
+    """The constant that a block's lambda starts around (arXiv 2410.05258, section 2.1), from the model's settings.
+
+    ``block`` counts from 0; None where the attention has no such constant.
+    """
+    if settings["attention"] not in FROM_LAMBDA_INIT:
+        return None
+    own = settings.get("lambda_init")
+    return 0.8 - 0.6 * math.exp(-0.3 * block) if own is None else float(own)
 
 
 def lambdas(arm: Arm, *, theme: Theme = LIGHT, stamp: str = "") -> bytes:
     """Lambda of every block against the epoch in the arm's first run; dashed, where it started near it, lambda_init."""
     rows = [row for row in arm.records[0].epochs if row.get("lambda")]
     label = arm.label if len(arm.records) == 1 else f"{arm.label}, seed {arm.records[0].row['seed']}"
-    depth, started = len(rows[0]["lambda"]), arm.records[0].row["attention"] in FROM_LAMBDA_INIT
+    depth, row = len(rows[0]["lambda"]), arm.records[0].row
+    starts = [lambda_init({**row, "lambda_init": row.get("model.lambda_init")}, block) for block in range(depth)]
     made = figure(theme, 6.4, 4.5)
     axes = made.subplots()
     shades = colormaps["viridis"]
     for block in range(depth):
         share = block / max(depth - 1, 1)
         shade = shades(theme.first_shade + share * (theme.last_shade - theme.first_shade))
-        if started:
-            axes.axhline(lambda_init(block), color=shade, linewidth=1.1, linestyle=(0, (4, 3)), alpha=0.8)
+        if (start := starts[block]) is not None:
+            axes.axhline(start, color=shade, linewidth=1.1, linestyle=(0, (4, 3)), alpha=0.8)
         axes.plot(
             [row["epoch"] for row in rows],
             [row["lambda"][block] for row in rows],
@@ -147,7 +154,7 @@ def lambdas(arm: Arm, *, theme: Theme = LIGHT, stamp: str = "") -> bytes:
         )
     dress(axes, theme, title=f"Lambda per block: {label}", x="epoch", y="lambda (weight of the second map)")
     _epoch_axis(axes, len(rows))
-    dashed = [Line2D([], [], color=theme.ink, lw=1.1, ls=(0, (4, 3)), label="lambda_init")] * started
+    dashed = [Line2D([], [], color=theme.ink, lw=1.1, ls=(0, (4, 3)), label="lambda_init")] * (starts[0] is not None)
     place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "labelcolor": theme.ink}
     axes.legend(handles=[*axes.get_legend_handles_labels()[0][::-1], *dashed], fontsize=10, frameon=False, **place)
     return to_png(made, stamp)

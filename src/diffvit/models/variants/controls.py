@@ -13,8 +13,8 @@ class FreeDifferentialAttention(DifferentialAttention):
     """V1 with lambda's constant 0 and no norm per head: lambda starts near 0 and may take either sign."""
 
     def __init__(self, dim: int, num_heads: int, *, layer_index: int, **more: object) -> None:
-        super().__init__(dim, num_heads, layer_index=layer_index, **more)
-        self.lambda_init, self.sub_norm = 0.0, nn.Identity()
+        super().__init__(dim, num_heads, layer_index=layer_index, lambda_init=0.0, **more)
+        self.sub_norm = nn.Identity()
 
     def joined(self, out: Float[Tensor, "batch pairs queries double_width"]) -> Float[Tensor, "batch queries dim"]:
         """Concatenate what the heads read from their values, and project."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -23,17 +25,17 @@ class GroupedDifferentialAttention(DifferentialAttention):
     Args:
         dim: width of a token.
         num_heads: heads of the softmax baseline; a multiple of ``ratio + 1``.
-        layer_index: depth of the layer, counted from 0; it sets ``lambda_init``.
+        layer_index: depth of the layer, counted from 0.
         qkv_bias: bias on the projections of queries, keys and values.
         ratio: first maps over second ones.
-        more: as :class:`diffvit.models.attention.Attention`.
+        more: as :class:`diffvit.models.attention.DifferentialAttention`.
 
     Raises:
         ConfigError: ``num_heads`` is no multiple of ``ratio + 1``.
     """
 
     def __init__(
-        self, dim: int, num_heads: int, *, layer_index: int, qkv_bias: bool = True, ratio: int = 3, **more: object
+        self, dim: int, num_heads: int, *, layer_index: int, qkv_bias: bool = True, ratio: int = 3, **more: Any
     ) -> None:
         super().__init__(dim, num_heads, layer_index=layer_index, qkv_bias=qkv_bias, **more)
         if num_heads % (ratio + 1):

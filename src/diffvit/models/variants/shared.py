@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -18,14 +20,14 @@ class SharedDifferentialAttention(DifferentialAttention):
     Args:
         dim: width of a token.
         num_heads: heads of the softmax baseline; even.
-        layer_index: depth of the layer, counted from 0; it sets ``lambda_init``.
+        layer_index: depth of the layer, counted from 0.
         qkv_bias: bias on the projections of queries, keys and values.
         rank: of the updates; by default ``dim / 16``.
-        more: as :class:`diffvit.models.attention.Attention`.
+        more: as :class:`diffvit.models.attention.DifferentialAttention`.
     """
 
     def __init__(
-        self, dim: int, num_heads: int, *, layer_index: int, qkv_bias: bool = True, rank: int = 0, **more: object
+        self, dim: int, num_heads: int, *, layer_index: int, qkv_bias: bool = True, rank: int = 0, **more: Any
     ) -> None:
         super().__init__(dim, num_heads, layer_index=layer_index, qkv_bias=qkv_bias, **more)
         del self.qkv
