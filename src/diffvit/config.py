@@ -36,7 +36,7 @@ WHEREABOUTS = frozenset({"data_dir", "device", "threads", "checkpoint_every", "a
 _YOUNGER = (
     *(f"model.{name}" for name in ("qk_norm", "layer_scale", "registers", "class_token", "no_embed_class", "fc_norm")),
     *(f"model.{name}" for name in ("init_std", "lambda_init")),
-    *("accelerate", "test_size", "bad_files", "class_weights", "sampling"),
+    *("accelerate", "test_size", "bad_files", "class_weights", "sampling", "train_share", "label_noise"),
     *("init_from", "init_state", "freeze", "optimizer.layer_decay"),
     *(f"shapes.{name}" for name in ("diameter", "beyond", "contrast", "decoys", "distractors", "occluders")),
 )

@@ -289,6 +289,10 @@ class Config(Section):
     """For a folder without test images: share of each class that is set apart for testing."""
     bad_files: Literal["refuse", "skip"] = "refuse"
     """For a folder: refuse files that cannot be read, or skip them."""
+    train_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the training images of each class that is trained on, chosen by the seed."""
+    label_noise: Below1 = 0.0
+    """Share of the training images whose label is replaced by another class, chosen by the seed."""
     init_from: Annotated[str, Field(min_length=1)] | None = None
     """Trained weights to start from: a run, a weights file, a packaged name, timm:NAME or a DINO name."""
     init_state: bool = False

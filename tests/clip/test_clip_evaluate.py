@@ -38,10 +38,10 @@ from diffvit.clip.hub import imagenet_wordnet_ids
 from diffvit.clip.labelled import Labelled, superclasses
 from diffvit.clip.load import Clip
 from diffvit.clip.preprocess import Preprocessing
-from diffvit.clip.shifts import shifts
 from diffvit.clip.templates import twins
 from diffvit.clip.zero_shot import Classifier, zero_shot_probabilities
 from diffvit.data.cifar10 import CLASSES
+from diffvit.data.shifts import shifts
 from diffvit.errors import InputError
 from diffvit.reporting.stats import wilson
 from diffvit.training.score import metrics_of

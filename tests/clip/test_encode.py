@@ -19,7 +19,7 @@ from small_clip import small_clip, small_model
 from diffvit.clip import encode as subject
 from diffvit.clip.encode import Encoder, encode_all, image_encoder, image_number
 from diffvit.clip.labelled import Labelled, open_labelled
-from diffvit.clip.shifts import Shift
+from diffvit.data.shifts import Shift
 from diffvit.errors import InputError
 from diffvit.files import cache_folder
 

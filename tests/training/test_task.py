@@ -5,11 +5,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import diffvit
 from diffvit.config import parse, to_dict
 from diffvit.data import shapes
 from diffvit.data.augment import Batch
 from diffvit.data.batches import channel_statistics, normalise
+from diffvit.data.sources import noisy_labels
 from diffvit.errors import InputError
+from diffvit.training.loop import train
 from diffvit.training.task import (
     Classification,
     TrainingData,
@@ -19,6 +22,7 @@ from diffvit.training.task import (
     fresh_model,
     load_data,
 )
+from tests.training.small import small
 
 
 def test_a_whitened_model_is_the_seeds_own_but_for_its_patches():
@@ -98,3 +102,47 @@ def test_what_a_run_took_from_its_data_is_taken_again_from_its_config():
     assert fitted(parse(to_dict(config)), "folder", images) == config
     with pytest.raises(InputError, match="leaves nothing to train on"):
         fitted(parse({"data": "folder", "validation_size": 30}), "folder", images)
+
+
+def test_a_share_of_the_training_images_is_balanced_and_of_the_seed():
+    base = {"data": "shapes", "shapes": {"train": 400, "test": 40, "size": 16}, "validation_size": 80}
+    base["model"] = {"image_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    whole = load_data(parse(base), lambda _: None)
+    part, again, other = (
+        load_data(parse({**base, "train_share": 0.25, "seed": seed}), lambda _: None) for seed in (0, 0, 1)
+    )
+    counts, mine = (each.train.labels.bincount() for each in (whole, part))
+    assert [round(0.25 * count) for count in counts.tolist()] == mine.tolist()
+    assert torch.equal(part.validation.pixels, whole.validation.pixels)
+    assert torch.equal(part.train.pixels, again.train.pixels)
+    assert not torch.equal(part.train.labels, other.train.labels)
+    known, kept = (
+        {image.numpy().tobytes(): int(label) for image, label in zip(of.pixels, of.labels, strict=True)}
+        for of in (whole.train, part.train)
+    )
+    assert len(kept) == len(part.train)
+    assert kept.items() <= known.items()
+
+
+def test_noisy_labels_are_others_and_all_others_alike():
+    labels = torch.arange(10).repeat(3000)
+    noisy = noisy_labels(labels, 10, 0.4, seed=2)
+    changed = noisy != labels
+    assert int(changed.sum()) == 12_000
+    away = (noisy - labels)[changed] % 10
+    expected = 12_000 / 9
+    assert ((away.bincount(minlength=10)[1:] - expected).abs() < 5 * expected**0.5).all()
+    assert (changed.view(-1, 10).float().mean(0) - 0.4).abs().max() < 0.05  # of each class as many
+    assert torch.equal(noisy, noisy_labels(labels, 10, 0.4, seed=2))
+    assert not torch.equal(noisy, noisy_labels(labels, 10, 0.4, seed=3))
+
+
+def test_a_run_learns_from_the_noisy_part_and_is_scored_on_its_true_labels(tmp_path):
+    lines = []
+    config = small(train_share=0.5, label_noise=0.5, shapes={"train": 200})
+    data = load_data(config, lines.append)
+    assert "images: 100 to train, 50% of their labels wrong" in lines[-1]
+    train(config, out=tmp_path)
+    found = diffvit.evaluate(tmp_path, split="train")
+    assert found["images"] == 100
+    assert sum(a != b for a, b in zip(found["labels"], data.train.labels.tolist(), strict=True)) == 50

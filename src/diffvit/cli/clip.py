@@ -112,7 +112,7 @@ class Options:
     data_dir: Path | None = None
     """Folder of CIFAR-10; default DIFFVIT_DATA."""
     shifts: str = "all"
-    """For a comparison, image corruptions: all, none, or some of edges,grey,blur,jpeg,noise,inversion."""
+    """For a comparison, corruptions: all (six), none, or some of edges,grey,blur,jpeg,noise,inversion,contrast."""
     shift_pictures: int = 500
     """Number of pictures that are corrupted, spread over the classes; 5 severities each."""
     v1_weights: Path | None = None
@@ -188,8 +188,8 @@ def _evaluated(where: str, options: Options, choice: ClipChoice) -> tuple[dict[s
 
     from diffvit.clip.compare_page import comparison_files
     from diffvit.clip.evaluate import evaluate as run
-    from diffvit.clip.shifts import KINDS, shifts
     from diffvit.clip.templates import load_labels, load_templates
+    from diffvit.data.shifts import KINDS, shifts
     from diffvit.files import write_files
     from diffvit.reporting.texts import render
 

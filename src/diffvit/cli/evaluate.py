@@ -37,16 +37,46 @@ def evaluate(
     data: Annotated[str | None, Parameter(help="Data source; by default the run's own.")] = None,
     data_dir: DataDir = None,
     size: InputSize = None,
+    robustness: Annotated[
+        bool,
+        SWITCH,
+        Parameter(help="Also on 1,000 test images that are corrupted, or changed by an adversary."),
+    ] = False,
     place: Place = PLACE,
     output: Output = OUTPUT,
 ) -> None:
     """Evaluate a trained model on labelled images: accuracy, top-5, calibration, precision and recall by class."""
     where = place.resolved()
+    if robustness and (split != "test" or data or size):
+        hint = "Leave out --split, --data and --size."
+        raise ConfigError("--robustness", "is measured on the run's own test images, at its own size", hint)
 
     from diffvit.training.evaluate import evaluate as score
 
-    shown = partial(_print_figures, output)
-    score(run, split=split, data=data, data_dir=data_dir, size=size_of(size), show=shown, **where)
+    shown = partial(_print_figures, OUTPUT if robustness else output)
+    found = score(run, split=split, data=data, data_dir=data_dir, size=size_of(size), show=shown, **where)
+    if robustness:
+        from diffvit.training.robustness import robustness as measure
+
+        held = measure(run, data_dir=data_dir, progress=None if output.json else show.Lines("parts"), **where)
+        _print_robustness(held)
+        output.as_json({**_without_lists(found), "robustness": held})
+
+
+def _without_lists(found: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in found.items() if key not in ("labels", "predictions")}
+
+
+def _print_robustness(found: dict[str, Any]) -> None:
+    show.line(f"{found['images']:,} test images, as they are: {show.percent(found['accuracy'])}")
+    for first, level, words in (("corruption", "severity", "severity {}"), ("attack", "epsilon", "{:g}/255")):
+        rows = found[f"{first}s"]
+        columns = {words.format(row[level]): None for row in rows}
+        cells: dict[str, list[str]] = {}
+        for row in rows:
+            cells.setdefault(row[first], []).append(show.percent(row["accuracy"]))
+        show.table([first, *columns], [[name, *each] for name, each in cells.items()])
+    show.line(f"mean corruption error: {show.percent(found['corruption_error'])}")
 
 
 def _print_figures(output: Output, found: dict[str, Any]) -> None:
@@ -80,7 +110,7 @@ def _print_figures(output: Output, found: dict[str, Any]) -> None:
         for at in reading_order(found["classes"])
     ]
     show.table(["class", "images", "precision", "recall"], rows)
-    output.as_json({key: value for key, value in found.items() if key not in ("labels", "predictions")})
+    output.as_json(_without_lists(found))
 
 
 _FIRST = 1000  # images that are printed; files have all

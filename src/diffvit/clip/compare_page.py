@@ -16,8 +16,8 @@ from diffvit import __version__
 from diffvit.clip.encode import image_number
 from diffvit.clip.evaluate import Evaluation
 from diffvit.clip.labelled import Labelled
-from diffvit.clip.shifts import Shift
 from diffvit.data.images import to_picture
+from diffvit.data.shifts import Shift
 from diffvit.files import to_csv, to_json
 from diffvit.reporting.stats import wilson
 from diffvit.reporting.style import LIGHT, dress, figure, plain, to_png

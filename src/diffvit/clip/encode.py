@@ -26,7 +26,7 @@ from diffvit.clip.labelled import Labelled
 from diffvit.clip.load import Clip, Supervised
 from diffvit.clip.precision import float32_products
 from diffvit.clip.preprocess import Preprocessing
-from diffvit.clip.shifts import Shift
+from diffvit.data.shifts import Shift
 from diffvit.errors import InputError
 from diffvit.files import cache_folder, replacing
 

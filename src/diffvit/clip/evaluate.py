@@ -18,9 +18,9 @@ from diffvit.clip.encode import Encoded, Encoder, encode_all, image_encoder
 from diffvit.clip.labelled import Labelled, Superclass, imagenet_groups, superclasses
 from diffvit.clip.load import Clip, Supervised
 from diffvit.clip.published import beside
-from diffvit.clip.shifts import Shift
 from diffvit.clip.templates import Templates
 from diffvit.clip.zero_shot import PIECE, Progress, zero_shot_classifier, zero_shot_probabilities
+from diffvit.data.shifts import Shift
 from diffvit.errors import ConfigError, InputError
 from diffvit.reporting.stats import CONFIDENCE, exact_paired, wilson
 from diffvit.training.score import calibration_gap

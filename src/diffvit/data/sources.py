@@ -25,7 +25,7 @@ from diffvit.files import cache_folder
 from diffvit.registry import SOURCES, function_of
 
 Announce = Callable[[str], None]
-_VALIDATION = 2000  # stream of the draws
+_VALIDATION, _PART, _NOISE = 2000, 2001, 2002  # streams of the draws
 # How long ``auto`` may try to fetch CIFAR-10 before it falls back, seconds: per answer, and in all.
 _QUICK, _QUICK_IN_ALL = 3.0, 60.0
 
@@ -183,6 +183,23 @@ def validation_split(
         wanted = wanted if wanted < len(members) else len(members) // 2
         held[members[torch.argsort(rank[members], stable=True)[:wanted]]] = True
     return torch.nonzero(~held)[:, 0], torch.nonzero(held)[:, 0]
+
+
+def training_part(labels: Int64[Tensor, " n"], share: float, seed: int) -> Int64[Tensor, " m"]:
+    """Indices, ascending, of a share of the images of each class, at least one; they depend on ``seed``."""
+    rank, kept = hash_words(seed, 0, torch.arange(len(labels)), _PART, 1)[:, 0], []
+    for label in labels.unique():
+        members = torch.nonzero(labels == label)[:, 0]
+        kept.append(members[torch.argsort(rank[members], stable=True)[: max(1, round(share * len(members)))]])
+    return torch.cat(kept).sort().values
+
+
+def noisy_labels(labels: Int64[Tensor, " n"], classes: int, share: float, seed: int) -> Int64[Tensor, " n"]:
+    """Labels of which a share, chosen at random, are others: each of the other classes with the same chance."""
+    words = hash_words(seed, 0, torch.arange(len(labels)), _NOISE, 2)
+    changed = torch.argsort(words[:, 0], stable=True)[: round(share * len(labels))]
+    away = 1 + torch.remainder(words[changed, 1], classes - 1)
+    return labels.index_copy(0, changed, (labels[changed] + away) % classes)
 
 
 def usual_validation_size(labels: Int64[Tensor, " n"]) -> int:

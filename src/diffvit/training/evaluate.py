@@ -65,7 +65,7 @@ def evaluate(
             Both as :func:`diffvit.data.memory.from_data` takes them; nothing is written then.
         labels: of these images.
         split: ``test``, ``validation`` (the images its training set kept apart) or ``train`` (those it learnt from,
-            not augmented).
+            not augmented, with their true labels).
         data: another data source than the model's own; its classes must be the model's.
         data_dir: where the data lies; by default where the run had it, for CIFAR-10 else where it is always looked
             for (:func:`diffvit.data.sources.load`).
@@ -164,12 +164,16 @@ def images_of(run: object, image_size: Size, meta: Meta, config: Config | None, 
     # Labels counted in the model's order of the classes.
     place = torch.tensor([meta["classes"].index(name) for name in images.classes])
     images = replace(images, labels=place[images.labels], classes=list(meta["classes"]))
-    if split == "test" or own is not None:
+    if split == "test":
         return images
-    ours, held = sources.validation_split(images.labels, size)
-    if split == "validation" and not len(held):
-        raise InputError(str(run), "has no validation images: every class has too few", "Take --split test.")
-    return images.select(held if split == "validation" else ours)
+    if own is None:
+        ours, held = sources.validation_split(images.labels, size)
+        if split == "validation" and not len(held):
+            raise InputError(str(run), "has no validation images: every class has too few", "Take --split test.")
+        images = images.select(held if split == "validation" else ours)
+    if split == "validation" or config is None or config.train_share == 1:
+        return images
+    return images.select(sources.training_part(images.labels, config.train_share, config.seed))
 
 
 @dataclass(frozen=True)

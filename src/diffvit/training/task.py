@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -82,11 +82,17 @@ def load_data(config: Config, say: Say, passed: Passed = None, before: Names = N
     if config.validation_size and not validation:
         ours, held = sources.validation_split(whole.labels, config.validation_size)
         train, validation = whole.select(ours), whole.select(held)
+    if config.train_share < 1:
+        train = train.select(sources.training_part(train.labels, config.train_share, config.seed))
+    if config.label_noise:
+        noisy = sources.noisy_labels(train.labels, len(train.classes), config.label_noise, config.seed)
+        train = replace(train, labels=noisy)
     mean, std = channel_statistics(train.pixels)
     counts = f"{len(train):,} to train" + (f", {len(validation):,} to validate" if validation else "")
     size = "x".join(str(side) for side in whole.pixels.shape[2:])
     kind = ", grey" if whole.pixels.shape[1] == 1 else ""
-    say(f"data: {whole.name}, {len(whole.classes)} classes, {size} pixels{kind}, images: {counts}")
+    noise = f", {config.label_noise:.0%} of their labels wrong" if config.label_noise else ""
+    say(f"data: {whole.name}, {len(whole.classes)} classes, {size} pixels{kind}, images: {counts}{noise}")
     return TrainingData(source, train, validation, mean.tolist(), std.tolist(), whole.fingerprint, config)
 
 

@@ -1,4 +1,4 @@
-"""Pictures made harder in six ways and five severities, to see what a model holds on to: lines, colours, detail, signs.
+"""Pictures made harder in seven ways and five severities, to see what a model depends on.
 
 A picture whose shorter side is over 256 pixels is first brought to 256. Lengths are shares of the shorter side after
 that, so that a severity means the same for a small picture and a large one; JPEG's blocks of 8 pixels and the grain of
@@ -19,7 +19,8 @@ from PIL import Image
 from diffvit.data.images import to_array, to_picture
 from diffvit.errors import check_choice
 
-KINDS = ("edges", "grey", "blur", "jpeg", "noise", "inversion")
+KINDS = ("edges", "grey", "blur", "jpeg", "noise", "inversion")  # of a comparison with CLIP
+CORRUPTIONS = ("noise", "blur", "jpeg", "contrast")  # of diffvit evaluate --robustness
 SEVERITIES = (1, 2, 3, 4, 5)
 LARGEST = 256  # pixels of the shorter side
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601
@@ -33,7 +34,7 @@ _Real = Float32[np.ndarray, "c h w"]
 
 @dataclass(frozen=True)
 class Shift:
-    """One way to change a picture, named as in :data:`KINDS`, in a severity from 1 (mild) to 5; see :func:`shifts`."""
+    """One way to change a picture, named as in :data:`WAYS`, in a severity from 1 (mild) to 5; see :func:`shifts`."""
 
     name: str
     severity: int
@@ -59,7 +60,7 @@ def shifts(kinds: Sequence[str] = KINDS, severities: Sequence[int] = SEVERITIES)
     """
     found = []
     for kind in kinds:
-        check_choice("shift", kind, KINDS)
+        check_choice("shift", kind, WAYS)
         _, strengths, words = _CHANGES[kind]
         found += [Shift(kind, severity, words(strengths[severity - 1])) for severity in severities]
     return tuple(found)
@@ -131,6 +132,12 @@ def _noise(pixels: _Pixels, deviation: float, number: int) -> _Pixels:
     return _bytes(pixels + np.float32(deviation) * draws)
 
 
+def _flattened(pixels: _Pixels, share: float) -> _Pixels:
+    """Each channel's differences from its mean, times ``share``."""
+    means = pixels.mean(axis=(1, 2), keepdims=True, dtype=np.float32)
+    return _bytes(means + np.float32(share) * (pixels - means))
+
+
 _SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
 # Of each kind: what it does, how strongly in each severity, and that in words.
 _CHANGES: dict[str, tuple[Callable[..., _Pixels], Sequence[float], Callable[[float], str]]] = {
@@ -152,4 +159,6 @@ _CHANGES: dict[str, tuple[Callable[..., _Pixels], Sequence[float], Callable[[flo
         (204.0, 153.0, 102.0, 51.0, 0.0),
         lambda low: f"values from {low:.0f} up inverted" if low else "all inverted",
     ),
+    "contrast": (_flattened, (0.75, 0.55, 0.4, 0.25, 0.15), "{:.0%} of the contrast".format),
 }
+WAYS = tuple(_CHANGES)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffvit.clip.shifts import KINDS, Shift, shifts
+from diffvit.data.shifts import CORRUPTIONS, KINDS, WAYS, Shift, shifts
 
 LUMA = (0.299, 0.587, 0.114)
 
@@ -86,9 +86,20 @@ def test_edges(side: int, severity: int, share: float) -> None:
     close(only("edges")[severity - 1].apply(pixels, 0), wanted)
 
 
+@pytest.mark.parametrize(("severity", "share"), [(1, 0.75), (3, 0.4), (5, 0.15)])
+def test_contrast(severity: int, share: float) -> None:
+    pixels = picture(7, 9)
+    wanted = np.empty(pixels.shape)
+    for channel, plane in enumerate(pixels.tolist()):
+        mean = math.fsum(map(math.fsum, plane)) / 63
+        wanted[channel] = [[mean + share * (value - mean) for value in row] for row in plane]
+    close(only("contrast")[severity - 1].apply(pixels, 0), wanted)
+
+
 def test_inversion_and_all_their_words() -> None:
     assert [(shift.name, shift.severity) for shift in shifts()] == [(kind, s) for kind in KINDS for s in range(1, 6)]
-    assert len({shift.words for shift in shifts()}) == 30
+    assert len({shift.words for shift in shifts(WAYS)}) == 35
+    assert {*KINDS, *CORRUPTIONS} == {*WAYS}
     assert shifts(["blur"], [5])[0].words == "Gaussian blur, deviation 7.5% of the shorter side"
     pixels = np.arange(3 * 16 * 16).reshape(3, 16, 16).astype(np.uint8)
     for shift, threshold in zip(only("inversion"), (204, 153, 102, 51, 0), strict=True):
@@ -122,7 +133,7 @@ def test_noise_has_its_deviation_and_depends_on_the_number() -> None:
     assert (dark == 0).mean() == pytest.approx(0.5, abs=0.03)  # clipped, not wrapped round
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WAYS)
 @pytest.mark.parametrize("size", [(32, 32), (90, 120)])
 def test_a_higher_severity_is_further_from_the_picture(kind: str, size: tuple[int, int]) -> None:
     pixels = picture(*size)
@@ -148,7 +159,7 @@ def test_lengths_follow_the_shorter_side(kind: str) -> None:
 def test_any_size_keeps_its_shape_and_its_source(height: int, width: int, severity: int, number: int) -> None:
     pixels = picture(height, width)
     before = pixels.copy()
-    for kind in KINDS:
+    for kind in WAYS:
         shift = only(kind)[severity - 1]
         found = shift.apply(pixels, number)
         assert (found.shape, found.dtype) == (pixels.shape, np.dtype(np.uint8))
@@ -165,5 +176,5 @@ def test_large_pictures_are_reduced_and_none_is_enlarged(height: int, width: int
     image = Image.fromarray(pixels.transpose(1, 2, 0)).resize(wanted[::-1], Image.Resampling.BICUBIC)
     reduced = np.asarray(image).transpose(2, 0, 1)
     assert np.array_equal(only("inversion")[4].apply(pixels, 0), 255 - reduced)
-    for kind in KINDS:
+    for kind in WAYS:
         assert only(kind)[0].apply(pixels, 0).shape == (3, *wanted)
