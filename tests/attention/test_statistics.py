@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,11 +13,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from diffvit.attention import Record, capture
-from diffvit.attention.statistics import averaged, distances, head_statistics, position_similarity
+from diffvit.attention.statistics import averaged, block_statistics, distances, head_statistics, position_similarity
+from diffvit.experiments.runner import SCORES, numbers_in
 from diffvit.models.attention import AttentionMaps
 from diffvit.models.pos_embed import table
 from diffvit.models.vit import VisionTransformer
-from diffvit.registry import POSITIONS, position_names
+from diffvit.registry import POSITIONS, function_of, position_names
+from diffvit.training.loop import train
+from diffvit.training.run_dir import RunDir
+from tests.training.small import small
 
 GRID = (2, 3)
 
@@ -134,3 +139,66 @@ def test_rotary_positions_by_the_product_of_turned_vectors() -> None:
     turned = rope(ones)[0, :, 0]  # the first head
     products = (turned @ turned.mT) / 16
     assert (products - position_similarity(model)["rotary"].flatten(0, 1).flatten(1)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("attention", ["softmax", "differential", "differential-v2", "dint", "differential-gated"])
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_blocks_against_loops(attention: str, pool: str) -> None:
+    torch.manual_seed(1)
+    sizes = {"image_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 2, "num_heads": 2, "num_classes": 3}
+    model = VisionTransformer(**sizes, attention=attention, pool=pool, init_std=0.7).double()
+    images, labels = torch.randn(3, 3, 8, 8, dtype=torch.float64), torch.tensor([0, 2, 1])
+    found = block_statistics(model, images, labels)
+    assert not any(parameter.grad is not None for parameter in model.parameters())
+    record = capture(model, images)
+    torch.nn.functional.cross_entropy(model(images), labels).backward()
+    heads = head_statistics(record)
+    for at, row in enumerate(found):
+        maps, block = record.layers[at], model.blocks[at]
+        mine = [each for each in heads if each.block == at]
+        assert row["entropy"] == pytest.approx(sum(each.entropy for each in mine) / len(mine))
+        if attention == "softmax":
+            assert {row[name] for name in ("overlap", "angle", "lam", "entropy_positive", "entropy_negative")} == {None}
+        else:
+            assert row["lam"] == pytest.approx(float(maps.lam.mean()))
+            overlaps, angles = [], []
+            for one, two in zip(maps.positive.flatten(0, 1), maps.negative.flatten(0, 1), strict=True):
+                for first, second in zip(one[record.prefix :].tolist(), two[record.prefix :].tolist(), strict=True):
+                    pairs = list(zip(first, second, strict=True))
+                    whole, other = (math.fsum(map(abs, each)) for each in (first, second))
+                    overlaps.append(math.fsum(min(abs(a) / whole, abs(b) / other) for a, b in pairs))
+                    dot = math.fsum(a * b for a, b in pairs)
+                    angles.append(math.degrees(math.acos(dot / math.hypot(*first) / math.hypot(*second))))
+            assert row["overlap"] == pytest.approx(math.fsum(overlaps) / len(overlaps))
+            assert row["angle"] == pytest.approx(math.fsum(angles) / len(angles), abs=1e-5)
+        for name, part in (("gradient", block.attn), ("gradient_mlp", block.mlp)):
+            squares = [float((parameter.grad**2).sum()) for parameter in part.parameters()]
+            assert row[name] == pytest.approx(math.sqrt(math.fsum(squares)))
+        read = inputs_of(block.attn.proj, model, images)
+        assert row["rank_layer"] == pytest.approx(sum(map(effective_rank, read)) / 3)
+        parts = [part for image in read for part in image.chunk(len(mine), dim=1)]
+        assert row["rank_head"] == pytest.approx(sum(map(effective_rank, parts)) / len(parts))
+
+
+def inputs_of(layer: torch.nn.Module, model: VisionTransformer, images: Tensor) -> Tensor:
+    given: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].detach()))
+    model(images)
+    hook.remove()
+    return given[0]
+
+
+def effective_rank(matrix: Tensor) -> float:
+    """By the eigenvalues of its Gram matrix."""
+    sizes = torch.linalg.eigvalsh(matrix @ matrix.T).clamp(min=0).sqrt().tolist()
+    total = math.fsum(sizes)
+    return math.exp(-math.fsum(size / total * math.log(size / total) for size in sizes if size > 0))
+
+
+def test_a_study_may_measure_the_maps_of_its_runs(tmp_path: Path) -> None:
+    train(small(model={"attention": "differential", "depth": 2}), out=tmp_path)
+    found = function_of(SCORES["maps"])(RunDir.open(tmp_path))
+    assert [row["block"] for row in found["blocks"]] == [0, 1]
+    for name, value in numbers_in(found).items():
+        assert value == pytest.approx(sum(row[name] for row in found["blocks"]) / 2)
+    assert {"entropy", "overlap", "angle", "lam", "rank_head", "rank_layer", "gradient"} <= numbers_in(found).keys()

@@ -11,7 +11,7 @@ from diffvit.experiments.report import gathered, write_report
 from diffvit.experiments.study import STUDIES
 
 REPORTS = Path(__file__).parents[2] / "reports"
-UNRUN = ("attribution", "differential")
+UNRUN = ("attribution", "differential", "differential-where", "augmentation-25")
 STUDIED = [name for name, study in STUDIES.items() if not study.search and name not in UNRUN]
 
 

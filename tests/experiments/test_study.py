@@ -41,7 +41,11 @@ ASKED = {  # settings in which a study's arms may differ
     "head": {"model.head"},
     "optimizer": {f"optimizer.{name}" for name in ("name", "lr", "muon_lr", "split_qkv")},
     "initialisation": {"model.init", "whiten"},
-    "differential": {"model.attention", "model.num_heads", "model.mlp_ratio"},
+    "differential": {f"model.{name}" for name in ("attention", "num_heads", "mlp_ratio", "lambda_init")},
+    "differential-where": {
+        *("model.attention", "model.patch_size", "model.image_size", "train_share", "label_noise"),
+        *("data", "epochs", "shapes.train", "augment.crop"),
+    },
 }
 GIVEN = [study for study in STUDIES.values() if study.report and not study.search]
 
@@ -52,7 +56,7 @@ def test_trials_are_runs_of_their_own_that_differ_in_what_is_asked(study: Study,
     assert find_study(study.name) is study
     cells = cells_of(study, tier)
     assert len({cell.name for cell in cells}) == len({cell.key for cell in cells}) == len(cells)
-    arms = len(study.arms) * max(1, len(study.attentions))
+    arms = (len(study.arms) - len(study.skip.get(tier, ()))) * max(1, len(study.attentions))
     assert len(cells) == arms * seeds_of(study, tier)
     found = [flat(cell.config) for cell in cells]
     different = {name for name in found[0] if len({repr(each[name]) for each in found}) > 1}
@@ -65,17 +69,19 @@ def test_trials_are_runs_of_their_own_that_differ_in_what_is_asked(study: Study,
 def test_the_studies_that_are_wanted_are_there_with_their_seeds() -> None:
     short = {study.name: seeds_of(study, "short") for study in GIVEN}
     assert short == {
-        **dict.fromkeys(("patch-size", "position", "augmentation"), 3),
+        **dict.fromkeys(("patch-size", "position", "augmentation", "differential-where"), 3),
         **dict.fromkeys(("vit-vs-diffvit", "differential"), 5),
         **dict.fromkeys(("width", "depth", "mlp-ratio", "heads", "pooling", "head", "optimizer", "initialisation"), 2),
+        "augmentation-25": 2,
     }
     assert all(study.exploratory == (short[study.name] == 2) for study in GIVEN)
     assert set(STUDIES["position"].arms) == {"none", "learned-1d", "learned-2d", "sincos-1d", "sincos-2d"}
     assert list(STUDIES["augmentation"].arms)[:2] == ["none", "flip + crop"]
     for study in GIVEN:
         configs = [cell.config for cell in cells_of(study, "short")]
-        assert {config.model.attention for config in configs} == set(BOTH) or study.name == "differential"
-        assert all(config.epochs >= 8 for config in configs)
+        own = study.name in ("differential", "differential-where", "augmentation-25")
+        assert own or {config.model.attention for config in configs} == set(BOTH)
+        assert all(config.epochs >= 8 for config in configs if config.data != "shapes-hard")
         assert study.name == "patch-size" or all(config.model.patch_size == 8 for config in configs)
 
 
@@ -85,6 +91,12 @@ def test_the_wide_arm_has_as_many_heads_as_the_differential_one_and_values_as_wi
     wide, heads = by_arm["softmax, half the heads"], by_arm["softmax"].num_heads
     assert by_arm["differential"].num_heads == heads
     assert (wide.num_heads, wide.attention) == (heads // 2, "softmax")  # it pairs the baseline's heads
+
+
+def test_a_share_of_the_images_costs_that_share() -> None:
+    by_arm = {cell.arm: cell.config for cell in cells_of(STUDIES["differential-where"], "standard", seeds=1)}
+    whole, tenth = by_arm["V1: plain"], by_arm["V1: 10% of the images"]
+    assert training_flops(tenth) == pytest.approx(0.1 * 40 / 8 * training_flops(whole))
 
 
 def test_every_augmentation_but_one_is_flip_and_crop_with_something_added() -> None:

@@ -112,6 +112,29 @@ def test_rows_of_tuned_arms_are_found_again(place: Path) -> None:
     assert (len(again.records), again.missing) == (len(cells), ())
 
 
+def test_an_arm_with_a_colon_has_the_settings_of_the_arm_before_it(place: Path) -> None:
+    (place / "where.yaml").write_text(
+        "question: Where?\nattentions: []\ntuned: rates.yaml\n"
+        'arms: {"softmax: small": {model: {depth: 2}}, "Two heads: small": {model: {num_heads: 2, depth: 2}}}\n'
+    )
+    write_csv(place / "rates" / "trials.csv", [*TRIALS, trial("Two heads", 0.6, 0.004, 2)])
+    found = tuned(load_study(place / "where.yaml"), "short", place)
+    assert found is not None
+    rates = {cell.arm: (cell.config.optimizer.lr, cell.config.model.depth) for cell in cells_of(found, "short")}
+    assert rates == {"softmax: small": (0.003, 2), "Two heads: small": (0.004, 2)}
+    (place / "where.yaml").write_text("question: Where?\nattentions: []\ntuned: rates.yaml\narms: {'V1: small': {}}\n")
+    with pytest.raises(ConfigError, match="has no arm 'V1'"):
+        tuned(load_study(place / "where.yaml"), "short", place)
+
+
+def test_the_arms_of_where_are_those_of_differential() -> None:
+    by_arm = {cell.arm: cell.config for cell in cells_of(STUDIES["differential"], "standard", seeds=1)}
+    for cell in cells_of(STUDIES["differential-where"], "standard", seeds=1):
+        name, _, condition = cell.arm.partition(": ")
+        assert cell.config.model.attention == by_arm[name].model.attention
+        assert (cell.config == by_arm[name]) == (condition == "plain")
+
+
 def test_the_matched_arms_of_differential_have_as_many_parameters_as_softmax() -> None:
     study, search = STUDIES["differential"], STUDIES["differential-tuning"]
     assert study.arms == search.arms

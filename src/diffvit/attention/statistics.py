@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffvit.attention.capture import Record
+from diffvit.attention.capture import Record, capture, own
+from diffvit.attention.inputs import labelled_images, load_model
 from diffvit.models import pos_embed
 from diffvit.models.pos_embed import Rope2d
 from diffvit.models.vit import VisionTransformer
+from diffvit.training.run_dir import RunDir
+
+Row = dict[str, Any]
+_IMAGES = 200  # of a study
 
 
 @dataclass(frozen=True)
@@ -116,3 +123,70 @@ def position_similarity(model: nn.Module) -> dict[str, Float[Tensor, "rows cols 
         angles = rope.angles[-patches:].float()
         found["rotary"] = (angles[:, None] - angles[None]).cos().mean(dim=2).unflatten(1, grid).unflatten(0, grid)
     return {name: similarity.cpu() for name, similarity in found.items()}
+
+
+def block_statistics(
+    model: VisionTransformer, images: Float[Tensor, "n chans height width"], labels: Int64[Tensor, " n"]
+) -> list[Row]:
+    """What each block's attention does and learns, a row for each block, over these normalised images.
+
+    ``entropy``, ``entropy_positive``, ``entropy_negative``: means over the heads of :class:`HeadStatistics`. Of two
+    maps, over the patches as queries: ``overlap``, the mass that both put on the same keys (0 to 1, weights made to sum
+    to 1); ``angle`` between them as vectors over the keys (degrees). ``lam``: the weight of the second. ``rank_head``
+    and ``rank_layer``: effective rank (Roy and Vetterli 2007, "The effective rank", equation 4) of what a head, and all
+    heads together, give for the tokens of an image. ``gradient`` and ``gradient_mlp``: norm of the mean cross-entropy's
+    gradient in the parameters of the attention and of the MLP. None for what there is not.
+    """
+    model = copy.deepcopy(model).requires_grad_(True)  # the caller's keeps its hooks and its gradients
+    blocks: list[Any] = list(model.blocks)
+    given: dict[int, Tensor] = {}
+    for at, block in enumerate(blocks):
+        block.attn.proj.register_forward_pre_hook(lambda _, inputs, at=at: given.update({at: inputs[0].detach()}))
+    loss = F.cross_entropy(model(images).float(), labels)
+    record = capture(model, images)
+    heads: dict[int, list[HeadStatistics]] = {}
+    for each in head_statistics(record):
+        heads.setdefault(each.block, []).append(each)
+    rows: list[Row] = []
+    for at, block in enumerate(blocks):
+        maps, mine = record.layers[at], heads[at]
+        row: Row = {"block": at, **dict.fromkeys(("overlap", "angle"))}
+        if maps.negative is not None:
+            first, second = maps.positive[:, :, record.prefix :], maps.negative[:, :, record.prefix :]
+            shares = [each.abs() / each.abs().sum(dim=-1, keepdim=True) for each in (first, second)]
+            row["overlap"] = float(torch.minimum(*shares).sum(dim=-1).mean())
+            cosine = F.cosine_similarity(first.double(), second.double(), dim=-1).clamp(-1, 1)
+            row["angle"] = float(cosine.arccos().rad2deg().mean())
+        for name in ("entropy", "entropy_positive", "entropy_negative"):
+            values = [getattr(each, name) for each in mine]
+            row[name] = None if None in values else sum(values) / len(values)
+        row["lam"] = None if maps.lam is None else float(maps.lam.mean())
+        read = given[at].double()
+        row["rank_head"] = float(_effective_rank(read.unflatten(2, (len(mine), -1)).transpose(1, 2)).mean())
+        row["rank_layer"] = float(_effective_rank(read).mean())
+        for name, part in (("gradient", block.attn), ("gradient_mlp", block.mlp)):
+            slopes = torch.autograd.grad(loss, list(part.parameters()), retain_graph=True)
+            row[name] = float(torch.stack([slope.norm() for slope in slopes]).norm())
+        rows.append(row)
+    return rows
+
+
+def _effective_rank(matrices: Float[Tensor, "*lead rows columns"]) -> Float[Tensor, "*lead"]:
+    sizes = torch.linalg.svdvals(matrices)
+    return _entropy(sizes / sizes.sum(dim=-1, keepdim=True)).exp()
+
+
+def maps_scores(run: RunDir) -> dict[str, Any]:
+    """What a study with ``score: maps`` measures: the table ``blocks``, and the means over the blocks.
+
+    It is :func:`block_statistics` over 200 test images.
+
+    Raises:
+        InputError: the data is missing or damaged.
+    """
+    model = load_model(run.path)
+    images = labelled_images(model)
+    chosen = images.select(range(min(_IMAGES, len(images))))
+    rows = block_statistics(own(model.model), model.normalised(chosen.pixels), chosen.labels.long())
+    names = [name for name in rows[0] if name != "block" and rows[0][name] is not None]
+    return {**{name: sum(row[name] for row in rows) / len(rows) for name in names}, "blocks": rows}

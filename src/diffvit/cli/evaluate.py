@@ -58,7 +58,13 @@ def evaluate(
     if robustness:
         from diffvit.training.robustness import robustness as measure
 
-        held = measure(run, data_dir=data_dir, progress=None if output.json else show.Lines("parts"), **where)
+        held = measure(
+            run,
+            data_dir=data_dir,
+            progress=None if output.json else show.Lines("parts"),
+            device=where["device"],
+            precision=where["precision"],
+        )
         _print_robustness(held)
         output.as_json({**_without_lists(found), "robustness": held})
 

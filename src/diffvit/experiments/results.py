@@ -77,7 +77,8 @@ def best_of(rows: Sequence[Row]) -> dict[str, Row]:
 def tuned(study: Study, tier: TierName, reports: Path = REPORTS) -> Study | None:
     """A study with the settings of each arm's best trial, or as it is where no search tunes it.
 
-    Settings that an arm gives itself stay. None where some arm does not have all of its trials at this tier.
+    The trials are those of the arm's name, or of its part before a colon: ``V1: 10% of the images`` has V1's. Settings
+    that an arm gives itself stay. None where some arm does not have all of its trials at this tier.
 
     Raises:
         ConfigError: there is no such search.
@@ -89,14 +90,15 @@ def tuned(study: Study, tier: TierName, reports: Path = REPORTS) -> Study | None
     file, space = reports / search.name / TRIALS_FILE, search.search
     if space is None:
         raise ConfigError(f"study {study.name}", f"tuned: {study.tuned} searches nothing")
-    for arm in study.arms.keys() - search.searched.keys():
+    source = {arm: arm if arm in search.searched else arm.partition(":")[0] for arm in study.arms}
+    for arm in dict.fromkeys(source.values()).keys() - search.searched.keys():
         why = f"tuned: {study.tuned} has no arm {arm!r};{did_you_mean(arm, search.searched)}"
         raise ConfigError(f"study {study.name}", why.rstrip(";"))
     rows = comparable([row for row in (read_csv(file) if file.is_file() else []) if row["tier"] == tier])
     counts, best = Counter(row["attention"] for row in rows), best_of(rows)
-    if any(counts[arm] < space.trials.get(tier, 1) or arm not in best for arm in study.arms):
+    if any(counts[arm] < space.trials.get(tier, 1) or arm not in best for arm in source.values()):
         return None
-    found = {arm: nested({name: best[arm][name] for name in space.settings}) for arm in study.arms}
+    found = {arm: nested({name: best[of][name] for name in space.settings}) for arm, of in source.items()}
     return study.model_copy(update={"arms": {arm: merge(found[arm], own) for arm, own in study.arms.items()}})
 
 

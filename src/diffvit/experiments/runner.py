@@ -36,6 +36,7 @@ TEST_ACCURACY = "test_accuracy"
 SCORES: dict[str, Score | str] = {
     TEST_ACCURACY: lambda run: {TEST_ACCURACY: run.result[TEST_ACCURACY]},
     "attribution": "diffvit.attention.scores:attribution_scores",
+    "maps": "diffvit.attention.statistics:maps_scores",
     "robustness": "diffvit.training.robustness:robustness_scores",
 }
 """What a study may measure of a finished run, by the name in its ``score`` field: from the run folder to named numbers

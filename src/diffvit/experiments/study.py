@@ -26,7 +26,7 @@ _FOLDER = Path(__file__).parent
 _BUILT_IN = (  # in order of worth; each is a YAML file beside this one
     *("vit-vs-diffvit", "patch-size", "position", "augmentation"),
     *("width", "depth", "mlp-ratio", "heads", "pooling", "head", "optimizer", "initialisation", "search"),
-    *("attribution", "differential-tuning", "differential"),
+    *("attribution", "differential-tuning", "differential", "differential-where", "augmentation-25"),
 )
 _TRAIN_IMAGES = {"cifar10": 50_000}
 PASSES = 3  # of a training step: forward, and backward to inputs and weights
@@ -252,4 +252,4 @@ def _attention_of_cls(model: ModelConfig, tokens: int) -> float:
 def training_flops(config: Config) -> float:
     """FLOPs of a whole training."""
     images = _TRAIN_IMAGES.get(config.data, config.shapes.train) - config.validation_size
-    return PASSES * flops_per_image(config) * images * config.epochs
+    return PASSES * flops_per_image(config) * images * config.train_share * config.epochs
