@@ -76,7 +76,8 @@ def test_the_accuracy_is_open_clips(capsys: Captured) -> None:
     assert (model["model"], model["weights"], model["dtype"]) == ("CLIP RN-small (openai)", "w.pt", "float32")
     assert (model["images"], model["computed"], found["unreadable"]) == (18, 18, 0)
     assert f"accuracy           {first / 18:.2%} (95% interval {model['low']:.2%} to {model['high']:.2%})" in out
-    assert found["files"] == ["seen/evaluate.json", "seen/per_class.csv"]
+    benchmark = "seen/benchmark_folder-set_openai_RN-small_en_zeroshot_classification.json"
+    assert found["files"] == ["seen/evaluate.json", "seen/per_class.csv", benchmark]
     assert json.loads(Path("seen/evaluate.json").read_text())["models"] == found["models"]
     table = list(csv.DictReader(Path("seen/per_class.csv").read_text().splitlines()))
     assert [(row["class"], row["images"], float(row["accuracy"])) for row in table] == [

@@ -30,8 +30,10 @@ from diffvit.config import ClipConfig, resolve
 from diffvit.errors import ConfigError, EnvironmentFault, InputError
 
 if TYPE_CHECKING:
+    from diffvit.clip.evaluate import Evaluation
     from diffvit.clip.labelled import Labelled
     from diffvit.clip.load import Clip, Supervised
+    from diffvit.data.shifts import Shift
     from diffvit.training.run_dir import RunDir
 
     Settings = dict[str, Any]
@@ -41,6 +43,7 @@ else:
 app = App(name="clip", help_format="plaintext", group_parameters=OPTIONS)
 RESNET50 = "tv-v2"  # beside CLIP in a comparison where no other model is named
 ALL = 20  # rows of a table; of more, so many of both ends together
+TASKS = ("zero-shot", "linear-probe", "retrieval")
 TEMPLATES = ("openai-80", "openai-7", "single")  # of a comparison; the first makes it
 Result = Mapping[str, Any]
 Where = Annotated[str, Parameter(name="WHERE", help="cifar10, or a folder with a folder per class.")]
@@ -97,6 +100,12 @@ class Options:
     """Compare both models by category, as one page."""
     published: Annotated[bool, SWITCH] = False
     """All results that need published weights; WHERE is ImageNet."""
+    tasks: str = "zero-shot"
+    """What is measured, separated by commas: zero-shot, linear-probe, retrieval."""
+    probe_train: str | None = None
+    """Pictures that a linear probe is fitted to: a folder with a folder per class; of cifar10 its training images."""
+    captions: Path | None = None
+    """For retrieval: CSV or JSON Lines file of paths in WHERE and captions."""
     supervised: str | None = None
     """Evaluate this model on the same pictures: tv-v1, tv-v2 (ResNet-50), timm:NAME, or a ViT run."""
     supervised_weights: Path | None = None
@@ -138,10 +147,33 @@ class Options:
             raise ConfigError("--v1-weights, --v2-weights, --budget", "are for --published alone", "Leave them out.")
         if given & {"shifts", "shift_pictures"} and not (self.compare or self.published):
             raise ConfigError("--shifts, --shift-pictures", "are for a comparison alone", "Add --compare.")
+        if wrong := [task for task in self.wanted if task not in TASKS]:
+            raise ConfigError("--tasks", f"no task {wrong[0]!r} (have {', '.join(TASKS)})")
+        if "zero-shot" not in self.wanted and (self.compare or self.published):
+            raise ConfigError("--tasks", "without zero-shot leaves nothing to compare", "Add zero-shot.")
+        if (self.captions is None) == ("retrieval" in self.wanted):
+            raise ConfigError("--captions", "is for --tasks retrieval, which needs it", "Give both, or none.")
+        if self.probe_train and "linear-probe" not in self.wanted:
+            raise ConfigError("--probe-train", "is for --tasks linear-probe", "Add it.")
         if self.supervised_weights and not (self.supervised or self.compare):
             raise ConfigError("--supervised-weights", "needs --supervised", "Say what they are: tv-v1 or tv-v2.")
         if self.shift_pictures < 1:
             raise ConfigError("--shift-pictures", f"must be at least 1 (found {self.shift_pictures})")
+
+    @property
+    def wanted(self) -> list[str]:
+        """The tasks."""
+        return [task.strip() for task in self.tasks.split(",")]
+
+    def to_fit(self, where: str) -> Labelled:
+        """The pictures that a linear probe is fitted to; ConfigError where a folder has none."""
+        from diffvit.clip.labelled import CIFAR10, open_labelled
+
+        place = self.probe_train or (CIFAR10 if where == CIFAR10 else None)
+        if place is None:
+            why = "must name the training pictures of a linear probe"
+            raise ConfigError("--probe-train", why, "Give a folder with the same class folders as WHERE.")
+        return open_labelled(place, split="train" if place == CIFAR10 else "test", data_dir=self.data_dir)
 
     def pictures(self, where: str) -> Labelled:
         """The pictures."""
@@ -181,44 +213,97 @@ def published(where: Where, /, *, options: Options = USUAL, choice: ClipChoice =
 
 
 def _evaluated(where: str, options: Options, choice: ClipChoice) -> tuple[dict[str, Any], list[InputError]]:
-    """Evaluate or compare, tell it and write the files; the result, and the pictures that could not be read."""
-    out = options.out or (Path("clip-compare") if options.compare else None)
+    """Do the tasks, or compare, tell it and write the files; the result, and the pictures that could not be read."""
+    out, wanted = options.out or (Path("clip-compare") if options.compare else None), options.wanted
     if out is not None:
         refuse_folder(out)
 
-    from diffvit.clip.compare_page import comparison_files
+    from diffvit.clip.encode import image_encoder
     from diffvit.clip.evaluate import evaluate as run
+    from diffvit.clip.tasks import benchmark_files, captions_task, linear_probe
     from diffvit.clip.templates import load_labels, load_templates
     from diffvit.data.shifts import KINDS, shifts
     from diffvit.files import write_files
-    from diffvit.reporting.texts import render
 
     kinds = {"all": KINDS, "none": ()}.get(options.shifts, [kind.strip() for kind in options.shifts.split(",")])
     changes = shifts(kinds) if options.compare else ()
     usual = TEMPLATES if options.compare else TEMPLATES[:1]
     prompts = [load_templates(name) for name in options.templates or usual]
     names = None if options.labels_file is None else load_labels(None, options.labels_file)
-    labelled = options.pictures(where)
-    if names is not None:
-        labelled.renamed(names)  # refused before weights are read or fetched
-    supervised = _supervised(options, labelled, choice.place)
-    how: Any = {"shifts": changes, "shift_images": options.shift_pictures, "watch": show.Lines}
-    found = run(choice.load(), labelled, prompts, supervised=supervised, names=names, compare=options.compare, **how)
+    labelled = train = supervised = None
+    if wanted != ["retrieval"]:
+        labelled, train = options.pictures(where), options.to_fit(where) if "linear-probe" in wanted else None
+        if names is not None:
+            labelled.renamed(names)  # refused before weights are read or fetched
+        supervised = _supervised(options, labelled, choice.place)
+    clip = choice.load()
+    result: dict[str, Any] = {}
+    files: dict[str, bytes] = {}
+    faults: list[InputError] = []
+    if labelled and "zero-shot" in wanted:
+        how: Any = {"supervised": supervised, "names": names, "shifts": changes, "compare": options.compare}
+        found = run(clip, labelled, prompts, **how, shift_images=options.shift_pictures, watch=show.Lines)
+        result, faults = found.result, found.faults
+        files = _tell(found, changes, options.compare)
+    if labelled and train:
+        probes = [linear_probe(each, train, labelled, show.Lines) for each in (clip, supervised) if each]
+        result["linear_probe"] = [figures for figures, _ in probes]
+        faults = [*faults, *(fault for _, more in probes for fault in more)]
+        _tell_probes(result["linear_probe"])
+    if options.captions:
+        figures, more = captions_task(clip, Path(where), options.captions, show.Lines)
+        result["retrieval"], faults = [figures], [*faults, *more]
+        _tell_retrieval(figures)
+    if out is not None:
+        known = dict.fromkeys((clip.name, image_encoder(clip).name), (clip.name, clip.pretrained or "own"))
+        known |= {supervised.title: (supervised.title, supervised.version)} if supervised else {}
+        if not options.compare:
+            files = _files(result) | benchmark_files(result, known, where if labelled is None else labelled.name)
+        result["files"] = written = write_files(out, files, "The figures are above.")
+        show.line(f"report  {written[0]}" if options.compare else f"files  {', '.join(map(str, written))}")
+    return result, list({fault.what: fault for fault in faults}.values())
+
+
+def _tell(found: Evaluation, changes: Sequence[Shift], compare: bool) -> dict[str, bytes]:
+    """Say what was found zero-shot; the files of a comparison."""
+    from diffvit.clip.compare_page import comparison_files
+    from diffvit.reporting.texts import render
+
     result = found.result
     if result["unreadable"] == result["images"]:
         raise summed(found.faults)
     show.warn(found.warnings)
-    if options.compare:
+    if compare:
         _tell_comparison(result)
-        files = comparison_files(found, changes, shlex.join(["diffvit", *sys.argv[1:]]))
-    else:
-        show.line(render("clip/pages/evaluate.txt", **result))
-        _class_table(result["models"], result["classes"])
-        files = _files(result)
-    if out is not None:
-        result["files"] = written = write_files(out, files, "The figures are above.")
-        show.line(f"report  {written[0]}" if options.compare else f"files  {', '.join(map(str, written))}")
-    return result, found.faults
+        return comparison_files(found, changes, shlex.join(["diffvit", *sys.argv[1:]]))
+    show.line(render("clip/pages/evaluate.txt", **result))
+    _class_table(result["models"], result["classes"])
+    return {}
+
+
+def _tell_probes(probes: Sequence[Result]) -> None:
+    rows = [
+        [
+            *(each["model"], f"{each['train_images']:,}", f"{each['images']:,}"),
+            f"{show.percent(each['accuracy'])} ({show.percent(each['low'])} to {show.percent(each['high'])})",
+            f"{each['strength']:g}" + (", the end of the range" if each["at_end"] else ""),
+        ]
+        for each in probes
+    ]
+    show.table(["linear probe", "training pictures", "pictures", "accuracy", "C"], rows)
+
+
+def _tell_retrieval(found: Result) -> None:
+    from diffvit.clip.tasks import RANKS
+
+    rows = [
+        [title, f"{count:,}", *(show.percent(found[f"{kind}_retrieval_recall@{rank}"]) for rank in RANKS)]
+        for title, kind, count in (
+            ("captions whose image is found", "image", found["captions"]),
+            ("images of which a caption is found", "text", found["images"]),
+        )
+    ]
+    show.table([f"retrieval, {found['model']}", "", *(f"R@{rank}" for rank in RANKS)], rows)
 
 
 def _supervised(options: Options, labelled: Labelled, device: str) -> Supervised | None:
@@ -232,7 +317,8 @@ def _supervised(options: Options, labelled: Labelled, device: str) -> Supervised
     if name is None:
         return None
     if options.supervised_weights or not is_own(name):
-        imagenet_groups(labelled)  # refused before weights are read or fetched
+        if "zero-shot" in options.wanted:
+            imagenet_groups(labelled)  # refused before weights are read or fetched
         return load_supervised(name, options.supervised_weights, device=device)
     supervised = load_vit(name, device=device)
     accelerate(supervised.model)
@@ -313,6 +399,8 @@ def _files(result: Result) -> dict[str, bytes]:
     """The result, and a line per model and class."""
     from diffvit.files import to_csv, to_json
 
+    if "models" not in result:
+        return {"evaluate.json": to_json(dict(result))}
     ids = result["wordnet_ids"] or [""] * len(result["classes"])
     figures = ("images", "accuracy", "low", "high")
     rows = [

@@ -134,12 +134,19 @@ def open_labelled(where: str | Path, *, split: str = "test", data_dir: Path | No
             raise InputError(str(root / folder), "holds no images", "Put some there, or take the folder away.")
         files.extend(mine)
         labels.extend([label] * len(mine))
+    return of_files(root, files, labels, classes, ids)
+
+
+def of_files(
+    root: Path, files: Sequence[Path], labels: Sequence[int], classes: Sequence[str], ids: Sequence[str] | None = None
+) -> Labelled:
+    """Images of a folder, none of them read yet; the rest as in :class:`Labelled`."""
     # The folder itself is a part of each stamp: two folders may hold files of the same names, sizes and times.
     home = root.resolve()
     return Labelled(
         f"folder {home.name}",
-        classes,
-        ids,
+        tuple(classes),
+        None if ids is None else tuple(ids),
         tuple(labels),
         tuple(file.relative_to(root).as_posix() for file in files),
         tuple(f"{_state(file)} {home}" for file in files),

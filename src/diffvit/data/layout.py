@@ -25,6 +25,7 @@ _NO_IMAGES = {".txt", ".md", ".csv", ".json", ".jsonl", ".xml", ".yaml", ".yml",
 _NO_FOLDERS = {"__macosx"}
 _TABLES = {".csv", ".jsonl"}
 _PATHS = ("path", "file", "filename", "file_name", "filepath", "image", "image_path", "img")
+_CAPTIONS = ("caption", "text", "sentence", "title", "description")
 _LABELS = ("label", "class", "class_name", "category", "target")
 _HINT = "Allowed: train/CLASS/ and test/CLASS/ (or val/); CLASS/ alone; a CSV or JSON Lines file of path and label."
 
@@ -172,6 +173,32 @@ def _columns(file: Path) -> tuple[str, str, str] | None:
     known = {str(name).strip().lower(): name for name in first}
     path, label = (next((known[name] for name in names if name in known), None) for names in (_PATHS, _LABELS))
     return None if path is None or label is None else (path, label, known.get("split", "split"))
+
+
+def captioned(root: Path, table: Path) -> list[tuple[str, str]]:
+    """Paths under ``root`` and captions, from a CSV or JSON Lines file; a path may have several, in a row each.
+
+    InputError where the table is damaged, or names a missing file or no caption.
+    """
+    if not root.is_dir():
+        raise InputError(str(root), "is not a folder" if root.exists() else "no such folder", "It holds the images.")
+    known = {str(name).strip().lower(): name for name in next(_records(table), {})}
+    path, caption = (next((known[name] for name in names if name in known), None) for names in (_PATHS, _CAPTIONS))
+    if path is None or caption is None:
+        found, allowed = ", ".join(known) or "no rows", f"{', '.join(_PATHS)} and {', '.join(_CAPTIONS)}"
+        why = f"has no columns of path and caption (found {found}; allowed {allowed})"
+        raise InputError(str(table), why, "The first line of a CSV file names its columns.")
+    pairs = []
+    for number, record in enumerate(_records(table), 1):
+        image, text = ("" if (cell := record.get(key)) is None else str(cell).strip() for key in (path, caption))
+        if not text:
+            raise InputError(f"{table}, row {number}", f"has no caption (of {image or 'no path'})")
+        if not (root / image).is_file():
+            raise InputError(
+                f"{table}, row {number}", f"names a missing file ({image or 'no path'})", f"It is looked for in {root}."
+            )
+        pairs.append((image, text))
+    return pairs
 
 
 def _records(file: Path) -> Iterator[dict[str, Any]]:
