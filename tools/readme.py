@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -128,15 +128,22 @@ def _tokens(row: Row) -> str:
 
 def _circumstances(rows: Sequence[Row]) -> list[dict[str, str]]:
     """What all runs have in common that differ in nothing of it but the seed."""
-    seeds: dict[tuple[str, str, str, str], list[int]] = {}
+    seeds: dict[tuple[str, str, str, str], dict[str, set[int]]] = {}
     for row in rows:
         machine = (row["precision"], row["hardware"], tables.threads(row))
         machine += (f"torch {row['torch']}", f"diffvit {row['diffvit']}")
         key = (str(row["epochs"]), f"{row['train_images']:,}", _tokens(row), ", ".join(str(m) for m in machine if m))
-        of_these = seeds.setdefault(key, [])
-        of_these += [int(row["seed"])] if int(row["seed"]) not in of_these else []
+        seeds.setdefault(key, {}).setdefault(label_of(row["attention"]), set()).add(int(row["seed"]))
     names = ("epochs", "images", "tokens", "machine")
-    return [{**dict(zip(names, key, strict=True)), "seeds": _seeds(sorted(found))} for key, found in seeds.items()]
+    return [{**dict(zip(names, key, strict=True)), "seeds": _of_each(found)} for key, found in seeds.items()]
+
+
+def _of_each(found: Mapping[str, set[int]]) -> str:
+    """The seeds of all models, or of each where they differ."""
+    said = {label: _seeds(sorted(seeds)) for label, seeds in found.items()}
+    if len(set(said.values())) == 1:
+        return next(iter(said.values()))
+    return ", ".join(f"{seeds} ({label})" for label, seeds in said.items())
 
 
 def _seeds(numbers: Sequence[int]) -> str:

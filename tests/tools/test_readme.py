@@ -45,6 +45,13 @@ def test_what_is_written_is_accepted(project: Path) -> None:
     assert f"]({ROWS}/curves.png)" in text
 
 
+def test_seeds_are_those_of_each_model_where_they_differ(project: Path, make_run: MakeRun) -> None:
+    runs = [make_run("d"), make_run("e", seed=1), make_run("f", attention="differential")]
+    write(project / ROWS, [read_run(run) for run in runs])
+    refresh(project)
+    assert "seeds 0 and 1 (ViT), seed 0 (Diff-ViT)" in (project / "README.md").read_text()
+
+
 def test_other_recipes_get_a_sentence_from_their_rows(project: Path, make_run: MakeRun) -> None:
     pair = [make_run("g", epochs=4), make_run("h", epochs=4, attention="differential", accuracy=0.82)]
     for run in pair:
