@@ -214,3 +214,16 @@ def test_a_probe_needs_the_same_classes(tmp_path: Path) -> None:
     vit = load_vit("shapes-vit", device="cpu")
     with pytest.raises(InputError, match=r"has other classes than folder two \(cow, dog\)"):
         linear_probe(vit, *(open_labelled(tmp_path / name) for name in ("one", "two")))
+
+
+def test_captions_of_words_that_a_small_clip_never_read_are_named_or_refused(tmp_path: Path, capsys: Captured) -> None:
+    class_folders(tmp_path, {"cat": 2})
+    asked = ["clip", "evaluate", str(tmp_path), "--model", "cifar10-clip", "--tasks", "retrieval", "--json"]
+    (tmp_path / "c.csv").write_text("path,caption\ncat/0.png,a photo of a cat\ncat/1.png,a photo of a toaster\n")
+    assert run([*asked, "--captions", str(tmp_path / "c.csv")]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out.splitlines()[-1])["retrieval"][0]["unknown_words"] == ["toaster"]
+    assert "have no meaning to it: toaster" in out + err
+    (tmp_path / "c.csv").write_text("path,caption\ncat/0.png,toaster\n")
+    assert run([*asked, "--captions", str(tmp_path / "c.csv")]) == 2
+    assert "captions: hold no word that cifar10-clip was trained with (toaster)" in capsys.readouterr().err

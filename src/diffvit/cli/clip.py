@@ -295,7 +295,10 @@ def _tell_probes(probes: Sequence[Result]) -> None:
 
 def _tell_retrieval(found: Result) -> None:
     from diffvit.clip.tasks import RANKS
+    from diffvit.clip.zero_shot import ABSENT, some
 
+    if found["unknown_words"]:
+        show.warn([f"{ABSENT}: {some(found['unknown_words'])}"])
     rows = [
         [title, f"{count:,}", *(show.percent(found[f"{kind}_retrieval_recall@{rank}"]) for rank in RANKS)]
         for title, kind, count in (

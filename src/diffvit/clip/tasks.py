@@ -22,6 +22,7 @@ from diffvit.clip.hub import text_features
 from diffvit.clip.labelled import Labelled, of_files
 from diffvit.clip.load import Clip, Supervised
 from diffvit.clip.precision import float32_products
+from diffvit.clip.zero_shot import unknown_words
 from diffvit.data.layout import captioned
 from diffvit.data.sources import validation_split
 from diffvit.errors import InputError
@@ -154,6 +155,7 @@ def captions_task(
     """:func:`retrieval` on a folder of pictures and a table of paths and captions; and what could not be read.
 
     Raises:
+        ConfigError: captions without a word that a small CLIP knows.
         InputError: the table is damaged, names a missing file or has no caption; or no picture can be read.
     """
     pairs = captioned(root, table)
@@ -167,16 +169,12 @@ def captions_task(
     if not place:
         raise found.faults[0]
     kept = [(path, text) for path, text in pairs if path in place]
+    unknown = unknown_words(clip, [text for _, text in kept], "captions")
     texts = F.normalize(text_features(clip.model, clip.tokenizer([text for _, text in kept])).float(), dim=-1)
     rows = found.rows[~found.rows.isnan().any(dim=1)]
     figures = retrieval(rows, texts, [place[path] for path, _ in kept])
-    return {
-        "model": clip.name,
-        "data": pictures.name,
-        "images": len(rows),
-        "captions": len(kept),
-        **figures,
-    }, found.faults
+    about = {"model": clip.name, "data": pictures.name, "images": len(rows), "captions": len(kept)}
+    return {**about, **figures, "unknown_words": list(unknown)}, found.faults
 
 
 # As CLIP_benchmark writes results

@@ -20,6 +20,7 @@ from diffvit.clip.templates import Templates, twins
 from diffvit.errors import ConfigError, InputError
 from diffvit.hub.libraries import library
 
+ABSENT = "words absent from this CLIP's captions, which have no meaning to it"
 _VERSION = 2  # of what is computed here; a change invalidates every cached part
 _BARE = Templates("bare", ("{}",))
 PIECE = 4_096  # images; beside the probabilities themselves, 1000 classes then take tens of MB
@@ -48,10 +49,10 @@ class Classifier:
         """A line for what the model cannot read of the labels; empty where it reads all of them."""
         count = f"{len(self.cut):,} of {len(self.labels):,} labels"
         said = {
-            "words absent from this CLIP's captions, which have no meaning to it": self.unknown,
+            ABSENT: self.unknown,
             f"{count} are cut: the model reads {self.context} tokens of a text": self.cut,
         }
-        return [f"{what}: {_some(names)}" for what, names in said.items() if names]
+        return [f"{what}: {some(names)}" for what, names in said.items() if names]
 
 
 def zero_shot_classifier(
@@ -120,8 +121,7 @@ def zero_shot_probabilities(
 
 def _unread(clip: Clip, labels: Sequence[str], templates: Templates) -> tuple[tuple[str, ...], tuple[str, ...], int]:
     """Words that a small CLIP does not know, labels that are cut, and the model's context; refuses what cannot work."""
-    table = getattr(getattr(clip.model, "text", None), "token_embedding", None)
-    unknown = _unknown_words(clip, labels) if isinstance(table, KnownTokens) else ()
+    unknown = unknown_words(clip, labels)
     blank = clip.tokenizer([""])[0]
     pad, context = blank[-1], len(blank)
 
@@ -145,13 +145,19 @@ def _unread(clip: Clip, labels: Sequence[str], templates: Templates) -> tuple[tu
     return unknown, tuple(label for label, whole in zip(labels, fits, strict=True) if not whole), context
 
 
-def _unknown_words(clip: Clip, labels: Sequence[str]) -> tuple[str, ...]:
-    """Words with a token that a small CLIP has no vector for, in their order."""
+def unknown_words(clip: Clip, labels: Sequence[str], what: str = "labels") -> tuple[str, ...]:
+    """Words with a token that a small CLIP has no vector for, in their order; none for other CLIPs.
+
+    Raises:
+        ConfigError: no word is known; ``what`` the texts are.
+    """
+    if not isinstance(getattr(getattr(clip.model, "text", None), "token_embedding", None), KnownTokens):
+        return ()
     words = [re.findall(r"\w+", prompt) or [prompt] for prompt in (_BARE.prompts(label)[0] for label in labels)]
     unknown = {word: known_share(clip, word) < 1 for word in dict.fromkeys(word for each in words for word in each)}
     if all(unknown[word] for each in words for word in each):
         hint = "Name what its captions named, or take another CLIP (--model)."
-        raise ConfigError("labels", f"hold no word that {clip.name} was trained with ({_some(labels)})", hint)
+        raise ConfigError(what, f"hold no word that {clip.name} was trained with ({some(labels)})", hint)
     return tuple(word for word, new in unknown.items() if new)
 
 
@@ -162,7 +168,8 @@ def known_share(clip: Clip, name: str) -> float:
     return float(torch.isin(tokens[1 : int(tokens.argmax())], text.token_embedding.tokens.cpu()).double().mean())
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first ten, shortened, and how many more there are."""
     return ", ".join(name[:60] for name in names[:10]) + (f" and {len(names) - 10:,} more" if len(names) > 10 else "")
 
 
