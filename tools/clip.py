@@ -202,7 +202,7 @@ def published(folder: Path) -> str:
         sides=sides,
         most=_most,
         measured=measured,
-        drift=tables.markdown(precision_report.drift_table(measured)) if measured else "",
+        precisions=tables.markdown(precision_report.summary_table(measured)) if measured else "",
     )
 
 

@@ -159,6 +159,16 @@ def test_a_winner_is_named_where_the_interval_allows_it_and_not_else() -> None:
     assert "Not complete" not in text
 
 
+def test_a_run_that_waited_for_other_work_does_not_change_the_training_time() -> None:
+    cells = cells_of(PAIR, "short")
+    records = {name: [each[0]] for name, each in made_records(cells, lambda _: 0.7).items()}
+    times = dict(zip(range(5), (60.0, 61.0, 1900.0, 59.0, 62.0), strict=True))
+    for (record,) in records.values():
+        record.row["train_seconds"] = times[int(record.row["seed"])]
+    lines = results_of(PAIR, "short", {cells: records}).of("softmax")
+    assert {line.train_seconds for line in lines} == {61.0}
+
+
 def test_an_exploratory_study_names_no_winner() -> None:
     text = report(made(STUDIES["depth"], lambda cell: 0.5 + cell.config.model.depth / 20))
     assert text.count("2 seeds: no winner is named") == 2

@@ -45,6 +45,7 @@ RESNET50 = "tv-v2"  # beside CLIP in a comparison where no other model is named
 ALL = 20  # rows of a table; of more, so many of both ends together
 TASKS = ("zero-shot", "linear-probe", "retrieval")
 TEMPLATES = ("openai-80", "openai-7", "single")  # of a comparison; the first makes it
+MODEL_HELP = "open_clip's architecture name, or a small CLIP trained with diffvit: cifar10-clip or a run folder"
 Result = Mapping[str, Any]
 Where = Annotated[str, Parameter(name="WHERE", help="cifar10, or a folder with a folder per class.")]
 
@@ -54,8 +55,7 @@ Where = Annotated[str, Parameter(name="WHERE", help="cifar10, or a folder with a
 class ClipChoice:
     """A CLIP and where it runs."""
 
-    model: str = "RN50"
-    """open_clip's architecture name, or a small CLIP trained with diffvit: cifar10-clip or a run folder."""
+    model: Annotated[str, Parameter(help=f"{MODEL_HELP}.")] = "RN50"
     pretrained: str = "openai"
     """Tag of the weights; with --weights FILE, the tag of what the file holds, or none."""
     weights: Path | None = None
@@ -334,8 +334,8 @@ def _published(where: str, options: Options, choice: ClipChoice) -> tuple[dict[s
     refuse_folder(out)
 
     from diffvit.clip.precision import Plan
-    from diffvit.clip.precision import run as precisions
-    from diffvit.clip.precision_report import drift_table, write
+    from diffvit.clip.precision import run as measure_precisions
+    from diffvit.clip.precision_report import summary_table, write
 
     if options.pictures(where).wordnet_ids is None:
         why = "is not ImageNet's layout: its folders are not all named by WordNet ids of ImageNet-1k"
@@ -357,16 +357,15 @@ def _published(where: str, options: Options, choice: ClipChoice) -> tuple[dict[s
             show.line(f"note: without CIFAR-10: {fault.line}")
         show.line()
     clip = choice.load()
-    result = precisions(
+    result = measure_precisions(
         Plan(budget=options.budget),
         data_dir=Path(where),
-        clip=clip.model,
-        weights=Path(clip.source).name,
+        clip=replace(clip, source=Path(clip.source).name),
         device=clip.device.type,
         tell=lambda line: print(line, file=sys.stderr, flush=True),
     )
-    drifts = drift_table(result)
-    show.table(drifts.columns, drifts.rows)
+    precisions = summary_table(result)
+    show.table(precisions.columns, precisions.rows)
     show.line(f"report  {write(result, out / 'precision')}")
     show.line(f"reports  {out}; take them into the page with: make docs")
     return {"out": out, "failed": [fault.line for fault in faults.values()]}, list(faults.values())
@@ -534,10 +533,12 @@ def classify(
 def precision(
     *,
     batch_sizes: Annotated[str, Parameter(help="Batch sizes, separated by commas.")] = "1,8,32",
-    budget: Annotated[float, Parameter(help="Total time budget, seconds.")] = 240.0,
+    budget: Annotated[float, Parameter(help="Time budget of the measurements, seconds.")] = 240.0,
     images: Annotated[int, Parameter(help="Number of images for the drift from FP32.")] = 32,
     data_dir: DataDir = None,
-    weights: Annotated[Path | None, Parameter(help="CLIP RN50 weights; default random weights.")] = None,
+    model: Annotated[str, Parameter(help=f"{MODEL_HELP}.")] = "RN50",
+    pretrained: Annotated[str | None, Parameter(help="Tag of the weights; by default RN50's are random.")] = None,
+    weights: Annotated[Path | None, Parameter(help="Weights from a file.")] = None,
     device: DeviceFlag = None,
     threads: Annotated[int | None, Parameter(show_default="0", help="CPU threads; 0 is all usable cores.")] = None,
     out: Annotated[Path, Parameter(help="Folder for precision.json, the plot and report.md.")] = Path(
@@ -546,26 +547,26 @@ def precision(
     quiet: Annotated[bool, SWITCH, Parameter(help="Show no progress.")] = False,
     output: Output = OUTPUT,
 ) -> None:
-    """CLIP's image encoder in several precisions: speed, memory, drift of the embeddings.
+    """CLIP's image encoder in several precisions: speed, memory, drift of the embeddings, zero-shot accuracy.
 
-    Strict FP32, TF32 (CUDA), FP16, BF16 and autocast, each in two memory formats. A precision counts only where it was
-    observed in the products of the pass.
+    Strict FP32, TF32 (CUDA), FP16, BF16 and autocast, each in two memory formats, and int8 (CPU). A precision counts
+    only where it was observed in the products of the pass. Accuracy is of trained weights on images with classes.
     """
     sizes = numbers_of("--batch-sizes", batch_sizes)
     refuse_folder(out)
     config = settings_of(device=device, threads=threads)
 
     from diffvit.clip import precision as measured
-    from diffvit.clip.load import load_clip
-    from diffvit.clip.precision_report import drift_table, speed_tables, write
+    from diffvit.clip.precision_report import drift_table, speed_tables, summary_table, write
     from diffvit.training.environment import resolve_device
 
     plan = measured.Plan(sizes, budget, images)
+    trained = weights or pretrained or model != "RN50"
+    clip = ClipChoice(model, pretrained or "openai", weights, device).load() if trained else None
     result = measured.run(
         plan,
         data_dir=data_dir,
-        clip=load_clip("RN50", "openai", weights).model if weights else None,
-        weights=weights.name if weights else "",
+        clip=replace(clip, source=Path(clip.source).name) if clip else None,
         device=resolve_device(config.device),
         threads=config.threads,
         tell=lambda line: None if quiet else print(line, file=sys.stderr, flush=True),
@@ -573,7 +574,7 @@ def precision(
     if all(row["reason"] for row in result["rows"]):
         why = f"{budget:g} seconds were too short to time a single pass"
         raise ConfigError("--budget", why, "Nothing was written; give more, or smaller --batch-sizes.")
-    for found in (*speed_tables(result), drift_table(result)):
+    for found in (*speed_tables(result), drift_table(result), summary_table(result)):
         show.table(found.columns, found.rows)
     report = write(result, out)
     show.line(f"report  {report}")

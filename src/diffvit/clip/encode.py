@@ -9,8 +9,9 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ from torch.nn import functional as F
 
 from diffvit.clip.labelled import Labelled
 from diffvit.clip.load import Clip, Supervised
-from diffvit.clip.precision import float32_products
 from diffvit.clip.preprocess import Preprocessing
 from diffvit.data.shifts import Shift
 from diffvit.errors import InputError
@@ -35,6 +35,25 @@ _SUM = 32  # bytes of a SHA-256
 _VERSION = 2  # of what is computed here; a change invalidates the cache
 _PART, _BATCH = 256, 32  # images of a part; of a pass, whose size may change the last bits
 _READERS = 4  # threads that decode and resize
+_BACKENDS: Any = torch.backends
+_CUDA_SWITCHES: tuple[Any, ...] = (_BACKENDS.cuda.matmul, _BACKENDS.cudnn.conv)
+_CPU_SWITCHES: tuple[Any, ...] = (_BACKENDS.mkldnn.matmul, _BACKENDS.mkldnn.conv)
+
+
+@contextmanager
+def float32_products(kind: str) -> Iterator[None]:
+    """Compute products of float32 tensors in full (``ieee``) or in ``tf32``; settings are restored afterwards.
+
+    TF32 exists on CUDA alone: oneDNN's switches are set to full precision in both cases.
+    """
+    before = [(switch, switch.fp32_precision) for switch in (*_CUDA_SWITCHES, *_CPU_SWITCHES)]
+    try:
+        for switch, _ in before:
+            switch.fp32_precision = kind if switch in _CUDA_SWITCHES else "ieee"
+        yield
+    finally:
+        for switch, was in before:
+            switch.fp32_precision = was
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,16 @@
-"""CLIP's RN50 image encoder in FP32, TF32, FP16 and BF16: time, memory, precision observed, drift of the embeddings."""
+"""CLIP's image encoder in FP32, TF32, FP16, BF16 and int8: time, memory, precision observed, drift and accuracy."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,33 +20,38 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.benchmark import timer
 
+from diffvit.clip.encode import float32_products
+from diffvit.clip.labelled import CIFAR10, Labelled, of_files, open_labelled
+from diffvit.clip.load import Clip
 from diffvit.clip.preprocess import Preprocessing
+from diffvit.clip.templates import load_templates
+from diffvit.clip.zero_shot import zero_shot_classifier
 from diffvit.data import cifar10, shapes, sources
-from diffvit.data.images import decode
 from diffvit.data.layout import image_files
-from diffvit.errors import ConfigError, InputError
+from diffvit.errors import ConfigError, EnvironmentFault, InputError
 from diffvit.files import cache_folder
 from diffvit.hub.libraries import library
+from diffvit.hub.onnx_file import Int8
 from diffvit.measuring import facts, order, prepare, spread
+from diffvit.models.vit import VisionTransformer
+from diffvit.reporting.stats import wilson
 
-CLASSES, LOGIT_SCALE = 10, 100.0  # the scale that CLIP's training ends at (arXiv 2103.00020, section 2.5)
+CLASSES, LOGIT_SCALE = 10, 100.0  # without prompts; CLIP's training ends at this scale (arXiv 2103.00020, section 2.5)
+TEMPLATES = "openai-80"
 CLIP_IMAGES = Preprocessing(
     224, 224, "bicubic", False, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 )
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 MANTISSA = {"float32": 23, "tf32": 10, "float16": 10, "bfloat16": 7}  # bits after the point
 _PRODUCTS = ("convolution", "mm", "addmm", "bmm", "baddbmm", "linear")
-_BACKENDS: Any = torch.backends
-_CUDA_SWITCHES: tuple[Any, ...] = (_BACKENDS.cuda.matmul, _BACKENDS.cudnn.conv)
-_CPU_SWITCHES: tuple[Any, ...] = (_BACKENDS.mkldnn.matmul, _BACKENDS.mkldnn.conv)
 
 
 @dataclass(frozen=True)
 class Plan:
     """How much is measured: the drift on so many ``images``, and each cell (mode, memory format, batch size).
 
-    A cell is timed at ``most`` so many times. What does not fit into the ``budget``, seconds for everything together,
-    is left out, with the reason in its row.
+    A cell is timed at ``most`` so many times. What does not fit into the ``budget``, seconds for all measurements
+    together, is left out, with the reason in its row.
 
     Raises:
         ConfigError: a number that measures nothing.
@@ -70,36 +76,56 @@ def run(
     plan: Plan,
     *,
     data_dir: Path | None = None,
-    clip: nn.Module | None = None,
-    weights: str = "",
+    clip: Clip | None = None,
     device: str = "cpu",
     threads: int = 0,
     tell: Callable[[str], object] = lambda _: None,
 ) -> dict[str, Any]:
     """Measure every mode, batch size and memory format within the plan's budget, on :func:`sample_images`.
 
-    ``clip`` is a model with a ModifiedResNet as ``visual``, ``weights`` its name; None for RN50 with random weights.
-    ``threads`` of 0 are all cores this process may use. Returns what precision.json holds: ``rows`` has a row per cell,
-    with a ``reason`` where it was left out, ``drift`` one per mode and memory format.
+    ``clip`` is None for RN50 with random weights. ``threads`` of 0 are all cores this process may use. Where the images
+    have classes and the weights are trained, logits and accuracy are zero-shot. The budget begins when the texts of the
+    classes are encoded and the encoder is there in every precision. Returns what precision.json holds: ``rows`` has a
+    row per cell, with a ``reason`` where it was left out, ``drift`` one per mode and memory format.
 
     Raises:
+        ConfigError: CLIP cannot tell the classes apart.
         InputError: ``data_dir`` holds no images.
         EnvironmentFault: open_clip is missing.
     """
-    start = timer()
     environment = {**facts(device, prepare(threads)), "open_clip": library("open_clip").__version__}
-    images, name = sample_images(data_dir, plan.images)
-    visual: Any = random_rn50(images[:8]) if clip is None else copy.deepcopy(clip.visual)
+    labelled = sample_images(data_dir, plan.images)
+    prepared = clip.preprocessing if clip else CLIP_IMAGES
+    images = torch.stack([prepared(labelled.read(number)) for number in range(len(labelled))])
+    zero_shot, weights, name = None, "random (seed 0)", "RN50"
+    if clip is None:
+        visual: Any = random_rn50(images[:8])
+    else:
+        visual, weights, name = copy.deepcopy(clip.model.visual), clip.source, clip.name
+        if len(labelled.classes) > 1:
+            zero_shot = zero_shot_targets(clip, labelled)
     visual = visual.float().cpu().eval().requires_grad_(False)
-    weights = weights if clip else "random (seed 0)"
-    tell(f"{weights} weights, {len(images)} images: {name}")
-    count = sum(each.numel() for each in visual.parameters())
+    tell(f"{name}, {weights} weights, {len(images)} images: {labelled.name}")
+    engines = engines_of(visual, device)
+    missing: dict[str, Any] = {}
+    if device == "cpu":
+        int8 = Engine(INT8, "contiguous", device, visual)
+        try:
+            engines[int8.facts["name"]] = replace(int8, model=Int8(visual, images))
+        except EnvironmentFault as fault:
+            missing = {**int8.facts, "reason": fault.line}
+    start = timer()
+    measured = measure(engines, images, plan, end=start + plan.budget, zero_shot=zero_shot, tell=tell)
+    if missing:
+        measured["rows"] += [{**missing, "batch_size": size} for size in sorted(set(plan.batch_sizes))]
+    scale, count = (zero_shot.scale, len(labelled.classes)) if zero_shot else (LOGIT_SCALE, CLASSES)
+    parameters = sum(each.numel() for each in visual.parameters())
     return {
         "benchmark": "precision",
-        "settings": {**asdict(plan), "classes": CLASSES, "logit_scale": LOGIT_SCALE},
-        "encoder": {"weights": weights, "trained": clip is not None, "parameters": count},
-        "pictures": {"name": name, "count": len(images), "size": images.shape[-1]},
-        **measure(visual, images, plan, device, end=start + plan.budget, tell=tell),
+        "settings": {**asdict(plan), "classes": count, "logit_scale": scale, "zero_shot": zero_shot is not None},
+        "encoder": {"name": name, "weights": weights, "trained": clip is not None, "parameters": parameters},
+        "pictures": {"name": labelled.name, "count": len(images), "size": images.shape[-1]},
+        **measured,
         "environment": environment,
         "seconds": timer() - start,
     }
@@ -110,7 +136,7 @@ def run(
 
 @dataclass(frozen=True)
 class Mode:
-    """A precision to run the encoder in: its name, and what is asked of its products (a key of :data:`MANTISSA`).
+    """A precision to run the encoder in: its name, and what is asked of its products: int8 or a key of MANTISSA.
 
     With ``autocast`` the weights stay float32 and autocast casts; else the weights are converted.
     """
@@ -121,8 +147,8 @@ class Mode:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the tensors in its products."""
-        return torch.float32 if self.asked == "tf32" else getattr(torch, self.asked)
+        """Of the tensors in its products as torch sees them."""
+        return torch.float32 if self.asked in ("tf32", "int8") else getattr(torch, self.asked)
 
     @property
     def weights(self) -> torch.dtype:
@@ -130,28 +156,12 @@ class Mode:
         return torch.float32 if self.autocast else self.dtype
 
 
-STRICT, TF32 = Mode("FP32 strict", "float32"), Mode("TF32", "tf32")
+STRICT, TF32, INT8 = Mode("FP32 strict", "float32"), Mode("TF32", "tf32"), Mode("int8 dynamic", "int8")
 MODES = (
     *(STRICT, TF32, Mode("FP16", "float16"), Mode("BF16", "bfloat16")),
-    *(Mode("autocast FP16", "float16", True), Mode("autocast BF16", "bfloat16", True)),
+    *(Mode("autocast FP16", "float16", True), Mode("autocast BF16", "bfloat16", True), INT8),
 )
 REFERENCE = f"{STRICT.name}, contiguous"
-
-
-@contextmanager
-def float32_products(kind: str) -> Iterator[None]:
-    """Compute products of float32 tensors in full (``ieee``) or in ``tf32``; settings are restored afterwards.
-
-    TF32 exists on CUDA alone: oneDNN's switches are set to full precision in both cases.
-    """
-    before = [(switch, switch.fp32_precision) for switch in (*_CUDA_SWITCHES, *_CPU_SWITCHES)]
-    try:
-        for switch, _ in before:
-            switch.fp32_precision = kind if switch in _CUDA_SWITCHES else "ieee"
-        yield
-    finally:
-        for switch, was in before:
-            switch.fp32_precision = was
 
 
 @dataclass(frozen=True)
@@ -195,8 +205,13 @@ class Engine:
 
         ``observed`` is of :func:`observed_name`, ``products`` counts by dtype, ``kept_bits`` by dtype and kind of
         product; ``activation_bytes`` is on a CPU the peak of live tensors, on CUDA ``max_memory_allocated`` above what
-        was allocated before.
+        was allocated before. Of int8 they are read off the graph that onnxruntime runs, whose activations nobody sees.
         """
+        if isinstance(self.model, Int8):
+            self(images)
+            products, observed = dict(self.model.products), "+".join(sorted(self.model.products))
+            seen = {"asked": "int8", "observed": observed, "substituted": observed != "int8", "products": products}
+            return {**seen, "kept_bits": {}, "activation_bytes": None, "weight_bytes": self.model.weight_bytes}
         weights = {tensor.data_ptr(): tensor for tensor in [*self.model.parameters(), *self.model.buffers()]}
         observer = Observer([*weights.values(), images])
         with observer:
@@ -222,19 +237,22 @@ class Engine:
 
 
 def engines_of(visual: nn.Module, device: str) -> dict[str, Engine]:
-    """Every mode in every memory format, by name; modes with float32 weights share them. TF32 is CUDA's alone.
+    """Every mode but int8 in every memory format, by name; modes with float32 weights share them. TF32 is CUDA's alone.
 
-    Weights are converted by open_clip's ``convert_weights_to_lp``: convolutions, linear layers and projections, not
-    norms nor the positions of the attention pool.
+    Weights of open_clip's models are converted by its ``convert_weights_to_lp``: convolutions, linear layers and
+    projections, not norms nor the positions of RN50's attention pool. Those of a ViT of ours are all converted.
     """
+    own = isinstance(visual, VisionTransformer)
     models: dict[tuple[torch.dtype, str], nn.Module] = {}
     found = []
-    for mode in (mode for mode in MODES if device == "cuda" or mode is not TF32):
+    for mode in (mode for mode in MODES if mode is not INT8 and (device == "cuda" or mode is not TF32)):
         for layout, memory_format in FORMATS.items():
             key = mode.weights, layout
             if key not in models:
                 made: Any = copy.deepcopy(visual)
-                if mode.weights != torch.float32:
+                if own:
+                    made.to(mode.weights)
+                elif mode.weights != torch.float32:
                     library("open_clip").model.convert_weights_to_lp(made, mode.weights)
                 models[key] = made.to(device).to(memory_format=memory_format)
             found.append(Engine(mode, layout, device, models[key]))
@@ -321,19 +339,18 @@ def kept_bits(dtype: torch.dtype, device: str) -> dict[str, int]:
 
 
 def measure(
-    visual: nn.Module,
+    engines: Mapping[str, Engine],
     images: Tensor,
     plan: Plan,
-    device: str,
     *,
     end: float,
+    zero_shot: Targets | None = None,
     tell: Callable[[str], object] = lambda _: None,
 ) -> dict[str, Any]:
     """``rows``, ``drift`` and ``between`` of :func:`run`, measured until ``end`` (of ``torch.utils.benchmark.timer``).
 
     Each batch size has an equal share of the time that is left, and so has the drift, which follows the first.
     """
-    engines = engines_of(visual, device)
     sizes, rows, drift, between = sorted(set(plan.batch_sizes)), [], [], None
     per_image: dict[str, float] = {}
     for place, size in enumerate(sizes):
@@ -345,7 +362,8 @@ def measure(
         per_image |= {name: seconds / size for name, seconds in cost.items()}
         if between is None and REFERENCE in cost:
             tell("drift")
-            drift, between = _drift_rows(engines, images, per_image, timer() + (end - timer()) / (len(sizes) - place))
+            until = timer() + (end - timer()) / (len(sizes) - place)
+            drift, between = _drift_rows(engines, images, zero_shot, per_image, until)
     return {"rows": rows, "drift": drift, "between": between}
 
 
@@ -403,42 +421,78 @@ def _seconds(engine: Engine, images: Tensor) -> float:
 # Drift
 
 
+class Targets(NamedTuple):
+    """What embeddings are compared with: a float64 unit vector for each class, and the scale of the logits.
+
+    ``labels`` (int64, one per image) are None where no accuracy is measured.
+    """
+
+    classes: Tensor
+    scale: float
+    labels: Tensor | None = None
+
+
+def zero_shot_targets(clip: Clip, labelled: Labelled) -> Targets:
+    """The zero-shot classifier of the images' classes (OpenAI's 80 templates), and the images' labels."""
+    classifier = zero_shot_classifier(clip, labelled.classes, load_templates(TEMPLATES))
+    model: Any = clip.model
+    return Targets(classifier.weights.double(), float(model.logit_scale.exp()), torch.tensor(labelled.labels))
+
+
 def _drift_rows(
-    engines: Mapping[str, Engine], images: Tensor, per_image: Mapping[str, float], until: float
+    engines: Mapping[str, Engine],
+    images: Tensor,
+    zero_shot: Targets | None,
+    per_image: Mapping[str, float],
+    until: float,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Drift of each engine against the reference, over as many images as that embeds in a quarter of the time."""
     count = max(2, min(len(images), int((until - timer()) / 4 / per_image[REFERENCE])))
 
+    picked = torch.arange(count) * len(images) // count  # images may be sorted by class
+
     def embedded(engine: Engine) -> Tensor:
-        return torch.cat([engine(engine.prepare(part)).float().cpu() for part in images[:count].split(8)])
+        return torch.cat([engine(engine.prepare(part)).float().cpu() for part in images[picked].split(8)])
 
     reference = embedded(engines[REFERENCE])
     draw = torch.Generator().manual_seed(0)
-    classes = F.normalize(torch.randn(CLASSES, reference.shape[1], generator=draw, dtype=torch.float64), dim=1)
-    found = []
+    random = F.normalize(torch.randn(CLASSES, reference.shape[1], generator=draw, dtype=torch.float64), dim=1)
+    targets = zero_shot or Targets(random, LOGIT_SCALE)
+    if targets.labels is not None:
+        targets = targets._replace(labels=targets.labels[picked])
+    found = [{**engines[REFERENCE].facts, **drift(reference, reference, targets)}]
     for name in sorted(per_image.keys() - {REFERENCE}, key=lambda name: per_image[name]):
         if timer() + count * per_image[name] <= until:
-            found.append({**engines[name].facts, **drift(embedded(engines[name]), reference, classes)})
-    return found, between(reference, classes)
+            found.append({**engines[name].facts, **drift(embedded(engines[name]), reference, targets)})
+    return found, between(reference, targets.classes)
 
 
-def drift(embedded: Tensor, reference: Tensor, classes: Tensor) -> dict[str, Any]:
+def drift(embedded: Tensor, reference: Tensor, targets: Targets) -> dict[str, Any]:
     """How far embeddings (n, dim), in any precision, are from the reference of the same images in strict float32.
 
     ``cosine_min`` and ``cosine_mean`` are of an embedding and its reference; ``logit_difference`` is the largest, of
-    logits that are 100 times the cosine with the ``classes`` (float64 unit vectors); ``agreement`` is the share of
-    images with the same first class.
+    logits that are the scale times the cosine with the classes; ``agreement`` is the share of images with the same
+    first class. With labels also ``accuracy``, its 95% interval ``low`` to ``high``, and how many images are ``gained``
+    and ``lost`` (right here alone, right in the reference alone).
     """
     found, right = (F.normalize(each.double().cpu(), dim=1) for each in (embedded, reference))
     # From the distance of the unit vectors: 1 - d^2 / 2 keeps the digits that a product near 1 would lose.
     cosine = 1 - (found - right).square().sum(1) / 2
-    ours, theirs = (LOGIT_SCALE * each @ classes.T for each in (found, right))
+    ours, theirs = (targets.scale * each @ targets.classes.T for each in (found, right))
+    first, before = ours.argmax(1), theirs.argmax(1)
+    accuracy: dict[str, Any] = {}
+    if targets.labels is not None:
+        hits, had = first == targets.labels, before == targets.labels
+        right_now = wilson(int(hits.sum()), len(found))
+        accuracy = {"accuracy": right_now.estimate, "low": right_now.low, "high": right_now.high}
+        accuracy |= {"gained": int((hits & ~had).sum()), "lost": int((had & ~hits).sum())}
     return {
         "images": len(found),
         "cosine_min": float(cosine.min()),
         "cosine_mean": float(cosine.mean()),
         "logit_difference": float((ours - theirs).abs().max()),
-        "agreement": float((ours.argmax(1) == theirs.argmax(1)).double().mean()),
+        "agreement": float((first == before).double().mean()),
+        **accuracy,
     }
 
 
@@ -453,33 +507,34 @@ def between(reference: Tensor, classes: Tensor) -> dict[str, Any]:
 # Images and weights
 
 
-def sample_images(data_dir: Path | None, count: int) -> tuple[Tensor, str]:
-    """Normalised images (n, 3, 224, 224) as CLIP preprocesses them, and what to call them; nothing is downloaded.
+def sample_images(data_dir: Path | None, count: int) -> Labelled:
+    """Images spread over the classes, not prepared yet; ``classes`` are empty where they have none.
 
-    ``data_dir`` holds CIFAR-10, or images in it and in folders below it, over which ``count`` are spread. Without it:
-    CIFAR-10 where ``DIFFVIT_DATA`` points, else in the user's cache; else the built-in shapes.
+    ``data_dir`` holds CIFAR-10, or a folder per class with images, or images in it and in folders below it. Without
+    it: CIFAR-10 where ``DIFFVIT_DATA`` points, else in the user's cache; else the built-in shapes, drawn at 224 pixels.
+    Nothing is downloaded.
 
     Raises:
         InputError: no such folder, no images in it, or a damaged one.
     """
     place = sources.place_of("cifar10", data_dir)
-    size = CLIP_IMAGES.size
     if place is not None and not place.is_dir():
         raise InputError(str(place), "no such folder", "--data-dir and DIFFVIT_DATA name the folder that data lies in.")
-    if found := cifar10.find(place or cache_folder()):
-        images = cifar10.load(found, "test")
-        name, pixels = f"{images.name}, test, enlarged to {size} pixels", list(images.pixels[:count].numpy())
+    if cifar10.find(place or cache_folder()):
+        labelled = open_labelled(CIFAR10, data_dir=data_dir)
     elif data_dir is None:
-        drawn = shapes.generate("test", count, size=size)
-        name, pixels = f"{drawn.name}, drawn at {size} pixels", list(drawn.pixels.numpy())
+        drawn = shapes.generate("test", count, size=CLIP_IMAGES.size)
+        pixels, numbers = drawn.pixels.numpy(), [str(number) for number in range(count)]
+        labelled = Labelled(drawn.name, (), None, (0,) * count, (*numbers,), (*numbers,), lambda number: pixels[number])
     else:
         files = sorted(image_files(data_dir))
         if not files:
             raise InputError(str(data_dir), "holds neither CIFAR-10 nor images", "Leave --data-dir out for shapes.")
-        count = min(count, len(files))
-        some = [files[place * len(files) // count] for place in range(count)]
-        name, pixels = f"folder {data_dir.resolve().name}", [decode(path, name=str(path)) for path in some]
-    return torch.stack([CLIP_IMAGES(each) for each in pixels]), name
+        labelled = of_files(data_dir, files, [0] * len(files), ())
+        with contextlib.suppress(InputError):  # no folder per class
+            of_classes = open_labelled(data_dir)
+            labelled = of_classes if len(of_classes) == len(files) else labelled
+    return labelled.spread(count, range(len(labelled)))
 
 
 def random_rn50(images: Tensor) -> nn.Module:

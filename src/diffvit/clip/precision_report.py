@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from diffvit.clip.precision import FORMATS, MODES
+from diffvit.clip.precision import FORMATS, MODES, REFERENCE
 from diffvit.errors import InputError
 from diffvit.files import to_json, write_files
 from diffvit.measuring import stamp
@@ -55,7 +55,8 @@ def report(result: Result) -> str:
     """The page as Markdown."""
     substituted = {row["name"]: row for row in result["rows"] if row.get("substituted")}
     speed, drift = [markdown(each) for each in speed_tables(result)], markdown(drift_table(result))
-    page = render("clip/pages/precision.md", **result, substituted=substituted.values(), speed=speed, drift_rows=drift)
+    more = {"speed": speed, "drift_rows": drift, "summary": markdown(summary_table(result)), "best": best_rows(result)}
+    page = render("clip/pages/precision.md", **result, substituted=substituted.values(), **more)
     return page.rstrip("\n") + "\n"
 
 
@@ -69,8 +70,45 @@ def speed_tables(result: Result) -> list[Table]:
             milliseconds = {key: 1000 * value for key, value in row["latency"].items()}
             cells = [_label(row), row["observed"], _interval(milliseconds), f"{row['images_per_second']['median']:.3g}"]
             cells += [_interval(row["speed_ratio"]) if row["speed_ratio"] else NONE, str(len(row["seconds"]))]
-            table.rows.append([*cells, *(f"{row[key] / MIB:,.1f}" for key in ("weight_bytes", "activation_bytes"))])
+            table.rows.append([*cells, *_memory(row)])
     return list(tables.values())
+
+
+def best_rows(result: Result) -> list[dict[str, Any]]:
+    """A row for each mode at the largest batch at which strict FP32 was timed, in the memory format that was faster.
+
+    Each has its ``drift`` (None where that was not measured), the first is strict FP32's.
+    """
+    timed = [row for row in result["rows"] if not row["reason"] and row["speed_ratio"]]
+    largest = max((row["batch_size"] for row in timed), default=None)
+    best: dict[str, Result] = {}
+    for row in (row for row in timed if row["batch_size"] == largest):
+        known = best.setdefault(row["mode"], row)
+        if row["speed_ratio"]["median"] > known["speed_ratio"]["median"]:
+            best[row["mode"]] = row
+    drift = {row["name"]: row for row in result["drift"]}
+    return [{**row, "drift": drift.get(row["name"])} for row in best.values()]
+
+
+def summary_table(result: Result) -> Table:
+    """Time, memory, drift and accuracy of each of :func:`best_rows`."""
+    rows = []
+    for row in best_rows(result):
+        drift, accuracy = row["drift"] or {}, NONE
+        if "accuracy" in drift:
+            accuracy = f"{100 * drift['accuracy']:.2f}% (+{drift['gained']}, -{drift['lost']})"
+        moved = [f"{drift['cosine_min']:.5f}", f"{100 * drift['agreement']:.1f}%"] if drift else [NONE, NONE]
+        rows.append([_label(row), row["observed"], _interval(row["speed_ratio"]), *_memory(row), *moved, accuracy])
+    size = next((str(row["batch_size"]) for row in best_rows(result)), NONE)
+    columns = ["Observed", "Speed ratio", "Weights MiB", "Activations MiB", "Cosine, worst", "Agreement", "Accuracy"]
+    return Table([f"At batch {size}", *columns], rows)
+
+
+def _memory(row: Result) -> list[str]:
+    """MiB of weights and of activations; nobody sees those of onnxruntime."""
+    return [
+        NONE if (size := row[key]) is None else f"{size / MIB:,.1f}" for key in ("weight_bytes", "activation_bytes")
+    ]
 
 
 def _label(row: Result) -> str:
@@ -108,14 +146,15 @@ def plot(result: Result) -> bytes:
     speed, memory, drift = made.subplots(1, 3, width_ratios=(1.25, 1, 1))
     of = result["environment"]
     made.suptitle(
-        f"CLIP RN50 image encoder, {result['encoder']['weights']} weights: {of['hardware']}, "
+        f"CLIP {result['encoder']['name']} image encoder, {result['encoder']['weights']} weights: {of['hardware']}, "
         f"{of['threads']} thread{'' if of['threads'] == 1 else 's'}, torch {of['torch']}",
         color=LIGHT.ink,
         fontsize=12,
     )
     _draw_speed(speed, timed, modes)
-    _draw_memory(memory, [row for row in result["rows"] if "activation_bytes" in row], modes)
-    _draw_drift(drift, result["drift"])
+    seen = [row for row in result["rows"] if row.get("activation_bytes")]
+    _draw_memory(memory, seen, [mode for mode in modes if any(row["mode"] == mode for row in seen)])
+    _draw_drift(drift, [row for row in result["drift"] if row["name"] != REFERENCE])
     lines = [(_SHADES[mode], "-", mode) for mode in modes] + [(LIGHT.ink, _DASH[layout], layout) for layout in FORMATS]
     handles = [speed.plot([], [], color=shade, ls=dash, lw=2.4, label=label)[0] for shade, dash, label in lines]
     place = {"loc": "outside lower center", "ncols": len(lines)}

@@ -16,12 +16,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffvit.clip.encode import Encoder, digest, encode_all, image_encoder
+from diffvit.clip.encode import Encoder, digest, encode_all, float32_products, image_encoder
 from diffvit.clip.evaluate import Watch, predictions_of, summary
 from diffvit.clip.hub import text_features
 from diffvit.clip.labelled import Labelled, of_files
 from diffvit.clip.load import Clip, Supervised
-from diffvit.clip.precision import float32_products
 from diffvit.clip.zero_shot import unknown_words
 from diffvit.data.layout import captioned
 from diffvit.data.sources import validation_split

@@ -82,7 +82,7 @@ def costs(results: Results, *, stamp: str = "") -> bytes:
     left, right = made.subplots(1, 2, sharey=True)
     panels: tuple[tuple[Axes, str, str, Callable[[Line], float]], ...] = (
         (left, "Against computation", "TFLOPs of a training", lambda line: line.flops / 1e12),
-        (right, "Against time", "seconds of a training", lambda line: line.mean_of("train_seconds")),
+        (right, "Against time", "seconds of a training", lambda line: line.train_seconds),
     )
     for axes, title, x, cost in panels:
         dress(axes, LIGHT, title=title, x=x, y="test accuracy")

@@ -198,7 +198,7 @@ def table(results: Results) -> Table:
                 *(line.label, accuracy(line), *([percent(line.validation)] if validated else [])),
                 f"{100 * gap.estimate:+z.2f} ({span(gap)})" if gap else NONE,
                 *(percent(line.last_training_accuracy, 1), f"{line.mean_of('parameters'):,.0f}", big(line.flops)),
-                *(duration(line.mean_of("train_seconds")), f"{len(line.records)}"),
+                *(duration(line.train_seconds), f"{len(line.records)}"),
             ]
         )
     return Table(columns, rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -132,6 +133,11 @@ class Line(Arm):
     def mean_of(self, column: str) -> float:
         """Mean over the seeds of a figure of the rows."""
         return stats.mean([float(record.row[column]) for record in self.records])
+
+    @property
+    def train_seconds(self) -> float:
+        """Median over the seeds: a run beside other work may take several times as long."""
+        return statistics.median(float(record.row["train_seconds"]) for record in self.records)
 
     @property
     def scores(self) -> dict[str, list[float]]:

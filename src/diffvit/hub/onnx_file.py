@@ -1,18 +1,21 @@
-"""The DINOv2 inside an ONNX file that was exported from transformers 4: the one door to the library onnx."""
+"""ONNX: the weights of a DINOv2 that transformers 4 exported, and networks in int8 for onnxruntime."""
 
 from __future__ import annotations
 
 import re
+import tempfile
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffvit.errors import InputError
-from diffvit.hub.libraries import library
+from diffvit.hub.libraries import library, quietly
 
-_INSTALL = "Install it with pip install onnx."
+_INSTALL = "Install it with pip install 'diffvit[onnx]'."
 _HINT = "Give a DINOv2 that transformers 4 exported, or its weights as .safetensors."
 # Names in transformers 4, and ours: those of timm.
 _NAMES = (
@@ -67,3 +70,57 @@ def read_onnx(path: Path) -> dict[str, Tensor]:
         parts = [found.pop(name.replace("query", part), torch.empty(0)) for part in ("query", "key", "value")]
         found[name.replace("query", "qkv")] = torch.cat(parts)
     return found
+
+
+class Int8(nn.Module):
+    """A network whose products with weights are computed in int8 by onnxruntime on the CPU (dynamic quantisation).
+
+    Weights are rounded to int8 per output channel, once; the other factor to uint8 by its range in each pass. Products
+    of activations, as in attention, stay float32. Torch exports the graph, onnxruntime quantises and runs it, with as
+    many threads as torch has.
+
+    Attributes:
+        products: number of convolutions and matrix products with weights in the graph, by ``int8`` and ``float32``.
+        weight_bytes: of the constants in the graph.
+
+    Raises:
+        EnvironmentFault: onnxruntime, onnxscript or onnx is missing.
+    """
+
+    def __init__(self, network: nn.Module, images: Tensor) -> None:
+        """``network`` takes float32 ``images`` (two or more, to export it), in batches of any size."""
+        super().__init__()
+        onnx, runtime = library("onnx", _INSTALL), library("onnxruntime", _INSTALL)
+        library("onnxscript", _INSTALL)
+        quantization: Any = library("onnxruntime.quantization", _INSTALL)
+        with tempfile.TemporaryDirectory() as folder, quietly():
+            exported, prepared, rounded = (Path(folder) / f"{name}.onnx" for name in ("float32", "prepared", "int8"))
+            sizes = ({0: torch.export.Dim("n")},)
+            torch.onnx.export(
+                network,
+                (images[:2],),
+                exported,
+                dynamo=True,
+                dynamic_shapes=sizes,
+                external_data=False,
+                verbose=False,
+                optimize=False,
+            )
+            quantization.shape_inference.quant_pre_process(exported, prepared, skip_symbolic_shape=True)
+            quantization.quantize_dynamic(prepared, rounded, weight_type=quantization.QuantType.QInt8, per_channel=True)
+            graph, content = onnx.load(rounded).graph, rounded.read_bytes()
+        weights = {each.name: onnx.numpy_helper.to_array(each).nbytes for each in graph.initializer}
+        kinds = dict.fromkeys(("Conv", "MatMul", "Gemm"), "float32")
+        kinds |= {"ConvInteger": "int8", "MatMulInteger": "int8"}
+        self.products = Counter(
+            kinds[node.op_type] for node in graph.node if node.op_type in kinds and weights.keys() & {*node.input}
+        )
+        self.weight_bytes = sum(weights.values())
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        self._session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The network's output for float32 images (n, channels, height, width)."""
+        (name,) = (each.name for each in self._session.get_inputs())
+        return torch.from_numpy(self._session.run(None, {name: images.contiguous().numpy()})[0])
