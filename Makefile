@@ -65,7 +65,7 @@ attribution-study: $(READY)  ## reports/attribution: 25 models explained by ten 
 	$(BIN)/python -m tools attribution
 
 # A run that is there is taken up where it stopped; a complete one is left as it is.
-clip-cifar10: $(READY)  ## reports/clip-cifar10: a small CLIP and its supervised twin, trained and compared (an hour on two cores)
+clip-cifar10: $(READY)  ## reports/clip-cifar10: a small CLIP and its supervised twin, trained and compared
 	$(BIN)/diffvit clip train configs/clip_cifar10.yaml $(if $(wildcard runs/clip-cifar10),--resume,--out) runs/clip-cifar10
 	$(BIN)/diffvit train configs/clip_cifar10_twin.yaml $(if $(wildcard runs/clip-cifar10-twin),--resume,--out) runs/clip-cifar10-twin
 	$(BIN)/diffvit compare runs/clip-cifar10 runs/clip-cifar10-twin --out reports/clip-cifar10

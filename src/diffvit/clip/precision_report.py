@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from diffvit.clip.precision import FORMATS, MODES, REFERENCE
+from diffvit.clip.precision import FORMATS, MODES
 from diffvit.errors import InputError
 from diffvit.files import to_json, write_files
 from diffvit.measuring import stamp
@@ -154,7 +154,7 @@ def plot(result: Result) -> bytes:
     _draw_speed(speed, timed, modes)
     seen = [row for row in result["rows"] if row.get("activation_bytes")]
     _draw_memory(memory, seen, [mode for mode in modes if any(row["mode"] == mode for row in seen)])
-    _draw_drift(drift, [row for row in result["drift"] if row["name"] != REFERENCE])
+    _draw_drift(drift, [row for row in result["drift"] if row["cosine_min"] < 1])
     lines = [(_SHADES[mode], "-", mode) for mode in modes] + [(LIGHT.ink, _DASH[layout], layout) for layout in FORMATS]
     handles = [speed.plot([], [], color=shade, ls=dash, lw=2.4, label=label)[0] for shade, dash, label in lines]
     place = {"loc": "outside lower center", "ncols": len(lines)}
