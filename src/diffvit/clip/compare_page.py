@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, UInt8
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.ticker import PercentFormatter
 from matplotlib.transforms import Bbox, BboxBase
@@ -162,10 +163,14 @@ def scatter(rows: Rows, named: Rows, one: str, two: str) -> Figure:
     axes.axline((0, 0), slope=1, color=LIGHT.ink, linewidth=0.8, zorder=1)
     points = Counter((100 * row["second"], 100 * row["first"], _shade(row)) for row in rows)
     across, up, shades = zip(*points, strict=True)
-    axes.scatter(across, up, [24 * math.sqrt(count) for count in points.values()], shades, alpha=0.6, lw=0, zorder=2)
-    axes.set(xlim=(-4, 104), ylim=(-4, 104), aspect="equal")
-    axes.xaxis.set_major_formatter(PercentFormatter(decimals=0))
-    axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
+    axes.scatter(
+        across, up, [24 * min(math.sqrt(count), 8) for count in points.values()], shades, alpha=0.6, lw=0, zorder=2
+    )
+    low, high = min(*across, *up), max(*across, *up)
+    shown = (low - max(2, (high - low) / 15), high + max(2, (high - low) / 15))
+    axes.set(xlim=shown, ylim=shown, aspect="equal")
+    axes.xaxis.set_major_formatter(PercentFormatter())
+    axes.yaxis.set_major_formatter(PercentFormatter())
     made.draw_without_rendering()  # the layout; names are put into it
     frame, taken = axes.get_window_extent(), list[Bbox]()
     dots = axes.transData.transform(list({(x, y) for x, y, _ in points}))
@@ -173,9 +178,10 @@ def scatter(rows: Rows, named: Rows, one: str, two: str) -> Figure:
     for row in named:
         names.setdefault((100 * row["second"], 100 * row["first"]), []).append(plain(row["class"][:_LETTERS]))
     line = {"arrowstyle": "-", "color": LIGHT.series[_GREY], "linewidth": 0.6}
-    style: Any = {"ha": "center", "va": "center", "fontsize": 9, "color": LIGHT.ink, "arrowprops": line}
+    edge = [withStroke(linewidth=2.5, foreground=LIGHT.paper)]  # over the diagonal
+    style: Any = {"ha": "center", "va": "center", "fontsize": 9, "color": LIGHT.ink, "path_effects": edge}
     for point, mine in names.items():
-        text = axes.annotate("\n".join(mine), point, (0, 0), textcoords="offset pixels", **style)
+        text = axes.annotate("\n".join(mine), point, (0, 0), textcoords="offset pixels", arrowprops=line, **style)
         text.set_in_layout(False)
         x, y = axes.transData.transform(point)
         wide, high = Text.get_window_extent(text).padded(2).size
