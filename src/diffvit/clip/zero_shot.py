@@ -79,12 +79,7 @@ def zero_shot_classifier(
 
 
 def kept_rows(
-    clip: Clip,
-    labels: Sequence[str],
-    templates: Templates,
-    *,
-    use_cache: bool = True,
-    progress: Progress | None = None,
+    clip: Clip, labels: Sequence[str], templates: Templates, *, use_cache: bool = True, progress: Progress | None = None
 ) -> tuple[Float32[Tensor, "labels dim"], int]:
     """What :func:`label_rows` gives of one label or more, from the cache where it is there; how many were computed."""
     size = max(1, _PROMPTS_AT_ONCE // len(templates.texts))
