@@ -1,9 +1,9 @@
 """Make the committed lists of classes from WordNet 3.0: ``python -m tools.wordnet [--check]``.
 
 ``cifar10_imagenet.json`` says which of ImageNet's 1000 classes are kinds of CIFAR-10's ten, ``superclasses.json`` which
-groups ImageNet's and CIFAR-10's classes fall into. Both lie in src/diffvit/clip; WordNet is needed here alone (Debian's
-package wordnet-base). A class of CIFAR-10 is a noun, and its members are ImageNet's classes below it by any chain of
-hypernyms. What was chosen, and why:
+groups ImageNet's and CIFAR-10's classes fall into, ``wordnet_names.json`` all names that WordNet has for each of them.
+They lie in src/diffvit/clip; WordNet is needed here alone (Debian's package wordnet-base). A class of CIFAR-10 is a
+noun, and its members are ImageNet's classes below it by any chain of hypernyms. What was chosen, and why:
 
 - Ship is the vessel (n04530566), not the ship (n04194289): CIFAR-10's pictures under that name show sailing boats and
   motor boats too, and WordNet keeps the schooner, the yawl, the catamaran, the trimaran, the speedboat and the lifeboat
@@ -24,13 +24,14 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from diffvit.clip.hub import imagenet_wordnet_ids
 
 NOUNS = Path("/usr/share/wordnet/data.noun")
+SOURCE = "WordNet 3.0, https://wordnet.princeton.edu"
 SHA256 = "fea17d2f9656611334eac790e5d69e47645fa180c4aa481fb4cd9b3520754ca2"  # ImageNet's ids are places in this file
 FOLDER = Path(__file__).parents[1] / "src" / "diffvit" / "clip"
 SYNSETS = {  # in CIFAR-10's order; the second is the name that WordNet must have there
@@ -49,10 +50,15 @@ SYNSETS = {  # in CIFAR-10's order; the second is the name that WordNet must hav
 
 @dataclass(frozen=True)
 class WordNet:
-    """Names and hypernyms of nouns by id, such as ``n02084071`` for the dog; the root alone has no hypernym."""
+    """Names and hypernyms of nouns by id, such as ``n02084071`` for the dog; the root alone has no hypernym.
+
+    ``names`` are the first of all ``synonyms``; ``licence`` is WordNet's own.
+    """
 
     names: Mapping[str, str]
     parents: Mapping[str, tuple[str, ...]]
+    synonyms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    licence: str = ""
 
     def path(self, id: str) -> list[str]:
         """From the root to the id itself by each one's first hypernym: the tree that the network is read as."""
@@ -74,16 +80,20 @@ def read_nouns(path: Path = NOUNS) -> WordNet:
     data = path.read_bytes()
     if (found := hashlib.sha256(data).hexdigest()) != SHA256:
         raise ValueError(f"{path} is not WordNet 3.0's data.noun (SHA-256 {found} vs {SHA256})")
-    names, parents = {}, {}
+    names, parents, synonyms = {}, {}, {}
+    licence: list[str] = []
     for line in data.decode("ascii").splitlines():
-        if line.startswith("  "):  # the licence
+        if line.startswith("  "):  # the licence, its lines numbered
+            licence += line.split()[1:]
             continue
         fields = line.partition(" | ")[0].split()
-        pointers = fields[5 + 2 * int(fields[3], 16) :]  # symbol, offset, part of speech and source of each
-        names[f"n{fields[0]}"] = fields[4].replace("_", " ")
+        words = 4 + 2 * int(fields[3], 16)
+        pointers = fields[words + 1 :]  # symbol, offset, part of speech and source of each
+        synonyms[f"n{fields[0]}"] = tuple(word.replace("_", " ") for word in fields[4:words:2])
+        names[f"n{fields[0]}"] = synonyms[f"n{fields[0]}"][0]
         above = [f"n{offset}" for symbol, offset in zip(pointers[::4], pointers[1::4], strict=True) if symbol[0] == "@"]
         parents[f"n{fields[0]}"] = tuple(dict.fromkeys(above))
-    return WordNet(names, parents)
+    return WordNet(names, parents, synonyms, " ".join(licence).replace("- ", "-"))
 
 
 def cifar10_map(wordnet: WordNet, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -228,7 +238,7 @@ def _meeting(paths: _Paths, depth: int) -> int:
 
 
 def lists(wordnet: WordNet, imagenet: Sequence[str]) -> dict[str, str]:
-    """Both files' contents by their names."""
+    """The files' contents by their names."""
     cifar10 = [synset for synset, _ in SYNSETS.values()]
     lines = []
     for name, ids, largest in (("imagenet", imagenet, None), ("cifar10", cifar10, 5)):
@@ -236,7 +246,13 @@ def lists(wordnet: WordNet, imagenet: Sequence[str]) -> dict[str, str]:
         rows = [{"id": each.id, "name": each.name, "members": [ids[n] for n in each.members]} for each in groups]
         lines.append(f'"{name}": [\n' + ",\n".join(map(json.dumps, rows)) + "\n]")
     mapped = json.dumps(cifar10_map(wordnet, imagenet), indent=2)
-    return {"cifar10_imagenet.json": mapped + "\n", "superclasses.json": "{\n" + ",\n".join(lines) + "\n}\n"}
+    about = json.dumps({"source": SOURCE, "licence": wordnet.licence}, indent=0)[:-2]
+    rows = [f"{json.dumps(id)}: {json.dumps(wordnet.synonyms[id])}" for id in sorted({*imagenet, *cifar10})]
+    return {
+        "cifar10_imagenet.json": mapped + "\n",
+        "superclasses.json": "{\n" + ",\n".join(lines) + "\n}\n",
+        "wordnet_names.json": about + ',\n"names": {\n' + ",\n".join(rows) + "\n}\n}\n",
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -27,22 +27,26 @@ from diffvit.clip.evaluate import (
     Predictions,
     decided,
     gallery,
+    outliers,
     paired,
     predict,
     predictions_of,
+    sensitivity,
     summary,
     supervised_probabilities,
     under_shifts,
 )
 from diffvit.clip.hub import imagenet_wordnet_ids
-from diffvit.clip.labelled import Labelled, superclasses
+from diffvit.clip.labelled import Labelled, superclasses, wordnet_names
 from diffvit.clip.load import Clip
 from diffvit.clip.preprocess import Preprocessing
-from diffvit.clip.templates import twins
-from diffvit.clip.zero_shot import Classifier, zero_shot_probabilities
+from diffvit.clip.small.load import load_small
+from diffvit.clip.templates import load_templates, twins
+from diffvit.clip.zero_shot import Classifier, zero_shot_classifier, zero_shot_probabilities
 from diffvit.data.cifar10 import CLASSES
 from diffvit.data.shifts import shifts
 from diffvit.errors import InputError
+from diffvit.files import read_csv
 from diffvit.reporting.stats import wilson
 from diffvit.training.score import metrics_of
 
@@ -335,16 +339,119 @@ def test_superclasses_of_imagenets_and_cifar10s_classes() -> None:
     assert superclasses(made_labelled(["red", "green"], 2)) == ()
 
 
-def test_a_gallery_holds_what_one_gets_and_the_other_misses() -> None:
+@pytest.mark.parametrize("most", [1, 3, 50])
+@pytest.mark.parametrize("members", [[0], [0, 2], [1, 2, 0]])
+def test_a_gallery_is_sorted_by_the_gap_and_bounded(members: list[int], most: int) -> None:
     one, two = made_predictions(0), made_predictions(1)
-    chosen = gallery(one, two)
-    assert chosen
-    assert all(int(one.rank[n]) == 0 and int(two.rank[n]) > 0 and n != 7 for n in chosen)
-    gaps = [float(one.truth[n] - two.truth[n]) for n in chosen]
-    assert gaps == sorted(gaps, reverse=True)
-    labels = [int(one.labels[n]) for n in chosen]
-    assert max(labels.count(label) for label in labels) <= 2
-    assert gallery(one, one) == []
+    gaps = {n: float(one.truth[n]) - float(two.truth[n]) for n in range(90) if n != UNREADABLE and n % 3 in members}
+    expected: list[int] = []
+    for n in sorted(gaps, key=lambda n: (-gaps[n], n)):
+        if gaps[n] > 0 and [each % 3 for each in expected].count(n % 3) < 2:
+            expected.append(n)
+    assert gallery(one, two, members, most) == expected[:most]
+    assert not set(expected) & set(gallery(two, one, members, 50))
+    assert gallery(one, one, members, most) == []
+
+
+def test_outliers_are_the_largest_differences_either_way() -> None:
+    draw = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = [
+        {"images": 50, "difference": round(float(each), 1), "p_value": float(draw.random())}
+        for each in draw.uniform(-1, 1, 60)
+    ]
+    rows[3] = {"images": 0, "difference": None, "p_value": None}
+    rows[4]["difference"] = 0.0
+    found = [(rows[place]["difference"], rows[place]["p_value"]) for place in outliers(rows)]
+    seen = sorted((row["difference"], row["p_value"]) for row in rows if row["images"])
+    assert found[:8] == seen[:8]
+    assert found[8:] == sorted(seen, key=lambda each: (-each[0], each[1]))[:8]
+    assert outliers(rows[3:5]) == []
+
+
+def by_hand(clip: Clip, prompts: Sequence[Sequence[str]]) -> list[list[float]]:
+    """A zero-shot classifier in float64: a row of unit length for each label's prompts."""
+    made = []
+    for texts in prompts:
+        with torch.no_grad():
+            rows = clip.model.encode_text(clip.tokenizer(list(texts))).double().tolist()  # pyright: ignore
+        lengths = [math.sqrt(sum(value * value for value in row)) for row in rows]
+        mean = [sum(row[k] / length for row, length in zip(rows, lengths, strict=True)) for k in range(len(rows[0]))]
+        made.append([value / math.sqrt(sum(each * each for each in mean)) for value in mean])
+    return made
+
+
+def hits(weights: list[list[float]], rows: Tensor, labels: list[int]) -> list[tuple[int, bool]]:
+    """The label of each image that counts, and whether it is the best one, of equal ones the first."""
+    found = []
+    for row, label in zip(rows.double().tolist(), labels, strict=True):
+        if label >= 0:
+            scores = [sum(x * y for x, y in zip(row, each, strict=True)) for each in weights]
+            found.append((label, scores.index(max(scores)) == label))
+    return found
+
+
+def test_another_name_scores_as_a_classifier_built_by_hand(clip: Clip) -> None:
+    classes, sets = ("cat", "sea lion", "cat", "deer"), [load_templates("openai-7"), load_templates("single")]
+    rows = unit(300, 32, 5) + by_class(clip, classes)[torch.arange(300) % 4] * 0.2
+    rows, labels = torch.nn.functional.normalize(rows), [-1 if n % 50 == 7 else n % 4 for n in range(300)]
+    rows[7] = torch.nan
+    classifiers = [zero_shot_classifier(clip, classes, each, use_cache=False) for each in sets]
+    names = {1: ["Sea Lion", "seal", "CAT", "eared seal"], 2: ["tabby"]}
+    accuracies, variants = sensitivity(clip, classifiers, sets, rows, torch.tensor(labels), names)
+    assert list(variants) == [1, 2]
+    tried = {
+        1: [("sea lion", 0), ("sea lion", 1), ("seal", 0), ("CAT", None), ("eared seal", 0)],
+        2: [("cat", 0), ("cat", 1), ("tabby", 0)],
+    }
+    for place, expected in tried.items():
+        assert [row["name"] for row in variants[place]] == [name for name, _ in expected]
+        for row, (name, number) in zip(variants[place], expected, strict=True):
+            if number is None:
+                assert row["unscored"]
+                assert "recall" not in row
+                continue
+            called = [name if at == place else own for at, own in enumerate(classes)]
+            found = hits(by_hand(clip, [sets[number].prompts(each) for each in called]), rows, labels)
+            mine = [good for label, good in found if label == place]
+            interval = wilson(sum(mine), len(mine))
+            assert row["templates"] == sets[number].name
+            assert (row["recall"], row["low"], row["high"]) == (interval.estimate, interval.low, interval.high)
+            assert row["accuracy"] == sum(good for _, good in found) / len(found)
+            if name in classes:
+                assert row["accuracy"] == accuracies[number]
+    assert variants[2][0]["recall"] == 0  # the first of two equal names is answered
+    assert variants[2][2]["recall"] > 0
+
+
+def by_class(clip: Clip, classes: Sequence[str]) -> Tensor:
+    """What the model makes of each class's bare name, so that features near it are often right."""
+    return torch.tensor(by_hand(clip, [[f"a photo of a {name}."] for name in classes]))
+
+
+def test_names_of_no_known_word_are_not_scored() -> None:
+    small, templates = load_small("cifar10-clip"), load_templates("single")
+    classifiers = [zero_shot_classifier(small, ("cat", "dog"), templates, use_cache=False)]
+    rows = unit(6, classifiers[0].weights.shape[1], 0)
+    names = {0: ["house cat", "Felis catus", "domestic cat"]}
+    _, variants = sensitivity(small, classifiers, [templates], rows, torch.tensor([0, 1] * 3), names)
+    found = [(row["name"], row["unknown_words"], "recall" in row) for row in variants[0]]
+    assert found[0] == ("cat", [], True)
+    assert found[2] == ("Felis catus", ["Felis catus"], False)
+    assert found[3] == ("domestic cat", ["domestic"], True)
+
+
+def test_wordnets_names_of_the_classes() -> None:
+    ids = imagenet_wordnet_ids()
+    assert wordnet_names(made_labelled(["x", "y"], 1, [ids[0], ids[2]])) == [
+        ("tench", "Tinca tinca"),
+        ("great white shark", "white shark", "man-eater", "man-eating shark", "Carcharodon carcharias"),
+    ]
+    assert [names[:2] for names in wordnet_names(made_labelled(["cat", "automobile"], 1))] == [
+        ("domestic cat", "house cat"),
+        ("car", "auto"),
+    ]
+    assert wordnet_names(made_labelled(["red", "green"], 1)) == [(), ()]
+    assert all(wordnet_names(made_labelled([str(place) for place in range(1000)], 1, ids)))
 
 
 def test_the_command_writes_a_page_and_names_what_it_could_not_read(
@@ -369,7 +476,25 @@ def test_the_command_writes_a_page_and_names_what_it_could_not_read(
     assert sum(row["images"] for row in found["per_class"]) == 25
     assert found["computed"] == [25, 25]
     page = Path("seen/compare.html").read_text()
-    assert page.count('<div class="card">') == sum(map(len, found["galleries"]))
+    sides = [(each["superclass"], each[side]) for each in found["galleries"] for side in ("first", "second")]
+    assert page.count('<li class="card">') == sum(len(numbers) for _, numbers in sides) > 0
+    members = {row["superclass"]: row["classes"] for row in found["superclasses"]}
+    for (superclass, numbers), (ahead, behind) in zip(sides, [(0, 1), (1, 0)] * 2, strict=True):
+        cards = [found["answers"][str(number)] for number in numbers]
+        assert {card["class"] for card in cards} <= set(members[superclass])
+        gaps = [card["truth"][ahead] - card["truth"][behind] for card in cards]
+        assert gaps == sorted(gaps, reverse=True)
+        assert min(gaps, default=1) > 0
+    assert [row["class"] for row in found["outliers"]] == ["airplane"]
+    variants = found["outliers"][0]["variants"]
+    assert [(row["name"], row["templates"]) for row in variants] == [
+        *(("airplane", "single"), ("airplane", "openai-7"), ("aeroplane", "single"), ("plane", "single"))
+    ]
+    assert variants[0]["recall"] == found["per_class"][0]["first"]
+    assert variants[1]["accuracy"] == found["templates"][1]["accuracy"]
+    table = read_csv(Path("seen/names.csv"))
+    assert [(row["name"], row["recall"]) for row in table] == [(row["name"], row["recall"]) for row in variants]
+    assert Path("seen/scatter.png").is_file()
     assert Path("seen/categories.csv").read_text().count("\n") == 6
     assert [each["shift"] for each in found["shifts"]["kinds"]] == ["grey", "noise"]
     assert found["shifts"]["images"] == 10
@@ -383,5 +508,10 @@ def test_the_command_writes_a_page_and_names_what_it_could_not_read(
         mine = [each for each in found["per_class"] if each["class"] in row["classes"]]
         assert row["only_first"] == sum(each["only_first"] for each in mine)
     monkeypatch.setattr("diffvit.clip.compare_page.to_png", lambda made: b"")  # drawn above
+    monkeypatch.setattr(subject, "_SHOWN", 2)
+    monkeypatch.setattr(subject, "_LEAST", 1)
     assert run([*command, "--shifts", "none"]) == 3
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["computed"] == [0, 0]
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert again["computed"] == [0, 0]
+    for one, whole in zip(again["galleries"], found["galleries"], strict=True):
+        assert (one["first"], one["second"]) == (whole["first"][:1], whole["second"][:1])

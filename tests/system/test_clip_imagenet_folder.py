@@ -102,7 +102,11 @@ def test_a_killed_comparison_of_imagenets_layout_goes_on_and_counts_as_float64(
     assert sum(row["images"] for row in found["superclasses"]) == len(labels)
     assert len(found["superclasses"]) > 10
     page = Path("clip-compare/compare.html").read_text()
-    assert page.count('<div class="card">') == sum(map(len, found["galleries"])) > 0
+    shown = [len(each["first"]) + len(each["second"]) for each in found["galleries"]]
+    assert page.count('<li class="card">') == sum(shown) > 0
+    assert max(shown) <= 8
+    assert len(page) < 4_000_000
+    assert 1 <= len(found["outliers"]) <= 16
 
 
 @pytest.mark.cifar10

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +12,8 @@ from hypothesis import strategies as st
 
 from diffvit.clip.hub import imagenet_wordnet_ids
 from diffvit.data.cifar10 import CLASSES
-from tools.wordnet import FOLDER, SYNSETS, Superclass, WordNet, cifar10_map, superclasses
+from tools import wordnet as subject
+from tools.wordnet import FOLDER, SYNSETS, Superclass, WordNet, cifar10_map, read_nouns, superclasses
 
 COMMITTED = json.loads((FOLDER / "cifar10_imagenet.json").read_text(encoding="utf-8"))
 
@@ -34,6 +37,35 @@ def test_the_committed_map_is_sensible() -> None:
     assert (places["horse"], places["airplane"]) == ([339], [404])
     assert "minivan" in COMMITTED["automobile"]["member_names"]
     assert {"schooner", "container ship", "liner", "pirate"} <= set(COMMITTED["ship"]["member_names"])
+
+
+def test_the_committed_names_are_of_every_class_and_begin_with_wordnets_first() -> None:
+    committed = json.loads((FOLDER / "wordnet_names.json").read_text(encoding="utf-8"))
+    assert set(committed) == {"source", "licence", "names"}
+    names = committed["names"]
+    assert names.keys() == {*imagenet_wordnet_ids(), *(id for id, _ in SYNSETS.values())}
+    firsts = dict(SYNSETS.values())
+    for entry in COMMITTED.values():
+        firsts |= dict(zip(entry["members"], entry["member_names"], strict=True))
+    assert all(names[id][0] == name for id, name in firsts.items())
+    assert all(len(set(each)) == len(each) for each in names.values())
+
+
+def test_reading_wordnets_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "data.noun"
+    path.write_text(
+        "  1 This software is  \n  2 \n"
+        "00001740 03 n 01 entity 0 001 ~ 00001930 n 0000 | that which is  \n"
+        "00001930 05 n 03 house_cat 1 Felis_catus 0 b 0 002 @ 00001740 n 0000 @i 00001740 n 0000 | any | cat  \n"
+    )
+    with pytest.raises(ValueError, match="is not WordNet"):
+        read_nouns(path)
+    monkeypatch.setattr(subject, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    found = read_nouns(path)
+    assert found.names == {"n00001740": "entity", "n00001930": "house cat"}
+    assert found.parents == {"n00001740": (), "n00001930": ("n00001740",)}
+    assert found.synonyms["n00001930"] == ("house cat", "Felis catus", "b")
+    assert found.licence == "This software is"
 
 
 def small() -> WordNet:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import io
+import itertools
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float64, UInt8
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
 from matplotlib.ticker import PercentFormatter
+from matplotlib.transforms import Bbox, BboxBase
 from PIL import Image
 
 from diffvit import __version__
@@ -22,13 +28,15 @@ from diffvit.files import to_csv, to_json
 from diffvit.reporting.stats import wilson
 from diffvit.reporting.style import LIGHT, dress, figure, plain, to_png
 from diffvit.reporting.tables import data_note
-from diffvit.reporting.texts import render
+from diffvit.reporting.texts import data_uri, render
 
-_THUMBNAIL = 160  # pixels
+_THUMBNAIL, _QUALITY = 160, 80  # pixels; of the JPEG of a larger picture
 _PLOTTED = 40  # categories; of more, the ends of the order
 _GREY = 6  # place in a theme's series
 _COLUMNS = 3
+_LETTERS = 26  # of a name in the scatter plot
 Rows = Sequence[Mapping[str, Any]]
+Point = tuple[float, float]
 
 
 def comparison_files(found: Evaluation, shifts: Sequence[Shift], command: str) -> dict[str, bytes]:
@@ -41,6 +49,20 @@ def comparison_files(found: Evaluation, shifts: Sequence[Shift], command: str) -
     rows, above, shifted = in_order(result["per_class"]), in_order(result["superclasses"]), result["shifts"]
     files = {"compare.json": to_json(result), "categories.csv": to_csv(result["per_class"])}
     files["categories.png"] = to_png(forest(rows, one, two))
+    files["scatter.png"] = to_png(scatter(rows, result["outliers"], one, two))
+    if result["outliers"]:
+        files["names.csv"] = to_csv(
+            [
+                {
+                    "class": row["class"],
+                    "images": row["images"],
+                    **each,
+                    "unknown_words": ", ".join(each["unknown_words"]),
+                }
+                for row in result["outliers"]
+                for each in row["variants"]
+            ]
+        )
     if above:
         files["superclasses.csv"] = to_csv(
             [{**row, "classes": "; ".join(row["classes"])} for row in result["superclasses"]]
@@ -93,15 +115,23 @@ def decided_note(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _thumbnail(pixels: UInt8[np.ndarray, "3 h w"]) -> bytes:
+def _thumbnail(pixels: UInt8[np.ndarray, "3 h w"]) -> str:
+    """As a data URI: smaller as JPEG, larger, for small pictures, as PNG."""
     picture = to_picture(pixels)
     side = max(picture.size)
     scale = _THUMBNAIL / side if side > _THUMBNAIL else max(1, _THUMBNAIL // side)
     width, height = (max(1, round(length * scale)) for length in picture.size)
     buffer = io.BytesIO()
-    way = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
-    picture.resize((width, height), way).save(buffer, "PNG")
-    return buffer.getvalue()
+    if scale < 1:
+        picture.resize((width, height), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=_QUALITY)
+        return data_uri(buffer.getvalue(), "image/jpeg")
+    picture.resize((width, height), Image.Resampling.NEAREST).save(buffer, "PNG")
+    return data_uri(buffer.getvalue())
+
+
+def _shade(row: Mapping[str, Any]) -> str:
+    """Grey where nothing is decided, else the better model's colour."""
+    return LIGHT.series[_GREY if not row["decided"] else 0 if row["low"] > 0 else 1]
 
 
 def forest(rows: Rows, one: str, two: str, *, key: str = "class") -> Figure:
@@ -114,15 +144,66 @@ def forest(rows: Rows, one: str, two: str, *, key: str = "class") -> Figure:
     title = f"By {'category' if key == 'class' else key}, with 95% intervals (grey: not decided){ends}"
     dress(axes, LIGHT, title=title, x=plain(f"{one} minus {two}, points of accuracy"), y="", grid=False)
     for place, row in enumerate(shown):
-        shade = LIGHT.series[_GREY if not row["decided"] else 0 if row["low"] > 0 else 1]
-        axes.plot([100 * row["low"], 100 * row["high"]], [place, place], color=shade, linewidth=2)
-        axes.plot([100 * row["difference"]], [place], "o", color=shade, markersize=5)
+        axes.plot([100 * row["low"], 100 * row["high"]], [place, place], color=_shade(row), linewidth=2)
+        axes.plot([100 * row["difference"]], [place], "o", color=_shade(row), markersize=5)
     axes.axvline(0, color=LIGHT.ink, linewidth=0.8)
     axes.set_yticks(range(len(shown)), [plain(row[key])[:30] for row in shown], fontsize=9)
     axes.invert_yaxis()
     axes.grid(axis="x", color=LIGHT.faint)
     axes.spines["left"].set_visible(False)
     return made
+
+
+def scatter(rows: Rows, named: Rows, one: str, two: str) -> Figure:
+    """Each row's accuracy by the first model, upwards, against the second's; the rows ``named`` have their names."""
+    made = figure(LIGHT, 7.6, 7.8)
+    axes = made.add_subplot()
+    title = "Each category's accuracy by both models\n(grey: not decided; larger: several in one place)"
+    dress(axes, LIGHT, title=title, x=plain(two), y=plain(one))
+    axes.axline((0, 0), slope=1, color=LIGHT.ink, linewidth=0.8, zorder=1)
+    points = Counter((100 * row["second"], 100 * row["first"], _shade(row)) for row in rows)
+    across, up, shades = zip(*points, strict=True)
+    axes.scatter(
+        across, up, [24 * min(math.sqrt(count), 8) for count in points.values()], shades, alpha=0.6, lw=0, zorder=2
+    )
+    low, high = min(*across, *up), max(*across, *up)
+    shown = (low - max(2, (high - low) / 15), high + max(2, (high - low) / 15))
+    axes.set(xlim=shown, ylim=shown, aspect="equal")
+    axes.xaxis.set_major_formatter(PercentFormatter())
+    axes.yaxis.set_major_formatter(PercentFormatter())
+    made.draw_without_rendering()  # the layout; names are put into it
+    frame, taken = axes.get_window_extent(), list[Bbox]()
+    dots = axes.transData.transform(list({(x, y) for x, y, _ in points}))
+    names: dict[Point, list[str]] = {}
+    for row in named:
+        names.setdefault((100 * row["second"], 100 * row["first"]), []).append(plain(row["class"][:_LETTERS]))
+    line = {"arrowstyle": "-", "color": LIGHT.series[_GREY], "linewidth": 0.6}
+    edge = [withStroke(linewidth=2.5, foreground=LIGHT.paper)]  # over the diagonal
+    style: Any = {"ha": "center", "va": "center", "fontsize": 9, "color": LIGHT.ink, "path_effects": edge}
+    for point, mine in names.items():
+        text = axes.annotate("\n".join(mine), point, (0, 0), textcoords="offset pixels", arrowprops=line, **style)
+        text.set_in_layout(False)
+        x, y = axes.transData.transform(point)
+        wide, high = Text.get_window_extent(text).padded(2).size
+        around = Bbox.from_bounds(x - wide / 2, y - high / 2, wide, high)
+        if box := _room(around, frame, taken, dots):
+            taken.append(box)
+            text.set_position((box.x0 - around.x0, box.y0 - around.y0))
+        else:
+            text.remove()
+    return made
+
+
+def _room(around: Bbox, frame: BboxBase, taken: Sequence[Bbox], dots: Float64[np.ndarray, "n 2"]) -> Bbox | None:
+    """Where in the frame a text around a point can go: over no taken place, near, over few dots; None for nowhere."""
+    found: list[tuple[float, Bbox]] = []
+    for reach, turn in itertools.product(range(12, 240, 8), range(16)):
+        angle = math.tau * turn / 16
+        right, up = math.cos(angle) * (reach + around.width / 2), math.sin(angle) * (reach + around.height / 2)
+        box = around.translated(right, up)
+        if frame.count_contains(box.corners()) == 4 and not any(box.overlaps(other) for other in taken):
+            found.append((reach + 60 * box.padded(3).count_contains(dots), box))
+    return min(found, key=lambda each: each[0])[1] if found else None
 
 
 def shift_curves(shifts: Mapping[str, Any], one: str, two: str) -> Figure:

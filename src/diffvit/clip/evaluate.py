@@ -6,8 +6,8 @@ Each image is encoded once per model (:mod:`diffvit.clip.encode`); every figure 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,11 +15,19 @@ from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
 from diffvit.clip.encode import Encoded, Encoder, encode_all, image_encoder
-from diffvit.clip.labelled import Labelled, Superclass, imagenet_groups, superclasses
+from diffvit.clip.labelled import Labelled, Superclass, imagenet_groups, superclasses, wordnet_names
 from diffvit.clip.load import Clip, Supervised
 from diffvit.clip.published import beside
-from diffvit.clip.templates import Templates
-from diffvit.clip.zero_shot import PIECE, Progress, zero_shot_classifier, zero_shot_probabilities
+from diffvit.clip.templates import Templates, twins
+from diffvit.clip.zero_shot import (
+    PIECE,
+    Classifier,
+    Progress,
+    kept_rows,
+    unknown_words,
+    zero_shot_classifier,
+    zero_shot_probabilities,
+)
 from diffvit.data.shifts import Shift
 from diffvit.errors import ConfigError, InputError
 from diffvit.reporting.stats import CONFIDENCE, exact_paired, wilson
@@ -27,7 +35,8 @@ from diffvit.training.score import calibration_gap
 
 TOP = 5
 NO_IDS = "the classes are not named by WordNet ids"
-_SHOWN, _PER_CLASS = 12, 2  # images of a gallery; of these of one class
+_SHOWN, _LEAST, _PER_CLASS = 24, 4, 2  # images of all superclasses' galleries together; of one at least; of a class
+_OUTLIERS = 8  # classes, at most, that the one model is best ahead in; and as many for the other
 Watch = Callable[[str], Progress]  # from what is counted ("pictures, CLIP RN50") to who is told
 
 
@@ -112,7 +121,8 @@ def evaluate(
         templates: the first set makes the classifier; a comparison gives the accuracy with each of the others too.
         supervised: the other model.
         names: for prompts and results, one per class; by default the classes' own.
-        compare: whether both models are compared: by category and superclass, with galleries, and under shifts.
+        compare: whether both models are compared: by category and superclass, with galleries, under shifts, and the
+            categories that they differ most in with other templates and names.
         shifts: done to ``shift_images`` of the images, spread over the classes.
         shift_images: how many.
         watch: makes a progress callback from what is counted.
@@ -129,6 +139,7 @@ def evaluate(
     named = labelled if names is None else labelled.renamed(names)
     left_out = [name for place, name in enumerate(named.classes) if place not in set(places)]
     above = superclasses(labelled.only(places)) if compare else ()  # by the classes' own names
+    synonyms = wordnet_names(labelled.only(places)) if compare else []
     labelled = named.only(places)
     classes = labelled.classes
     classifiers = [
@@ -136,8 +147,7 @@ def evaluate(
         for each in (templates if compare else templates[:1])
     ]
     encoder = image_encoder(clip)
-    zero_shot = [Model(encoder, lambda rows, of=each: zero_shot_probabilities(clip, of, rows)) for each in classifiers]
-    models = zero_shot[:1]
+    models = [Model(encoder, lambda rows: zero_shot_probabilities(clip, classifiers[0], rows))]
     used: list[Clip | Supervised] = [clip]
     if supervised is not None:
         models.append(Model(image_encoder(supervised), lambda rows: supervised_probabilities(rows, groups)))
@@ -174,11 +184,11 @@ def evaluate(
         raise found.faults[0]
     shifted = labelled.spread(shift_images, readable.nonzero()[:, 0].tolist())
     result |= _comparison(labelled, above, found)
-    rows, labels = found.encoded[0].rows, found.predictions[0].labels
-    for each, model in zip(sets, zero_shot, strict=True):
-        right = predictions_of(model.probabilities(rows), labels, readable).rank[readable] == 0
-        each["accuracy"] = float(right.double().mean())
-    result["templates"] = sets
+    per_class, labels = result["per_class"], found.predictions[0].labels.where(readable, -1)
+    others = {place: synonyms[place] for place in outliers(per_class)}
+    accuracies, variants = sensitivity(clip, classifiers, templates, found.encoded[0].rows, labels, others, watch=watch)
+    result["templates"] = [{**each, "accuracy": value} for each, value in zip(sets, accuracies, strict=True)]
+    result["outliers"] = [{**per_class[place], "variants": rows} for place, rows in variants.items()]
     result["shifts"] = under_shifts(models, shifted, shifts, watch=watch) if shifts else None
     return Evaluation(result, labelled, shifted, found.faults, first.warnings)
 
@@ -218,19 +228,25 @@ def _text(line: str) -> str:
 
 def _comparison(labelled: Labelled, groups: Sequence[Superclass], found: Predicted) -> dict[str, Any]:
     """Both models by category, by superclass and by image."""
-    classes, both = labelled.classes, found.predictions
+    classes, (one, two) = labelled.classes, found.predictions
+    both = [one, two]
     above = [
         {"superclass": each.name, "id": each.id, "classes": [classes[place] for place in each.members]}
         | paired(both, each.members)
         for each in groups
     ]
-    galleries = [gallery(*both), gallery(*both[::-1])]
+    kinds = [(each.name, each.members) for each in groups] or [("", range(len(classes)))]
+    most = max(_LEAST, _SHOWN // len(kinds))
+    galleries = [
+        {"superclass": name, "first": gallery(one, two, members, most), "second": gallery(two, one, members, most)}
+        for name, members in kinds
+    ]
     answers = {}
-    for number in sorted({number for each in galleries for number in each}):
+    for number in sorted({number for each in galleries for side in ("first", "second") for number in each[side]}):
         best = [zip(each.top[number].tolist(), each.probabilities[number].tolist(), strict=True) for each in both]
         top = [[[classes[label], value] for label, value in each] for each in best]
-        truth = classes[labelled.labels[number]]
-        answers[str(number)] = {"picture": labelled.places[number], "class": truth, "top": top}
+        about = {"picture": labelled.places[number], "class": classes[labelled.labels[number]]}
+        answers[str(number)] = {**about, "truth": [float(each.truth[number]) for each in both], "top": top}
     return {
         "overall": paired(both),
         "per_class": decided([{"class": name, **paired(both, [place])} for place, name in enumerate(classes)]),
@@ -242,17 +258,103 @@ def _comparison(labelled: Labelled, groups: Sequence[Superclass], found: Predict
     }
 
 
-def gallery(winner: Predictions, loser: Predictions) -> list[int]:
-    """Images that the one gets right and the other does not, those first where they are furthest apart; at most 12."""
-    places = ((winner.rank == 0) & (loser.rank > 0) & winner.readable).nonzero()[:, 0]
+def gallery(ahead: Predictions, behind: Predictions, members: Sequence[int], most: int) -> list[int]:
+    """Images of the classes ``members`` to whose true class ``ahead`` gives more probability than ``behind``.
+
+    The largest gap first; at most ``most`` images, and two of a class.
+    """
+    gaps = ahead.truth.double() - behind.truth.double()
+    places = ((gaps > 0) & ahead.readable & torch.isin(ahead.labels, torch.tensor(members))).nonzero()[:, 0]
     chosen: list[int] = []
     counts = Counter[int]()
-    for place in places[(loser.truth[places] - winner.truth[places]).argsort(stable=True)].tolist():
-        label = int(winner.labels[place])
+    for place in places[gaps[places].argsort(descending=True, stable=True)].tolist():
+        label = int(ahead.labels[place])
         counts[label] += 1
         if counts[label] <= _PER_CLASS:
             chosen.append(place)
-    return chosen[:_SHOWN]
+    return chosen[:most]
+
+
+def outliers(rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Places of the rows of :func:`paired` with the largest differences, first those of the second model.
+
+    At most eight of each model, the largest first; of equal ones that with the smaller p-value.
+    """
+    chosen: list[int] = []
+    for sign in (1, -1):
+        mine = [place for place, row in enumerate(rows) if row["images"] and sign * row["difference"] < 0]
+        mine.sort(key=lambda place: (sign * rows[place]["difference"], rows[place]["p_value"]))
+        chosen += mine[:_OUTLIERS]
+    return chosen
+
+
+def sensitivity(
+    clip: Clip,
+    classifiers: Sequence[Classifier],
+    templates: Sequence[Templates],
+    rows: Float32[Tensor, "n width"],
+    labels: Int64[Tensor, " n"],
+    names: Mapping[int, Sequence[str]],
+    *,
+    watch: Watch | None = None,
+) -> tuple[list[float], dict[int, list[dict[str, Any]]]]:
+    """How much some classes' recall depends on the templates, and on what the class is called.
+
+    Args:
+        clip: the zero-shot model.
+        classifiers: one for each of ``templates``.
+        templates: other names are put into the first set.
+        rows: CLIP's features of the images, at unit length.
+        labels: of the images; -1 for those that do not count.
+        names: by the place of a class that has images, other names for it, each tried while other classes keep theirs.
+        watch: as for :func:`evaluate`.
+
+    Returns:
+        The accuracy with each set of templates; and by the place of each class its variants, first those with its own
+        name: ``recall`` with ``low`` and ``high`` (Wilson's interval, 95%), and ``accuracy`` over all images. A name
+        that is another class's, or of no word that a small CLIP knows, has none of them: ``unscored`` says why.
+    """
+    first, seen = classifiers[0], labels >= 0
+
+    def right(of: Classifier) -> Bool[Tensor, " n"]:
+        return (zero_shot_probabilities(clip, of, rows).argmax(dim=1) == labels)[seen]  # of equal ones the first
+
+    def measured(place: int, hits: Bool[Tensor, " n"]) -> dict[str, Any]:
+        mine = hits[labels[seen] == place]
+        share = wilson(int(mine.sum()), len(mine))
+        recall = {"recall": share.estimate, "low": share.low, "high": share.high}
+        return {**recall, "accuracy": float(hits.double().mean())}
+
+    with_sets = [right(each) for each in classifiers]
+    variants: dict[int, list[dict[str, Any]]] = {}
+    scored: list[tuple[int, dict[str, Any]]] = []
+    for place, others in names.items():
+        own = first.labels[place]
+        tried = [(own, each.name) for each in templates]
+        tried += [(name, templates[0].name) for name in others if name.casefold() != own.casefold()]
+        taken = {label.casefold() for label in first.labels if label != own}
+        mine = [{"name": name, "templates": used, **_reading(clip, name, taken)} for name, used in tried]
+        for row, hits in zip(mine, with_sets, strict=False):
+            row |= {"unscored": "", **measured(place, hits)}
+        scored += [(place, row) for row in mine[len(templates) :] if not row["unscored"]]
+        variants[place] = mine
+    if scored:
+        progress = watch and watch("labels, other names")
+        made, _ = kept_rows(clip, [row["name"] for _, row in scored], templates[0], progress=progress)
+        for (place, row), weights in zip(scored, made, strict=True):
+            changed, called = first.weights.clone(), list(first.labels)
+            changed[place], called[place] = weights, row["name"]
+            row |= measured(place, right(replace(first, weights=changed, labels=tuple(called), twins=twins(called))))
+    return [float(hits.double().mean()) for hits in with_sets], variants
+
+
+def _reading(clip: Clip, name: str, taken: Collection[str]) -> dict[str, Any]:
+    """Words of a name that a small CLIP does not know, and why the name cannot be scored, if so."""
+    try:
+        unknown, why = list(unknown_words(clip, [name])), ""
+    except ConfigError:
+        unknown, why = [name], "no word of it was in the captions"
+    return {"unknown_words": unknown, "unscored": "another category's name" if name.casefold() in taken else why}
 
 
 def under_shifts(

@@ -269,14 +269,23 @@ def superclasses(labelled: Labelled) -> tuple[Superclass, ...]:
 
     The partition is committed; groups without a class here are left out. Classes without WordNet ids have no groups.
     """
-    ids, kind = labelled.wordnet_ids, "imagenet"
-    synsets = {name: entry["synset"] for name, entry in _committed("cifar10_imagenet.json").items()}
-    if ids is None and set(labelled.classes) <= synsets.keys():
-        ids, kind = tuple(synsets[name] for name in labelled.classes), "cifar10"
-    if ids is None:
-        return ()
+    ids, kind = _wordnet_ids(labelled)
     found = []
     for group in _committed("superclasses.json")[kind]:
         members = tuple(place for place, id in enumerate(ids) if id in group["members"])
         found.append(Superclass(group["id"], group["name"], members))
     return tuple(sorted((group for group in found if group.members), key=lambda group: group.members[0]))
+
+
+def _wordnet_ids(labelled: Labelled) -> tuple[tuple[str, ...], str]:
+    """The classes' ids, none where they have none, and whose they are."""
+    synsets = {name: entry["synset"] for name, entry in _committed("cifar10_imagenet.json").items()}
+    if labelled.wordnet_ids is None and set(labelled.classes) <= synsets.keys():
+        return tuple(synsets[name] for name in labelled.classes), "cifar10"
+    return labelled.wordnet_ids or (), "imagenet"
+
+
+def wordnet_names(labelled: Labelled) -> list[tuple[str, ...]]:
+    """WordNet's names of each class, synonyms of one another; none where the classes have no WordNet ids."""
+    names = _committed("wordnet_names.json")["names"]
+    return [tuple(names[id]) for id in _wordnet_ids(labelled)[0]] or [()] * len(labelled.classes)

@@ -74,6 +74,14 @@ def zero_shot_classifier(
         InputError: the model's text features are not finite.
     """
     unknown, cut, context = _unread(clip, labels, templates)
+    rows, computed = kept_rows(clip, labels, templates, use_cache=use_cache, progress=progress)
+    return Classifier(rows, tuple(labels), computed, twins(labels), unknown, cut, context)
+
+
+def kept_rows(
+    clip: Clip, labels: Sequence[str], templates: Templates, *, use_cache: bool = True, progress: Progress | None = None
+) -> tuple[Float32[Tensor, "labels dim"], int]:
+    """What :func:`label_rows` gives of one label or more, from the cache where it is there; how many were computed."""
     size = max(1, _PROMPTS_AT_ONCE // len(templates.texts))
     tokenizer = [clip.name, type(clip.tokenizer).__name__, library("open_clip").__version__]
     key = digest([_VERSION, text_fingerprint(clip.model), tokenizer, templates.texts, list(labels), size])
@@ -93,7 +101,7 @@ def zero_shot_classifier(
         rows = [compute(index) for index in range(len(chunks))]
     if progress:
         progress(len(labels), len(labels))
-    return Classifier(torch.cat(rows), tuple(labels), computed, twins(labels), unknown, cut, context)
+    return torch.cat(rows), computed
 
 
 def classify(clip: Clip, classifier: Classifier, images: Float[Tensor, "n 3 h w"]) -> Float32[Tensor, "n labels"]:

@@ -1,0 +1,68 @@
+"""The plot of both models' accuracies by class, and the pictures of the page."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+from urllib.request import urlopen
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.text import Text
+from PIL import Image
+
+from diffvit.clip.compare_page import _thumbnail, scatter
+from diffvit.clip.evaluate import outliers
+from diffvit.reporting.style import LIGHT
+
+
+def made_rows(count: int, images: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Classes of which the second model gets more."""
+    draw = np.random.default_rng(seed)
+    rows = []
+    for place in range(count):
+        first, second = (int(draw.binomial(images, chance)) / images for chance in draw.beta((2, 5), (2, 2)))
+        apart = first - second
+        interval = {"low": apart - 0.1, "high": apart + 0.1, "decided": abs(apart) > 0.3, "p_value": 1 - abs(apart)}
+        name = f"class ${place}" * (1 + place % 3)
+        rows.append(
+            {"class": name, "images": images, "first": first, "second": second, "difference": apart, **interval}
+        )
+    return rows
+
+
+@pytest.mark.parametrize(("count", "images"), [(1, 5), (10, 100), (100, 50), (1000, 50), (1000, 1)])
+def test_the_scatter_plot_names_the_outliers_and_no_name_is_over_another(count: int, images: int) -> None:
+    rows = made_rows(count, images)
+    named = [rows[place] for place in outliers(rows)]
+    made = scatter(rows, named, "the first", "the second")
+    [axes] = made.axes
+    [dots] = axes.collections
+    shades = [to_hex(shade, keep_alpha=False) for shade in dots.get_facecolor()]  # pyright: ignore
+    seen = {(*place, shade) for place, shade in zip(np.asarray(dots.get_offsets()).tolist(), shades, strict=True)}
+    assert seen == {
+        (100 * row["second"], 100 * row["first"], LIGHT.series[(row["difference"] < 0) if row["decided"] else 6])
+        for row in rows
+    }
+    assert axes.get_xlim() == axes.get_ylim()
+    assert axes.get_aspect() == 1
+    said = [line for text in axes.texts for line in text.get_text().split("\n")]
+    assert sorted(said) == sorted(row["class"][:26].replace("$", r"\$") for row in named)
+    made.draw_without_rendering()
+    boxes = [Text.get_window_extent(text) for text in axes.texts]
+    frame = axes.get_window_extent()
+    assert all(frame.count_contains(box.corners()) == 4 for box in boxes)
+    assert not any(one.overlaps(two) for place, one in enumerate(boxes) for two in boxes[:place])
+
+
+@pytest.mark.parametrize(("size", "kind", "shown"), [((640, 480), "JPEG", (160, 120)), ((32, 30), "PNG", (160, 150))])
+def test_large_pictures_are_shrunk_as_jpeg_and_small_ones_enlarged_exactly(
+    size: tuple[int, int], kind: str, shown: tuple[int, int]
+) -> None:
+    width, height = size
+    pixels = np.random.default_rng(0).integers(0, 256, (3, height, width), dtype=np.uint8)
+    with urlopen(_thumbnail(pixels)) as file, Image.open(io.BytesIO(file.read())) as picture:
+        assert (picture.format, picture.size) == (kind, shown)
+        if kind == "PNG":
+            assert np.array_equal(np.asarray(picture)[::5, ::5].transpose(2, 0, 1), pixels)
