@@ -291,7 +291,7 @@ def _tell_probes(probes: Sequence[Result]) -> None:
     rows = [
         [
             *(each["model"], f"{each['train_images']:,}", f"{each['images']:,}"),
-            f"{show.percent(each['accuracy'])} ({show.percent(each['low'])} to {show.percent(each['high'])})",
+            _with_interval(each),
             f"{each['strength']:g}" + (", the end of the range" if each["at_end"] else ""),
         ]
         for each in probes
@@ -357,12 +357,9 @@ def _robustness(where: str, options: Options, choice: ClipChoice) -> tuple[dict[
     for each in result["sets"]:
         for model in each["models"]:
             own, known = model["imagenet"], model["published"]
-            cells = [
-                f"{show.percent(m['accuracy'])} ({show.percent(m['low'])} to {show.percent(m['high'])})"
-                for m in (model, own)
-            ]
+            cells = [each["name"], model["model"], f"{model['images']:,}", _with_interval(model), _with_interval(own)]
             cells += [f"{100 * (own['accuracy'] - model['accuracy']):+.1f}", show.percent(known and known["accuracy"])]
-            rows.append([each["name"], model["model"], f"{model['images']:,}", *cells])
+            rows.append(cells)
     show.table(["set", "model", "pictures", "accuracy", "ImageNet, same classes", "loss", "published"], rows)
     result["files"] = files = write_files(out, robustness_files(result), "The figures are above.")
     show.line(f"files  {', '.join(map(str, files))}")
@@ -416,6 +413,10 @@ def _published(where: str, options: Options, choice: ClipChoice) -> tuple[dict[s
 # What is said
 
 
+def _with_interval(of: Result) -> str:
+    return f"{show.percent(of['accuracy'])} ({show.percent(of['low'])} to {show.percent(of['high'])})"
+
+
 def _ends(rows: Sequence[Any]) -> list[Any]:
     """All rows; of many, those at both ends."""
     return list(rows) if len(rows) <= ALL else [*rows[: ALL // 2], *rows[-ALL // 2 :]]
@@ -434,7 +435,7 @@ def _class_table(models: Sequence[Result], classes: Sequence[str]) -> None:
     rows = []
     for place in chosen:
         of = [model["per_class"][place] for model in models]
-        cells = [f"{show.percent(m['accuracy'])} ({show.percent(m['low'])} to {show.percent(m['high'])})" for m in of]
+        cells = [_with_interval(each) for each in of]
         rows.append([classes[place], f"{first[place]['images']:,}", *cells])
     show.table(["class", "pictures", *(model["model"] for model in models)], rows)
 

@@ -96,11 +96,9 @@ def robustness(
 ) -> tuple[dict[str, Any], list[InputError]]:
     """Evaluate CLIP zero-shot and a model of ImageNet's 1000 classes on ImageNet and on sets of :func:`find_sets`.
 
-    Returns:
-        ``imagenet`` and ``sets`` with the figures of each model; of a set's models also ``imagenet``, the accuracy of
-        the set's classifier on ImageNet's images of the set's classes, from the same features. ``points`` are what
-        :func:`diffvit.clip.published.points` gives, none where the set or ImageNet is not whole. And the errors of
-        unreadable images.
+    Returns the figures and the errors of unreadable images. A set's models have also ``imagenet``, the accuracy of
+    the set's classifier on ImageNet's images of the set's classes, from the features that are there; ``points`` of
+    :func:`diffvit.clip.published.points` are given where the set and ImageNet are whole.
 
     Raises:
         ConfigError: the supervised model has other classes.
@@ -120,26 +118,18 @@ def robustness(
 
     base, rows = evaluated(imagenet, "ImageNet"), []
     whole = set_of(imagenet) == "imagenet"
+    kept = ("data", "images", "unreadable", "models")
     for name, labelled in sets.items():
         found, of = evaluated(labelled, _title(name)), table()["sets"][name]["images"]
-        models = found.result["models"]
-        for model, own in zip(models, _on_imagenet(base, found), strict=True):
+        for model, own in zip(found.result["models"], _on_imagenet(base, found), strict=True):
             model["imagenet"] = own
             if None in (model["accuracy"], own["accuracy"]):
                 raise faults[0]
-        row = {"set": name, "name": _title(name), "data": labelled.name, "images": len(labelled), "of": of}
         compared = points(name) if whole and len(labelled) == of else []
-        rows.append(
-            row
-            | {
-                "classes": len(labelled.classes),
-                "unreadable": found.result["unreadable"],
-                "models": models,
-                "points": compared,
-            }
-        )
-    kept = {key: base.result[key] for key in ("data", "images", "unreadable", "models", "templates")}
-    result = {"imagenet": {"whole": whole, **kept}, "sets": rows, "warnings": list(warnings)}
+        row = {"set": name, "name": _title(name), "of": of, "points": compared}
+        rows.append(row | {key: found.result[key] for key in kept})
+    about = {"whole": whole, **{key: base.result[key] for key in (*kept, "templates")}}
+    result = {"imagenet": about, "sets": rows, "warnings": list(warnings)}
     return result | {"failed": [fault.line for fault in faults]}, faults
 
 
@@ -162,9 +152,9 @@ def robustness_files(result: Mapping[str, Any]) -> dict[str, bytes]:
     rows: list[dict[str, Any]] = []
     for each in result["sets"]:
         for model in each["models"]:
-            own = {f"imagenet_{name}": value for name, value in model["imagenet"].items()}
             figures = {name: model[name] for name in ("model", "images", "accuracy", "low", "high")}
-            rows.append({"set": each["set"], **figures, **own, "same_classes": True, "source": "measured"})
+            figures |= {f"imagenet_{name}": value for name, value in model["imagenet"].items()}
+            rows.append({"set": each["set"], **figures, "same_classes": True, "source": "measured"})
         for point in each["points"]:
             figures = {"model": point["model"], "accuracy": point["accuracy"], "imagenet_accuracy": point["imagenet"]}
             rows.append({"set": each["set"], **figures, "same_classes": point["matched"], "source": point["source"]})
@@ -184,7 +174,7 @@ def robustness_picture(sets: Sequence[Mapping[str, Any]]) -> Figure:
     panels = list(made.subplots(lines, columns, squeeze=False).flat)
     drawn: dict[str, Any] = {}  # for the legend
     for each, axes in zip(sets, panels, strict=False):
-        part = "" if each["images"] == each["of"] else f"\n{each['images']:,} of {each['of']:,} images"
+        part = f"\n{each['images']:,} of {each['of']:,} images" if each["images"] != each["of"] else ""
         dress(axes, LIGHT, title=each["name"] + part, x="accuracy on ImageNet, same classes", y="accuracy")
         ends: list[float] = []
         for shade, model in zip(LIGHT.series, each["models"], strict=False):
