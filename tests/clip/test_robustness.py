@@ -20,6 +20,7 @@ from small_clip import NAME, openai_state, register, small_file, small_model
 
 from diffvit.cli.main import run
 from diffvit.clip import published
+from diffvit.clip import robustness as subject
 from diffvit.clip.hub import imagenet_wordnet_ids
 from diffvit.clip.labelled import Labelled, imagenet_groups, objectnet, open_labelled, subsets
 from diffvit.clip.robustness import SETS, find_sets, robustness_picture
@@ -241,7 +242,11 @@ def test_both_accuracies_are_among_a_sets_classes(capsys: Captured) -> None:
 
 
 @pytest.mark.usefixtures("_there")
-def test_pictures_that_cannot_be_read_and_fewer_of_each_class(capsys: Captured) -> None:
+def test_a_whole_set_with_an_unreadable_picture_has_published_points(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(published.table()["sets"]["imagenet-a"], "images", 200)
+    monkeypatch.setattr(subject, "set_of", lambda _: "imagenet")
     shutil.copytree("sets/adversarial", "some")
     Path(f"some/{A[0]}/0.png").write_bytes(b"")
     picture(Path(f"some/{A[1]}/1.png"), 1)
@@ -251,7 +256,11 @@ def test_pictures_that_cannot_be_read_and_fewer_of_each_class(capsys: Captured) 
     assert (found["images"], found["unreadable"], found["models"][0]["images"]) == (200, 1, 199)
     assert found["models"][0]["imagenet"]["images"] == 200
     assert [line.partition(":")[0] for line in err.splitlines() if " of " not in line or "error" in line] == ["error"]
-    assert Path("clip-robustness/robustness.json").is_file()
+    assert found["points"] == published.points("imagenet-a")
+    rows = list(csv.DictReader(Path("clip-robustness/robustness.csv").read_text().splitlines()))
+    sources = [row["source"] for row in rows]
+    assert (len(rows), sources.count("measured")) == (2 + len(found["points"]), 2)
+    assert "part of" not in out
 
 
 @pytest.mark.parametrize(
