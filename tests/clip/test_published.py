@@ -20,15 +20,6 @@ def images(count: int, classes: int, *, ids: bool = True, place: str = "a/{}.png
     return Labelled("a set", names, folders, labels, places, places, lambda _: pytest.fail("no image is read"))
 
 
-@pytest.mark.parametrize("name", [name for name in published.table()["sets"] if name != "cifar10"])
-def test_sets_of_imagenet_are_known_by_their_images_and_classes(name: str) -> None:
-    known = published.table()["sets"][name]
-    whole = images(known["images"], known["classes"])
-    assert published.set_of(whole) == name
-    assert published.set_of(whole.only(range(known["classes"] - 1))) is None
-    assert published.set_of(images(known["images"] - 1, known["classes"])) is None
-
-
 def test_cifar10_is_known_by_its_test_images_and_all_classes() -> None:
     assert published.set_of(images(10_000, 10, ids=False, place="test/{}")) == "cifar10"
     assert published.set_of(images(10_000, 10, ids=False, place="train/{}")) is None
@@ -38,9 +29,10 @@ def test_cifar10_is_known_by_its_test_images_and_all_classes() -> None:
 def test_every_figure_has_a_set_and_a_source_and_is_a_fraction() -> None:
     table = published.table()
     for figures in table["models"].values():
-        of_sets = {name: value for name, value in figures.items() if name != "source"}
-        assert of_sets.keys() <= table["sets"].keys()
-        assert all(0.2 < value < 0.9 for value in of_sets.values())
+        of_sets = {name: value for name, value in figures.items() if name not in ("source", "elsewhere")}
+        assert {name.removeprefix("imagenet on ") for name in of_sets} <= table["sets"].keys()
+        assert all(0 <= value < 0.95 for value in of_sets.values())
+        assert figures.get("elsewhere", "tv-v1") in table["models"]
         assert figures["source"] in table["sources"]
 
 
@@ -52,7 +44,10 @@ def test_a_figure_within_three_tenths_of_a_point_is_as_published() -> None:
         assert found["as_published"] is near
         assert found["difference"] == pytest.approx(accuracy - 0.5982)
     assert published.beside("RN50/openai", images(10, 5), 0.5) is None
-    assert published.beside("tv-v1", images(10_000, 1000), 0.5) is None
+    assert published.beside("tv-v1", images(7_500, 1000), 0.5) is None
+    of_same_weights = published.beside("tv-v1", images(10_000, 1000), 0.6333)
+    assert of_same_weights is not None
+    assert of_same_weights["as_published"]
     assert published.beside(None, whole, 0.5) is None
     assert published.beside("tv-v2", whole, None) is None
 

@@ -98,6 +98,8 @@ class Options:
 
     compare: Annotated[bool, SWITCH] = False
     """Compare both models by category, as one page."""
+    robustness: Path | None = None
+    """Folder of ImageNet-V2, -A, -R, -Sketch, ObjectNet, or of one: accuracy on each against WHERE, ImageNet."""
     published: Annotated[bool, SWITCH] = False
     """All results that need published weights; WHERE is ImageNet."""
     tasks: str = "zero-shot"
@@ -143,6 +145,9 @@ class Options:
         if self.published and given & {"compare", "labels_file", "supervised", "supervised_weights"}:
             hint = "Leave out --compare, --labels-file, --supervised and --supervised-weights."
             raise ConfigError("--published", "compares with both ResNet-50s by itself", hint)
+        if self.robustness and (wrong := given & {"compare", "published", "labels_file", "tasks"}):
+            flags = ", ".join(sorted(f"--{name.replace('_', '-')}" for name in wrong))
+            raise ConfigError("--robustness", f"does not go with {flags}", "Leave one of them out.")
         if given & {"v1_weights", "v2_weights", "budget"} and not self.published:
             raise ConfigError("--v1-weights, --v2-weights, --budget", "are for --published alone", "Leave them out.")
         if given & {"shifts", "shift_pictures"} and not (self.compare or self.published):
@@ -155,7 +160,7 @@ class Options:
             raise ConfigError("--captions", "is for --tasks retrieval, which needs it", "Give both, or none.")
         if self.probe_train and "linear-probe" not in self.wanted:
             raise ConfigError("--probe-train", "is for --tasks linear-probe", "Add it.")
-        if self.supervised_weights and not (self.supervised or self.compare):
+        if self.supervised_weights and not (self.supervised or self.compare or self.robustness):
             raise ConfigError("--supervised-weights", "needs --supervised", "Say what they are: tv-v1 or tv-v2.")
         if self.shift_pictures < 1:
             raise ConfigError("--shift-pictures", f"must be at least 1 (found {self.shift_pictures})")
@@ -194,7 +199,8 @@ def evaluate(where: Where, /, *, options: Options = USUAL, choice: ClipChoice = 
     kept in the user's cache: an interrupted call goes on, a repeated one reads.
     """
     options.check()
-    result, faults = (_published if options.published else _evaluated)(where, options, choice)
+    way = _published if options.published else _robustness if options.robustness else _evaluated
+    result, faults = way(where, options, choice)
     output.as_json(result)
     if faults:
         raise summed(faults, "Everything else is above.")
@@ -285,7 +291,7 @@ def _tell_probes(probes: Sequence[Result]) -> None:
     rows = [
         [
             *(each["model"], f"{each['train_images']:,}", f"{each['images']:,}"),
-            f"{show.percent(each['accuracy'])} ({show.percent(each['low'])} to {show.percent(each['high'])})",
+            _with_interval(each),
             f"{each['strength']:g}" + (", the end of the range" if each["at_end"] else ""),
         ]
         for each in probes
@@ -310,13 +316,13 @@ def _tell_retrieval(found: Result) -> None:
 
 
 def _supervised(options: Options, labelled: Labelled, device: str) -> Supervised | None:
-    """The model beside CLIP; a comparison has a ResNet-50 by default."""
+    """The model beside CLIP; a comparison and robustness have a ResNet-50 by default."""
     from diffvit.clip.labelled import imagenet_groups
     from diffvit.clip.load import load_supervised, load_vit
     from diffvit.clip.small.load import is_own
     from diffvit.kernels import accelerate
 
-    name = options.supervised or (RESNET50 if options.compare else None)
+    name = options.supervised or (RESNET50 if options.compare or options.robustness else None)
     if name is None:
         return None
     if options.supervised_weights or not is_own(name):
@@ -326,6 +332,38 @@ def _supervised(options: Options, labelled: Labelled, device: str) -> Supervised
     supervised = load_vit(name, device=device)
     accelerate(supervised.model)
     return supervised
+
+
+def _robustness(where: str, options: Options, choice: ClipChoice) -> tuple[dict[str, Any], list[InputError]]:
+    """Both models on ImageNet and on the sets with its classes."""
+    out = options.out or Path("clip-robustness")
+    refuse_folder(out)
+
+    from diffvit.clip.robustness import find_sets, robustness, robustness_files
+    from diffvit.clip.templates import load_templates
+    from diffvit.files import write_files
+    from diffvit.reporting.texts import render
+
+    templates = load_templates((options.templates or TEMPLATES)[0])
+    imagenet = options.pictures(where)
+    sets, unknown = find_sets(options.robustness or Path(), imagenet)
+    if options.limit is not None:
+        sets = {name: labelled.at_most(options.limit) for name, labelled in sets.items()}
+    supervised = _supervised(options, imagenet, choice.place)
+    result, faults = robustness(choice.load(), supervised, imagenet, sets, templates, watch=show.Lines)
+    show.warn(result["warnings"])
+    show.line(render("clip/pages/robustness.txt", **result, unknown=unknown).rstrip())
+    rows = []
+    for each in result["sets"]:
+        for model in each["models"]:
+            own, known = model["imagenet"], model["published"]
+            cells = [each["name"], model["model"], f"{model['images']:,}", _with_interval(model), _with_interval(own)]
+            cells += [f"{100 * (own['accuracy'] - model['accuracy']):+.1f}", show.percent(known and known["accuracy"])]
+            rows.append(cells)
+    show.table(["set", "model", "pictures", "accuracy", "ImageNet, same classes", "loss", "published"], rows)
+    result["files"] = files = write_files(out, robustness_files(result), "The figures are above.")
+    show.line(f"files  {', '.join(map(str, files))}")
+    return result, list({fault.what: fault for fault in faults}.values())
 
 
 def _published(where: str, options: Options, choice: ClipChoice) -> tuple[dict[str, Any], list[InputError]]:
@@ -374,6 +412,10 @@ def _published(where: str, options: Options, choice: ClipChoice) -> tuple[dict[s
 # What is said
 
 
+def _with_interval(of: Result) -> str:
+    return f"{show.percent(of['accuracy'])} ({show.percent(of['low'])} to {show.percent(of['high'])})"
+
+
 def _ends(rows: Sequence[Any]) -> list[Any]:
     """All rows; of many, those at both ends."""
     return list(rows) if len(rows) <= ALL else [*rows[: ALL // 2], *rows[-ALL // 2 :]]
@@ -392,7 +434,7 @@ def _class_table(models: Sequence[Result], classes: Sequence[str]) -> None:
     rows = []
     for place in chosen:
         of = [model["per_class"][place] for model in models]
-        cells = [f"{show.percent(m['accuracy'])} ({show.percent(m['low'])} to {show.percent(m['high'])})" for m in of]
+        cells = [_with_interval(each) for each in of]
         rows.append([classes[place], f"{first[place]['images']:,}", *cells])
     show.table(["class", "pictures", *(model["model"] for model in models)], rows)
 

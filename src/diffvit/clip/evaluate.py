@@ -61,7 +61,8 @@ class Evaluation:
     """What :func:`evaluate` gives: the figures, ready for JSON, and the images and texts behind them.
 
     ``labelled`` are images of classes that all models can answer, ``shifted`` those that shifts were done to;
-    ``faults`` are of unreadable images, ``warnings`` of what CLIP cannot read of the class names.
+    ``faults`` are of unreadable images, ``warnings`` of what CLIP cannot read of the class names; ``models`` and
+    ``found`` are the models in the order of ``result``, and what they computed.
     """
 
     result: dict[str, Any]
@@ -69,6 +70,8 @@ class Evaluation:
     shifted: Labelled
     faults: list[InputError]
     warnings: list[str]
+    models: list[Model]
+    found: Predicted
 
 
 class Model(NamedTuple):
@@ -179,7 +182,7 @@ def evaluate(
             "labels_computed": first.computed,
             "templates": {**sets[0], "first": templates[0].texts[0]},
         }
-        return Evaluation(result, labelled, labelled, found.faults, first.warnings)
+        return Evaluation(result, labelled, labelled, found.faults, first.warnings, models, found)
     if not bool(readable.any()):
         raise found.faults[0]
     shifted = labelled.spread(shift_images, readable.nonzero()[:, 0].tolist())
@@ -190,7 +193,7 @@ def evaluate(
     result["templates"] = [{**each, "accuracy": value} for each, value in zip(sets, accuracies, strict=True)]
     result["outliers"] = [{**per_class[place], "variants": rows} for place, rows in variants.items()]
     result["shifts"] = under_shifts(models, shifted, shifts, watch=watch) if shifts else None
-    return Evaluation(result, labelled, shifted, found.faults, first.warnings)
+    return Evaluation(result, labelled, shifted, found.faults, first.warnings, models, found)
 
 
 def predict(
@@ -436,18 +439,19 @@ def summary(predictions: Predictions, classes: Sequence[str]) -> dict[str, Any]:
     right = torch.bincount(labels[rank == 0], minlength=len(classes)).tolist()
     count = len(rank)
     return {
-        **_share(sum(right), count),
+        **share(sum(right), count),
         "unreadable": len(seen) - count,
         "top5": int((rank < TOP).sum()) / count if count and len(classes) > TOP else None,
         "mean_confidence": float(confidence.mean()) if count else None,
         "calibration_error": calibration_gap(confidence, rank == 0) if count else None,
         "per_class": [
-            {"class": name, **_share(good, among)} for name, good, among in zip(classes, right, images, strict=True)
+            {"class": name, **share(good, among)} for name, good, among in zip(classes, right, images, strict=True)
         ],
     }
 
 
-def _share(correct: int, count: int) -> dict[str, Any]:
+def share(correct: int, count: int) -> dict[str, Any]:
+    """How many ``images``, and the ``accuracy`` with its 95% interval ``low`` to ``high``; None without images."""
     if not count:
         return {"images": 0, "accuracy": None, "low": None, "high": None}
     found = wilson(correct, count)

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from diffvit.clip.hub import imagenet_wordnet_ids
+from diffvit.clip.load import IMAGENET
 from diffvit.clip.templates import check_text, imagenet_names, twins
 from diffvit.data import sources
 from diffvit.data.cifar10 import CLASSES, SIZE
@@ -23,6 +25,8 @@ from diffvit.data.layout import class_folders, image_files
 from diffvit.errors import ConfigError, InputError, few
 
 CIFAR10 = "cifar10"
+OBJECTNET = "objectnet"
+_BORDER = 2  # pixels around every image that ObjectNet released, to be cut off
 _WORDNET_ID = re.compile(r"n\d{8}")
 _SPLITS = {"train", "training", "val", "valid", "validation", "test"}
 
@@ -110,7 +114,9 @@ def open_labelled(where: str | Path, *, split: str = "test", data_dir: Path | No
     Args:
         where: ``cifar10``, or a folder with a folder per class, whose files may lie deeper; hidden ones and those whose
             suffix says that they are no images are left out. Folders named by WordNet ids of ImageNet-1k get OpenAI's
-            names for them (two pairs are the same), others are called as they are, with spaces for "_".
+            names for them (two pairs are the same), and so do all of "0" to "999", as ImageNet-V2 has them. Where all
+            of ObjectNet's objects that ImageNet has are there, these 113 are the classes, their images without the
+            border. Others are called as they are, with spaces for "_".
         split: of CIFAR-10: test or train.
         data_dir: where CIFAR-10 lies; by default what DIFFVIT_DATA says.
 
@@ -124,8 +130,8 @@ def open_labelled(where: str | Path, *, split: str = "test", data_dir: Path | No
     if split != "test":
         raise ConfigError("--split", f"is for {CIFAR10}; a folder is taken as it is", "Name the split's own folder.")
     root = Path(where)
-    folders = _class_folders(root)
-    classes, ids = _names(root, folders)
+    naming, folders = named_folders(_class_folders(root))
+    classes, ids = _names(root, folders, naming)
     labels: list[int] = []
     files: list[Path] = []
     for label, folder in enumerate(folders):
@@ -134,7 +140,28 @@ def open_labelled(where: str | Path, *, split: str = "test", data_dir: Path | No
             raise InputError(str(root / folder), "holds no images", "Put some there, or take the folder away.")
         files.extend(mine)
         labels.extend([label] * len(mine))
-    return of_files(root, files, labels, classes, ids)
+    found = of_files(root, files, labels, classes, ids)
+    if naming != OBJECTNET:
+        return found
+    read, stamps = found.read, tuple(f"{stamp} without border" for stamp in found.stamps)
+    return replace(found, stamps=stamps, read=lambda number: _inside(read(number)))
+
+
+def _inside(pixels: UInt8[np.ndarray, "3 h w"]) -> UInt8[np.ndarray, "3 inner_h inner_w"]:
+    return pixels[:, _BORDER:-_BORDER, _BORDER:-_BORDER] if min(pixels.shape[1:]) > 2 * _BORDER else pixels
+
+
+def named_folders(folders: list[str]) -> tuple[str | None, list[str]]:
+    """How folders of classes are named, and those that are classes, in order.
+
+    As "wordnet" (ids, of ImageNet-1k or not), "places" among ImageNet's classes or "objectnet"; None for any other.
+    """
+    if folders and all(_WORDNET_ID.fullmatch(folder) for folder in folders):
+        return "wordnet", folders
+    if len(folders) == IMAGENET and set(folders) == set(map(str, range(IMAGENET))):
+        return "places", sorted(folders, key=int)
+    objects = {entry["folder"] for entry in objectnet().values()}
+    return (OBJECTNET, sorted(objects)) if objects <= set(folders) else (None, folders)
 
 
 def of_files(
@@ -182,9 +209,14 @@ def _class_folders(root: Path) -> list[str]:
     return folders
 
 
-def _names(root: Path, folders: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+def _names(root: Path, folders: Sequence[str], naming: str | None) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
     """What the classes are called, and their WordNet ids where all are ImageNet's."""
-    if all(_WORDNET_ID.fullmatch(folder) for folder in folders):
+    if naming == "places":
+        return imagenet_names(), imagenet_wordnet_ids()
+    if naming == OBJECTNET:
+        called = {entry["folder"]: name for name, entry in objectnet().items()}
+        return tuple(called[folder] for folder in folders), None
+    if naming == "wordnet":
         named = dict(zip(imagenet_wordnet_ids(), imagenet_names(), strict=True))
         if named.keys() >= set(folders):
             return tuple(named[folder] for folder in folders), tuple(folders)
@@ -215,16 +247,28 @@ def cifar10_members() -> dict[str, list[str]]:
     return {name: list(entry["members"]) for name, entry in _committed("cifar10_imagenet.json").items()}
 
 
+def objectnet() -> dict[str, dict[str, Any]]:
+    """ObjectNet's 113 objects that ImageNet-1k has: for each name its ``folder`` and the WordNet ``ids``."""
+    return _committed("robustness_sets.json")[OBJECTNET]["classes"]
+
+
+def subsets() -> dict[str, set[str]]:
+    """The WordNet ids of the sets that have some of ImageNet-1k's classes: ``imagenet-a`` and ``imagenet-r``."""
+    return {name: set(each["ids"]) for name, each in _committed("robustness_sets.json").items() if "ids" in each}
+
+
+@cache
 def _committed(name: str) -> Any:
-    """A list that ``python -m tools.wordnet`` made."""
+    """A committed list, which is not to be changed."""
     return json.loads(resources.files("diffvit.clip").joinpath(name).read_text(encoding="utf-8"))
 
 
 def imagenet_groups(labelled: Labelled) -> tuple[list[int], list[list[int]]]:
     """The classes that a model of ImageNet's 1000 classes can answer, and for each its places among those.
 
-    WordNet ids have one place each. Classes that are all CIFAR-10's have the places of :func:`cifar10_members`. Any
-    other class has the place of the one OpenAI name that is the same but for capitals.
+    WordNet ids have one place each. Classes that are all CIFAR-10's have the places of :func:`cifar10_members`, those
+    of ObjectNet the places of :func:`objectnet`. Any other class has the place of the one OpenAI name that is the same
+    but for capitals.
 
     Raises:
         ConfigError: no class, or only one where there are several, can be answered; or two have the same place.
@@ -236,6 +280,8 @@ def imagenet_groups(labelled: Labelled) -> tuple[list[int], list[list[int]]]:
     elif set(labelled.classes) <= set(CLASSES):
         members = cifar10_members()
         groups = [sorted(order[wordnet_id] for wordnet_id in members[name]) for name in labelled.classes]
+    elif set(labelled.classes) == objectnet().keys():
+        groups = [[order[wordnet_id] for wordnet_id in objectnet()[name]["ids"]] for name in labelled.classes]
     else:
         named: dict[str, list[int]] = {}
         for place, name in enumerate(imagenet_names()):
