@@ -349,21 +349,21 @@ def measure(
 ) -> dict[str, Any]:
     """``rows``, ``drift`` and ``between`` of :func:`run`, measured until ``end`` (of ``torch.utils.benchmark.timer``).
 
-    Each batch size has an equal share of the time that is left, and so has the drift, which follows the first.
+    Each batch size has an equal share of the time that is left, and the drift, which comes last, has the rest.
     """
-    sizes, rows, drift, between = sorted(set(plan.batch_sizes)), [], [], None
+    sizes, rows = sorted(set(plan.batch_sizes)), []
     per_image: dict[str, float] = {}
     for place, size in enumerate(sizes):
-        share = (end - timer()) / (len(sizes) - place + (between is None))
+        share = (end - timer()) / (len(sizes) - place + 1)
         tell(f"batch {size}: {max(0.0, share):.0f} s")
         batch = images[torch.arange(size) % len(images)].contiguous()
         found, cost = _batch_rows(engines, batch, per_image, plan.most, timer() + share)
         rows += found
         per_image |= {name: seconds / size for name, seconds in cost.items()}
-        if between is None and REFERENCE in cost:
-            tell("drift")
-            until = timer() + (end - timer()) / (len(sizes) - place)
-            drift, between = _drift_rows(engines, images, zero_shot, per_image, until)
+    if REFERENCE not in per_image:
+        return {"rows": rows, "drift": [], "between": None}
+    tell(f"drift: {max(0.0, end - timer()):.0f} s")
+    drift, between = _drift_rows(engines, images, zero_shot, per_image, end)
     return {"rows": rows, "drift": drift, "between": between}
 
 

@@ -75,14 +75,18 @@ def speed_tables(result: Result) -> list[Table]:
 
 
 def best_rows(result: Result) -> list[dict[str, Any]]:
-    """A row for each mode at the largest batch at which strict FP32 was timed, in the memory format that was faster.
+    """A row for each mode at one batch size, in the memory format that was faster there.
 
-    Each has its ``drift`` (None where that was not measured), the first is strict FP32's.
+    The batch size is the largest of those at which most modes were timed. Each row has its ``drift`` (None where that
+    was not measured); the first is strict FP32's.
     """
     timed = [row for row in result["rows"] if not row["reason"] and row["speed_ratio"]]
-    largest = max((row["batch_size"] for row in timed), default=None)
+    modes: dict[int, set[str]] = {}
+    for row in timed:
+        modes.setdefault(row["batch_size"], set()).add(row["mode"])
+    size = max(modes, key=lambda size: (len(modes[size]), size), default=None)
     best: dict[str, Result] = {}
-    for row in (row for row in timed if row["batch_size"] == largest):
+    for row in (row for row in timed if row["batch_size"] == size):
         known = best.setdefault(row["mode"], row)
         if row["speed_ratio"]["median"] > known["speed_ratio"]["median"]:
             best[row["mode"]] = row
