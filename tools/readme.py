@@ -113,6 +113,7 @@ def highlight(lead: str, records: Sequence[RunRecord], recipe: str | None) -> di
     compiling = max(float(row.get("compile_seconds") or 0.0) for row in rows)
     return {
         "lead": lead,
+        "recipe": recipe,
         "name": f"[{Path(recipe).name}]({recipe})" if recipe else label_of(first["attention"]),
         "accuracy": tables.accuracy_cell(rows),
         "time": tables.duration(_mean(rows, "train_seconds")),
@@ -153,12 +154,14 @@ def _seeds(numbers: Sequence[int]) -> str:
 
 
 def highlights_of(root: Path) -> list[dict[str, Any]]:
-    """What is said of each arm of the folders of :data:`HIGHLIGHTS` that hold rows."""
+    """What is said of each arm of the folders of :data:`HIGHLIGHTS`; where some have a recipe still, of those alone."""
     recipes = {path: parse(read_yaml(path), str(path)) for path in sorted((root / "configs").glob("*.yaml"))}
     found = []
     for name, lead in HIGHLIGHTS.items():
+        of_folder: list[dict[str, Any]] = []
         for arm in arms(preferred(read(root / REPORTS / name))):
             of_arm = (path for path, config in recipes.items() if is_run_of(arm.records[0], config))
             recipe = next((path.relative_to(root).as_posix() for path in of_arm), None)
-            found.append(highlight(lead, arm.records, recipe))
+            of_folder.append(highlight(lead, arm.records, recipe))
+        found += [each for each in of_folder if each["recipe"]] or of_folder
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,3 +65,9 @@ def test_other_recipes_get_a_sentence_from_their_rows(project: Path, make_run: M
     assert "**On a GPU:** ViT reaches 80.00% (73.9 to 85.0) in 31.5 s of training, after at most 24.2 s of" in text
     assert "**On a GPU:** Diff-ViT reaches 82.00%" in text
     assert "on a GPU:**" not in text  # the other folders have no rows
+    (project / "configs").mkdir()
+    shutil.copy(pair[1] / "config.yaml", project / "configs" / "twin.yaml")
+    refresh(project)
+    text = (project / "README.md").read_text()
+    assert "**On a GPU:** [twin.yaml](configs/twin.yaml) reaches 82.00%" in text
+    assert text.count("**On a GPU:**") == 1, "an arm without a recipe is not told where another has one"
