@@ -1,8 +1,8 @@
 """CLIP's generated documents, from committed files alone.
 
-The page docs/clip.md has three generated parts (the map of CIFAR-10, the small CLIP, published weights); the precision
-reports and the plot of names are whole files. ``python -m tools.clip RUN`` takes the names that a run of ``diffvit clip
-train`` tried into reports/clip-cifar10/names.csv.
+The page docs/clip.md has four generated parts (the map of CIFAR-10, robustness sets, the small CLIP, published
+weights); the precision reports and the plot of names are whole files. ``python -m tools.clip RUN`` takes the names that
+a run of ``diffvit clip train`` tried into reports/clip-cifar10/names.csv.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SEEN, KNOWN, PARTLY, UNKNOWN = KINDS = (
 
 
 def documents(root: Path) -> dict[Path, Content]:
-    """The page's three parts, the precision reports, and the plots.
+    """The page's four parts, the precision reports, and the plots.
 
     Raises:
         InputError: a committed file is missing or damaged.
@@ -62,6 +62,7 @@ def documents(root: Path) -> dict[Path, Content]:
     page = root / PAGE
     blocks = {
         "cifar10-map": render("clip-map.md", map=_json(root / MAP, "python -m tools.wordnet")),
+        "robustness-sets": render("clip-robustness-sets.md", sets=table()["sets"]),
         "small-clip": small_clip(root),
         "clip-published": published(root / PUBLISHED),
     }
