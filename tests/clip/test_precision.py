@@ -280,8 +280,10 @@ def test_images_of_a_folder_are_decoded_and_squared(tmp_path: Path) -> None:
             precision.sample_images(place, 3)
     pixels = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     (tmp_path / "inner").mkdir()
-    for name in ("b.png", "inner/a.png"):
-        Image.fromarray(pixels).save(tmp_path / name)
+    Image.fromarray(pixels).save(tmp_path / "b.png")
+    with pytest.raises(InputError, match="holds a single image"):
+        precision.sample_images(tmp_path, 3)
+    Image.fromarray(pixels).save(tmp_path / "inner" / "a.png")
     (tmp_path / "notes.txt").write_text("no image")
     found = precision.sample_images(tmp_path, 8)
     assert (found.name, found.classes, found.places) == (f"folder {tmp_path.name}", (), ("b.png", "inner/a.png"))
@@ -298,6 +300,13 @@ def test_images_of_a_folder_are_decoded_and_squared(tmp_path: Path) -> None:
         Image.fromarray(pixels).save(tmp_path / "outer" / f"{name}.png")
     of_classes = precision.sample_images(tmp_path, 2)
     assert (of_classes.classes, of_classes.labels) == (("inner", "outer"), (0, 1)), "spread over the classes"
+    targets = precision.zero_shot_targets(load_small("cifar10-clip"), of_classes.renamed(["cat", "quokka"]))
+    assert targets.classes.shape[0] == 2
+    (warning,) = targets.warnings
+    assert "quokka" in warning
+    found = committed() | {"warnings": [warning]}
+    assert warning in report(found)
+    assert warning not in report(committed())
 
 
 @pytest.mark.cifar10

@@ -616,6 +616,7 @@ def precision(
     if all(row["reason"] for row in result["rows"]):
         why = f"{budget:g} seconds were too short to time a single pass"
         raise ConfigError("--budget", why, "Nothing was written; give more, or smaller --batch-sizes.")
+    show.warn(result["warnings"])
     for found in (*speed_tables(result), drift_table(result), summary_table(result)):
         show.table(found.columns, found.rows)
     report = write(result, out)

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -119,6 +119,7 @@ def run(
     if missing:
         measured["rows"] += [{**missing, "batch_size": size} for size in sorted(set(plan.batch_sizes))]
     scale, count = (zero_shot.scale, len(labelled.classes)) if zero_shot else (LOGIT_SCALE, CLASSES)
+    warnings = list(zero_shot.warnings) if zero_shot else []
     parameters = sum(each.numel() for each in visual.parameters())
     return {
         "benchmark": "precision",
@@ -126,6 +127,7 @@ def run(
         "encoder": {"name": name, "weights": weights, "trained": clip is not None, "parameters": parameters},
         "pictures": {"name": labelled.name, "count": len(images), "size": images.shape[-1]},
         **measured,
+        "warnings": warnings,
         "environment": environment,
         "seconds": timer() - start,
     }
@@ -424,19 +426,22 @@ def _seconds(engine: Engine, images: Tensor) -> float:
 class Targets(NamedTuple):
     """What embeddings are compared with: a float64 unit vector for each class, and the scale of the logits.
 
-    ``labels`` (int64, one per image) are None where no accuracy is measured.
+    ``labels`` (int64, one per image) are None where no accuracy is measured; ``warnings`` are of what CLIP cannot read
+    of the classes' names.
     """
 
     classes: Tensor
     scale: float
     labels: Tensor | None = None
+    warnings: Sequence[str] = ()
 
 
 def zero_shot_targets(clip: Clip, labelled: Labelled) -> Targets:
     """The zero-shot classifier of the images' classes (OpenAI's 80 templates), and the images' labels."""
     classifier = zero_shot_classifier(clip, labelled.classes, load_templates(TEMPLATES))
     model: Any = clip.model
-    return Targets(classifier.weights.double(), float(model.logit_scale.exp()), torch.tensor(labelled.labels))
+    scale, labels = float(model.logit_scale.exp()), torch.tensor(labelled.labels)
+    return Targets(classifier.weights.double(), scale, labels, classifier.warnings)
 
 
 def _drift_rows(
@@ -515,7 +520,7 @@ def sample_images(data_dir: Path | None, count: int) -> Labelled:
     Nothing is downloaded.
 
     Raises:
-        InputError: no such folder, no images in it, or a damaged one.
+        InputError: no such folder, fewer than two images in it, or a damaged one.
     """
     place = sources.place_of("cifar10", data_dir)
     if place is not None and not place.is_dir():
@@ -528,8 +533,9 @@ def sample_images(data_dir: Path | None, count: int) -> Labelled:
         labelled = Labelled(drawn.name, (), None, (0,) * count, (*numbers,), (*numbers,), lambda number: pixels[number])
     else:
         files = sorted(image_files(data_dir))
-        if not files:
-            raise InputError(str(data_dir), "holds neither CIFAR-10 nor images", "Leave --data-dir out for shapes.")
+        if len(files) < 2:
+            why = "holds a single image, two are needed" if files else "holds neither CIFAR-10 nor images"
+            raise InputError(str(data_dir), why, "Leave --data-dir out for shapes.")
         labelled = of_files(data_dir, files, [0] * len(files), ())
         with contextlib.suppress(InputError):  # no folder per class
             of_classes = open_labelled(data_dir)

@@ -56,7 +56,8 @@ def report(result: Result) -> str:
     substituted = {row["name"]: row for row in result["rows"] if row.get("substituted")}
     speed, drift = [markdown(each) for each in speed_tables(result)], markdown(drift_table(result))
     more = {"speed": speed, "drift_rows": drift, "summary": markdown(summary_table(result)), "best": best_rows(result)}
-    page = render("clip/pages/precision.md", **result, substituted=substituted.values(), **more)
+    more |= {"warnings": result.get("warnings", [])}  # older results have none
+    page = render("clip/pages/precision.md", **(dict(result) | more), substituted=substituted.values())
     return page.rstrip("\n") + "\n"
 
 
