@@ -9,7 +9,7 @@ ifneq ($(and $(DIFFVIT_DATA),$(wildcard $(DIFFVIT_DATA)/official/cifar10)),)
 override export DIFFVIT_DATA := $(DIFFVIT_DATA)/official
 endif
 
-.PHONY: demo app app-load screenshot test test-system check types style docs bench attribution-study clip-cifar10 studies clip-published clean
+.PHONY: demo app app-load screenshot test test-system check types style docs bench attribution-study clip-cifar10 clip-efficientnet studies clip-published clean
 .DELETE_ON_ERROR:
 
 $(READY): pyproject.toml constraints.txt
@@ -80,6 +80,13 @@ studies: $(READY)  ## every study at tier short, its report, docs/results.md (ab
 	  $(BIN)/diffvit study run $$name --tier short --workers 2 && $(BIN)/diffvit study report $$name --tier short || exit 1; \
 	done
 	$(BIN)/python -m tools results
+
+EFFICIENTNET = --model cifar10-clip --supervised timm:tf_efficientnet_lite0 --supervised-weights "$(WEIGHTS)"
+clip-efficientnet: $(READY)  ## reports/clip-efficientnet: a classifier of ImageNet; PHOTOS=folder by WordNet ids, WEIGHTS=file
+	test -n "$(PHOTOS)" -a -n "$(WEIGHTS)" || { echo "say where both lie: make clip-efficientnet PHOTOS=folder WEIGHTS=file" >&2; exit 2; }
+	$(BIN)/diffvit clip compare "$(PHOTOS)" $(EFFICIENTNET) --shift-pictures 1000 --out reports/clip-efficientnet/photos
+	$(BIN)/diffvit clip compare cifar10 $(EFFICIENTNET) --out reports/clip-efficientnet/cifar10
+	$(BIN)/python -m tools clip
 
 clip-published: $(READY)  ## reports/clip-published: all that needs published weights; IMAGENET=folder of its validation pictures
 	test -n "$(IMAGENET)" || { echo "say where ImageNet's validation pictures lie: make clip-published IMAGENET=folder" >&2; exit 2; }

@@ -1,8 +1,8 @@
 """CLIP's generated documents, from committed files alone.
 
-The page docs/clip.md has four generated parts (the map of CIFAR-10, robustness sets, the small CLIP, published
-weights); the precision reports and the plot of names are whole files. ``python -m tools.clip RUN`` takes the names that
-a run of ``diffvit clip train`` tried into reports/clip-cifar10/names.csv.
+The page docs/clip.md has five generated parts (the map of CIFAR-10, robustness sets, the small CLIP, a classifier of
+ImageNet, published weights); the precision reports and the plot of names are whole files. ``python -m tools.clip RUN``
+takes the names that a run of ``diffvit clip train`` tried into reports/clip-cifar10/names.csv.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from tools.pages import ROOT, Content, Picture, in_block, render
 REPORTS = Path("reports")
 PAGE, MAP = Path("docs/clip.md"), Path("src/diffvit/clip/cifar10_imagenet.json")
 SMALL, PUBLISHED, PRECISION = (REPORTS / name for name in ("clip-cifar10", "clip-published", "clip-precision"))
+CLASSIFIER = REPORTS / "clip-efficientnet"
 # Folder of a comparison: what it is of, and beside which ResNet-50.
 COMPARISONS = {
     "imagenet-tv-v2": ("ImageNet's validation pictures", "torchvision V2"),
@@ -48,7 +49,7 @@ SEEN, KNOWN, PARTLY, UNKNOWN = KINDS = (
 
 
 def documents(root: Path) -> dict[Path, Content]:
-    """The page's four parts, the precision reports, and the plots.
+    """The page's five parts, the precision reports, and the plots.
 
     Raises:
         InputError: a committed file is missing or damaged.
@@ -64,6 +65,7 @@ def documents(root: Path) -> dict[Path, Content]:
         "cifar10-map": render("clip-map.md", map=_json(root / MAP, "python -m tools.wordnet")),
         "robustness-sets": render("clip-robustness-sets.md", sets=table()["sets"]),
         "small-clip": small_clip(root),
+        "clip-classifier": classifier(root / CLASSIFIER),
         "clip-published": published(root / PUBLISHED),
     }
     text = _read(page, f"git checkout {PAGE}")
@@ -107,6 +109,7 @@ def small_clip(root: Path) -> str:
         unknown=len(unknown),
         half=sum(row["recall"] < own[row["class"]] / 2 for row in unknown),
         shared=len(unknown) - len({(row["class"], row["recall"]) for row in unknown}),
+        whole=result["overall"],
         statements=statements(result) + shift_statements(result),
     )
 
@@ -176,6 +179,51 @@ def take_names(run: Path, folder: Path) -> None:
         raise InputError(str(path), why, "Give a finished run of diffvit clip train.") from None
 
 
+# A classifier of ImageNet beside the small CLIP
+
+
+def classifier(folder: Path) -> str:
+    """The page's part on a trained classifier of ImageNet, on photographs and on CIFAR-10."""
+    again = "make clip-efficientnet PHOTOS=folder WEIGHTS=file"
+    photos, cifar = (_json(folder / name / "compare.json", again) for name in ("photos", "cifar10"))
+    rows = []
+    for result, classes in ((photos, "ImageNet's 1,000"), (cifar, "CIFAR-10's without deer")):
+        for model in result["models"]:
+            low, high = 100 * model["low"], 100 * model["high"]
+            cells = [f"{tables.percent(model['accuracy'])} ({low:.1f} to {high:.1f})"]
+            cells += [tables.percent(model[key], 1) for key in ("top5", "calibration_error", "mean_confidence")]
+            rows.append([f"{result['images']:,} of {result['data']}", classes, model["model"], *cells])
+    columns = ["Pictures", "Classes", "Model", "Accuracy", "Top-5", "Calibration error", "Mean confidence"]
+    return render(
+        "clip-classifier.md",
+        accuracies=tables.markdown(tables.Table(columns, rows)),
+        photos=photos,
+        cifar=cifar,
+        groups=sorted(photos["superclasses"], key=lambda row: -row["second"]),
+        ends=sorted(cifar["per_class"], key=lambda row: -row["second"]),
+        losses=tables.markdown(_losses(photos, cifar)),
+        statements=statements(cifar),
+        points=lambda value: tables.percent(value, 1),
+    )
+
+
+def _losses(photos: Mapping[str, Any], cifar: Mapping[str, Any]) -> tables.Table:
+    """Points lost to each corruption, as means over its severities."""
+    one, two = (model["model"] for model in cifar["models"])
+    rows = []
+    for kind in cifar["shifts"]["kinds"]:
+        there = next(each for each in photos["shifts"]["kinds"] if each["shift"] == kind["shift"])
+        lost = (
+            photos["shifts"]["original"]["second"] - there["second"],
+            *(cifar["shifts"]["original"][side] - kind[side] for side in ("second", "first")),
+        )
+        decided = ("second" if kind["low"] < 0 else "first") if kind["decided"] else ""
+        more = {"": "not decided", "first": two, "second": one}[decided]
+        rows.append([kind["shift"], *(f"{100 * each:.1f}" for each in lost), more])
+    columns = ["Points lost to", f"{two}, photographs", f"{two}, CIFAR-10", f"{one}, CIFAR-10", "Loses more, CIFAR-10"]
+    return tables.Table(columns, rows)
+
+
 # Published weights
 
 
@@ -213,13 +261,22 @@ def _most(rows: Sequence[Mapping[str, Any]]) -> str:
     return "most in " + ", ".join(f"{row['superclass']} ({100 * row['difference']:+.1f})" for row in rows)
 
 
+def _expected(figure: str) -> str:
+    return f"expected {figure}" if figure else "none published"
+
+
 def _accuracies(found: Mapping[str, Any]) -> tables.Table:
     rows = []
     for name, result in found.items():
         pictures, beside = name.split("-", 1)
         figures = [expected(model, pictures) for model in ("RN50/openai", beside)]
-        cells = [f"expected {tables.percent(each['accuracy'])}" if each else tables.NONE for each in figures]
-        cells += [tables.NONE] * 3
+        clip, resnet = (each["accuracy"] if each else None for each in figures)
+        top5 = table()["models"][beside].get(f"{pictures} top-5")
+        cells = [_expected(tables.percent(each) if each else "") for each in (clip, resnet)]
+        cells[0] += " (ten classes)" if pictures == "cifar10" else ""
+        cells.append(_expected(f"{100 * (clip - resnet):+.2f}" if clip and resnet else ""))
+        cells.append(_expected(f"the ResNet-50's {tables.percent(top5, 1)}" if top5 else ""))
+        cells.append(_expected(f"80: {tables.percent(clip, 1)}" if clip else ""))
         if result:
             whole, models = result["overall"], result["models"]
             cells = [

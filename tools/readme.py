@@ -31,6 +31,7 @@ HIGHLIGHTS = {
     "gpu-time-to-85": "85% on a GPU",
 }
 PLOT = "curves.png"
+SEEDS_NOTE = "±: the standard deviation over seeds."
 
 
 def documents(root: Path) -> dict[Path, Content]:
@@ -82,7 +83,7 @@ def readme_block(records: Sequence[RunRecord], highlights: Sequence[dict[str, An
         tokens=_tokens,
         where=where,
         circumstances=_circumstances([record.row for record in records]),
-        interval_note=tables.INTERVAL_NOTE,
+        interval_note=SEEDS_NOTE if all(len(arm.records) > 1 for arm in grouped) else tables.INTERVAL_NOTE,
         flops_note=tables.FLOPS_NOTE,
         names=", ".join(arm.label for arm in grouped),
         plot=(ROWS / PLOT).as_posix(),

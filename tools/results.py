@@ -26,7 +26,7 @@ from diffvit.reporting import stats
 from diffvit.reporting.arms import Arm, arms, span
 from diffvit.reporting.rows import ROWS_FILE, RunRecord, content_hash, read
 from diffvit.reporting.stats import Interval
-from diffvit.reporting.tables import NONE, Table, accuracy_cell, duration, percent
+from diffvit.reporting.tables import JPEG, NONE, Table, accuracy_cell, duration, percent
 from tools.pages import Content, Picture, render, with_block
 from tools.recipes import is_run_of, where
 
@@ -34,6 +34,7 @@ PAGE, README = Path("docs/results.md"), Path("README.md")
 BLOCK = "studies"
 GOAL, EPOCHS = 0.80, 50
 _FIRST = "vit-vs-diffvit"  # the study that answers in a sentence of the README
+_KIND = ("Tier, seeds", "Data")
 _NO_RUNS = Path("none")  # everything is made from committed rows alone
 BEST_NOTE = (
     "The best arm of each attention and its mean test accuracy; chosen by validation accuracy where the study's rows "
@@ -129,15 +130,21 @@ def page(root: Path, found: Mapping[str, Results]) -> str:
 
 
 def readme_block(found: Mapping[str, Results]) -> str:
-    """What the README says of the studies: the fair comparison in a sentence, and the best arm of every other."""
+    """What the README says of the studies: the fair comparison in a sentence, and the best arm of every other.
+
+    Studies of CIFAR-10 (JPEG) are not in it: their figures compare with no others there.
+    """
+    every = _built_in(found)
+    official = [results for results in every if _data(results) != JPEG]
     return render(
         "readme-studies.md",
         first=found.get(_FIRST),
         answers=report.answers,
-        best_arms=best_arms(_built_in(found)),
+        best_arms=best_arms(official),
         best_note=BEST_NOTE,
         tiers=TIERS,
-        tier_names=list(dict.fromkeys(each.tier for each in _built_in(found))),
+        tier_names=list(dict.fromkeys(each.tier for each in official)),
+        left_out=len(every) - len(official),
     ).rstrip()
 
 
@@ -206,11 +213,11 @@ def _passed_row(folder: Path, arm: Arm, recipe: Path | None) -> list[str]:
 def best_arms(found: Sequence[Results]) -> Table:
     """A row per study that compares arms of both attentions: the best arm of each."""
     rows = [
-        [results.study.question, *(_best(results.of(attention), results) for attention in BOTH), _kind(results)]
+        [results.study.question, *(_best(results.of(attention), results) for attention in BOTH), *_kind(results)]
         for results in found
         if results.study.attentions
     ]
-    return Table(["Question", *(label_of(attention) for attention in BOTH), "Tier, seeds"], rows)
+    return Table(["Question", *(label_of(attention) for attention in BOTH), *_KIND], rows)
 
 
 def _best(lines: Sequence[Line], results: Results) -> str:
@@ -234,9 +241,9 @@ def where_it_helps(found: Sequence[Results]) -> Table:
             continue
         best, worst = (f"{arm}, {100 * apart_by:+z.2f} points" for arm, apart_by in (apart[0], apart[-1]))
         mean = f"{100 * over_all.estimate:+z.2f} ({span(over_all)})"
-        rows.append([results.study.name, mean, best, worst, _verdict(over_all, results), _kind(results)])
+        rows.append([results.study.name, mean, best, worst, _verdict(over_all, results), *_kind(results)])
     title = "Diff-ViT minus ViT, mean over the arms"
-    return Table(["Study", title, "Best at", "Worst at", "Ahead", "Tier, seeds"], rows)
+    return Table(["Study", title, "Best at", "Worst at", "Ahead", *_KIND], rows)
 
 
 def _by_arm(results: Results) -> list[tuple[str, float]]:
@@ -252,5 +259,9 @@ def _verdict(interval: Interval, results: Results) -> str:
     return label_of("differential" if interval.estimate > 0 else "softmax")
 
 
-def _kind(results: Results) -> str:
-    return f"{results.tier}, {results.seeds}"
+def _kind(results: Results) -> tuple[str, str]:
+    return f"{results.tier}, {results.seeds}", _data(results)
+
+
+def _data(results: Results) -> str:
+    return str(results.records[0].row["data"])

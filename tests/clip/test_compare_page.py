@@ -12,7 +12,7 @@ from matplotlib.colors import to_hex
 from matplotlib.text import Text
 from PIL import Image
 
-from diffvit.clip.compare_page import _thumbnail, scatter
+from diffvit.clip.compare_page import _thumbnail, scatter, shift_statements
 from diffvit.clip.evaluate import outliers
 from diffvit.reporting.style import LIGHT
 
@@ -54,6 +54,34 @@ def test_the_scatter_plot_names_the_outliers_and_no_name_is_over_another(count: 
     frame = axes.get_window_extent()
     assert all(frame.count_contains(box.corners()) == 4 for box in boxes)
     assert not any(one.overlaps(two) for place, one in enumerate(boxes) for two in boxes[:place])
+
+
+@pytest.mark.parametrize(
+    ("original", "under", "decided", "more", "has"),
+    [
+        ((0.9, 0.8), (0.5, 0.6), True, "one", None),  # 40 against 20 points, of 80 that the second has
+        ((0.9, 0.3), (0.5, 0.2), True, "one", "two has only 30.0"),
+        ((0.01, 0.8), (0.0, 0.5), True, "two", "one has only 1.0"),
+        ((0.01, 0.8), (0.0, 0.5), False, None, None),
+    ],
+)
+def test_which_model_loses_more_and_whether_the_other_could(
+    original: tuple[float, float],
+    under: tuple[float, float],
+    decided: bool,
+    more: str | None,
+    has: str | None,
+) -> None:
+    change = (under[0] - under[1]) - (original[0] - original[1])
+    kind = {"shift": "blur", "first": under[0], "second": under[1], "change": change, "decided": decided}
+    shifts = {
+        "original": {"first": original[0], "second": original[1]},
+        "kinds": [kind | {"low": change - 0.01, "high": change + 0.01}],
+    }
+    (said,) = shift_statements({"models": [{"model": "one"}, {"model": "two"}], "shifts": shifts})
+    assert (f"{more} loses more" in said) == decided
+    assert ("has only" in said) == (has is not None)
+    assert (has or "") in said
 
 
 @pytest.mark.parametrize(("size", "kind", "shown"), [((640, 480), "JPEG", (160, 120)), ((32, 30), "PNG", (160, 150))])

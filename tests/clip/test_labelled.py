@@ -63,6 +63,10 @@ def test_one_folder_that_is_not_imagenets_makes_all_plain(tmp_path: Path, other:
     class_folders(tmp_path, {"n01440764": 1, other: 1})
     found = open_labelled(tmp_path)
     assert (found.classes, found.wordnet_ids) == (("n01440764", other), None)
+    with pytest.raises(InputError, match=rf"none of ImageNet-1k's \({other}\)"):
+        found.named()
+    assert found.named(("tench", "cat")).classes == ("tench", "cat")
+    assert open_labelled(class_folders(tmp_path / "plain", {"n1": 1, "tench": 1})).named().classes == ("n1", "tench")
 
 
 def test_only_and_at_most(tmp_path: Path) -> None:

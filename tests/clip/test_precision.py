@@ -300,7 +300,7 @@ def test_images_of_a_folder_are_decoded_and_squared(tmp_path: Path) -> None:
         Image.fromarray(pixels).save(tmp_path / "outer" / f"{name}.png")
     of_classes = precision.sample_images(tmp_path, 2)
     assert (of_classes.classes, of_classes.labels) == (("inner", "outer"), (0, 1)), "spread over the classes"
-    targets = precision.zero_shot_targets(load_small("cifar10-clip"), of_classes.renamed(["cat", "quokka"]))
+    targets = precision.zero_shot_targets(load_small("cifar10-clip"), of_classes.named(["cat", "quokka"]))
     assert targets.classes.shape[0] == 2
     (warning,) = targets.warnings
     assert "quokka" in warning

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from diffvit.files import write_csv
+from diffvit.files import read_csv, write_csv
 from tools import clip
 from tools.__main__ import main
-from tools.clip import COMPARISONS, KINDS, PAGE, PRECISION, PUBLISHED, SMALL, kind_of
+from tools.clip import CLASSIFIER, COMPARISONS, KINDS, PAGE, PRECISION, PUBLISHED, SMALL, kind_of
 
 ROOT = Path(__file__).parents[2]
 Captured = pytest.CaptureFixture[str]
@@ -39,7 +39,7 @@ GROUPS = {"bird": (0.02, 0.01, 0.03), "fish": (0.01, -0.01, 0.03), "tool": (-0.0
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
     """A checkout with the files that the documents are made from."""
-    for folder in (SMALL, PRECISION):
+    for folder in (SMALL, PRECISION, CLASSIFIER):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     for file in (PAGE, clip.MAP):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,9 @@ def test_with_some_figures_the_rest_is_named_as_missing(here: Path) -> None:
     result = put(here, "imagenet-tv-v1")
     text = clip.published(here / PUBLISHED)
     assert "**Not measured here: what has no figure below.**" in text
-    assert text.count("| – | – | – |") == len(COMPARISONS) - 1
+    assert text.count("| expected 80: ") == len(COMPARISONS) - 1
+    assert "| expected -21.04 |" in text  # 59.82 - 80.86
+    assert "–" not in text
     assert text.count("expected 59.82%") == 1  # of the comparison on ImageNet that is not there
     assert f"| torchvision V1 | {100 * result['overall']['first']:.2f}% |" in text
     (line,) = [line for line in text.splitlines() if "CLIP wins" in line]
@@ -92,6 +94,24 @@ def test_with_some_figures_the_rest_is_named_as_missing(here: Path) -> None:
     assert "bird (+2.0)" in zero_shot
     assert "tool (-3.0)" in resnet
     assert "fish" not in line
+
+
+def test_the_classifiers_figures_are_those_of_its_csv_files(here: Path) -> None:
+    text = clip.classifier(here / CLASSIFIER)
+    for name in ("photos", "cifar10"):
+        rows = [row for row in read_csv(here / CLASSIFIER / name / "categories.csv") if row["images"]]
+        images = sum(row["images"] for row in rows)
+        for side in ("first", "second"):
+            right = sum(round(row[side] * row["images"]) for row in rows)
+            assert f"| {100 * right / images:.2f}% (" in text
+    cells = {name: read_csv(here / CLASSIFIER / name / "shifts.csv") for name in ("photos", "cifar10")}
+    for kind in ("edges", "grey", "blur", "jpeg", "noise", "inversion"):
+        lost = []
+        for name, side in (("photos", "second"), ("cifar10", "second"), ("cifar10", "first")):
+            none, *levels = [row[side] for row in cells[name] if row["shift"] in ("none", kind)]
+            assert len(levels) == 5
+            lost.append(f"{100 * (none - sum(levels) / 5):.1f}")
+        assert f"| {kind} | {' | '.join(lost)} | " in text
 
 
 MISSING = [SMALL / "names.csv", clip.MAP]

@@ -56,7 +56,7 @@ def test_the_page_has_what_is_known_and_names_what_is_not(reports: Path) -> None
         *("## The studies in short", "## Where differential attention helps"),
         *(f"## {study.question}" for study in REPORTED),
     ]
-    assert f"| {HEADS.question} | 8 heads, 68.0% | 8 heads, 68.0% | short, 2 |" in text
+    assert f"| {HEADS.question} | 8 heads, 68.0% | 8 heads, 68.0% | short, 2 | CIFAR-10 (JPEG) |" in text
 
 
 def test_what_is_out_of_date_is_found(reports: Path) -> None:
@@ -64,7 +64,15 @@ def test_what_is_out_of_date_is_found(reports: Path) -> None:
     text = Path("README.md").read_text()
     assert text.startswith("Before.\n")
     assert text.endswith("\nAfter.\n")
-    assert f"| {HEADS.question} | 8 heads, 68.0% | 8 heads, 68.0% | short, 2 |" in text
+    assert HEADS.question not in text
+    assert "JPEG" in text
+    cells = cells_of(HEADS, "short")
+    records = made_records(cells, lambda cell: 0.6 + cell.config.model.num_heads / 100, data="CIFAR-10")
+    write_report(results_of(HEADS, "short", {cells: records}), reports)
+    assert "README.md" in refresh()
+    text = Path("README.md").read_text()
+    assert f"| {HEADS.question} | 8 heads, 68.0% | 8 heads, 68.0% | short, 2 | CIFAR-10 |" in text
+    assert "JPEG" not in text
     rows = reports / "heads" / "rows.csv"
     rows.write_text(rows.read_text().replace("0.62,", "0.52,"))
     of_study = [f"reports/heads/{name}" for name in ("report.md", "accuracy.png", "curves.png", "cost.png")]
@@ -116,10 +124,26 @@ def test_where_differential_attention_helps() -> None:
 
     mean = 0.6 + 0.16 * (1 / 2 + 1 / 4 + 1 / 8) / 3
     table = where_it_helps([made("patch-size", 0), made("heads", 0), made("vit-vs-diffvit", 0)])
-    sizes = [cell(-0.01, mean), "patch 2, +2.00 points", "patch 8, -5.00 points", "not decided", "short, 3"]
-    heads = [cell(0.0, 0.62), "2 heads, +0.00 points", "8 heads, +0.00 points", "exploratory", "short, 2"]
+    sizes = [
+        cell(-0.01, mean),
+        "patch 2, +2.00 points",
+        "patch 8, -5.00 points",
+        "not decided",
+        "short, 3",
+        "CIFAR-10 (JPEG)",
+    ]
+    heads = [
+        cell(0.0, 0.62),
+        "2 heads, +0.00 points",
+        "8 heads, +0.00 points",
+        "exploratory",
+        "short, 2",
+        "CIFAR-10 (JPEG)",
+    ]
     assert table.rows == [["patch-size", *sizes], ["heads", *heads]]  # the study of three arms has no arm with both
     sure, unsure = (best_arms([made("patch-size", spread)]).rows for spread in (0, 2))
-    assert sure == [[STUDIES["patch-size"].question, "**patch 2**, 68.0%", "**patch 2**, 70.0%", "short, 3"]]
+    assert sure == [
+        [STUDIES["patch-size"].question, "**patch 2**, 68.0%", "**patch 2**, 70.0%", "short, 3", "CIFAR-10 (JPEG)"]
+    ]
     assert unsure[0][1].startswith("patch 2, ")
     assert best_arms([made("vit-vs-diffvit", 0)]).rows == []  # its arms are attentions

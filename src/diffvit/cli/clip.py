@@ -239,8 +239,8 @@ def _evaluated(where: str, options: Options, choice: ClipChoice) -> tuple[dict[s
     labelled = train = supervised = None
     if wanted != ["retrieval"]:
         labelled, train = options.pictures(where), options.to_fit(where) if "linear-probe" in wanted else None
-        if names is not None:
-            labelled.renamed(names)  # refused before weights are read or fetched
+        if "zero-shot" in wanted:
+            labelled.named(names)  # refused before weights are read or fetched
         supervised = _supervised(options, labelled, choice.place)
     clip = choice.load()
     result: dict[str, Any] = {}
@@ -398,7 +398,7 @@ def _published(where: str, options: Options, choice: ClipChoice) -> tuple[dict[s
     result = measure_precisions(
         Plan(budget=options.budget),
         data_dir=Path(where),
-        clip=replace(clip, source=Path(clip.source).name),
+        clip=clip,
         device=clip.device.type,
         tell=lambda line: print(line, file=sys.stderr, flush=True),
     )
@@ -608,7 +608,7 @@ def precision(
     result = measured.run(
         plan,
         data_dir=data_dir,
-        clip=replace(clip, source=Path(clip.source).name) if clip else None,
+        clip=clip,
         device=resolve_device(config.device),
         threads=config.threads,
         tell=lambda line: None if quiet else print(line, file=sys.stderr, flush=True),

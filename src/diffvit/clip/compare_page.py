@@ -110,8 +110,8 @@ def decided_note(rows: Sequence[Mapping[str, Any]]) -> str:
     """How many rows of a table are decided, and how many intervals would exclude zero by chance."""
     beyond, sure = sum(row["low"] > 0 or row["high"] < 0 for row in rows), sum(row["decided"] for row in rows)
     return (
-        f"{beyond} of {len(rows)} intervals exclude zero (McNemar's exact test, 95%); {0.05 * len(rows):.1f} are "
-        f"expected to do so by chance. {sure} of {len(rows)} are decided, by Holm's correction for all of them."
+        f"{beyond} of {len(rows)} intervals exclude zero (McNemar's exact test, 95%); at most {0.05 * len(rows):.1f} "
+        f"are expected to do so by chance. {sure} of {len(rows)} are decided, by Holm's correction for all of them."
     )
 
 

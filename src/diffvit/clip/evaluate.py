@@ -136,10 +136,10 @@ def evaluate(
 
     Raises:
         ConfigError: class names that CLIP cannot tell apart, or of which the supervised model knows none.
-        InputError: a model's features are not finite, or a comparison in which no image can be read.
+        InputError: WordNet ids without names, features that are not finite, or no image that can be read.
     """
     places, groups = _answerable(labelled, supervised)
-    named = labelled if names is None else labelled.renamed(names)
+    named = labelled.named(names)
     left_out = [name for place, name in enumerate(named.classes) if place not in set(places)]
     above = superclasses(labelled.only(places)) if compare else ()  # by the classes' own names
     synonyms = wordnet_names(labelled.only(places)) if compare else []

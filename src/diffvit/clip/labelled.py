@@ -56,12 +56,19 @@ class Labelled:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def renamed(self, names: Sequence[str]) -> Labelled:
-        """The same with other names for the classes.
+    def named(self, names: Sequence[str] | None = None) -> Labelled:
+        """The same with these names for the classes; None leaves their own, if they are names.
 
         Raises:
             ConfigError: another number of names than of classes.
+            InputError: folders by WordNet ids that are not all ImageNet-1k's.
         """
+        if names is None:
+            if any(_WORDNET_ID.fullmatch(name) for name in self.classes):
+                others = [name for name in self.classes if name not in imagenet_wordnet_ids()]
+                why = f"has folders by WordNet ids, but also some that are none of ImageNet-1k's ({few(others)})"
+                raise InputError(self.name, why, "Take these away, or name every class (--labels-file).")
+            return self
         if len(names) != len(self.classes):
             found = f"{len(names):,} vs {len(self.classes):,}"
             why = f"must name every class of {self.name}, in the folders' order ({found})"

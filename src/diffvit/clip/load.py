@@ -34,7 +34,7 @@ _VERSIONS = {
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in evaluation mode, without gradients, what its images must go through, and its weights' source."""
+    """A model in evaluation mode, without gradients, what its images must go through, and where weights are from."""
 
     model: nn.Module
     preprocessing: Preprocessing
@@ -123,7 +123,7 @@ def load_clip(
     settings = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
     quick = bool(settings.get("quick_gelu"))
     tokenizer = tokenizer_of(name)
-    path, source = (weights, str(weights)) if weights else fetch_clip(name, pretrained or "")
+    path, source = (weights, weights.name) if weights else fetch_clip(name, pretrained or "")
     tensors = _tensors(path)
     if tensors.keys() >= _OPENAI_NOTES and not quick:
         hint = "Say --pretrained openai."
@@ -189,10 +189,10 @@ def load_supervised(
         )
     tensors = model.state_dict()
     if file is not None:
-        tensors, source = _in_order(read_weights(file, counters=True).tensors, tensors), str(file)
+        tensors, source = _in_order(read_weights(file, counters=True).tensors, tensors), file.name
     version = _VERSIONS.get(name, f"timm {name}")
     title = f"ResNet-50 ({version})" if name.startswith("resnet50.") else version
-    fill(source, title.partition(" (")[0], model, tensors)
+    fill(str(file or source), title.partition(" (")[0], model, tensors)
     return Supervised(ready(model, device), of_timm(config), source, title, version)
 
 

@@ -537,8 +537,8 @@ def sample_images(data_dir: Path | None, count: int) -> Labelled:
             why = "holds a single image, two are needed" if files else "holds neither CIFAR-10 nor images"
             raise InputError(str(data_dir), why, "Leave --data-dir out for shapes.")
         labelled = of_files(data_dir, files, [0] * len(files), ())
-        with contextlib.suppress(InputError):  # no folder per class
-            of_classes = open_labelled(data_dir)
+        with contextlib.suppress(InputError):  # no folder per class, or without a name
+            of_classes = open_labelled(data_dir).named()
             labelled = of_classes if len(of_classes) == len(files) else labelled
     return labelled.spread(count, range(len(labelled)))
 

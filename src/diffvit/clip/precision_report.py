@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from diffvit.clip.precision import FORMATS, MODES
+from diffvit.clip.published import expected
 from diffvit.errors import InputError
 from diffvit.files import to_json, write_files
 from diffvit.measuring import stamp
@@ -57,6 +58,8 @@ def report(result: Result) -> str:
     speed, drift = [markdown(each) for each in speed_tables(result)], markdown(drift_table(result))
     more = {"speed": speed, "drift_rows": drift, "summary": markdown(summary_table(result)), "best": best_rows(result)}
     more |= {"warnings": result.get("warnings", [])}  # older results have none
+    published = [expected(f"{result['encoder']['name']}/openai", name) for name in ("imagenet", "cifar10")]
+    more["expected"] = [each for each in published if each]
     page = render("clip/pages/precision.md", **(dict(result) | more), substituted=substituted.values())
     return page.rstrip("\n") + "\n"
 

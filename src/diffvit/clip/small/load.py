@@ -41,14 +41,14 @@ def load_small(reference: Path | str, *, device: torch.device | str = "cpu") -> 
     model = _skeleton(path, meta)
     fill(str(path), "this CLIP", model, read_weights(path, counters=True).tensors)
     ready(model, device)
-    return as_clip(model, meta, str(reference), path.parent.name if path.name == MODEL_FILE else path.stem)
+    return as_clip(model, meta, path.parent.name if path.name == MODEL_FILE else path.stem)
 
 
-def as_clip(model: SmallClip, meta: Mapping[str, Any], source: str, name: str = "small CLIP") -> Clip:
+def as_clip(model: SmallClip, meta: Mapping[str, Any], name: str) -> Clip:
     """A model with its preprocessing and tokenizer; ``meta`` has the ``mean``, ``std`` and name of its ``data``."""
     preprocessing = of_ours(model.settings["visual"]["image_size"], meta)
     tokenizer = tokenizer_of(context_length=model.settings["text"]["context_length"])
-    return Clip(model, preprocessing, source, tokenizer, name, str(meta["data"]))
+    return Clip(model, preprocessing, name, tokenizer, name, str(meta["data"]))
 
 
 def _skeleton(path: Path, meta: Mapping[str, Any]) -> SmallClip:
