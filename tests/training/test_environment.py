@@ -36,6 +36,17 @@ def test_the_precision_is_what_the_hardware_multiplies(monkeypatch, avx, amx, ca
 
 
 @pytest.mark.parametrize(
+    ("name", "found"),
+    [("Some CPU", "Some CPU (family 25, model 17)"), ("Some CPU 7763 64-Core", "Some CPU 7763 64-Core")],
+)
+def test_the_processor_is_told_from_others_of_its_name(monkeypatch, tmp_path, name, found):
+    cores = [f"processor\t: {core}\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: {name}\n" for core in (0, 1)]
+    (tmp_path / "cpuinfo").write_text("\n".join(cores))
+    monkeypatch.setattr(environment, "Path", lambda _: tmp_path / "cpuinfo")
+    assert environment.hardware("cpu") == found
+
+
+@pytest.mark.parametrize(
     ("device", "precision", "there", "found"),
     [
         ("cpu", "bf16", True, "native"),

@@ -66,13 +66,15 @@ def usable_cores() -> int:
 
 
 def hardware(device: str) -> str:
-    """Name of the accelerator or the processor."""
+    """Name of the accelerator or the processor; with family and model where a virtual machine hides the number."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+    lines = cpuinfo.read_text().partition("\n\n")[0].splitlines() if cpuinfo.exists() else []
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    name = fields.get("model name", platform.processor() or platform.machine())
+    hidden = "cpu family" in fields and not any(map(str.isdigit, name))
+    return f"{name} (family {fields['cpu family']}, model {fields['model']})" if hidden else name
 
 
 def commit() -> str | None:
