@@ -86,6 +86,7 @@ clip-efficientnet: $(READY)  ## reports/clip-efficientnet: a classifier of Image
 	test -n "$(PHOTOS)" -a -n "$(WEIGHTS)" || { echo "say where both lie: make clip-efficientnet PHOTOS=folder WEIGHTS=file" >&2; exit 2; }
 	$(BIN)/diffvit clip compare "$(PHOTOS)" $(EFFICIENTNET) --shift-pictures 1000 --out reports/clip-efficientnet/photos
 	$(BIN)/diffvit clip compare cifar10 $(EFFICIENTNET) --out reports/clip-efficientnet/cifar10
+	$(BIN)/diffvit clip evaluate cifar10 $(EFFICIENTNET) --tasks linear-probe --out reports/clip-efficientnet/probe
 	$(BIN)/python -m tools clip
 
 clip-published: $(READY)  ## reports/clip-published: all that needs published weights; IMAGENET=folder of its validation pictures

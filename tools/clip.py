@@ -186,6 +186,7 @@ def classifier(folder: Path) -> str:
     """The page's part on a trained classifier of ImageNet, on photographs and on CIFAR-10."""
     again = "make clip-efficientnet PHOTOS=folder WEIGHTS=file"
     photos, cifar = (_json(folder / name / "compare.json", again) for name in ("photos", "cifar10"))
+    probes = _json(folder / "probe" / "evaluate.json", again)["linear_probe"]
     rows = []
     for result, classes in ((photos, "ImageNet's 1,000"), (cifar, "CIFAR-10's without deer")):
         for model in result["models"]:
@@ -202,8 +203,11 @@ def classifier(folder: Path) -> str:
         groups=sorted(photos["superclasses"], key=lambda row: -row["second"]),
         ends=sorted(cifar["per_class"], key=lambda row: -row["second"]),
         losses=tables.markdown(_losses(photos, cifar)),
+        probes=probes,
         statements=statements(cifar),
         points=lambda value: tables.percent(value, 1),
+        percent=tables.percent,
+        best=lambda probe: max(each["accuracy"] for each in probe["searched"]),
     )
 
 

@@ -26,6 +26,7 @@ ROWS = REPORTS / "cifar10-50"
 HIGHLIGHTS = {
     "cifar10-80-cpu": "In a hurry",
     "cifar10-85-cpu": "85% on two cores",
+    "cifar10-90-cpu": "90% on two cores",
     "gpu-50-epochs": "On a GPU",
     "gpu-time-to-80": "80% on a GPU",
     "gpu-time-to-85": "85% on a GPU",
@@ -118,6 +119,7 @@ def highlight(lead: str, records: Sequence[RunRecord], recipe: str | None) -> di
         "name": f"[{Path(recipe).name}]({recipe})" if recipe else label_of(first["attention"]),
         "accuracy": tables.accuracy_cell(rows),
         "time": tables.duration(_mean(rows, "train_seconds")),
+        "speed": tables.big(_mean(rows, "images_per_second")),
         "compiling": tables.duration(compiling) if compiling else None,
         "seeds": len(rows),
         "first": first,

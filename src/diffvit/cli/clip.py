@@ -288,14 +288,11 @@ def _tell(found: Evaluation, changes: Sequence[Shift], compare: bool) -> dict[st
 
 
 def _tell_probes(probes: Sequence[Result]) -> None:
-    rows = [
-        [
-            *(each["model"], f"{each['train_images']:,}", f"{each['images']:,}"),
-            _with_interval(each),
-            f"{each['strength']:g}" + (", the end of the range" if each["at_end"] else ""),
-        ]
-        for each in probes
-    ]
+    rows = []
+    for each in probes:
+        end = ", the end of the range" if each["at_end"] else ""
+        cells = [each["model"], f"{each['train_images']:,}", f"{each['images']:,}", _with_interval(each)]
+        rows.append([*cells, f"{each['strength']:g}{end}"])
     show.table(["linear probe", "training pictures", "pictures", "accuracy", "C"], rows)
 
 
@@ -464,14 +461,11 @@ def _tell_comparison(result: Result) -> None:
     columns = ["pictures", "first", "second", "difference", "95% interval", "decided"]
     for title, key, of in (("category", "class", "per_class"), ("superclass", "superclass", "superclasses")):
         if rows := in_order(result[of]):
-            cells = [
-                [
-                    *(row[key], f"{row['images']:,}", show.percent(row["first"]), show.percent(row["second"])),
-                    *(f"{100 * row['difference']:+.1f}", f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"),
-                    "yes" if row["decided"] else "no",
-                ]
-                for row in _ends(rows)
-            ]
+            cells = []
+            for row in _ends(rows):
+                one = [row[key], f"{row['images']:,}", show.percent(row["first"]), show.percent(row["second"])]
+                one += [f"{100 * row['difference']:+.1f}", f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"]
+                cells.append([*one, "yes" if row["decided"] else "no"])
             show.table([title, *columns], cells)
             show.line(decided_note(rows))
 
