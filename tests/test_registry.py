@@ -6,7 +6,7 @@ from torch import nn
 
 import diffvit
 from diffvit import registry
-from diffvit.config import AugmentConfig, parse
+from diffvit.config import parse
 from diffvit.data.augment import Augment
 from diffvit.errors import ConfigError
 from diffvit.models.attention import Attention
@@ -84,8 +84,8 @@ def test_an_augmentations_draws_depend_on_the_sample_alone():
 
     diffvit.register_augmentation("shift", shift)
     pixels, labels = torch.zeros(6, 3, 8, 8, dtype=torch.uint8), torch.arange(6)
-    chosen = AugmentConfig(policy="shift")
-    made = Augment(pixels, labels, num_classes=6, mean=[0.0] * 3, std=[1.0] * 3, seed=3, settings=chosen)
+    config = parse({"augment": {"policy": "shift"}, "model": {"num_classes": 6}, "seed": 3})
+    made = Augment(pixels, labels, [0.0] * 3, [1.0] * 3, config)
     whole = made.pictures(torch.arange(6), 1)
     parts = torch.cat([made.pictures(torch.tensor([index]), 1) for index in range(6)])
     assert torch.equal(whole, parts)

@@ -5,6 +5,7 @@ import json
 from PIL import Image
 
 from diffvit.cli.main import run
+from tests.training.small import pictures
 
 
 def test_data_info_counts_and_draws(capsys, monkeypatch, tmp_path):
@@ -38,6 +39,14 @@ def test_data_info_counts_and_draws(capsys, monkeypatch, tmp_path):
     assert err.startswith("error: taken.png: cannot be written (is a directory).")
     assert "--sheet" in err
     assert err.count("\n") == 1
+
+
+def test_a_folder_in_the_users_home(capsys, monkeypatch, tmp_path):
+    pictures(tmp_path / "pets", ["cat", "dog"])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run(["data", "info", "folder", "--data-dir=~/pets", "--sheet", str(tmp_path / "sheet.png"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (found["images"], found["layout"]) == ({"train": 2, "test": 2}, "test/ and train/")
 
 
 def test_fetching_says_where_the_data_lies_and_why_not(capsys, monkeypatch, tmp_path):

@@ -24,6 +24,7 @@ CODES = [
     (RuntimeError("DefaultCPUAllocator: can't allocate memory: 12"), 4, "memory: is used up."),
     (FULL, 4, "runs/a/x: No space left on device."),
     (PermissionError(errno.EACCES, "Permission denied", "runs"), 4, "runs: Permission denied."),
+    (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 999), 3, "xxx...: is no path: it is too long."),
     (KeyError("no\nsuch"), 1, "a bug in diffvit: please report it with the traceback that `diffvit train"),
     (RuntimeError("mat1 and mat2\nshapes"), 1, "RuntimeError: mat1 and mat2 shapes. This is a bug"),
     (FileNotFoundError(errno.ENOENT, "No such file", "x"), 1, "This is a bug"),

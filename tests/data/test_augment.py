@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffvit.config import AugmentConfig
+from diffvit.config import parse
 from diffvit.data.augment import Augment
 from diffvit.data.batches import channel_statistics, normalise
 from diffvit.data.image_ops import brightness, contrast, saturation
@@ -34,8 +34,10 @@ EVERYTHING = OWN | {"mixup": 0.8, "cutmix": 1.0, "mix_probability": 0.7}
 
 
 def make(chosen=None, pixels=PIXELS, labels=LABELS, **other):
-    values = {"num_classes": CLASSES, "mean": MEAN, "std": STD, "seed": 5, **other}
-    return Augment(pixels, labels, settings=AugmentConfig(**chosen or {}), **values)
+    where = {name: other.pop(name) for name in ("mean", "std", "device") if name in other}
+    model = {"num_classes": other.pop("num_classes", CLASSES)}
+    config = parse({"seed": 5, "augment": chosen or {}, "model": model, **other})
+    return Augment(pixels, labels, config=config, **{"mean": MEAN, "std": STD, **where})
 
 
 def one_hot(labels):

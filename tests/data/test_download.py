@@ -35,7 +35,14 @@ class Host:
         answer = next((value for part, value in self.changes.items() if part in url), URLS[url])
         if isinstance(answer, Exception):
             raise answer
-        return io.BytesIO(answer)
+        return Trickle(answer)
+
+
+class Trickle(io.BytesIO):
+    """A slow connection: what has come can be read, and all that was asked for only after minutes."""
+
+    def read(self, size=-1, /):
+        raise AssertionError(f"waits for {size} bytes")
 
 
 @pytest.fixture

@@ -152,6 +152,16 @@ def test_a_class_of_which_nothing_can_be_read_is_refused(tree):
         sources.load("folder", "train", data_dir=tree, image_size=16, bad_files="skip")
 
 
+def test_training_images_do_not_stand_in_for_test_images_that_cannot_be_read(tree):
+    shutil.copytree(tree / "train", tree / "val")
+    for path in (tree / "test").rglob("*.*"):
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match="no test image can be read"):
+        sources.load("folder", "test", data_dir=tree, image_size=16, bad_files="skip")
+    images = sources.load("folder", "train", data_dir=tree, image_size=16, bad_files="skip")
+    assert (len(images), len(images.validation), images.own_test) == (5, 5, True)
+
+
 def test_a_pass_that_was_killed_goes_on_where_it_stopped(tree, monkeypatch):
     first, read_file = load(tree), folder_source._read_file
     shutil.rmtree(cache_folder() / "folders")

@@ -118,6 +118,7 @@ WRONG = [
     (Samples([*PHOTOS[:5], None], LABELS), "sample 5 of the data: .*no image"),
     ((np.stack(PHOTOS), LABELS[:5]), r"5 vs 6"),
     ((np.stack(PHOTOS), [0, 1, 0, 1, -1, 0]), "label 4: is outside the classes"),
+    ((np.stack(PHOTOS), [0, 1, 0, 10**9, 1, 0]), r"label 3: is too large .*1000000000 vs under 1,000,000"),
     ((np.stack(PHOTOS), [0, 1, 0, 1.5, 1, 0]), "label 3: is no class"),
     ((np.stack(PHOTOS).astype(np.int16), LABELS), "found int16 vs uint8"),
     (([], []), "holds no images"),

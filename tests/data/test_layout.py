@@ -111,6 +111,8 @@ REFUSED = {
     "no label": ({"1.png": "", "a.csv": "path,label\n1.png,\n"}, "no label"),
     "an unknown split": ({"1.png": "", "a.csv": "path,label,split\n1.png,a,half\n"}, "split 'half'"),
     "other columns": ({"a.csv": "name;kind\n1.png;a\n"}, "found name, kind; allowed path"),
+    "a name that is too long": ({"a.csv": f"path,label\n{'x' * 300},1\n"}, "row 1: names a missing file"),
+    "JSON that is too deep": ({"a.jsonl": "[" * 100_000}, r"cannot be read as a table \(line 1: "),
     "not JSON": (
         {"1.png": "", "a.jsonl": '{"path": "1.png", "label": 1}\nnothing'},
         r"cannot be read as a table \(line 2: ",

@@ -1,5 +1,6 @@
 """The one door to the data: who is looked at in which order, what is said when nothing is there, and the splits."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,7 @@ def test_shapes_take_their_dials():
     assert images.name == "shapes (clutter 0, noise 0.25)"
     assert images.fingerprint == shapes.generate("test", 20, clutter=0.0, noise=0.25, seed=3).fingerprint
     assert len(sources.load("shapes", "train", data_dir=None, image_size=32, shapes=dials)) == 30
+    assert load("shapes", None, shapes=dials | {"decoys": 2}).name == "shapes (clutter 0, noise 0.25, decoys 2)"
     with pytest.raises(ConfigError, match="no split 'val'"):
         sources.load("shapes", "val", data_dir=None, image_size=32)
 
@@ -175,6 +177,10 @@ def test_shapes_take_their_dials():
 def test_a_source_more_is_an_entry_more(monkeypatch):
     monkeypatch.setitem(registry.SOURCES, "Mine", lambda split, **_: shapes.generate(split, 20, size=16))
     assert load("Mine", None).pixels.shape == (20, 3, 32, 32)
+    few = shapes.generate("train", 10, size=16)
+    monkeypatch.setitem(registry.SOURCES, "Mine", lambda split, **_: replace(few, validation=few))
+    found = sources.load("Mine", "train", data_dir=None, image_size=(8, 24), channels=1)
+    assert found.pixels.shape == found.validation.pixels.shape == (10, 1, 8, 24)
     with pytest.raises(ConfigError, match=r"folder, shapes, shapes-hard, Mine\). Did you mean 'Mine'\?"):
         load("Mime", None)
 

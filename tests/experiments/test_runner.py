@@ -252,4 +252,6 @@ def test_a_cell_is_known_by_its_data_precision_device_and_kernels(
     other = here(replace(cell, config=cell.config.model_copy(update={"shapes": shapes})))
     assert (other.precision, other.device, other.kernels) == (on["bf16"].precision, "cpu", on["bf16"].kernels)
     assert other.fingerprint != on["bf16"].fingerprint
+    plain = here(replace(cell, config=cell.config.model_copy(update={"accelerate": "off"})))
+    assert plain == replace(on["bf16"], kernels="plain")
     assert uncommitted([cell], {cell.name: other}, tmp_path / "reports") == [cell]

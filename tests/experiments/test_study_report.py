@@ -14,7 +14,7 @@ import pytest
 
 from diffvit.config import parse, read_yaml
 from diffvit.errors import InputError
-from diffvit.experiments.report import gathered, report, table, write_report
+from diffvit.experiments.report import gathered, report, table, totals, write_report
 from diffvit.experiments.results import Results, compared_arms, difference, over_all_arms, results_of
 from diffvit.experiments.study import STUDIES, Cell, Study, TierName, cells_of
 from diffvit.reporting.rows import write
@@ -167,6 +167,11 @@ def test_a_run_that_waited_for_other_work_does_not_change_the_training_time() ->
         record.row["train_seconds"] = times[int(record.row["seed"])]
     lines = results_of(PAIR, "short", {cells: records}).of("softmax")
     assert {line.train_seconds for line in lines} == {61.0}
+
+
+def test_runs_and_training_times_are_added_up_by_attention() -> None:
+    assert totals(made(POSITION)) == [("ViT", 15, 900.0), ("Diff-ViT", 15, 900.0)]
+    assert totals(made(PAIR, lambda _: 0.7)) == [("all arms", 15, 900.0)]
 
 
 def test_an_exploratory_study_names_no_winner() -> None:

@@ -64,6 +64,12 @@ def test_kernels_are_those_that_run(monkeypatch, device, precision, there, found
     assert line is None or line.endswith("slower: no C compiler (cc, gcc or clang).")
 
 
+def test_one_process_in_a_slurm_job_of_several_tasks_is_one_process(monkeypatch):
+    for name, value in {"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "batch", "SLURM_PROCID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert environment.launch("cpu", "fp32").world_size == 1
+
+
 def test_a_run_from_before_there_were_kernels_goes_on_without_them(tmp_path):
     before = {name: value for name, value in FACTS.items() if name != "kernels"}
     environment.refuse_differences(tmp_path, [], before, {**FACTS, "kernels": "torch", "hardware": "another"})

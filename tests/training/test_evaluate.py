@@ -73,6 +73,25 @@ def test_other_data_leaves_the_runs_own_figures_alone(run, tmp_path):
     assert (run / "evaluation.json").read_bytes() == before
 
 
+def test_another_folder_of_the_same_name_leaves_the_runs_own_figures_alone(tmp_path):
+    mine, other = (
+        pictures(tmp_path / name / "pets", ["cat", "dog"], train=count) for name, count in (("a", 4), ("b", 3))
+    )
+    run = diffvit.train(small(data="folder", data_dir=str(mine)), out=tmp_path / "run").path
+    figures = evaluate(run, split="train", device="cpu")
+    assert figures["images"] == 8
+    before = (run / "evaluation-train.json").read_bytes()
+    with pytest.warns(UserWarning, match=r"pets has other training images .* evaluation-train\.json stays as it was"):
+        assert evaluate(run, split="train", data_dir=other, device="cpu")["images"] == 6
+    assert (run / "evaluation-train.json").read_bytes() == before
+
+
+def test_a_run_of_auto_on_shapes_of_another_look_finds_them_again(tmp_path):
+    run = diffvit.train(small(data="auto", shapes={"diameter": 0.5}), out=tmp_path / "run")
+    assert evaluate(run, device="cpu")["accuracy"] == run.result["test_accuracy"]
+    assert run.result["data"] == "shapes (clutter 0.3, noise 0.1, diameter 0.5)"
+
+
 @pytest.mark.parametrize("size", [48, (32, 16)])
 def test_another_size_interpolates_the_positions(run, tmp_path, size, capsys):
     """As by hand: the images resized, the position table of a plain model replaced by torch's bicubic one."""
@@ -123,7 +142,9 @@ def test_images_of_a_copy_have_their_accuracy_apart(tmp_path, monkeypatch, capsy
     assert (result["test_accuracy_exact"], result["data_note"]) == (expected["accuracy_exact"], "a note")
     assert result["data"] == "shapes (clutter 0.3, noise 0.1), tested on the copy"
     assert written.items() >= expected.items()
+    (out / "evaluation.json").unlink()
     assert evaluate(out, device="cpu").items() >= expected.items()
+    assert json.loads((out / "evaluation.json").read_text()).items() >= expected.items()
     record = read_run(out)
     assert (record.row["test_accuracy_exact"], record.row["data_note"]) == (expected["accuracy_exact"], "a note")
     assert record.correct.images.tolist() == right.tolist()

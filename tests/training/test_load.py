@@ -105,6 +105,7 @@ ODD = {"embed_dim": 40, "num_heads": 5, "attention": "differential"}
         (lambda meta, _: meta["model"].update(experts=4), "describes an impossible model: experts"),
         (lambda meta, _: meta["classes"].pop(), "its metadata classes does not fit its model (9 vs 10)"),
         (lambda meta, _: meta.pop("mean"), "its metadata mean does not fit its model (none vs 3)"),
+        (lambda meta, _: meta.update(mean=[10**400, 0, 0]), "mean and std are not positive finite numbers"),
         (lambda meta, _: meta.update(std=[0.2, 0.0, 0.2]), "mean and std are not positive finite numbers"),
         (lambda meta, _: meta.pop("model"), "has no model metadata"),
     ],
@@ -150,6 +151,9 @@ def test_missing_things_say_what_to_do(tmp_path):
         diffvit.load(tmp_path)
     (tmp_path / "config.yaml").write_text("epochs: 1")
     with pytest.raises(InputError, match=r"has no model\.safetensors.*diffvit train --resume"):
+        diffvit.load(tmp_path)
+    (tmp_path / "result.json").write_text("{}")
+    with pytest.raises(InputError, match=r"has lost its model\.safetensors\. Restore that file"):
         diffvit.load(tmp_path)
 
 

@@ -303,12 +303,14 @@ def test_differential_attention_records_its_lambdas(tmp_path):
 def test_data_that_fell_back_and_is_not_validated_in_the_default_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "resolve_auto", lambda *_, **__: "shapes")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("diffvit.training.environment.missed", lambda *_: "slower than it could be")
     progress, chosen = Recorder(), config(data="auto", epochs=1, seed=5, validation_size=0)
     run = train(chosen, progress=progress)
     assert (run.path.parent.name, run.path.name) == ("runs", f"auto-softmax-{config_hash(chosen)}-s5")
     assert "CIFAR-10 was not found: training on the built-in shapes" in progress.lines[0]
     assert progress.lines[1].startswith("data: shapes")
     assert "50 to train" in progress.lines[1]
+    assert progress.lines[2] == "slower than it could be"
     assert progress.started[:2] == (4, 1)
     assert "ViT of" in progress.started[2]
     assert progress.closed

@@ -126,6 +126,13 @@ def test_a_study_may_measure_it_of_its_runs(tmp_path: Path) -> None:
     assert set(scores) - set(numbers) == {"corruptions", "attacks"}
 
 
+@pytest.mark.usefixtures("_short")
+def test_images_larger_than_a_shift_takes_are_measured_at_their_own_size(tmp_path: Path) -> None:
+    run = train(small(model={"image_size": 288, "patch_size": 96}), out=tmp_path)
+    found = robustness(run, images=10)
+    assert len(found["corruptions"]) == 20
+
+
 def test_what_cannot_be_measured_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match=r"images: must be at least 1 \(found 0\)"):
         robustness("shapes-vit", images=0)

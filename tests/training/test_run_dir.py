@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -52,6 +53,16 @@ def test_create_takes_an_empty_folder_and_what_a_run_killed_in_its_first_moment_
     with RunDir(tmp_path / "run").lock():
         begun(tmp_path / "run", config)
     assert RunDir.open(tmp_path / "run").config == config
+
+
+def test_a_run_that_is_cleared_is_a_run_until_the_last_file_is_gone(tmp_path, monkeypatch):
+    run, gone, unlink = begun(tmp_path / "run"), [], Path.unlink
+    (run.path / "a.json").touch()
+    (run.path / "z.json").touch()
+    monkeypatch.setattr(Path, "unlink", lambda path: (gone.append(path.name), unlink(path)))
+    run.clear()
+    assert sorted(gone[:-1]) == ["a.json", "environment.json", "z.json"]
+    assert gone[-1] == "config.yaml"
 
 
 def test_create_refuses_what_is_there_and_open_what_is_no_run(tmp_path):

@@ -1,5 +1,7 @@
 """What a run learns: the model as it starts, and the loss."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -44,6 +46,19 @@ def test_a_whitened_model_is_the_seeds_own_but_for_its_patches():
         values = torch.linalg.eigvalsh(found.T @ found / len(found))[-48:]
         spreads.append((values[-1] / values[24]).item())
     assert spreads[1] < 2 < spreads[0]
+
+
+def test_patches_are_whitened_for_images_of_every_class():
+    """Where images may be ordered by class, the last ones count too; those of a built-in source are as they were."""
+    images = shapes.generate("train", 5000, size=16)
+    late = images.pixels.clone()
+    late[4096:] = 0
+    sizes = {"image_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 1, "num_heads": 2}
+    config = parse({"model": sizes, "whiten": True})
+    for source in ("shapes", "folder"):
+        data = TrainingData(source, images, None, [0.5] * 3, [0.3] * 3, "", config)
+        one, two = (fresh_model(config, each) for each in (data, replace(data, train=replace(images, pixels=late))))
+        assert torch.equal(one.patch_embed.proj.weight, two.patch_embed.proj.weight) == (source == "shapes")
 
 
 def test_classification_is_the_summed_soft_cross_entropy():

@@ -19,7 +19,7 @@ from diffvit.errors import ConfigError, InputError, Size, few, suggestion
 from diffvit.hub import adapters
 from diffvit.models.vit import VisionTransformer
 from diffvit.training.environment import resolve_device
-from diffvit.training.evaluate import config_of, images_of
+from diffvit.training.evaluate import images_of
 from diffvit.training.load import Meta, at_size, load_with_meta
 
 LARGEST = 480  # pixels of an image's shorter side by default, as in DINO's figures
@@ -147,9 +147,8 @@ def labelled_images(
         ConfigError: the model does not say which data it is for.
         InputError: the data is missing, damaged, or not the model's.
     """
-    config = config_of(model.reference, model.meta)
     size = model.model.settings["image_size"]
-    return images_of(model.reference, size, model.meta, config, (split, data, data_dir))
+    return images_of(model.reference, size, model.meta, split=split, data=data, data_dir=data_dir)[0]
 
 
 def samples_of(images: Images, indices: Sequence[int]) -> list[Sample]:

@@ -51,11 +51,12 @@ def info(
         show.warn([error.line])
     classes, size = train.classes, [int(side) for side in train.pixels.shape[1:]]
     counts = {split: images.labels.bincount(minlength=len(classes)).tolist() for split, images in splits.items()}
-    title = config.data_dir.resolve().stem if name == "folder" and config.data_dir else name
+    place = sources.place_of(name, config.data_dir) if name == "folder" else None
+    title = place.resolve().stem if place else name
     said = {"data": train.name, "pixels": " x ".join(map(str, size))}
     found: dict[str, Any] = {"name": train.name, "classes": classes, "size": size, "per_class": counts}
-    if name == "folder" and config.data_dir:
-        found |= folder.summary(config.data_dir, config.model.image_size)
+    if place:
+        found |= folder.summary(place, config.model.image_size)
         said |= {"layout": found["layout"], "files": found["sizes"], "bad files": f"{len(train.skipped):,}"}
         said["largest class"] = f"{max(counts['train']) / max(1, min(counts['train'])):.1f} times the smallest (train)"
     said |= {f"{split} images": f"{len(images):,}" for split, images in splits.items()}

@@ -20,7 +20,7 @@ from cyclopts import App, Parameter
 
 from diffvit import __version__
 from diffvit.cli import OPTIONS
-from diffvit.errors import ConfigError, DiffvitError, EnvironmentFault, did_you_mean, out_of_memory
+from diffvit.errors import ConfigError, DiffvitError, EnvironmentFault, InputError, did_you_mean, out_of_memory
 from diffvit.registry import load_plugins
 from diffvit.training.memory import keep_freed_memory
 
@@ -127,6 +127,8 @@ def explain(error: BaseException, arguments: Sequence[str] = ()) -> tuple[int, s
         error = EnvironmentFault("memory", "is used up", "Try a smaller --batch-size, or close other programs.")
     elif isinstance(error, OSError) and error.errno in _MACHINE:
         error = EnvironmentFault(str(error.filename or "the machine"), error.strerror or type(error).__name__)
+    elif isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        error = InputError(f"{str(error.filename)[:60]}...", "is no path: it is too long")
     if isinstance(error, DiffvitError):
         return error.exit_code, error.line
     if isinstance(error, KeyboardInterrupt):

@@ -48,7 +48,7 @@ class Augment:
     there, the number of workers, the device, or on having resumed.
 
     ``pixels``, uint8 (n, chans, height, width), are the training set and may lie in a memory-mapped file; ``mean``
-    and ``std`` are those of each channel, in 0 .. 1; ``settings`` is a :class:`diffvit.config.AugmentConfig`.
+    and ``std`` are those of each channel, in 0 .. 1; ``config`` is the run's (:class:`diffvit.config.Config`).
     ConfigError for a crop that reaches beyond one reflection of the image, or labels beyond the classes.
     """
 
@@ -56,22 +56,22 @@ class Augment:
         self,
         pixels: UInt8[Tensor, "n chans height width"],
         labels: Int64[Tensor, " n"],
-        *,
-        num_classes: int,
         mean: Channels,
         std: Channels,
-        seed: int,
-        settings: Any,
-        label_smoothing: float = 0.0,
+        config: Any,
         device: Device = "cpu",
     ) -> None:
-        self.settings = chosen = settings
+        self.settings = chosen = config.augment
         self.device = torch.device(device)
         self.pixels, self.labels = _on_device(pixels, self.device), labels.to(self.device)
         self.size = (pixels.shape[2], pixels.shape[3])
-        self.num_classes, self.seed, self.label_smoothing = num_classes, seed, label_smoothing
+        self.num_classes, self.seed, self.label_smoothing = (
+            config.model.num_classes,
+            config.seed,
+            config.label_smoothing,
+        )
         self.mean, self.std = (torch.as_tensor(v, dtype=torch.float32, device=self.device) for v in (mean, std))
-        _check(chosen.crop, self.size, labels, num_classes)
+        _check(chosen.crop, self.size, labels, self.num_classes)
         every = self.device.type != "cpu"
         self._policy = self._erasing = self._mixing = None
         if own := AUGMENTATIONS[chosen.policy]:

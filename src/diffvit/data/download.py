@@ -16,8 +16,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from diffvit.errors import EnvironmentFault, check_choice
 from diffvit.files import cache_folder, replacing, sha256_of
@@ -61,7 +62,7 @@ class _HttpsOnly(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def open_https(url: str, timeout: float) -> BinaryIO:
+def open_https(url: str, timeout: float) -> BufferedIOBase:
     """Open a URL for reading; ``timeout`` (seconds) holds for connecting and for each read."""
     if not url.startswith("https://"):
         raise urllib.error.URLError("not an https address")
@@ -115,7 +116,7 @@ def _fetch_all(
             temporary = stack.enter_context(replacing(folder / file.name))
             digest, count = hashlib.sha256(), 0
             with open_https(file.url, timeout) as source, temporary.open("wb") as target:
-                while count <= file.size and (chunk := source.read(2**18)):
+                while count <= file.size and (chunk := source.read1(2**18)):
                     digest.update(chunk)
                     target.write(chunk)
                     count, done = count + len(chunk), done + len(chunk)

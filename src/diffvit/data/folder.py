@@ -81,7 +81,7 @@ class Scan:
         read = np.flatnonzero(self.records["fault"] == b"").tolist()
         splits, labels = self.layout.splits, self.layout.labels
         rows = {split: [n for n in read if splits[n] == split] for split in (TRAIN, VALIDATION, TEST)}
-        if rows[TEST] or not test_size:
+        if TEST in splits or not test_size:
             return rows
         train, hashes = rows[TRAIN], self.records["hash"]
         apart = set_apart([labels[n] for n in train], [hashes[n].tobytes() for n in train], test_size)
@@ -144,7 +144,10 @@ def load(
         why = f"no training image of class {lost[0]} can be read"
         raise InputError(str(place), why, "Mend some, or take the class away.")
     if not rows[split]:
-        raise InputError(str(place), f"has too few images to {split}", "Give each class more, or another test_size.")
+        why, hint = f"has too few images to {split}", "Give each class more, or another test_size."
+        if TEST in scan.layout.splits:
+            why, hint = f"no {split} image can be read", "Mend some, or take the folder of test images away."
+        raise InputError(str(place), why, hint)
     count = channels or (1 if scan.grey else 3)
     pixels = scan.pixels[:, :1] if count == 1 and scan.grey else scan.pixels
     whole = Images(pixels, labels, classes, f"folder {scan.layout.root.resolve().name}", "", skipped=tuple(faults))

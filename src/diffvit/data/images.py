@@ -299,11 +299,21 @@ def with_channels(pixels: UInt8[Tensor, "n chans h w"], count: int) -> UInt8[Ten
     return torch.cat([grey(part) for part in pixels.split(4096)])
 
 
+def sized(pixels: UInt8[Tensor, "n chans h w"], size: Size, channels: int | None) -> UInt8[Tensor, "n c tall wide"]:
+    """Pixels as :func:`resize` makes them, with this many channels; None keeps those they have."""
+    if pixels.shape[2:] != sides(size):
+        scaled = torch.empty(*pixels.shape[:2], *sides(size), dtype=torch.uint8)
+        for place, image in enumerate(pixels):
+            scaled[place] = torch.from_numpy(resize(image.numpy(), size))
+        pixels = scaled
+    return with_channels(pixels, channels or pixels.shape[1]).contiguous()
+
+
 def set_apart(labels: Sequence[int], hashes: Sequence[bytes], share: float) -> list[int]:
     """Places of the images of a test set: a share of each class, those with the lowest hashes of their pixels.
 
-    So neither names nor order matter, and equal images are on one side. A class with two different images or more gives
-    one at least, and keeps one.
+    So neither names nor order matter, and equal images are on one side. A class with two different images or more keeps
+    one, and gives one at least, unless each is there more often than its share is large.
     """
     members: dict[int, dict[bytes, list[int]]] = {}
     for place, (label, key) in enumerate(zip(labels, hashes, strict=True)):

@@ -21,11 +21,12 @@ from PIL import Image
 from torch import Tensor
 
 from diffvit.data.batches import normalise
-from diffvit.data.images import Images, decode, fingerprint, is_grey, resize, set_apart, to_rgb, with_channels
-from diffvit.errors import InputError, Size, few, sides
+from diffvit.data.images import Images, decode, fingerprint, is_grey, set_apart, sized, to_rgb, with_channels
+from diffvit.errors import InputError, Size, few
 
 NAME = "images given in Python"
 _LAYOUTS = "(n, c, h, w), (n, h, w, c) or (n, h, w), with 1 or 3 channels"
+_MOST_CLASSES = 1_000_000  # where only indices are given
 _IMAGES, _LABELS = ("image", "img"), ("label", "labels", "fine_label")  # columns of a data set
 
 
@@ -107,16 +108,6 @@ def as_bytes(values: Tensor, name: str = "images") -> UInt8[Tensor, "*shape"]:
             hint = "Scale the values, or give uint8; normalising is done later."
             raise InputError(name, f"floating point must lie in 0 to 1 (found {low:g} to {high:g})", hint)
     return values.cpu().float().mul(255).round_().to(torch.uint8)
-
-
-def sized(pixels: UInt8[Tensor, "n chans h w"], size: Size, channels: int | None) -> UInt8[Tensor, "n c tall wide"]:
-    """Pixels as :func:`diffvit.data.images.resize` makes them, with this many channels; None keeps those they have."""
-    if pixels.shape[2:] != sides(size):
-        scaled = torch.empty(*pixels.shape[:2], *sides(size), dtype=torch.uint8)
-        for place, image in enumerate(pixels):
-            scaled[place] = torch.from_numpy(resize(image.numpy(), size))
-        pixels = scaled
-    return with_channels(pixels, channels or pixels.shape[1]).contiguous()
 
 
 def from_data(
@@ -244,6 +235,9 @@ def _numbered(
         names = list(classes or own or sorted(set(labels)))
     else:
         numbers = [_index(label, place) for place, label in enumerate(labels)]
+        if not (classes or own) and (most := max(numbers)) >= _MOST_CLASSES:
+            where = f"label {numbers.index(most)}"
+            raise InputError(where, f"is too large for the index of a class ({most} vs under {_MOST_CLASSES:,})")
         names = list(classes or own or map(str, range(max(numbers) + 1)))
         if not (matched and own and classes):
             found = torch.tensor(_checked(numbers, names))

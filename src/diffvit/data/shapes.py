@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -146,8 +146,9 @@ def generate(
     drawn = [_draw(some, _SPLITS[split], size, clutter, noise, seed, look) for some in indices.split(_CHUNK)]
     pixels, masks = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*drawn, strict=True))
     labels = indices % len(CLASSES)
-    kind = {Look(): "shapes", HARD: "shapes-hard"}.get(look, f"shapes {look}")
-    name = f"{kind} (clutter {clutter:g}, noise {noise:g})"
+    own = {} if look == HARD else {dial: value for dial, value in asdict(look).items() if value != getattr(Look, dial)}
+    dials = ", ".join(f"{dial} {value:g}" for dial, value in {"clutter": clutter, "noise": noise, **own}.items())
+    name = f"{'shapes-hard' if look == HARD else 'shapes'} ({dials})"
     return Images(pixels, labels, CLASSES, name, fingerprint(pixels, labels, CLASSES), masks)
 
 

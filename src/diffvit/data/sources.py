@@ -8,7 +8,6 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
@@ -17,7 +16,7 @@ from diffvit.data import cifar10, folder
 from diffvit.data import shapes as shape_images
 from diffvit.data.cifar10 import Container
 from diffvit.data.download import fetch
-from diffvit.data.images import Images, centred_box, fingerprint, resize, with_channels
+from diffvit.data.images import Images, centred_box, fingerprint, sized, with_channels
 from diffvit.data.random_draws import hash_words
 from diffvit.data.shapes import HARD, Look
 from diffvit.errors import ConfigError, EnvironmentFault, InputError, Size, check_choice, sides
@@ -67,8 +66,15 @@ def load(
     check_choice("split", split, ("train", "test"))
     options = {"data_dir": data_dir, "image_size": image_size, "shapes": shapes or {}, "announce": announce}
     options |= {"channels": channels, "test_size": test_size, "bad_files": bad_files}
-    images = resized(function_of(SOURCES[source])(split, **options), image_size)
-    return images if channels is None else replace(images, pixels=with_channels(images.pixels, channels))
+    return _fitting(function_of(SOURCES[source])(split, **options), image_size, channels)
+
+
+def _fitting(images: Images, size: Size, channels: int | None) -> Images:
+    """Images of this size and number of channels, their own validation images too."""
+    images = resized(images, size)
+    images = images if channels is None else replace(images, pixels=with_channels(images.pixels, channels))
+    own = images.validation
+    return images if own is None else replace(images, validation=_fitting(own, size, channels))
 
 
 def resolve_auto(data_dir: Path | None, *, announce: Announce | None = None) -> Literal["cifar10", "shapes"]:
@@ -155,8 +161,7 @@ def resized(images: Images, size: Size) -> Images:
     """Images and masks of another size, by :func:`diffvit.data.images.resize`."""
     if images.pixels.shape[-2:] == sides(size):
         return images
-    pixels = torch.from_numpy(np.stack([resize(image, size) for image in images.pixels.numpy()]))
-    masks = images.masks
+    pixels, masks = sized(images.pixels, size, None), images.masks
     if masks is not None:
         left, top, right, bottom = centred_box(masks.shape[1], masks.shape[2], size)
         part = masks[:, None, top:bottom, left:right].float()

@@ -162,6 +162,7 @@ def _part(results: Results) -> dict[str, Any]:
         "answers": answers(results),
         "table": table(results),
         "scores": score_table(results),
+        "totals": totals(results),
         "circumstances": circumstances(results),
     }
 
@@ -269,6 +270,15 @@ def fit_gaps(results: Results) -> list[tuple[float, Line]]:
     """Training minus test accuracy of each line, the largest first, where the study asks for it."""
     known = [(line.last_training_accuracy, line) for line in results.lines if results.study.fit]
     return sorted(((seen - line.mean, line) for seen, line in known if seen is not None), key=lambda each: -each[0])
+
+
+def totals(results: Results) -> list[tuple[str, int, float]]:
+    """Runs and training time in seconds of each attention, or of all arms where these have one each."""
+    found: dict[str, list[float]] = {}
+    for line in results.lines:
+        name = label_of(line.attention) if results.study.attentions else "all arms"
+        found.setdefault(name, []).extend(float(record.row["train_seconds"]) for record in line.records)
+    return [(name, len(seconds), sum(seconds)) for name, seconds in found.items()]
 
 
 def circumstances(results: Results) -> str:

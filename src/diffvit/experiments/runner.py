@@ -96,7 +96,7 @@ def conditions_of(config: Config) -> Conditions:
     images = {"data": config.data, "data_dir": place and place.absolute(), "shapes": to_dict(config.shapes)}
     images |= {"test_size": config.test_size, "bad_files": config.bad_files}
     name, fingerprint = _images(parse({**images, "model": sizes}))  # pyright: ignore[reportArgumentType]  (frozen)
-    return Conditions(name, fingerprint, precision, device, environment.kernels(device, precision))
+    return Conditions(name, fingerprint, precision, device, environment.kernels(device, precision, config.accelerate))
 
 
 @cache

@@ -18,7 +18,7 @@ def environment() -> Environment:
     """The Jinja2 environment of all templates; a template's name is its path in the package. HTML is escaped.
 
     Filters: ``percent`` and ``points`` of fractions, ``span`` of an interval of them, ``count`` (thousands apart),
-    ``table`` (a :class:`~diffvit.reporting.tables.Table`), ``uri`` (PNG bytes as a data URI).
+    ``duration`` of seconds, ``table`` (a :class:`~diffvit.reporting.tables.Table`), ``uri`` (PNG bytes as a data URI).
     """
     made = Environment(
         loader=PackageLoader("diffvit", "."),
@@ -32,6 +32,7 @@ def environment() -> Environment:
         "points": lambda fraction, digits=1: f"{100 * fraction:+z.{digits}f}",
         "span": arms.span,
         "count": lambda number: f"{number:,}",
+        "duration": tables.duration,
         "table": tables.markdown,
         "uri": data_uri,
     }

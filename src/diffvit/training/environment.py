@@ -136,6 +136,7 @@ def refuse_differences(run: Path, settings: Sequence[str], then: Mapping[str, An
 def launch(device: str, precision: str) -> Fabric:
     """Join the processes that a launcher such as torchrun started, as its environment says; one without a launcher."""
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
     world, local = world_size(), local_world_size()
     logger = logging.getLogger("lightning_fabric")
@@ -147,6 +148,7 @@ def launch(device: str, precision: str) -> Fabric:
             devices=local,
             num_nodes=world // local,
             strategy="ddp" if world > 1 else "auto",
+            plugins=[] if world > 1 else [LightningEnvironment()],  # not Slurm's, in a job of several tasks
             precision="bf16-mixed" if precision == "bf16" else "32-true",
         )
         fabric.launch()

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from diffvit.config import Config, parse, to_dict
 from diffvit.data import sources
-from diffvit.data.images import Images
+from diffvit.data.images import Images, sized
 from diffvit.data.layout import named_files
-from diffvit.data.memory import Preprocess, as_bytes, channels_first, from_data, samples, sized
+from diffvit.data.memory import Preprocess, as_bytes, channels_first, from_data, samples
 from diffvit.errors import ConfigError, EnvironmentFault, InputError, Size, check_choice, few
 from diffvit.files import Row, to_json, write_file
 from diffvit.registry import MEMORY
@@ -35,7 +35,6 @@ from diffvit.training.score import described, flops_per_image, logits_of, score
 
 _AT_A_TIME = 250  # images whose pixels are in memory together
 SPLITS = ("test", "validation", "train")
-Wanted = tuple[str, str | None, Path | None]  # split, and where other than the run says: data source, its folder
 
 
 def evaluate(
@@ -86,11 +85,11 @@ def evaluate(
     if images is not None:
         how = {"image_size": model.settings["image_size"], "channels": model.settings["in_chans"]}
         pair = images if labels is None else (images, labels)
-        found, split = from_data(pair, **how, classes=model.classes, matched=True), "given"
+        found, whole, split = from_data(pair, **how, classes=model.classes, matched=True), "", "given"
     elif isinstance(run, nn.Module):
         raise ConfigError("evaluate", "a loaded model needs images and labels", "Or name its run folder instead.")
     else:
-        found = images_of(run, model.settings["image_size"], meta, config, (split, data, data_dir))
+        found, whole = images_of(run, model.settings["image_size"], meta, split=split, data=data, data_dir=data_dir)
     figures = score(model, found, batch_size=max(500, config.batch_size if config else 0), **where)
     kind = torch.device(where["device"]).type
     facts = {
@@ -107,20 +106,24 @@ def evaluate(
         figures["image_size"] = model.settings["image_size"]
     if show:
         show(figures)
-    if not other and split in SPLITS and folder.is_dir() and data is None and found.name == meta["data"]:
-        if split == "test" and _changed(folder, found):
-            why = f"{found.name} has other test images than when the run was made; it may have been trained on some"
-            warnings.warn(f"{why}. The run's evaluation.json stays as it was.", stacklevel=2)
-            return figures
-        path = folder / ("evaluation.json" if split == "test" else f"evaluation-{split}.json")
+    if other or split not in SPLITS or data is not None or not folder.is_dir():
+        return figures
+    path = folder / ("evaluation.json" if split == "test" else f"evaluation-{split}.json")
+    same_name = found.name == meta["data"]
+    recorded = _recorded(folder, "test_fingerprint" if split == "test" else "fingerprint")
+    if recorded == whole or (recorded is None and same_name):
         write_file(path, to_json(figures, indent=None), "The run folder is as it was; nothing else is missing.")
+    elif same_name:
+        kind = "test" if split == "test" else "training"
+        why = f"{found.name} has other {kind} images than when the run was made; it may have been trained on some"
+        warnings.warn(f"{why}. The run's {path.name} stays as it was.", stacklevel=2)
     return figures
 
 
-def _changed(folder: Path, images: Images) -> bool:
-    """Whether these are not the test images that a run recorded; False for runs that recorded none."""
+def _recorded(folder: Path, fingerprint: str) -> str | None:
+    """A fingerprint of the data that a run recorded; None for runs that recorded none."""
     known = RunDir(folder).environment.get("data", {}) if (folder / "environment.json").is_file() else {}
-    return known.get("test_fingerprint") not in (None, images.fingerprint)
+    return known.get(fingerprint)
 
 
 def config_of(run: object, meta: Meta) -> Config | None:
@@ -129,9 +132,20 @@ def config_of(run: object, meta: Meta) -> Config | None:
         return None if meta["config"] is None else parse(meta["config"], str(run))
 
 
-def images_of(run: object, image_size: Size, meta: Meta, config: Config | None, wanted: Wanted) -> Images:
-    """The images to score on, their classes checked against the model's."""
-    split, data, data_dir = wanted
+def images_of(
+    run: object,
+    image_size: Size,
+    meta: Meta,
+    *,
+    split: str = "test",
+    data: str | None = None,
+    data_dir: Path | None = None,
+) -> tuple[Images, str]:
+    """The images to score on, their classes checked against the model's, and the fingerprint of the set they are from.
+
+    ``data`` and ``data_dir`` are given where these are others than the run's.
+    """
+    config = config_of(run, meta)
     source = data or (config.data if config else "auto")
     if source == "auto" and data is None:
         # A run of data auto may have found CIFAR-10 elsewhere than in the folder that it names: cifar10 would not.
@@ -155,7 +169,7 @@ def images_of(run: object, image_size: Size, meta: Meta, config: Config | None, 
     how = {"test_size": config.test_size, "bad_files": config.bad_files} if config else {}
     how |= {"image_size": image_size, "channels": len(meta["mean"]), "shapes": shapes}
     images = sources.load(source, part, data_dir=data_dir, **how)
-    own = images.validation
+    own, whole = images.validation, images.fingerprint
     images = own if own is not None and split == "validation" else images
     if sorted(images.classes) != sorted(meta["classes"]):
         found, known = (f"{len(names)}: {few(names)}" for names in (images.classes, meta["classes"]))
@@ -165,15 +179,15 @@ def images_of(run: object, image_size: Size, meta: Meta, config: Config | None, 
     place = torch.tensor([meta["classes"].index(name) for name in images.classes])
     images = replace(images, labels=place[images.labels], classes=list(meta["classes"]))
     if split == "test":
-        return images
+        return images, whole
     if own is None:
         ours, held = sources.validation_split(images.labels, size)
         if split == "validation" and not len(held):
             raise InputError(str(run), "has no validation images: every class has too few", "Take --split test.")
         images = images.select(held if split == "validation" else ours)
-    if split == "validation" or config is None or config.train_share == 1:
-        return images
-    return images.select(sources.training_part(images.labels, config.train_share, config.seed))
+    if split == "train" and config and config.train_share < 1:
+        images = images.select(sources.training_part(images.labels, config.train_share, config.seed))
+    return images, whole
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import replace as changed
 from pathlib import Path
@@ -31,6 +30,7 @@ from diffvit.training.run_dir import RunDir
 
 MODEL_FILE = "model.safetensors"
 METADATA_KEY = "diffvit"
+_LARGEST = torch.finfo(torch.float32).max
 Reference = RunDir | Path | str  # what a user calls a model by
 Meta = dict[str, Any]
 
@@ -126,6 +126,8 @@ def locate(reference: Reference) -> Path:
     path = Path(place)
     if path.is_dir() and not (path / MODEL_FILE).is_file():
         why, hint = f"has no {MODEL_FILE}: the run did not finish", f"Finish it with: {RunDir(path).resume_command}"
+        if RunDir(path).finished:
+            why, hint = f"has lost its {MODEL_FILE}", "Restore that file, or train again into another folder."
         if not RunDir(path).is_run:
             why, hint = f"is not a run folder (it has no config.yaml, no {MODEL_FILE})", OWN_HINT
         raise InputError(str(path), why, hint)
@@ -156,9 +158,9 @@ def metadata_of(path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
     """
     try:
         meta = dict(json.loads(header["__metadata__"][METADATA_KEY]))
-        meta["model"] = dict(meta["model"])
+        meta["model"], meta["data"] = dict(meta["model"]), str(meta.get("data", "unknown"))
         own = dict(meta.get("own_modules", {}))
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         raise InputError(str(path), "has no model metadata: diffvit did not write it", OWN_HINT) from None
     for name, kind in own.items():
         more = f", and {len(own) - 1} more" if len(own) > 1 else ""
@@ -184,7 +186,7 @@ def _metadata(path: Path, header: Mapping[str, Any]) -> tuple[dict[str, Any], di
         if count != expected:
             raise InputError(str(path), f"its metadata {key} does not fit its model ({count} vs {expected})")
     numbers = meta["mean"] + meta["std"]
-    if not all(isinstance(x, int | float) and math.isfinite(x) for x in numbers) or min(meta["std"]) <= 0:
+    if not all(isinstance(x, int | float) and abs(x) <= _LARGEST for x in numbers) or min(meta["std"]) <= 0:
         raise InputError(str(path), "its metadata mean and std are not positive finite numbers")
     return config.model_dump(exclude={"preset"}), meta
 

@@ -23,6 +23,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from diffvit.config import WHEREABOUTS, ClipConfig, Config, config_hash, differences
 from diffvit.data import memory
+from diffvit.data.augment import Augment
 from diffvit.data.batches import epoch_order
 from diffvit.data.images import Images
 from diffvit.data.sources import place_of
@@ -38,7 +39,7 @@ from diffvit.training.progress import Progress, StopRequest, usual_progress
 from diffvit.training.run_dir import RunDir
 from diffvit.training.score import described, flops_per_image
 from diffvit.training.task import Passed, Task, TrainingData, load_data, load_split
-from diffvit.training.transfer import absolute, freeze, start_from
+from diffvit.training.transfer import absolute, start_from
 
 # Optimiser steps between two readings of the loss. Reading it on a GPU waits for all the work queued there.
 _READ_EVERY = {"cpu": 1, "cuda": 32}
@@ -138,8 +139,6 @@ def train(
             raise InputError("data", "was passed in Python and is in no folder", hint)
         ran_on = {"device": device, "precision": precision, "threads": threads, "processes": fabric.world_size}
         facts = environment.describe(**ran_on, accelerate=config.accelerate)
-        if config.accelerate != "off" and (slower := environment.missed(device, precision)):
-            progress.message(slower)
         _run(fabric, config, folder, facts, progress, task or Task(), resume, on_ready, passed)
     return folder
 
@@ -201,6 +200,8 @@ def _run(
     start = time.perf_counter()
     begun = resume and (folder.path / "environment.json").exists()
     data = load_data(config, progress.message, passed, folder.environment.get("classes") if begun else None)
+    if config.accelerate != "off" and (slower := environment.missed(facts["device"], facts["precision"])):
+        progress.message(slower)
     facts["config_hash"] = config_hash(config)
     config = data.config  # the same, with what it leaves to the data
     # Here and not at the end, where a test set that is missing or damaged would cost the whole training.
@@ -225,7 +226,8 @@ def _run(
         progress.message(started.line())
         facts["init_from"] = asdict(started)
     if config.freeze != "none":
-        freeze(model, config.freeze)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.startswith("head."))
     trainer = Trainer(fabric, config, data, model, task.objective(config, data))
     if found:
         trainer.restore(found)
@@ -412,7 +414,7 @@ class Trainer:
         self._forward = fabric.setup_module(forward)
         self._pending: Tensor | None = None  # figures of the steps since they were last read, on the device
         self.read_every = _READ_EVERY.get(fabric.device.type, 1)
-        self.batches = data.batches(config, fabric.device)
+        self.batches = Augment(data.train.pixels, data.train.labels, data.mean, data.std, config, fabric.device)
         self.images = len(data.train)
         self._balanced = data.train.labels if config.sampling == "balanced" else None
         self.steps_per_epoch = math.ceil(self.images / config.batch_size)

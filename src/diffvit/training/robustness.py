@@ -15,12 +15,12 @@ from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffvit.data.images import Images
+from diffvit.data.images import Images, sized
 from diffvit.data.shifts import CORRUPTIONS, Shift, shifts
 from diffvit.data.sources import validation_split
 from diffvit.errors import ConfigError, InputError
 from diffvit.files import Row
-from diffvit.training.evaluate import config_of, images_of
+from diffvit.training.evaluate import images_of
 from diffvit.training.load import Reference, ready
 from diffvit.training.run_dir import RunDir
 from diffvit.training.score import evaluating, logits_of
@@ -46,16 +46,8 @@ def survivors(
     Each step moves every value by ``2.5 epsilon / steps`` along the sign of the loss's gradient, and back to at most
     ``epsilon`` from the image and to 0 .. 1; the start is random (Madry et al., arXiv 1706.06083, section 2.1). The
     loss is the cross-entropy, or with ``margin`` the largest other logit less the true class's (Carlini and Wagner,
-    arXiv 1608.04644), whose gradient does not vanish where the classifier is sure.
-
-    Args:
-        logits: of images in 0 .. 1, on their device.
-        images: values in 0 .. 1.
-        labels: the true classes.
-        epsilon: largest change of a value, in 0 .. 1.
-        steps: how many.
-        margin: which loss.
-        seed: of the start.
+    arXiv 1608.04644), whose gradient does not vanish where the classifier is sure. ``images`` and ``epsilon``, the
+    largest change of a value, are in 0 to 1; ``seed`` is that of the start.
     """
     start = torch.rand(images.shape, generator=torch.Generator().manual_seed(seed)).to(images.device)
     lowest, highest = (images - epsilon).clamp(min=0), (images + epsilon).clamp(max=1)
@@ -117,8 +109,7 @@ def robustness(
     if images < 1:
         raise ConfigError("images", f"must be at least 1 (found {images})")
     model, meta, where = ready(run, device, precision)
-    config = config_of(run, meta)
-    found = images_of(run, model.settings["image_size"], meta, config, ("test", None, data_dir))
+    found, _ = images_of(run, model.settings["image_size"], meta, data_dir=data_dir)
     if found.pixels.shape[1] != 3:
         raise InputError(found.name, f"its images are not RGB ({found.pixels.shape[1]} vs 3 channels)")
     if images < len(found):
@@ -170,7 +161,9 @@ def robustness_scores(run: RunDir) -> dict[str, Any]:
 
 
 def _shifted(pixels: UInt8[Tensor, "n 3 height width"], shift: Shift) -> UInt8[Tensor, "n 3 height width"]:
-    return torch.from_numpy(np.stack([shift.apply(each, number) for number, each in enumerate(pixels.numpy())]))
+    """At the size that the images have: a shift is of at most 256 pixels on the shorter side."""
+    shifted = np.stack([shift.apply(each, number) for number, each in enumerate(pixels.numpy())])
+    return sized(torch.from_numpy(shifted), (pixels.shape[2], pixels.shape[3]), 3)
 
 
 def _attacked(model: nn.Module, images: Images, where: Mapping[str, Any], epsilon: float, **how: Any) -> float:

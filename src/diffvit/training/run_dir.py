@@ -84,10 +84,10 @@ class RunDir:
         return (self.path / "config.yaml").is_file()
 
     def clear(self) -> None:
-        """Remove the run in the folder; the lock stays."""
+        """Remove the run in the folder, config.yaml last, so that it is a run until it is gone; the lock stays."""
         self.__dict__.pop("config", None)
         with disk_faults(self.path):
-            for entry in self.path.iterdir():
+            for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == "config.yaml"):
                 if entry.is_dir() and not entry.is_symlink():
                     shutil.rmtree(entry)
                 elif entry.name != _LOCK:

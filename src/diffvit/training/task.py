@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from diffvit.config import Config, ModelConfig, to_dict
 from diffvit.data import sources
-from diffvit.data.augment import Augment, Batch
+from diffvit.data.augment import Batch
 from diffvit.data.batches import channel_statistics, normalise
 from diffvit.data.images import Images
 from diffvit.errors import ConfigError, InputError, few
@@ -25,7 +25,7 @@ Passed = Mapping[str, Images] | None  # the images of train and test
 Say = Callable[[str], None]
 Names = Sequence[str] | None  # of classes
 _WHITENED_ON = 4096  # images
-# Sources for which the default size of the validation set is made.
+# Built-in sources: the default size of the validation set is made for them, and their images are in no order of class.
 _WITH_SIZES = ("auto", "cifar10", "shapes", "shapes-hard")
 
 
@@ -46,20 +46,6 @@ class TrainingData:
     std: list[float]
     fingerprint: str
     config: Config
-
-    def batches(self, config: Config, device: torch.device) -> Augment:
-        """Augmented, normalised batches of the training images, by sample index and epoch."""
-        return Augment(
-            self.train.pixels,
-            self.train.labels,
-            num_classes=config.model.num_classes,
-            mean=self.mean,
-            std=self.std,
-            seed=config.seed,
-            label_smoothing=config.label_smoothing,
-            settings=config.augment,
-            device=device,
-        )
 
 
 def source_of(config: Config) -> str:
@@ -163,7 +149,10 @@ def fresh_model(config: Config, data: TrainingData) -> VisionTransformer:
     """The model as a run starts it: :func:`build_model`, whitened for the run's images where the config says so."""
     model = build_model(config.model, config.seed)
     if config.whiten:
-        images = normalise(data.train.pixels[:_WHITENED_ON], data.mean, data.std)
+        pixels = data.train.pixels
+        if data.source not in _WITH_SIZES:
+            pixels = pixels[torch.linspace(0, len(pixels) - 1, min(len(pixels), _WHITENED_ON)).long()]
+        images = normalise(pixels[:_WHITENED_ON], data.mean, data.std)
         whiten(model.patch_embed.proj, images, config.seed)
     return model
 

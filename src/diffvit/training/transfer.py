@@ -318,9 +318,3 @@ def start_from(model: Any, config: Config, classes: Sequence[str], before: Mappi
         why = f"is not what the run began with (SHA-256 {source.sha256[:12]} vs {before['sha256'][:12]})"
         raise InputError(f"init_from {reference}", why, "Nothing was changed; start another run with --out.")
     return transfer(model, source, classes)
-
-
-def freeze(model: torch.nn.Module, what: str) -> None:
-    """Leave nothing but the head to train where ``what`` is ``backbone``."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(what == "none" or name.startswith("head."))
