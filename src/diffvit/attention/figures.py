@@ -309,17 +309,16 @@ def contact_sheet(
             axes.axis("off")
         if place < len(samples):
             caption, image, saliency = samples[place]
-            pair[0].imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+            _show(pair[0], image, caption, fontsize=10)
             pair[1].imshow(blend(image, saliency)[0], interpolation="nearest")
-            pair[0].set_title(caption, fontsize=10, color=LIGHT.ink, loc="left")
     made.suptitle(title, x=0.01, ha="left", fontsize=13, color=LIGHT.ink)
     return made
 
 
-def _show(axes: Axes, image: Tensor, name: str) -> None:
+def _show(axes: Axes, image: Tensor, name: str, fontsize: int = 11) -> None:
     axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
     axes.axis("off")
-    axes.set_title(name, fontsize=11, color=LIGHT.ink, loc="left")
+    axes.set_title(name, fontsize=fontsize, color=LIGHT.ink, loc="left")
 
 
 def lambda_figure(
@@ -344,10 +343,7 @@ def lambda_figure(
 def heads_figure(statistics: Sequence[HeadStatistics], tokens: int, *, title: str = "What the heads do") -> Figure:
     """Entropy, distance, share on the tokens before the patches, and negative share, by layer: a dot per head.
 
-    Args:
-        statistics: of every head, see :func:`diffvit.attention.statistics.head_statistics`.
-        tokens: keys a query has, for the entropy of reading all alike.
-        title: of the figure.
+    ``tokens``, the keys that a query has, give the entropy of uniform attention, which is drawn as a line.
     """
     signed = any(each.negative_share for each in statistics)
     panels = [

@@ -29,13 +29,12 @@ from diffvit.config import to_dict
 from diffvit.data import sources
 from diffvit.data.images import Images
 from diffvit.errors import InputError
-from diffvit.files import to_csv, write_files
+from diffvit.files import Row, to_csv, write_files
 from diffvit.models.vit import VisionTransformer
 from diffvit.reporting.style import LIGHT, colour, dress, figure, to_png
 from diffvit.training.evaluate import config_of
 from diffvit.training.run_dir import RunDir
 
-Row = dict[str, Any]
 # Test images in a study of attribution: at each level of clutter, for removal, and for the sanity test.
 _ATTRIBUTED, _TAKEN_APART, _SANITY = 300, 100, 50
 METRICS = {"pointing": "pointing game", "mass": "mass on the object", "iou": "IoU at half the mass"}

@@ -14,12 +14,12 @@ from torch.nn import functional as F
 
 from diffvit.attention.capture import Record, capture, own
 from diffvit.attention.inputs import labelled_images, load_model
+from diffvit.files import Row
 from diffvit.models import pos_embed
 from diffvit.models.pos_embed import Rope2d
 from diffvit.models.vit import VisionTransformer
 from diffvit.training.run_dir import RunDir
 
-Row = dict[str, Any]
 _IMAGES = 200  # of a study
 
 

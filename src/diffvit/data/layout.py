@@ -167,12 +167,25 @@ def _maybe_image(name: str) -> bool:
     return not name.startswith(".") and f".{name.rpartition('.')[2]}".lower() not in _NO_IMAGES
 
 
-def _columns(file: Path) -> tuple[str, str, str] | None:
-    """The columns of path, label and split in a table; None where its first row has none of path or label."""
-    first = next(_records(file), {})
-    known = {str(name).strip().lower(): name for name in first}
-    path, label = (next((known[name] for name in names if name in known), None) for names in (_PATHS, _LABELS))
-    return None if path is None or label is None else (path, label, known.get("split", "split"))
+def _columns(file: Path, second: Sequence[str] = _LABELS) -> tuple[str, str, str] | None:
+    """The columns of path, label (or another ``second``) and split in a table; None without one of the first two."""
+    known = {str(name).strip().lower(): name for name in next(_records(file), {})}
+    path, text = (next((known[name] for name in names if name in known), None) for names in (_PATHS, second))
+    return None if path is None or text is None else (path, text, known.get("split", "split"))
+
+
+def _cells(file: Path, second: Sequence[str], word: str) -> Iterator[tuple[str, list[str]]]:
+    """For each row of a table its file and number in words, and its path, its ``second`` and its split, if it has one.
+
+    InputError, with the ``word`` for the second column, where the table does not have both.
+    """
+    if (columns := _columns(file, second)) is None:
+        found = ", ".join(map(str, next(_records(file), {}))) or "no rows"
+        why = f"has no columns of path and {word} (found {found}; allowed {', '.join(_PATHS)} and {', '.join(second)})"
+        raise InputError(str(file), why, "The first line of a CSV file names its columns.")
+    for number, record in enumerate(_records(file), 1):
+        cells = ["" if (cell := record.get(key)) is None else str(cell).strip() for key in columns]
+        yield f"{file}, row {number}", cells
 
 
 def captioned(root: Path, table: Path) -> list[tuple[str, str]]:
@@ -182,21 +195,12 @@ def captioned(root: Path, table: Path) -> list[tuple[str, str]]:
     """
     if not root.is_dir():
         raise InputError(str(root), "is not a folder" if root.exists() else "no such folder", "It holds the images.")
-    known = {str(name).strip().lower(): name for name in next(_records(table), {})}
-    path, caption = (next((known[name] for name in names if name in known), None) for names in (_PATHS, _CAPTIONS))
-    if path is None or caption is None:
-        found, allowed = ", ".join(known) or "no rows", f"{', '.join(_PATHS)} and {', '.join(_CAPTIONS)}"
-        why = f"has no columns of path and caption (found {found}; allowed {allowed})"
-        raise InputError(str(table), why, "The first line of a CSV file names its columns.")
     pairs = []
-    for number, record in enumerate(_records(table), 1):
-        image, text = ("" if (cell := record.get(key)) is None else str(cell).strip() for key in (path, caption))
+    for where, (image, text, _) in _cells(table, _CAPTIONS, "caption"):
         if not text:
-            raise InputError(f"{table}, row {number}", f"has no caption (of {image or 'no path'})")
+            raise InputError(where, f"has no caption (of {image or 'no path'})")
         if not os.path.isfile(root / image):  # noqa: PTH113  (False for a name that is too long, where Path raises)
-            raise InputError(
-                f"{table}, row {number}", f"names a missing file ({image or 'no path'})", f"It is looked for in {root}."
-            )
+            raise InputError(where, f"names a missing file ({image or 'no path'})", f"It is looked for in {root}.")
         pairs.append((image, text))
     return pairs
 
@@ -222,19 +226,13 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
 def _table(root: Path, files: Sequence[Path]) -> _Found:
     rows: list[tuple[str, str, str]] = []
     for file in files:
-        if (columns := _columns(file)) is None:
-            found = ", ".join(map(str, next(_records(file), {}))) or "no rows"
-            allowed = f"{', '.join(_PATHS)} and {', '.join(_LABELS)}"
-            why = f"has no columns of path and label (found {found}; allowed {allowed})"
-            raise InputError(str(file), why, "The first line of a CSV file names its columns.")
         usual = _SPLITS.get(file.stem.lower(), TRAIN)
-        for number, record in enumerate(_records(file), 1):
-            path, name, where = ("" if (cell := record.get(key)) is None else str(cell).strip() for key in columns)
-            where, image = where.lower() or usual, root / path
-            if not name or where not in _SPLITS:
-                found = f"split {where!r}" if name else "no label"
-                raise InputError(f"{file}, row {number}", f"is not a path and a label (found {found})")
+        for where, (path, name, split) in _cells(file, _LABELS, "label"):
+            split, image = split.lower() or usual, root / path
+            if not name or split not in _SPLITS:
+                found = f"split {split!r}" if name else "no label"
+                raise InputError(where, f"is not a path and a label (found {found})")
             if not os.path.isfile(image):  # noqa: PTH113
-                raise InputError(f"{file}, row {number}", f"names a missing file ({path})")
-            rows.append((_SPLITS[where], name, os.path.relpath(image, root)))
+                raise InputError(where, f"names a missing file ({path})")
+            rows.append((_SPLITS[split], name, os.path.relpath(image, root)))
     return root, " and ".join(file.name for file in files), rows

@@ -138,7 +138,7 @@ def launch(device: str, precision: str) -> Fabric:
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
-    world, local = world_size(), local_world_size()
+    world, local = int(os.environ.get("WORLD_SIZE", "1")), local_world_size()
     logger = logging.getLogger("lightning_fabric")
     level = logger.level
     logger.setLevel(logging.WARNING)  # it announces its precision otherwise
@@ -159,14 +159,9 @@ def launch(device: str, precision: str) -> Fabric:
     return fabric
 
 
-def world_size() -> int:
-    """Processes that train together, over all machines."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def local_world_size() -> int:
-    """Those of them on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    """Processes on this machine that train together."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
 
 
 def by_the_first(fabric: Fabric, action: Callable[[], Outcome]) -> Outcome | None:

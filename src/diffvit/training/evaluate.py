@@ -110,7 +110,8 @@ def evaluate(
         return figures
     path = folder / ("evaluation.json" if split == "test" else f"evaluation-{split}.json")
     same_name = found.name == meta["data"]
-    recorded = _recorded(folder, "test_fingerprint" if split == "test" else "fingerprint")
+    known = RunDir(folder).environment.get("data", {}) if (folder / "environment.json").is_file() else {}
+    recorded = known.get("test_fingerprint" if split == "test" else "fingerprint")
     if recorded == whole or (recorded is None and same_name):
         write_file(path, to_json(figures, indent=None), "The run folder is as it was; nothing else is missing.")
     elif same_name:
@@ -118,12 +119,6 @@ def evaluate(
         why = f"{found.name} has other {kind} images than when the run was made; it may have been trained on some"
         warnings.warn(f"{why}. The run's {path.name} stays as it was.", stacklevel=2)
     return figures
-
-
-def _recorded(folder: Path, fingerprint: str) -> str | None:
-    """A fingerprint of the data that a run recorded; None for runs that recorded none."""
-    known = RunDir(folder).environment.get("data", {}) if (folder / "environment.json").is_file() else {}
-    return known.get(fingerprint)
 
 
 def config_of(run: object, meta: Meta) -> Config | None:

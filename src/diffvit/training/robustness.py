@@ -155,9 +155,7 @@ def robustness(
 
 def robustness_scores(run: RunDir) -> dict[str, Any]:
     """:func:`robustness` of a finished run of a study, without the number of images."""
-    found = robustness(run)
-    del found["images"]
-    return found
+    return {name: value for name, value in robustness(run).items() if name != "images"}
 
 
 def _shifted(pixels: UInt8[Tensor, "n 3 height width"], shift: Shift) -> UInt8[Tensor, "n 3 height width"]:
