@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, NullFormatter, ScalarFormatter
 from benchmarks.settings import BENCHMARKS, DTYPES, FAMILIES, FOLDER, PASSES, PEERS, SOFTMAX
 from diffvit.errors import InputError
 from diffvit.measuring import INTERVAL_NOTE, Result, counted, stamp
-from diffvit.reporting.style import LIGHT, Theme, colour, dress, figure, plain, to_png
+from diffvit.reporting.style import LIGHT, Theme, colour, dress, figure, to_png
 from diffvit.reporting.tables import NONE, Table, big
 from tools.pages import Content, Picture, render
 
@@ -357,7 +357,7 @@ def profile_plot(result: Result, *, theme: Theme = LIGHT) -> bytes:
                 ink = theme.ink if name == IDLE else theme.paper
                 axes.text(left + width / 2, -place, f"{width:.0f}%", ha="center", va="center", color=ink, fontsize=10.5)
             left += width
-    labels = [f"{plain(arm['recipe'])}\n{arm['model']}, {arm['milliseconds']:.3g} ms a step" for arm in arms]
+    labels = [f"{arm['recipe']}\n{arm['model']}, {arm['milliseconds']:.3g} ms a step" for arm in arms]
     axes.set_yticks([-place for place in range(len(arms))], labels)
     x = f"share of the step, % ({of['hardware']}, {of['device']}, {counted(of['threads'], 'thread')})"
     dress(axes, theme, title="Where a training step's time goes", x=x, y="")

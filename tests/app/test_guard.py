@@ -61,6 +61,7 @@ def test_other_addresses_are_not_there(client: TestClient, path: str) -> None:
         ({"origin": "http://evil.example"}, 403),
         ({"origin": "http://127.0.0.1:9999"}, 403),
         ({"origin": "null"}, 403),
+        ({"origin": "http://["}, 403),
         ({"origin": HOST}, 200),
         ({"host": "localhost:7860"}, 200),
     ],

@@ -60,6 +60,7 @@ def test_only_offered_names_are_known(tmp_path: Path) -> None:
     models = Models(list_models([str(run)]), "cpu")
     assert models.load("mine") is models.load("mine")
     assert models.load("mine").name == "mine"
+    assert not any(parameter.requires_grad for parameter in models.load("mine").model.parameters())
     for name in (str(run), "../mine", "/etc/passwd", "none", ""):
         with pytest.raises(InputError, match="is not among those that are offered"):
             models.load(name)

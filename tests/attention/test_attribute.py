@@ -211,6 +211,9 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"no target 'cat' .have a, b, c, d, e"):
         attribute(named, images, "attnlrp", "cat")
     assert torch.equal(attribute(named, images, "attnlrp", "d"), attribute(model, images, "attnlrp", 3))
+    assert torch.equal(attribute(named, images, "attnlrp", torch.tensor(3)), attribute(model, images, "attnlrp", 3))
+    with pytest.raises(ConfigError, match=r"target: is not one class, or one for each image .found 3 vs 2"):
+        attribute(model, images, "attnlrp", torch.tensor([0, 1, 2]))
     with pytest.raises(ConfigError, match=r"no such class .found -1 to 2"):
         attribute(model, images, "attnlrp", torch.tensor([2, -1]))
     with pytest.raises(ConfigError, match="no such layer"):

@@ -32,6 +32,15 @@ def test_stages_are_replaced_from_the_head_down_until_nothing_is_left(settings: 
     assert all(torch.equal(before[name], each) for name, each in model.named_parameters())
 
 
+def test_a_model_at_another_size_is_randomised_with_its_own_position_table() -> None:
+    model = model_of()
+    size = 2 * model.settings["image_size"]
+    model.set_input_size(size)
+    *_, (_, mixed) = randomised(model)
+    assert mixed.pos_embed.shape == model.pos_embed.shape
+    assert not torch.equal(mixed.pos_embed, model.pos_embed)
+
+
 def test_what_does_not_see_the_head_keeps_its_map_and_what_does_loses_it() -> None:
     rows = randomisation(model_of(), images_of(3), ["attention", "attnlrp"])
     found = {(row["method"], row["stage"]): row for row in rows}

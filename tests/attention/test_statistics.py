@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,16 @@ def test_blocks_against_loops(attention: str, pool: str) -> None:
         assert row["rank_layer"] == pytest.approx(sum(map(effective_rank, read)) / 3)
         parts = [part for image in read for part in image.chunk(len(mine), dim=1)]
         assert row["rank_head"] == pytest.approx(sum(map(effective_rank, parts)) / len(parts))
+
+
+def test_ranks_are_over_all_images_however_many_maps_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(2)
+    sizes = {"image_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2, "num_classes": 3}
+    model, images = VisionTransformer(**sizes, init_std=0.7), torch.randn(5, 3, 8, 8)
+    labels = torch.arange(5) % 3
+    [whole] = block_statistics(model, images, labels)
+    monkeypatch.setattr(sys.modules["diffvit.attention.capture"], "_WORKING", 1)
+    assert block_statistics(model, images, labels) == [pytest.approx(whole)]
 
 
 def inputs_of(layer: torch.nn.Module, model: VisionTransformer, images: Tensor) -> Tensor:

@@ -186,6 +186,8 @@ def test_score_writes_a_table_and_plots(folder, capsys):
     assert {row["map"] for row in rows if row["deletion"] is not None} >= {"grad-cam", "attnlrp", "rollout"}
     for word in ("pointing game", "mass on the object", "deletion area", "shapes (clutter 0.9"):
         assert word in said
+    said = succeeds("runs/diff --score --score-images 10 --split train --out part --json", capsys)
+    assert {row["clutter"] for row in json.loads(said.splitlines()[-1])["scores"]} == {None}
     header = (folder / "scored" / "scores.csv").read_text().splitlines()[0]
     assert header.startswith("data,clutter,map,pointing,mass,iou,deletion,insertion")
 

@@ -41,6 +41,15 @@ def test_runs_that_differ_in_the_seed_are_one_arm(make_run: MakeRun) -> None:
     assert table.rows[0][2] == f"{100 * grouped[0].confusion[0][0] / predicted:.1f}%"
 
 
+def test_arms_of_other_classes_have_no_place_in_a_table_of_classes(make_run: MakeRun) -> None:
+    grouped = arms([read_run(run) for run in (make_run("a"), make_run("b", attention="differential"))])
+    for record in grouped[1].records:
+        record.classes[:] = [f"shape {name}" for name in record.classes]
+    table = class_table(grouped)
+    assert table is not None
+    assert table.columns == ["Class", "ViT", "ViT, precision"]
+
+
 def test_a_run_made_twice_is_no_second_seed(make_run: MakeRun) -> None:
     grouped = arms([read_run(run) for run in (make_run("a"), make_run("again"), make_run("b", seed=1))])
     assert [(arm.label, sorted(arm.accuracies)) for arm in grouped] == [("a", [0, 1]), ("again", [0])]

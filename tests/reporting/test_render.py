@@ -156,6 +156,11 @@ def test_the_commands_repeat_the_runs(make_run: MakeRun) -> None:
     assert config_hash(parse({"data": "cifar10", **values})) == config_hash(parse(read_yaml(run / "config.yaml")))
 
 
+def test_a_run_on_a_folder_is_repeated_from_its_own_config(make_run: MakeRun) -> None:
+    run = make_run("a", settings={"data": "folder", "data_dir": "pets"})
+    assert command(arms([read_run(run)])[0]) == "diffvit train runs/a/config.yaml --out runs/a-again"
+
+
 def test_a_clip_is_repeated_from_its_own_config() -> None:
     found = arms(read(Path(__file__).parents[2] / "reports" / "clip-cifar10"))
     clips = [arm for arm in found if arm.records[0].row.get("zero_shot_accuracy") is not None]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,24 @@ def test_a_new_run_replaces_the_committed_one_of_the_same_key(make_run: MakeRun,
     merged = merge(read(tmp_path / "out"), new)
     assert [record.row["run"] for record in merged] == ["a2", "b", "c"]
     assert merged[0].row["test_accuracy"] == 0.75
+
+
+def test_runs_that_are_called_and_configured_alike_are_both_kept(make_run: MakeRun, tmp_path: Path) -> None:
+    one, two = read_run(make_run("a", accuracy=0.7)), read_run(make_run("b", accuracy=0.75))
+    two = replace(two, row=two.row | {"run": "a", "hardware": "another"})
+    write(tmp_path / "out", [one, two])
+    again = read(tmp_path / "out")
+    assert [record.row["run"] for record in again] == ["a", "a (2)"]
+    assert [record.correct for record in again] == [one.correct, two.correct]
+    assert [record.epochs for record in again] == [one.epochs, two.epochs]
+    assert [record.row["run"] for record in merge(again, [])] == ["a", "a (2)"]
+    third = read_run(make_run("c", accuracy=0.8))
+    assert [record.row["run"] for record in merge(again, [third])] == ["c", "a (2)"]
+
+
+def test_numbers_of_a_score_are_no_settings(make_run: MakeRun) -> None:
+    record = read_run(make_run("a"))
+    assert replace(record, row=record.row | {"score.entropy": 1.9}).settings == record.settings
 
 
 def test_correct_images_are_committed_a_bit_each(make_run: MakeRun, tmp_path: Path) -> None:

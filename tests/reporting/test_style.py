@@ -91,6 +91,10 @@ def test_an_installed_font_is_taken_for_the_letters_that_it_has(tmp_path: Path) 
         to_png(plot(DOG))
 
 
+def test_dollars_in_names_are_drawn_and_begin_no_formula() -> None:
+    assert to_png(plot("$_$")) != to_png(plot("$x$")) != to_png(plot("x"))
+
+
 def test_plain_letters_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(wanted: object) -> tuple[str, ...]:
         raise AssertionError(f"searched for {wanted}")

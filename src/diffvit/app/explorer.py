@@ -132,7 +132,8 @@ class ForwardPass:
         """
         signed = selection.rollout.get("sign") == "signed" and self.record.differential
         rolled = rollout(self.record, **selection.rollout)[0]
-        found = [Shown("rollout", "through all layers", rolled, None if signed else self.record.uniform(0, "positive"))]
+        uniform = None if signed else 1 / self.record.layers[0].positive.shape[-1]  # rollout's rows sum to 1
+        found = [Shown("rollout", "through all layers", rolled, uniform)]
         method, target, meaning = selection.method, None, "of no class"
         if method is None:
             return found
@@ -204,7 +205,9 @@ class Explorer:
         return self.forward(self.models.load(name), self.source(ref))
 
     def forward(self, model: LoadedModel, image: Sample) -> ForwardPass:
-        """The forward pass, cached by the model's name and source and the image's pixels, resized to the model's input.
+        """The forward pass, cached by the model's name and source and the image's pixels, name and class.
+
+        The image is resized to the model's input.
 
         The mask is dropped where the image is resized.
         """
@@ -217,7 +220,8 @@ class Explorer:
             record, logits = capture_with_logits(model.model, model.normalised(pixels[None]))
             return ForwardPass(model, fitted, record, None if logits is None else logits[0])
 
-        return self.passes.get_or_make((model.name, model.source, tuple(pixels.shape), digest), compute)
+        key = (model.name, model.source, tuple(pixels.shape), digest, image.name, image.label)
+        return self.passes.get_or_make(key, compute)
 
     def offer_figure(self, draw: Callable[[str], bytes]) -> str:
         """The address, without its ending, where a figure can be downloaded; it is drawn when that is asked for."""

@@ -26,6 +26,7 @@ from diffvit.data.sources import place_of, resized
 from diffvit.errors import InputError, Size, sides
 from diffvit.files import cache_folder
 from diffvit.training.environment import resolve_precision
+from diffvit.training.evaluate import source_name
 from diffvit.training.score import logits_of
 
 ALL = "all images"
@@ -77,8 +78,9 @@ class TestImages:
         model = self._models.load(name)
         own_folder = info.data.startswith("folder ")  # which the run itself names
         place = None if own_folder else self._data_dir
-        place = self._local_cifar10() if info.data.startswith("CIFAR-10") else place
-        key = (info.data, model.image_size, tuple(model.classes), model.reference if own_folder else "")
+        place = self._local_cifar10() if source_name(info.data) == "CIFAR-10" else place
+        facts = (info.data, model.meta.get("fingerprint"), model.image_size, tuple(model.classes))
+        key = (*facts, model.reference if own_folder else "")
         return self._images.get_or_make(key, lambda: labelled_images(model, data_dir=place))
 
     def _local_cifar10(self) -> Path:
@@ -127,20 +129,12 @@ class TestImages:
         return masks.get(which, ~right & ~second_right)
 
 
-@dataclass(frozen=True)
-class Upload:
-    """An uploaded file: its harmless name, its encoded bytes, and when it came (monotonic seconds)."""
-
-    name: str
-    data: bytes
-    since: float
-
-
 class Uploads:
     """Uploaded pictures by a random token, checked and decoded by our own decoder; ``clock`` gives seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._files: Cache[Upload] = Cache(UPLOAD_BUDGET, lambda upload: len(upload.data))
+        # By token: harmless name, encoded bytes, and when they came (monotonic seconds).
+        self._files: Cache[tuple[str, bytes, float]] = Cache(UPLOAD_BUDGET, lambda upload: len(upload[1]))
         self._clock = clock
 
     def __len__(self) -> int:
@@ -155,15 +149,15 @@ class Uploads:
         if min(height, width) < MIN_SIDE:
             raise InputError(name, f"is too small ({width} x {height} vs at least {MIN_SIDE} pixels a side)")
         token = secrets.token_urlsafe(16)
-        self._files.put(token, Upload(name, data, self._clock()))
+        self._files.put(token, (name, data, self._clock()))
         return token
 
     def pixels(self, token: str) -> tuple[str, UInt8[np.ndarray, "3 h w"]]:
         """A picture's name and its pixels, decoded anew."""
         found = self._files.get(token)
-        if found is None or self._clock() - found.since > LIFETIME:
+        if found is None or self._clock() - found[2] > LIFETIME:
             raise InputError("the picture", "is no longer kept", "Choose it again.")
-        return found.name, decode(found.data, name=found.name, most=MAX_PIXELS)
+        return found[0], decode(found[1], name=found[0], most=MAX_PIXELS)
 
 
 def safe_name(name: str) -> str:

@@ -14,7 +14,7 @@ from diffvit.app.limits import Cache
 from diffvit.attention.capture import depth_of
 from diffvit.attention.inputs import LoadedModel, load_model
 from diffvit.errors import DiffvitError, InputError
-from diffvit.hub.files import read_header
+from diffvit.hub.files import OWN_HINT, read_header
 from diffvit.registry import label_of
 from diffvit.reporting.tables import percent
 from diffvit.training.load import locate, metadata_of
@@ -69,9 +69,12 @@ def _read_info(reference: str) -> ModelInfo:
     folder = Path(reference) if Path(reference).is_dir() else None
     settings, data = meta["model"], str(meta["data"])
     clip = settings.get("kind") == "clip"
-    encoder: Mapping[str, Any] = settings["visual"] if clip else settings
-    name = label_of(encoder["attention"])
-    kind = f"{name}, patch {encoder['patch_size']}, {encoder['depth']} blocks, {encoder['num_heads']} heads"
+    try:
+        encoder: Mapping[str, Any] = settings["visual"] if clip else settings
+        name = label_of(encoder["attention"])
+        kind = f"{name}, patch {encoder['patch_size']}, {encoder['depth']} blocks, {encoder['num_heads']} heads"
+    except (KeyError, TypeError) as error:
+        raise InputError(str(path), f"does not describe its model (it lacks {error})", OWN_HINT) from None
     parts = [f"CLIP ({kind})" if clip else kind, f"trained on {data}"]
     run = RunDir(folder) if folder else None
     figures = run.result if run and run.finished else weights.registry().get(reference, {})
@@ -89,7 +92,8 @@ def load_pretrained(references: Sequence[str], device: str = "cpu") -> list[Mode
         is_file = path.is_file() or path.suffix in _WEIGHTS_SUFFIXES
         name, weights_file = (None, path) if is_file else (reference, None)
         model = load_model(pretrained=name, weights=weights_file, device=device)
-        model = dataclasses.replace(model, image_size=max(_INPUT_SIZE // model.patch_size, 1) * model.patch_size)
+        size = model.image_size or max(_INPUT_SIZE // model.patch_size, 1) * model.patch_size
+        model = dataclasses.replace(model, image_size=size)
         depth = depth_of(model.model)
         description = f"pretrained, patch {model.patch_size}, {depth} blocks, {model.source}"
         infos.append(ModelInfo(model.name, "", None, "", description, depth, pretrained=model))
@@ -175,7 +179,9 @@ class Models:
             raise InputError(name, "is a CLIP: use it in the zero-shot tab")
 
         def load() -> LoadedModel:
-            return dataclasses.replace(info.pretrained or load_model(info.reference, device=self._device), name=name)
+            model = info.pretrained or load_model(info.reference, device=self._device)
+            model.model.requires_grad_(False)  # once, as several visitors may use it at a time
+            return dataclasses.replace(model, name=name)
 
         return self._vits.get_or_make(name, load)
 

@@ -19,7 +19,7 @@ from diffvit.app.explorer import ForwardPass, MapSelection, Shown
 from diffvit.attention.figures import blend, mark_level
 from diffvit.attention.metrics import mass_mask
 from diffvit.files import to_csv
-from diffvit.reporting.style import LIGHT, Theme, figure, plain, to_png, to_svg
+from diffvit.reporting.style import LIGHT, Theme, figure, to_png, to_svg
 from diffvit.reporting.tables import percent
 from diffvit.reporting.texts import data_uri, template
 
@@ -169,12 +169,12 @@ def draw_figure(passes: Sequence[ForwardPass], selection: MapSelection, *, theme
         part.set_facecolor(theme.paper)
         best = ", ".join(f"{name} {percent(value, 1)}" for name, value in result.probabilities[:2])
         title = f"{result.model.name}: {best}" if best else result.model.name
-        part.suptitle(plain(f"{title}\n{describe(result, selection)}"), x=0.01, ha="left", fontsize=11, color=theme.ink)
+        part.suptitle(f"{title}\n{describe(result, selection)}", x=0.01, ha="left", fontsize=11, color=theme.ink)
         axes = part.subplots(1, columns)
         for each in axes:
             each.axis("off")
         axes[0].imshow(result.image.pixels.permute(1, 2, 0).numpy(), interpolation="nearest")
-        axes[0].set_title(plain(result.image.label or "image"), fontsize=10.5, color=theme.ink, loc="left")
+        axes[0].set_title(result.image.label or "image", fontsize=10.5, color=theme.ink, loc="left")
         largest = max(float(part.values.abs().max()) for part in result.maps(selection))
         for place, (each, (name, meaning, values, uniform)) in enumerate(zip(axes[1:], shown, strict=False)):
             most = largest if place < len(result.maps(selection)) else None  # these share a scale, as on the page
@@ -185,5 +185,5 @@ def draw_figure(passes: Sequence[ForwardPass], selection: MapSelection, *, theme
             if uniform is not None:
                 mark_level(bar, uniform)
             text = f"{name}, {meaning}" if meaning.startswith("for ") else name
-            each.set_title(plain(text), fontsize=10.5, color=theme.ink, loc="left")
+            each.set_title(text, fontsize=10.5, color=theme.ink, loc="left")
     return made

@@ -120,6 +120,11 @@ def attribute(
         names: Any = getattr(model, "classes", None) or ()
         check_choice("target", target, names)
         target = list(names).index(target)
+    if isinstance(target, Tensor):
+        if target.shape not in ((), (len(images),)):
+            why = f"is not one class, or one for each image (found {len(target)} vs {len(images)})"
+            raise ConfigError("target", why)
+        target = target.expand(len(images))
     model = adapted(model)
     if chosen.of_class and not model.settings["num_classes"]:
         raise ConfigError("method", f"{method} explains a class, but the model has no head", "Take rollout.")
@@ -303,7 +308,8 @@ def randomised(model: nn.Module, seed: int = 0) -> Iterator[tuple[str, VisionTra
     model = own(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        fresh = dict(VisionTransformer(**model.settings).named_parameters())
+        trained_at: Any = tuple(side * model.patch_embed.patch_size for side in model.grid)  # as its position table is
+        fresh = dict(VisionTransformer(**{**model.settings, "image_size": trained_at}).named_parameters())
     mixed, left = copy.deepcopy(model), dict(fresh)
     for stage, beginnings in stages(model).items():
         with torch.no_grad():

@@ -26,7 +26,7 @@ from diffvit.models.vit import VisionTransformer
 from diffvit.reporting import plots
 from diffvit.reporting.arms import arms
 from diffvit.reporting.rows import read_run
-from diffvit.reporting.style import plain, to_png, to_svg
+from diffvit.reporting.style import to_png, to_svg
 from diffvit.reporting.texts import data_uri, render
 
 FORMATS = ("png", "svg", "npz")
@@ -61,35 +61,9 @@ class MapOptions:
     target: str | None = None
 
 
-@dataclass(frozen=True)
-class AttentionReport:
-    """Files written by :func:`write_report`.
-
-    Args:
-        page: the HTML page.
-        files: the other files, beside it.
-        images: per image, plain values: its ``name``, ``label``, ``prediction`` and ``probability`` if the model
-            classifies, ``pointing`` and ``mass`` of the last layer's map if the object's mask is known; with methods
-            the ``target`` they explain, its ``target_probability``, and the scores of each, ``attribution``.
-    """
-
-    page: Path
-    files: list[Path]
-    images: list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class PageFigure:
-    """A figure of the page: its alternative text, its caption, and its content as a data URI."""
-
-    alt: str
-    text: str
-    uri: str
-
-
 def write_report(
     model: LoadedModel, samples: Sequence[Sample], options: MapOptions, out: Path, *, command: str = ""
-) -> AttentionReport:
+) -> tuple[Path, list[Path], list[dict[str, Any]]]:
     """Draw the maps of each image, the figures about the model, and the page. Each image is one forward pass.
 
     Args:
@@ -98,6 +72,12 @@ def write_report(
         options: what to draw.
         out: folder for the page and its files; existing files of these names are replaced.
         command: to repeat it, for the page.
+
+    Returns:
+        The HTML page, the other files, and plain values of each image: its ``name``, ``label``, ``prediction`` and
+        ``probability`` if the model classifies, ``pointing`` and ``mass`` of the last layer's map if the object's mask
+        is known; with methods the ``target`` they explain, its ``target_probability``, and the scores of each,
+        ``attribution``.
 
     Raises:
         ConfigError: no image, an unknown format, layer, kind, query or class, options without a meaning, or no classes.
@@ -119,9 +99,9 @@ def write_report(
         found = _attribute(model, sample, logits, options, facts[-1])
         sections.append((title, _draw_image(writer, file, sample, record, options, facts[-1], maps, found)))
         shown, saliency, differential = *maps[-1], record.differential
-        overview.append((plain(title), sample.pixels, saliency))
+        overview.append((title, sample.pixels, saliency))
         tokens = record.prefix + record.grid[0] * record.grid[1]
-    name = plain(model.name)
+    name = model.name
     made = figures.contact_sheet(overview, title=f"{shown}: {name}")
     common = [writer.figure("overview", made, "Every image beside its saliency map")]
     common += _draw_model(writer, model, averaged(statistics), len(samples), tokens)
@@ -129,7 +109,7 @@ def write_report(
     about |= {"subtitle": f"{model.source}; diffvit {__version__}".removeprefix("; "), "command": command}
     about |= {"query": options.query, "rollout": options.rollout, "methods": options.methods}
     page = writer.save(PAGE, render("attention/page.html", **about, sections=sections, common=common).encode())
-    return AttentionReport(page, writer.files[:-1], facts)
+    return page, writer.files[:-1], facts
 
 
 class _Writer:
@@ -139,17 +119,17 @@ class _Writer:
         self.out, self.form = out, form
         self.files: list[Path] = []
 
-    def figure(self, name: str, made: Figure, alt: str, text: str = "") -> PageFigure:
+    def figure(self, name: str, made: Figure, alt: str, text: str = "") -> dict[str, str]:
         """A figure for the page; also as a file, unless the format is npz."""
         if self.form == "svg":
             return self.image(f"{name}.svg", to_svg(made), "image/svg+xml", alt, text)
         return self.image(f"{name}.png", to_png(made), "image/png", alt, text)
 
-    def image(self, name: str, content: bytes, mime: str, alt: str, text: str = "") -> PageFigure:
+    def image(self, name: str, content: bytes, mime: str, alt: str, text: str = "") -> dict[str, str]:
         """As :meth:`figure`, of a file's content."""
         if self.form != "npz":
             self.save(name, content)
-        return PageFigure(alt, text, data_uri(content, mime))
+        return {"alt": alt, "text": text, "uri": data_uri(content, mime)}
 
     def save(self, name: str, content: bytes) -> Path:
         """Write one file."""
@@ -225,10 +205,9 @@ def _draw_image(
     facts: dict[str, Any],
     saliency: Sequence[tuple[str, Tensor]],
     attributions: Mapping[str, Tensor],
-) -> list[PageFigure]:
+) -> list[dict[str, str]]:
     """The figures of one image, and its maps as a file if the format is npz."""
     title, image, query, mass = _title(facts), sample.pixels, options.query, options.mass
-    plain_title = plain(title)
     masks = []
     if mass is not None:
         masks = [(f"{mass:.0%} of the mass of\n{of}", mass_mask(values, mass)) for of, values in saliency]
@@ -236,24 +215,24 @@ def _draw_image(
         masks.append(("the object's true mask", coverage(sample.mask[None], record.grid)[0] >= HIT))
     uniform = {saliency[0][0]: record.uniform(-1, options.kind)}
     if options.rollout_options.get("sign") != "signed":  # whose rows are not shares
-        uniform |= {of: record.uniform(-1, "positive") for of, _ in saliency[1:]}
-    made = figures.overlays(image, saliency, masks=masks, title=plain_title, uniform=uniform)
+        uniform |= {of: 1 / record.layers[-1].positive.shape[-1] for of, _ in saliency[1:]}
+    made = figures.overlays(image, saliency, masks=masks, title=title, uniform=uniform)
     drawn = [writer.figure(f"{name}-overlay", made, f"Attention over the image: {title}")]
     if attributions:
         explained = f"\nexplained: {facts['target']} ({facts['target_probability']:.0%})" if "target" in facts else ""
         maps = [(of if METHODS[of].of_class else f"{of} (of no class)", found) for of, found in attributions.items()]
-        made = figures.overlays(image, maps, title=plain(title + explained), signed=_SIGNED, unit="value per patch")
+        made = figures.overlays(image, maps, title=title + explained, signed=_SIGNED, unit="value per patch")
         drawn.append(writer.figure(f"{name}-attribution", made, f"Attribution to each patch: {title}{explained}"))
-    made = figures.maps_grid(record, 0, image, kind=options.kind, query=query, title=plain_title)
+    made = figures.maps_grid(record, 0, image, kind=options.kind, query=query, title=title)
     drawn.append(writer.figure(f"{name}-maps", made, f"Attention map of every head and layer: {title}"))
     if record.differential:
-        made = figures.differential_panels(record, 0, image, query=query, title=plain_title)
+        made = figures.differential_panels(record, 0, image, query=query, title=title)
         alt = f"First map, lambda times the second, and their difference, of every head: {title}"
         drawn.append(writer.figure(f"{name}-differential", made, alt))
     if mass is not None:
         kept = mass_mask(record.to_patches(-1, options.kind, query)[0], mass)
         what = f"{mass:.0%} of the mass of each head of layer {record.blocks[-1]}"
-        made = figures.kept_by_heads(image, kept, title=f"{plain_title}: {what}")
+        made = figures.kept_by_heads(image, kept, title=f"{title}: {what}")
         drawn.append(writer.figure(f"{name}-mass", made, f"The patches that hold {what}: {title}"))
     if options.format == "npz":
         more = {**attributions, **({"rollout": saliency[-1][1]} if options.rollout else {})}
@@ -278,9 +257,9 @@ def maps_file(record: Record, more: Mapping[str, Tensor]) -> bytes:
 
 def _draw_model(
     writer: _Writer, model: LoadedModel, statistics: Sequence[Any], images: int, tokens: int
-) -> list[PageFigure]:
+) -> list[dict[str, str]]:
     """The figures about the model as a whole: its heads, its lambdas, its positions."""
-    name = plain(model.name)
+    name = model.name
     text = f"Averages over {images} image{'s' if images > 1 else ''} and over the patches as queries."
     made = figures.heads_figure(statistics, tokens, title=f"What the heads of {name} do")
     drawn = [writer.figure("heads", made, "Entropy, distance and shares of every head, by layer", text)]

@@ -191,21 +191,6 @@ def _rounded(row: Row) -> Row:
     return {name: round(value, 5) if isinstance(value, float) else value for name, value in row.items()}
 
 
-@dataclass(frozen=True)
-class ScoreReport:
-    """Scores and the files they were written to.
-
-    Args:
-        rows: one per map and set of images, as :class:`Scores`, with ``data`` and ``clutter``.
-        tables: (title, columns, rows) to print.
-        files: scores.csv, removal.csv and the plots.
-    """
-
-    rows: list[Row]
-    tables: list[tuple[str, list[str], list[list[str]]]]
-    files: list[Path]
-
-
 def write_scores(
     model: LoadedModel,
     out: Path,
@@ -215,7 +200,7 @@ def write_scores(
     data: str | None = None,
     data_dir: Path | None = None,
     methods: Sequence[str] = (),
-) -> ScoreReport:
+) -> tuple[list[Row], list[tuple[str, list[str], list[list[str]]]], list[Path]]:
     """Score every map of a model and write tables and plots; on shapes at several clutter levels.
 
     Args:
@@ -227,6 +212,10 @@ def write_scores(
         data_dir: where the data lies.
         methods: of attribution, scored beside the maps.
 
+    Returns:
+        A row for each map and set of images, as :class:`Scores`, with ``data`` and ``clutter``; tables to print, as
+        (title, columns, rows); and the files: scores.csv, removal.csv and the plots.
+
     Raises:
         ConfigError: the model does not say which data it is for.
         InputError: the data is missing, damaged, or not the model's.
@@ -236,7 +225,8 @@ def write_scores(
     own = own.select(range(min(count, len(own))))
     rows: list[Row] = []
     curves: list[Row] = []
-    for clutter, images in _levels(model, own, count) or [(None, own)]:
+    levels = _levels(model, own, count, data=data) if split == "test" else []  # the other levels are test images
+    for clutter, images in levels or [(None, own)]:
         found = score_maps(model, images, removal_images=REMOVAL if images.name == own.name else 0, methods=methods)
         rows += [{"data": images.name, "clutter": clutter, **row} for row in found.rows]
         curves += [{"data": images.name, **row} for row in found.curves]
@@ -245,15 +235,16 @@ def write_scores(
         files["scores.png"] = _plot_clutter(model, rows)
     if curves:
         files |= {"removal.csv": to_csv(curves), "removal.png": _plot_removal(model, curves, own)}
-    return ScoreReport(rows, _tables(rows), write_files(out, files))
+    return rows, _tables(rows), write_files(out, files)
 
 
 def _levels(
-    model: LoadedModel, own: Images, count: int, levels: Sequence[float] = CLUTTER
+    model: LoadedModel, own: Images, count: int, levels: Sequence[float] = CLUTTER, data: str | None = None
 ) -> list[tuple[float, Images]]:
     """Shapes at every level of clutter, the model's own among them; empty for other data."""
     config = config_of(model.reference, model.meta)
-    if own.masks is None or config is None or config.data not in ("auto", "shapes", "shapes-hard"):
+    source = data or (config.data if config else "")
+    if own.masks is None or config is None or source not in ("auto", "shapes", "shapes-hard"):
         return []
     settings = to_dict(config.shapes)
     found = []
@@ -262,7 +253,7 @@ def _levels(
             found.append((clutter, own))
             continue
         more = {**settings, "clutter": clutter, "test": count}
-        source = "shapes" if config.data == "auto" else config.data
+        source = "shapes" if source == "auto" else source
         images = sources.load(source, "test", data_dir=None, image_size=model.image_size or 32, shapes=more)
         found.append((clutter, images if images.classes == own.classes else replace(images, classes=own.classes)))
     return found

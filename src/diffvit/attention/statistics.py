@@ -140,9 +140,13 @@ def block_statistics(
     model = copy.deepcopy(model).requires_grad_(True)  # the caller's keeps its hooks and its gradients
     blocks: list[Any] = list(model.blocks)
     given: dict[int, Tensor] = {}
-    for at, block in enumerate(blocks):
+    hooks = [
         block.attn.proj.register_forward_pre_hook(lambda _, inputs, at=at: given.update({at: inputs[0].detach()}))
+        for at, block in enumerate(blocks)
+    ]
     loss = F.cross_entropy(model(images).float(), labels)
+    for hook in hooks:  # what follows runs the model again, on parts of the images
+        hook.remove()
     record = capture(model, images)
     heads: dict[int, list[HeadStatistics]] = {}
     for each in head_statistics(record):
@@ -187,6 +191,8 @@ def maps_scores(run: RunDir) -> dict[str, Any]:
     model = load_model(run.path)
     images = labelled_images(model)
     chosen = images.select(range(min(_IMAGES, len(images))))
-    rows = block_statistics(own(model.model), model.normalised(chosen.pixels), chosen.labels.long())
+    device = next(model.model.parameters()).device
+    pixels, labels = model.normalised(chosen.pixels).to(device), chosen.labels.long().to(device)
+    rows = block_statistics(own(model.model), pixels, labels)
     names = [name for name in rows[0] if name != "block" and rows[0][name] is not None]
     return {**{name: sum(row[name] for row in rows) / len(rows) for name in names}, "blocks": rows}

@@ -161,17 +161,17 @@ def attention(
         )
         if samples or not bad:
             command = shlex.join(["diffvit", *sys.argv[1:]])
-            made = report.write_report(model, samples, options, out, command=command)
-            _print_images(made.images)
-            show.line(f"page    {made.page}")
-            show.line(f"files   {len(made.files)} in {out}")
-            result |= {"page": made.page, "files": made.files, "pictures": made.images}
+            page, written, pictures = report.write_report(model, samples, options, out, command=command)
+            _print_images(pictures)
+            show.line(f"page    {page}")
+            show.line(f"files   {len(written)} in {out}")
+            result |= {"page": page, "files": written, "pictures": pictures}
     if score:
-        found = scores.write_scores(model, out, count=score_images, methods=methods, **data)
-        for title, columns, rows in found.tables:
+        scored, tables, written = scores.write_scores(model, out, count=score_images, methods=methods, **data)
+        for title, columns, rows in tables:
             show.table(columns, rows, title=title)
-        show.line(f"scores  {', '.join(str(file) for file in found.files)}")
-        result |= {"scores": found.rows}
+        show.line(f"scores  {', '.join(map(str, written))}")
+        result |= {"scores": scored}
     output.as_json(result | {"bad": [{"image": each.what, "why": each.why} for each in bad]})
     show.refuse_bad("attention", bad, len(result.get("pictures", ())), f"The others are in {out}.")
 

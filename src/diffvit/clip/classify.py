@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from diffvit.clip.load import Clip
 from diffvit.clip.zero_shot import Classifier, classify
-from diffvit.reporting.style import LIGHT, figure, plain, to_png
+from diffvit.reporting.style import LIGHT, figure, to_png
 
 PER_FIGURE = 8
 _LETTERS = 30  # of a label or a file's name in the figure
@@ -57,8 +57,8 @@ def _drawn(named: Sequence[Named], *, title: str, note: str) -> Figure:
     columns = 1 if len(named) == 1 else 2
     lines = -(-len(named) // columns)
     made = figure(theme, 6.4 * columns, 0.9 + 2.3 * lines)
-    made.suptitle(plain(title), x=0.01, ha="left", color=theme.ink, fontsize=13)
-    made.supxlabel(plain(note), x=0.01, ha="left", color=theme.ink, fontsize=8.5)
+    made.suptitle(title, x=0.01, ha="left", color=theme.ink, fontsize=13)
+    made.supxlabel(note, x=0.01, ha="left", color=theme.ink, fontsize=8.5)
     grid = made.add_gridspec(lines, 2 * columns, width_ratios=[1, 1.5] * columns)
     for place, each in enumerate(named):
         line, column = divmod(place, columns)
@@ -83,4 +83,4 @@ def _drawn(named: Sequence[Named], *, title: str, note: str) -> Figure:
 
 
 def _short(text: str) -> str:
-    return plain(text if len(text) <= _LETTERS else f"{text[: _LETTERS - 1]}…")
+    return text if len(text) <= _LETTERS else f"{text[: _LETTERS - 1]}…"

@@ -26,7 +26,7 @@ from diffvit.data.images import to_picture
 from diffvit.data.shifts import Shift
 from diffvit.files import to_csv, to_json
 from diffvit.reporting.stats import wilson
-from diffvit.reporting.style import LIGHT, dress, figure, plain, to_png
+from diffvit.reporting.style import LIGHT, dress, figure, to_png
 from diffvit.reporting.tables import data_note
 from diffvit.reporting.texts import data_uri, render
 
@@ -142,12 +142,12 @@ def forest(rows: Rows, one: str, two: str, *, key: str = "class") -> Figure:
     axes = made.add_subplot()
     ends = "" if len(shown) == len(rows) else f"; the {half} at each end"
     title = f"By {'category' if key == 'class' else key}, with 95% intervals (grey: not decided){ends}"
-    dress(axes, LIGHT, title=title, x=plain(f"{one} minus {two}, points of accuracy"), y="", grid=False)
+    dress(axes, LIGHT, title=title, x=f"{one} minus {two}, points of accuracy", y="", grid=False)
     for place, row in enumerate(shown):
         axes.plot([100 * row["low"], 100 * row["high"]], [place, place], color=_shade(row), linewidth=2)
         axes.plot([100 * row["difference"]], [place], "o", color=_shade(row), markersize=5)
     axes.axvline(0, color=LIGHT.ink, linewidth=0.8)
-    axes.set_yticks(range(len(shown)), [plain(row[key])[:30] for row in shown], fontsize=9)
+    axes.set_yticks(range(len(shown)), [row[key][:30] for row in shown], fontsize=9)
     axes.invert_yaxis()
     axes.grid(axis="x", color=LIGHT.faint)
     axes.spines["left"].set_visible(False)
@@ -159,7 +159,7 @@ def scatter(rows: Rows, named: Rows, one: str, two: str) -> Figure:
     made = figure(LIGHT, 7.6, 7.8)
     axes = made.add_subplot()
     title = "Each category's accuracy by both models\n(grey: not decided; larger: several in one place)"
-    dress(axes, LIGHT, title=title, x=plain(two), y=plain(one))
+    dress(axes, LIGHT, title=title, x=two, y=one)
     axes.axline((0, 0), slope=1, color=LIGHT.ink, linewidth=0.8, zorder=1)
     points = Counter((100 * row["second"], 100 * row["first"], _shade(row)) for row in rows)
     across, up, shades = zip(*points, strict=True)
@@ -176,7 +176,7 @@ def scatter(rows: Rows, named: Rows, one: str, two: str) -> Figure:
     dots = axes.transData.transform(list({(x, y) for x, y, _ in points}))
     names: dict[Point, list[str]] = {}
     for row in named:
-        names.setdefault((100 * row["second"], 100 * row["first"]), []).append(plain(row["class"][:_LETTERS]))
+        names.setdefault((100 * row["second"], 100 * row["first"]), []).append(row["class"][:_LETTERS])
     line = {"arrowstyle": "-", "color": LIGHT.series[_GREY], "linewidth": 0.6}
     edge = [withStroke(linewidth=2.5, foreground=LIGHT.paper)]  # over the diagonal
     style: Any = {"ha": "center", "va": "center", "fontsize": 9, "color": LIGHT.ink, "path_effects": edge}
@@ -220,7 +220,7 @@ def shift_curves(shifts: Mapping[str, Any], one: str, two: str) -> Figure:
             found = [wilson(round(cell[side] * cell["images"]), cell["images"]) for cell in cells]
             low, high = [100 * each.low for each in found], [100 * each.high for each in found]
             axes.fill_between(across, low, high, color=shade, alpha=0.18, lw=0)
-            axes.plot(across, [100 * cell[side] for cell in cells], "o-", color=shade, ms=4, label=plain(label))
+            axes.plot(across, [100 * cell[side] for cell in cells], "o-", color=shade, ms=4, label=label)
         dress(axes, LIGHT, title=kind, x="severity (0: as it is)", y="images right")
         axes.set_xticks(across)
         axes.set_ylim(bottom=0)

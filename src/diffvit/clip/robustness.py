@@ -23,7 +23,7 @@ from diffvit.clip.templates import Templates
 from diffvit.data.layout import class_folders
 from diffvit.errors import ConfigError, InputError, few
 from diffvit.files import to_csv, to_json
-from diffvit.reporting.style import LIGHT, dress, figure, plain, to_png
+from diffvit.reporting.style import LIGHT, dress, figure, to_png
 
 SETS = ("imagenet-v2", "imagenet-sketch", "imagenet-r", "imagenet-a", "objectnet")
 _DEPTH = 2  # of folders in a folder of sets: objectnet-1.0/images
@@ -182,9 +182,7 @@ def robustness_picture(sets: Sequence[Mapping[str, Any]]) -> Figure:
                 [100 * of[name] for name in ("low", "accuracy", "high")] for of in (model["imagenet"], model)
             )
             bars = {"xerr": [[x - left], [right - x]], "yerr": [[y - low], [high - y]]}
-            drawn[plain(model["model"])] = axes.errorbar(
-                [x], [y], **bars, fmt="s", color=shade, zorder=3, clip_on=False
-            )
+            drawn[model["model"]] = axes.errorbar([x], [y], **bars, fmt="s", color=shade, zorder=3, clip_on=False)
             ends += [left, right, low, high]
         for point in each["points"]:
             x, y = 100 * point["imagenet"], 100 * point["accuracy"]

@@ -16,7 +16,7 @@ from diffvit.experiments.study import BOTH, Study
 from diffvit.files import Row
 from diffvit.registry import label_of
 from diffvit.reporting import stats
-from diffvit.reporting.style import LIGHT, colour, dress, figure, plain, to_png
+from diffvit.reporting.style import LIGHT, colour, dress, figure, to_png
 
 _MARKS = "osD^vPX*ph<>"
 _LEGEND_COLUMNS = _PANELS = 4
@@ -36,7 +36,7 @@ def accuracies(results: Results, *, stamp: str = "") -> bytes:
         values = [100 * value for value in line.accuracies.values()]
         axes.plot(values, [height] * len(values), mark, color=shade, ms=6, alpha=0.65, mew=0)
         axes.plot([stats.mean(values)], [height], "|", color=shade, ms=16, mew=2.5)
-    axes.set_yticks(range(len(arms)), [plain(arm) for arm in arms])
+    axes.set_yticks(range(len(arms)), list(arms))
     axes.set_ylim(len(arms) - 0.45, -0.55)
     axes.grid(axis="x", color=LIGHT.faint, linewidth=0.7)
     axes.set_axisbelow(True)
@@ -62,9 +62,7 @@ def curves(results: Results, *, stamp: str = "") -> bytes:
         dress(left, LIGHT, title=f"{name}training loss", x="epoch", y="cross-entropy (nats)")
         dress(right, LIGHT, title=f"{name}training accuracy", x="epoch", y="images right, as augmented")
         right.yaxis.set_major_formatter(PercentFormatter(decimals=0))
-    handles = [
-        _handle(plain(arm), color=colour(LIGHT, place), lw=2.2, ls=_dash(place)) for place, arm in enumerate(arms)
-    ]
+    handles = [_handle(arm, color=colour(LIGHT, place), lw=2.2, ls=_dash(place)) for place, arm in enumerate(arms)]
     _legend(made, handles, _LEGEND_COLUMNS)
     return to_png(made, stamp)
 
@@ -74,7 +72,7 @@ def costs(results: Results, *, stamp: str = "") -> bytes:
     arms, attentions = _arms(results), _attentions(results)
     marks = {attention: _MARKS[place % len(_MARKS)] for place, attention in enumerate(attentions)}
     by_arm = {line.arm: "o" if results.study.attentions else marks[line.attention] for line in results.lines}
-    handles = [_handle(plain(arm), **_point(by_arm[arm], place)) for place, arm in enumerate(arms)]
+    handles = [_handle(arm, **_point(by_arm[arm], place)) for place, arm in enumerate(arms)]
     if results.study.attentions:
         names = {each: label_of(each) for each in attentions}
         handles += [_handle(names[each], color=LIGHT.ink, ls="", marker=marks[each], ms=9) for each in attentions]

@@ -17,12 +17,11 @@ from diffvit.files import Row, read_csv
 from diffvit.registry import label_of
 from diffvit.reporting import stats
 from diffvit.reporting.arms import Arm, Ranking, ranking, shared_seeds
-from diffvit.reporting.rows import CONDITIONS, RunRecord, read, read_run
+from diffvit.reporting.rows import CONDITIONS, SCORE, RunRecord, read, read_run
 from diffvit.training.run_dir import RunDir
 
 TRIALS_FILE = "trials.csv"
 SEARCHED_ON = ("data", "precision", "device")  # what tells the trials of a search apart that may not be compared
-SCORE = "score."  # before the names of a score's numbers in rows.csv
 
 
 def records_of(

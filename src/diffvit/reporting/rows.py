@@ -11,8 +11,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ OTHER_COLUMNS = (
 CONDITIONS = ("data", "fingerprint", "precision", "device", "hardware")
 _TOP = 5  # best classes that top-5 counts; it says nothing of so few classes
 _YOUNGER_COLUMNS = {"data_seconds", "compile_seconds"}  # which rows of diffvit 0.1.0 lack
+SCORE = "score."  # before the names of a study's score's numbers
 _KEY_COLUMNS = ("run", "config_hash", "seed", "attention", "data")
 # Settings that the result columns already hold (as resolved), or that do not change what is computed.
 _NOT_AN_ARM = {"seed", "epochs", "precision", "device", "threads", "data_dir", "checkpoint_every", "model.preset"}
@@ -95,7 +97,7 @@ class RunRecord:
     def settings(self) -> Row:
         """The arm's settings, dotted names to values."""
         known = {*RESULT_COLUMNS, *OTHER_COLUMNS}
-        return {name: value for name, value in self.row.items() if name not in known}
+        return {name: value for name, value in self.row.items() if name not in known and not name.startswith(SCORE)}
 
 
 def read_run(run: RunDir | Path | str) -> RunRecord:
@@ -169,9 +171,16 @@ def _key_columns(record: RunRecord) -> Row:
 def write(folder: Path, records: Sequence[RunRecord]) -> str:
     """Write rows.csv, epochs.csv and, where any are known, predictions.csv; returns their :func:`content_hash`.
 
+    Of runs that are called and configured alike, as on two machines, the second is called ``NAME (2)``.
+
     Raises:
         EnvironmentFault: the disk refuses.
     """
+    records, met = list(records), Counter[tuple[Any, ...]]()
+    for place, record in enumerate(records):
+        met[key := _key_of(record.row)] += 1
+        if met[key] > 1:
+            records[place] = replace(record, row=record.row | {"run": f"{record.row['run']} ({met[key]})"})
     write_csv(folder / ROWS_FILE, [record.row for record in records])
     write_csv(folder / EPOCHS_FILE, [row for record in records for row in epoch_rows(record)])
     predictions = [
@@ -243,16 +252,15 @@ def _unfold(epoch: Row) -> Row:
 
 def merge(committed: Iterable[RunRecord], new: Iterable[RunRecord]) -> list[RunRecord]:
     """Committed records, each replaced by a new one of the same :attr:`RunRecord.key`; further new ones follow."""
-    merged = {record.key: record for record in committed}
-    extra: list[RunRecord] = []
-    left = set(merged)  # rows that no new record has replaced
+    merged, left = list(committed), dict[tuple[Any, ...], list[int]]()
+    for place, record in enumerate(merged):
+        left.setdefault(record.key, []).append(place)
     for record in new:
-        if record.key in left:
-            merged[record.key] = record
-            left.remove(record.key)
+        if places := left.get(record.key):
+            merged[places.pop(0)] = record
         else:
-            extra.append(record)
-    return [*merged.values(), *extra]
+            merged.append(record)
+    return merged
 
 
 def content_hash(folder: Path) -> str:

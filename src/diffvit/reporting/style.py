@@ -83,11 +83,6 @@ def dress(axes: Axes, theme: Theme, *, title: str, x: str, y: str, grid: bool = 
         axes.set_axisbelow(True)
 
 
-def plain(text: str) -> str:
-    """A text from outside (a file's or a class's name) for matplotlib: a dollar begins no formula."""
-    return text.replace("$", r"\$")
-
-
 def to_png(made: Figure, stamp: str = "") -> bytes:
     """The figure as PNG bytes, the same for the same input; ``stamp`` is kept inside the file."""
     buffer = io.BytesIO()
@@ -118,13 +113,16 @@ def to_svg(made: Figure) -> bytes:
 def all_letters(made: Figure) -> Iterator[None]:
     """Use another installed font for texts with letters that matplotlib's own font lacks, while drawing inside.
 
-    Where there is none, boxes are drawn, and a warning names packages with fonts.
+    A dollar, as a file's or a class's name may have it, begins no formula but in the labels of logarithmic axes. Where
+    there is no font, boxes are drawn, and a warning names packages with fonts.
     """
     for axes in made.axes:  # tick labels get their text when they are asked for
         for axis in (axes.xaxis, axes.yaxis):
             axis.get_ticklabels()
     known = _letters(font_manager.findfont(_FONT))
     lacking = {text: frozenset(map(ord, text.get_text())) - known for text in made.findobj(Text)}  # pyright: ignore[reportAttributeAccessIssue]
+    for text in lacking:
+        text.set_parse_math("mathdefault" in text.get_text())  # pyright: ignore[reportAttributeAccessIssue]
     wanted = frozenset(code for codes in lacking.values() for code in codes if chr(code).isprintable())
     if not wanted:
         yield

@@ -94,7 +94,7 @@ def big(value: float | None) -> str:
     if value is None:
         return NONE
     for factor, unit in ((1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if abs(value) >= factor:
+        if abs(value) >= 0.9995 * factor:  # which three digits round up
             return f"{value / factor:.3g}{unit}"
     return f"{value:.3g}"
 
@@ -189,16 +189,17 @@ def side_by_side(grouped: Sequence[Arm]) -> Table:
 
 
 def class_table(grouped: Sequence[Arm]) -> Table | None:
-    """Accuracy (recall) and precision of every class over an arm's seeds; None unless some run kept its evaluation."""
+    """Accuracy (recall) and precision of every class over an arm's seeds; None unless some run kept its evaluation.
+
+    Of arms with other classes than the first there are none.
+    """
     kept = [arm for arm in grouped if arm.confusion]
     if not kept:
         return None
-    columns = [column for arm in kept for column in (arm.class_accuracies, arm.class_precisions)]
     names = kept[0].classes
-    rows = [
-        [names[index], *(percent(column[index] if index < len(column) else None, 1) for column in columns)]
-        for index in reading_order(names)
-    ]
+    kept = [arm for arm in kept if arm.classes == names]
+    columns = [column for arm in kept for column in (arm.class_accuracies, arm.class_precisions)]
+    rows = [[names[index], *(percent(column[index], 1) for column in columns)] for index in reading_order(names)]
     return Table(["Class", *(name for arm in kept for name in (arm.label, f"{arm.label}, precision"))], rows)
 
 
@@ -221,16 +222,18 @@ def _short(value: object) -> str:
 def command(arm: Arm) -> str:
     """The commands that repeat an arm's runs: every setting that is not the default, as a flag.
 
-    Captions are no flags: a CLIP is repeated from its run's own ``config.yaml``.
+    Captions are no flags, and rows do not say where a folder lies: such runs are repeated from ``config.yaml``.
     """
     return "\n".join(_train_command(record) for record in arm.records)
 
 
 def _train_command(record: RunRecord) -> str:
     again = ["--out", f"runs/{record.row['run']}-again"]
-    if record.settings.get("objective") is not None:
-        return shlex.join(["diffvit", "clip", "train", f"runs/{record.row['run']}/config.yaml", *again])
-    if record.settings.get("source") == MEMORY:
+    clip, source = record.settings.get("objective") is not None, record.settings.get("source")
+    if clip or source == "folder":  # whose place is not in the row
+        verb = ["clip", "train"] if clip else ["train"]
+        return shlex.join(["diffvit", *verb, f"runs/{record.row['run']}/config.yaml", *again])
+    if source == MEMORY:
         return f"diffvit.train(config, data=...) in Python, with the config of runs/{record.row['run']}/config.yaml"
     default = flat(Config())
     given = record.settings | {"epochs": record.row["epochs"], "seed": record.row["seed"]}

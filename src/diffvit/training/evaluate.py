@@ -121,6 +121,11 @@ def evaluate(
     return figures
 
 
+def source_name(data: str) -> str:
+    """The name of a data set without its settings and what it was tested on: "shapes" of "shapes (clutter 0.3)"."""
+    return data.partition(",")[0].partition(" (")[0]
+
+
 def config_of(run: object, meta: Meta) -> Config | None:
     """The run's config from its model's metadata; None where it has none; InputError where it is damaged."""
     with config_faults():
@@ -144,8 +149,8 @@ def images_of(
     source = data or (config.data if config else "auto")
     if source == "auto" and data is None:
         # A run of data auto may have found CIFAR-10 elsewhere than in the folder that it names: cifar10 would not.
-        known = {"CIFAR-10": "auto" if config else "cifar10", "shapes (": "shapes" if config else ""}
-        source = next((name for start, name in known.items() if str(meta["data"]).startswith(start)), "")
+        known = {"CIFAR-10": "auto" if config else "cifar10", "shapes": "shapes" if config else ""}
+        source = known.get(source_name(meta["data"]), "")
     if source == MEMORY:
         why = "was trained on images given in Python, which its folder does not hold"
         name = str(run.path if isinstance(run, RunDir) else run)

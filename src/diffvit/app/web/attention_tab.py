@@ -129,7 +129,7 @@ def build(explorer: Explorer, image: gradio.State, page: gradio.Blocks) -> None:
         try:
             if "image" in asked:
                 kind, key, owner = [*asked["image"].split(":", 2), "", ""][:3]
-                if kind != "upload" and not key.isdecimal():
+                if kind != "upload" and not (key.isdecimal() and len(key) < 10):
                     raise InputError("address", f"image is none (found {asked['image'][:40]!r} vs test:7:MODEL)")
                 shown = ImageRef(kind, key if kind == "upload" else int(key), owner)
             explorer.run(shown, found["first"])

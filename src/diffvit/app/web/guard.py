@@ -69,12 +69,12 @@ def _check_address(scope: Scope) -> JSONResponse | None:
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
     try:
         host = urlsplit(f"//{headers.get('host', '')}").hostname
+        page = urlsplit(headers.get("origin", "")).netloc
     except ValueError:
-        host = None
+        host = page = None
     if host not in HOSTS:
         return _refuse(403, "only requests from this machine are allowed")
-    origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+    if "origin" in headers and page != headers.get("host"):
         return _refuse(403, "requests from other pages are refused")
     path = scope["path"]
     known = path in _PATHS or path.startswith(_FOLDERS)
