@@ -26,7 +26,7 @@ from diffvit.data.images import to_picture
 from diffvit.data.shifts import Shift
 from diffvit.files import to_csv, to_json
 from diffvit.reporting.stats import wilson
-from diffvit.reporting.style import LIGHT, dress, figure, to_png
+from diffvit.reporting.style import LIGHT, all_letters, dress, figure, to_png
 from diffvit.reporting.tables import data_note
 from diffvit.reporting.texts import data_uri, render
 
@@ -109,8 +109,9 @@ def shift_statements(result: Mapping[str, Any]) -> list[str]:
 def decided_note(rows: Sequence[Mapping[str, Any]]) -> str:
     """How many rows of a table are decided, and how many intervals would exclude zero by chance."""
     beyond, sure = sum(row["low"] > 0 or row["high"] < 0 for row in rows), sum(row["decided"] for row in rows)
+    able = sum(row["images"] > 5 for row in rows)  # with five pictures the smallest p-value is 1/16
     return (
-        f"{beyond} of {len(rows)} intervals exclude zero (McNemar's exact test, 95%); at most {0.05 * len(rows):.1f} "
+        f"{beyond} of {len(rows)} intervals exclude zero (McNemar's exact test, 95%); at most {0.05 * able:.1f} "
         f"are expected to do so by chance. {sure} of {len(rows)} are decided, by Holm's correction for all of them."
     )
 
@@ -171,7 +172,8 @@ def scatter(rows: Rows, named: Rows, one: str, two: str) -> Figure:
     axes.set(xlim=shown, ylim=shown, aspect="equal")
     axes.xaxis.set_major_formatter(PercentFormatter())
     axes.yaxis.set_major_formatter(PercentFormatter())
-    made.draw_without_rendering()  # the layout; names are put into it
+    with all_letters(made):
+        made.draw_without_rendering()  # the layout; names are put into it
     frame, taken = axes.get_window_extent(), list[Bbox]()
     dots = axes.transData.transform(list({(x, y) for x, y, _ in points}))
     names: dict[Point, list[str]] = {}
@@ -179,7 +181,14 @@ def scatter(rows: Rows, named: Rows, one: str, two: str) -> Figure:
         names.setdefault((100 * row["second"], 100 * row["first"]), []).append(row["class"][:_LETTERS])
     line = {"arrowstyle": "-", "color": LIGHT.series[_GREY], "linewidth": 0.6}
     edge = [withStroke(linewidth=2.5, foreground=LIGHT.paper)]  # over the diagonal
-    style: Any = {"ha": "center", "va": "center", "fontsize": 9, "color": LIGHT.ink, "path_effects": edge}
+    style: Any = {
+        "ha": "center",
+        "va": "center",
+        "fontsize": 9,
+        "color": LIGHT.ink,
+        "path_effects": edge,
+        "parse_math": False,
+    }
     for point, mine in names.items():
         text = axes.annotate("\n".join(mine), point, (0, 0), textcoords="offset pixels", arrowprops=line, **style)
         text.set_in_layout(False)
