@@ -181,14 +181,8 @@ def scatter(rows: Rows, named: Rows, one: str, two: str) -> Figure:
         names.setdefault((100 * row["second"], 100 * row["first"]), []).append(row["class"][:_LETTERS])
     line = {"arrowstyle": "-", "color": LIGHT.series[_GREY], "linewidth": 0.6}
     edge = [withStroke(linewidth=2.5, foreground=LIGHT.paper)]  # over the diagonal
-    style: Any = {
-        "ha": "center",
-        "va": "center",
-        "fontsize": 9,
-        "color": LIGHT.ink,
-        "path_effects": edge,
-        "parse_math": False,
-    }
+    style: Any = {"ha": "center", "va": "center", "fontsize": 9, "color": LIGHT.ink, "path_effects": edge}
+    style |= {"parse_math": False}
     for point, mine in names.items():
         text = axes.annotate("\n".join(mine), point, (0, 0), textcoords="offset pixels", arrowprops=line, **style)
         text.set_in_layout(False)
