@@ -12,6 +12,7 @@ import glob
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,10 +175,11 @@ def _columns(file: Path, second: Sequence[str] = _LABELS) -> tuple[str, str, str
     return None if path is None or text is None else (path, text, known.get("split", "split"))
 
 
-def _cells(file: Path, second: Sequence[str], word: str) -> Iterator[tuple[str, list[str]]]:
+def _cells(root: Path, file: Path, second: Sequence[str], word: str) -> Iterator[tuple[str, list[str]]]:
     """For each row of a table its file and number in words, and its path, its ``second`` and its split, if it has one.
 
-    InputError, with the ``word`` for the second column, where the table does not have both.
+    InputError, with the ``word`` for the second column, where the table lacks one of the two or a cell of the second,
+    or a path is not that of a file under ``root``.
     """
     if (columns := _columns(file, second)) is None:
         found = ", ".join(map(str, next(_records(file), {}))) or "no rows"
@@ -185,7 +187,15 @@ def _cells(file: Path, second: Sequence[str], word: str) -> Iterator[tuple[str, 
         raise InputError(str(file), why, "The first line of a CSV file names its columns.")
     for number, record in enumerate(_records(file), 1):
         cells = ["" if (cell := record.get(key)) is None else str(cell).strip() for key in columns]
-        yield f"{file}, row {number}", cells
+        where = f"{file}, row {number}"
+        if not cells[1]:
+            raise InputError(where, f"has no {word} (of {cells[0] or 'no path'})")
+        there = False
+        with suppress(OSError):  # of a name that is too long
+            there = (root / cells[0]).is_file()
+        if not there:
+            raise InputError(where, f"names a missing file ({cells[0] or 'no path'})", f"It is looked for in {root}.")
+        yield where, cells
 
 
 def captioned(root: Path, table: Path) -> list[tuple[str, str]]:
@@ -195,14 +205,7 @@ def captioned(root: Path, table: Path) -> list[tuple[str, str]]:
     """
     if not root.is_dir():
         raise InputError(str(root), "is not a folder" if root.exists() else "no such folder", "It holds the images.")
-    pairs = []
-    for where, (image, text, _) in _cells(table, _CAPTIONS, "caption"):
-        if not text:
-            raise InputError(where, f"has no caption (of {image or 'no path'})")
-        if not os.path.isfile(root / image):  # noqa: PTH113  (False for a name that is too long, where Path raises)
-            raise InputError(where, f"names a missing file ({image or 'no path'})", f"It is looked for in {root}.")
-        pairs.append((image, text))
-    return pairs
+    return [(image, text) for _, (image, text, _) in _cells(root, table, _CAPTIONS, "caption")]
 
 
 def _records(file: Path) -> Iterator[dict[str, Any]]:
@@ -227,12 +230,9 @@ def _table(root: Path, files: Sequence[Path]) -> _Found:
     rows: list[tuple[str, str, str]] = []
     for file in files:
         usual = _SPLITS.get(file.stem.lower(), TRAIN)
-        for where, (path, name, split) in _cells(file, _LABELS, "label"):
-            split, image = split.lower() or usual, root / path
-            if not name or split not in _SPLITS:
-                found = f"split {split!r}" if name else "no label"
-                raise InputError(where, f"is not a path and a label (found {found})")
-            if not os.path.isfile(image):  # noqa: PTH113
-                raise InputError(where, f"names a missing file ({path})")
-            rows.append((_SPLITS[split], name, os.path.relpath(image, root)))
+        for where, (path, name, split) in _cells(root, file, _LABELS, "label"):
+            split = split.lower() or usual
+            if split not in _SPLITS:
+                raise InputError(where, f"is not a path and a label (found split {split!r})")
+            rows.append((_SPLITS[split], name, os.path.relpath(root / path, root)))
     return root, " and ".join(file.name for file in files), rows
